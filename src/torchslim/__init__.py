@@ -1,0 +1,73 @@
+"""torchslim makes convolutional networks light, and proves it.
+
+The public names; each is imported when first used, so that `import torchslim` and the command line start at once.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torchslim import errors, train
+    from torchslim.coupling import groups
+    from torchslim.export import export
+    from torchslim.latency import measure
+    from torchslim.plan import Plan
+    from torchslim.profile import Profile, profile
+    from torchslim.pruning import plan, prune
+    from torchslim.sources import create_model, list_models
+    from torchslim.store import load, save
+    from torchslim.surgery import apply
+    from torchslim.verify import verify
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Plan": "plan",
+    "Profile": "profile",
+    "apply": "surgery",
+    "create_model": "sources",
+    "export": "export",
+    "groups": "coupling",
+    "list_models": "sources",
+    "load": "store",
+    "measure": "latency",
+    "plan": "pruning",
+    "profile": "profile",
+    "prune": "pruning",
+    "save": "store",
+    "verify": "verify",
+}
+_SUBPACKAGES = ("errors", "train")
+
+__all__ = [
+    "Plan",
+    "Profile",
+    "apply",
+    "create_model",
+    "errors",
+    "export",
+    "groups",
+    "list_models",
+    "load",
+    "measure",
+    "plan",
+    "profile",
+    "prune",
+    "save",
+    "train",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"torchslim.{_HOME[name]}"), name)
+    if name in _SUBPACKAGES:
+        return import_module(f"torchslim.{name}")
+    raise AttributeError(f"module 'torchslim' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

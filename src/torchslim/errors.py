@@ -1,0 +1,63 @@
+"""Every error the library raises on purpose.
+
+    TorchslimError
+    ├── RequestError            the request was wrong: an unknown name, a bad value, a missing file (exit status 2)
+    │   ├── MissingExtra        an optional package is needed and not installed
+    │   └── UnsupportedModel    a model of a kind that is refused by name (scripted, quantised, ...)
+    ├── TraceError              the model failed while it was being traced
+    ├── PlanError               no plan meets the request, or a plan does not fit the model
+    ├── ProofError              a cut network does not equal its silenced original
+    ├── CheckpointError         a file is not what it should be: corrupt, cut short, made for another model
+    ├── ExportError             an exported model could not be written or disagrees with the eager one
+    └── TrainingError           training went wrong: a loss that is not a number, no data
+
+A message says where, what was found, what was wanted and what to try, in one line.
+"""
+
+
+class TorchslimError(Exception):
+    """Base of every error raised on purpose."""
+
+
+class RequestError(TorchslimError, ValueError):
+    """The request was wrong."""
+
+
+class MissingExtra(RequestError, ImportError):
+    """An optional package is needed for this and is not installed."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs the package {package}, which is not installed: "
+                         f"pip install 'torchslim[{extra}]'")
+
+
+class UnsupportedModel(RequestError, TypeError):
+    """A model of a kind that torchslim refuses by name."""
+
+
+class TraceError(TorchslimError, RuntimeError):
+    """The model failed while it was being traced."""
+
+
+class PlanError(TorchslimError):
+    """No plan meets the request, or a plan does not fit the model."""
+
+
+class ProofError(TorchslimError, ArithmeticError):
+    """A cut network does not equal its silenced original."""
+
+
+class CheckpointError(TorchslimError):
+    """A file is not what it should be."""
+
+
+class ExportError(TorchslimError):
+    """An exported model could not be written or disagrees with the eager one."""
+
+
+class TrainingError(TorchslimError, RuntimeError):
+    """Training went wrong."""
+
+
+class TorchslimWarning(UserWarning):
+    """Something the caller should know and that is no error."""
