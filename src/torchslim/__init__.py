@@ -11,33 +11,33 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torchslim import errors, train
     from torchslim.coupling import groups
-    from torchslim.export import export
+    from torchslim.exporting import export
     from torchslim.latency import measure
-    from torchslim.plan import Plan
-    from torchslim.profile import Profile, profile
+    from torchslim.plans import Plan
+    from torchslim.profiler import Profile, profile
     from torchslim.pruning import plan, prune
     from torchslim.sources import create_model, list_models
     from torchslim.store import load, save
     from torchslim.surgery import apply
-    from torchslim.verify import verify
+    from torchslim.proof import verify
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "Plan": "plan",
-    "Profile": "profile",
+    "Plan": "plans",
+    "Profile": "profiler",
     "apply": "surgery",
     "create_model": "sources",
-    "export": "export",
+    "export": "exporting",
     "groups": "coupling",
     "list_models": "sources",
     "load": "store",
     "measure": "latency",
     "plan": "pruning",
-    "profile": "profile",
+    "profile": "profiler",
     "prune": "pruning",
     "save": "store",
-    "verify": "verify",
+    "verify": "proof",
 }
 _SUBPACKAGES = ("errors", "train")
 
