@@ -65,6 +65,7 @@ class Plan:
             counts the input channels over all groups (`0 .. in_channels - 1`).
         readers: the `(parameter, dimension)` pairs of `kept` that *read* channels (a convolution's input dimension):
             zeroing their missing indices in the original silences exactly what was removed.
+        grouped: for the weight of each grouped convolution that is cut, its groups before and after.
         mends: attributes that remember a width.
         budgets: what was asked and what is met.
         predicted: `params` and `macs` of the slim network, as the plan foresees them (inputs as given).
@@ -75,6 +76,7 @@ class Plan:
 
     kept: Kept
     readers: tuple[tuple[str, int], ...] = ()
+    grouped: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     mends: tuple[Mend, ...] = ()
     budgets: tuple[Budget, ...] = ()
     predicted: Mapping[str, int] = field(default_factory=dict)
@@ -105,6 +107,7 @@ class Plan:
                 kept={name: {int(dim): tuple(index) for dim, index in dims.items()}
                       for name, dims in raw["kept"].items()},
                 readers=tuple((name, dim) for name, dim in raw["readers"]),
+                grouped={name: (before, after) for name, (before, after) in raw["grouped"].items()},
                 mends=tuple(Mend(m["module"], m["attribute"], _frozen(m["old"]), _frozen(m["new"]))
                             for m in raw["mends"]),
                 budgets=tuple(Budget(**b) for b in raw["budgets"]),

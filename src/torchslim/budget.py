@@ -1,0 +1,202 @@
+"""How many channels each group keeps: scores + costs + limits -> a selection.
+
+Channels are removed from the least to the most important, as few as meet every limit. Costs are exact sums over the
+coupling, so that a limit is met by arithmetic and not by cutting and measuring. Groups whose rows must lose equally
+many (the groups of a convolution, the halves of a channel split) go down together, level by level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from itertools import accumulate, pairwise
+from math import gcd
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torchslim.coupling import ChannelGroup, Coupling, Index, Scaling
+from torchslim.errors import RequestError
+from torchslim.importance import Scores
+
+Shares = NDArray[np.float64]
+
+
+class Meter:
+    """A cost as a function of which channels stay: sum of amount x kept share of each dimension."""
+
+    def __init__(self, scalings: Sequence[Scaling]) -> None:
+        self.amounts = np.array([s.amount for s in scalings], dtype=np.float64)
+        along = [(place, labels) for place, s in enumerate(scalings) for labels in s.along]
+        self.owner = np.array([place for place, _ in along], dtype=np.int64)
+        self.sizes = np.array([len(labels) for _, labels in along], dtype=np.float64)
+        self.index = np.concatenate([labels for _, labels in along]) if along else np.zeros(0, dtype=np.int64)
+        self.starts = np.concatenate([[0], np.cumsum(self.sizes)[:-1]]).astype(np.int64) if along else self.owner
+
+    @property
+    def total(self) -> int:
+        """The cost of the whole network."""
+        return int(self.amounts.sum())
+
+    def __call__(self, shares: Shares) -> int:
+        """The cost where each class of channels stays with a share (1 stays, 0 goes; between: that part of its row)."""
+        if not len(self.index):
+            return self.total
+        kept = np.rint(np.add.reduceat(shares[self.index], self.starts))
+        scaled = self.amounts.copy()
+        np.multiply.at(scaled, self.owner, kept / self.sizes)
+        return int(np.rint(scaled).sum())
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """Channels that are removed by one rule: a free group one by one, tied rows level by level.
+
+    Attributes:
+        name: the group, for messages.
+        classes: its classes of channels, least important first.
+        kept: how many stay after each number of removals; the first entry is all of them.
+        losses: what each removal loses, not decreasing.
+        tied: the rows lose equally many; which channels go is chosen once their numbers are known.
+    """
+
+    name: str
+    classes: Index
+    kept: tuple[int, ...]
+    losses: tuple[float, ...]
+    tied: bool
+
+    def shares(self, level: int) -> Shares:
+        """Kept share of each class after so many removals: 1 or 0, or the share of each row."""
+        if self.tied:
+            return np.full(len(self.classes), self.kept[level] / self.kept[0])
+        shares = np.ones(len(self.classes))
+        shares[: self.kept[0] - self.kept[level]] = 0.0
+        return shares
+
+
+def free_bundle(group: ChannelGroup, scores: Scores, round_to: int, least: int) -> Bundle:
+    """A group whose channels are removed one by one, or in steps that leave multiples of `round_to`."""
+    kept = [group.channels, *(n for n in range(group.channels - 1, 0, -1) if n % round_to == 0 and n >= least)]
+    order = np.argsort(scores, kind="stable")
+    ranked = scores[order]
+    gone = [group.channels - n for n in kept]
+    losses = [float(ranked[a:b].mean()) for a, b in pairwise(gone)]
+    return Bundle(group.name, group.classes[order], tuple(kept), tuple(accumulate(losses, max)), tied=False)
+
+
+def row_bundle(name: str, matrices: Sequence[Index], scores: Scores, round_to: int, least: int) -> Bundle:
+    """Rows that lose equally many, whichever of their channels these are. `scores` are by class."""
+    rows = [np.unique(row) for matrix in matrices for row in matrix]
+    steps = gcd(*(len(row) for row in rows))
+    sizes = [matrix.size for matrix in matrices]
+    kept = [steps, *(k for k in range(steps - 1, 0, -1) if all(
+        n * k // steps % round_to == 0 and n * k // steps >= least for n in sizes))]
+    ranked = [np.sort(scores[row]) for row in rows]
+    losses = []
+    for before, after in pairwise(kept):
+        parts = [row[(steps - before) * len(row) // steps:(steps - after) * len(row) // steps] for row in ranked]
+        losses.append(float(np.mean(np.concatenate(parts))))
+    return Bundle(name, np.unique(np.concatenate(rows)), tuple(kept), tuple(accumulate(losses, max)), tied=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Limit:
+    """One budget: a meter and the most that it may show."""
+
+    resource: str
+    meter: Meter
+    most: int
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """How far each bundle goes down."""
+
+    bundles: tuple[Bundle, ...]
+    removals: tuple[int, ...]
+
+    def shares(self, classes: int) -> Shares:
+        """Kept share of every class of channels of the network."""
+        shares = np.ones(classes)
+        for bundle, level in zip(self.bundles, self.removals, strict=True):
+            shares[bundle.classes] = bundle.shares(level)
+        return shares
+
+
+def select(coupling: Coupling, bundles: Sequence[Bundle], limits: Sequence[Limit],
+           floor: Mapping[int, int] | None = None) -> Selection:
+    """The fewest and least important removals that meet every limit, or all that can go where none do.
+
+    Args:
+        coupling: the network's.
+        bundles: what can be removed.
+        limits: the budgets.
+        floor: removals that are made in any case, by place of the bundle.
+    """
+    start = [0 if floor is None else floor.get(place, 0) for place in range(len(bundles))]
+    # Every removal in the order of what it loses; ties break by position.
+    steps = sorted((bundle.losses[level], place, level) for place, bundle in enumerate(bundles)
+                   for level in range(start[place], len(bundle.losses)))
+    owners = [place for _, place, _ in steps]
+
+    def met(removals: Sequence[int]) -> bool:
+        shares = Selection(tuple(bundles), tuple(removals)).shares(coupling.classes)
+        return all(limit.meter(shares) <= limit.most for limit in limits)
+
+    def first(count: int) -> list[int]:
+        removals = list(start)
+        for place in owners[:count]:
+            removals[place] += 1
+        return removals
+
+    low, high = 0, len(owners)
+    while low < high:
+        middle = (low + high) // 2
+        if met(first(middle)):
+            high = middle
+        else:
+            low = middle + 1
+    removals = first(low)
+    if met(removals):
+        _give_back(removals, start, owners[:low], met)
+    return Selection(tuple(bundles), tuple(removals))
+
+
+def _give_back(removals: list[int], start: Sequence[int], owners: Sequence[int],
+               met: Callable[[Sequence[int]], bool]) -> None:
+    """The last removal may have been a large one: take back what the limits still allow, most important first."""
+    tried: set[int] = set()
+    for place in reversed(owners):
+        if place in tried:
+            continue
+        while removals[place] > start[place]:
+            removals[place] -= 1
+            if not met(removals):
+                removals[place] += 1
+                break
+        tried.add(place)
+        if len(tried) >= 32:
+            return
+
+
+def as_count(asked: float, total: int, resource: str) -> int:
+    """A budget as a count: a float in (0, 1] is a share of today, an int a count.
+
+    Raises:
+        RequestError: neither.
+    """
+    if isinstance(asked, bool) or not isinstance(asked, int | float):
+        raise RequestError(f"{resource}: got {asked!r}, wanted a share in (0, 1] or a count")
+    if isinstance(asked, int) and asked >= 1:
+        return asked
+    if isinstance(asked, float) and 0 < asked <= 1:
+        return int(total * asked)
+    raise RequestError(f"{resource}={asked!r}: wanted a float in (0, 1], the share kept of {total:,}, "
+                       "or an int of at least 1, the count kept")
+
+
+def matches(names: Sequence[str], patterns: Sequence[str]) -> bool:
+    """True if every name matches some pattern."""
+    return all(any(fnmatchcase(name, pattern) for pattern in patterns) for name in names)

@@ -1,0 +1,118 @@
+"""What the commands share: arguments, example inputs, output."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from torchslim.errors import RequestError
+
+if TYPE_CHECKING:
+    from torchslim.sources import Source
+
+Model = Annotated[str, typer.Argument(
+    metavar="MODEL", show_default=False,
+    help="torchvision:NAME, timm:NAME, package.module:factory, file.py:factory, or the path of a saved slim "
+         "model; options after a question mark.")]
+Shapes = Annotated[list[str] | None, typer.Option(
+    "--input", metavar="SHAPE", show_default=False,
+    help="Input shape, 1x3x224x224; again for each further input. Default: the model's usual image, batch 1.")]
+Json = Annotated[bool, typer.Option("--json", help="Print data, and nothing else, on stdout.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+
+
+def shape(text: str) -> tuple[int, ...]:
+    """`1x3x224x224` as numbers.
+
+    Raises:
+        RequestError: anything else.
+    """
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", text):
+        raise RequestError(f"--input {text}: no shape; wanted sizes joined by x, such as 1x3x224x224")
+    return tuple(int(size) for size in text.split("x"))
+
+
+def amount(option: str, text: str | None) -> float | int | None:
+    """What is to be kept: `0.5` or `50%` a share, `1500000` or `1.5M` a count.
+
+    Raises:
+        RequestError: anything else, or a share that is not above 0 and at most 1.
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+)?(\.\d*)?([KMG%]?)", text.strip(), re.IGNORECASE)
+    number = float((match[1] or "0") + (match[2] or "")) if match and (match[1] or match[2]) else 0.0
+    if not match or number <= 0:
+        raise RequestError(f"{option} {text}: wanted a share such as 0.5 or 50%, or a count such as 1500000 "
+                           "or 1.5M")
+    unit = match[3].upper()
+    if unit == "%" or (not unit and match[2] is not None):
+        share = number / 100 if unit else number
+        if share > 1:
+            raise RequestError(f"{option} {text}: a share above 1; wanted at most 1.0, or a count without a "
+                               "point")
+        return share
+    return round(number * _UNITS[unit])
+
+
+def example(source: Source, shapes: Sequence[str] | None, seed: int = 0) -> Any:
+    """Random inputs for a model: of the shapes given, or one image of its usual size.
+
+    Detectors take a list of images without a batch dimension.
+    """
+    import torch
+
+    from torchslim.sources import default_input
+
+    sizes = [shape(text) for text in shapes or []] or [(1, *default_input(source))]
+    generator = torch.Generator().manual_seed(seed)
+    tensors = [torch.rand(size, generator=generator) for size in sizes]
+    if _is_detector(source):
+        return [image for tensor in tensors for image in (tensor if tensor.ndim == 4 else [tensor])]
+    return tensors[0] if len(tensors) == 1 else tuple(tensors)
+
+
+def say(message: str) -> None:
+    """A remark to the user, on stderr."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def print_json(data: Any) -> None:
+    """Data on stdout."""
+    print(json.dumps(data, indent=2))
+
+
+def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table on stdout: the first column is text, the others are numbers."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for place, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if place else "left", overflow="fold", no_wrap=bool(place))
+    for row in rows:
+        table.add_row(*row)
+    Console(markup=False, highlight=False).print(table)
+
+
+def _is_detector(source: Source) -> bool:
+    from torchslim.sources import is_library, resolve
+
+    if source.kind == "saved":
+        from torchslim.store import read_header
+
+        origin = read_header(source.name).source
+        return bool(origin) and is_library(str(origin)) and _is_detector(resolve(str(origin)))
+    if source.kind != "torchvision":
+        return False
+    from torchvision import models
+
+    return source.name in models.list_models(module=models.detection)

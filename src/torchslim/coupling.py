@@ -1,0 +1,322 @@
+"""Which channels belong together: Graph -> channel groups.
+
+The rules run over the tape and declare which labels are one. The classes of labels that follow are the channels that
+live or die together; those that touch the same dimensions of the same parameters form a *channel group*, whose
+channels can be removed one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from torchslim.calling import Inputs, arguments, map_tensors
+from torchslim.errors import TraceError
+from torchslim.graph import Graph
+from torchslim.labels import Labels, LabelSpace, Touch
+from torchslim.rules import move_labels
+from torchslim.trace import trace
+
+Index = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """A dimension of a parameter, buffer or plain tensor attribute that a group's channels touch.
+
+    Attributes:
+        name: the tensor's qualified name.
+        dim: its dimension. Dimension 1 of a grouped convolution counts the input channels over all groups.
+        indices: shape (channels, n): the n indices that each channel of the group touches.
+        role: "makes" (a filter whose output the channel is), "reads" (weights that read the channel) or "follows"
+            (bias, norm, depthwise filter, ...).
+        scale: True for the scale of a norm layer.
+        groups: above 1 for dimension 1 of a grouped convolution.
+    """
+
+    name: str
+    dim: int
+    indices: Index
+    role: str
+    scale: bool
+    groups: int
+
+    @property
+    def layer(self) -> str:
+        """Qualified name of the module that owns the tensor."""
+        return self.name.rpartition(".")[0]
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGroup:
+    """Channels that touch the same dimensions of the same parameters; each lives or dies with all that it touches.
+
+    Attributes:
+        name: the first layer that makes the channels.
+        channels: how many there are.
+        members: what each touches.
+        shortcut: True if a tensor of the group enters an addition or concatenation, or has several readers (the gates
+            of squeeze-and-excitation aside).
+        frozen: why the channels can't be cut; empty if they can.
+        classes: the numbers of these channels among all of the network's.
+    """
+
+    name: str
+    channels: int
+    members: tuple[Member, ...]
+    shortcut: bool
+    frozen: str
+    classes: Index
+
+    @property
+    def makers(self) -> tuple[str, ...]:
+        """The layers whose output channels these are."""
+        return tuple(dict.fromkeys(m.layer for m in self.members if m.role == "makes"))
+
+    def __str__(self) -> str:
+        state = f"frozen: {self.frozen}" if self.frozen else "on a shortcut" if self.shortcut else "free"
+        lines = [f"{self.name or '(model)'}: {self.channels} channels, {state}"]
+        lines += [f"    {m.role:<8}{m.name} [dim {m.dim}]" for m in self.members]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, eq=False)
+class Scaling:
+    """A count (multiply-adds, parameters) and, for each dimension that scales it, the class of each index."""
+
+    amount: int
+    along: tuple[Index, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Coupling:
+    """The channel groups of a network, and how its costs depend on them.
+
+    Attributes:
+        groups: every channel group, frozen ones too, in the order of the tape.
+        rows: matrices of classes whose rows must lose equally many.
+        macs, params: the costs.
+        touches: every cut-able dimension, with the class of each index.
+        unknown: operations without a rule.
+        approximate: places where channels are mixed, and the caller allowed to cut all the same.
+    """
+
+    groups: tuple[ChannelGroup, ...]
+    classes: int
+    rows: tuple[Index, ...]
+    macs: tuple[Scaling, ...]
+    params: tuple[Scaling, ...]
+    touches: tuple[Touch, ...]
+    signatures: NDArray[np.uint64]
+    unknown: tuple[str, ...]
+    approximate: tuple[str, ...]
+
+    @cached_property
+    def by_dimension(self) -> dict[tuple[str, int], Touch]:
+        """The touches by tensor name and dimension."""
+        return {(touch.name, touch.dim): touch for touch in self.touches}
+
+
+def groups(model: nn.Module, inputs: Inputs, *, allow_approximate: bool = False) -> tuple[ChannelGroup, ...]:
+    """The channel groups of a model: what lives or dies together, and why a frozen group is frozen.
+
+    Args:
+        model: any convolutional network; it is left as it was.
+        inputs: what it is called with (see `torchslim.profile`).
+        allow_approximate: let channels be cut that a layer norm or its like mixes.
+
+    Raises:
+        TraceError: the model fails on these inputs.
+    """
+    return couple(tapes(model, inputs), allow_approximate=allow_approximate).groups
+
+
+def tapes(model: nn.Module, inputs: Inputs) -> tuple[Graph, ...]:
+    """The tape in eval mode and, where some parameter is not read there (auxiliary heads), the one in train mode."""
+    graph = trace(model, inputs)
+    unread = {name for name, value in graph.state.items() if value.source == "parameter"} - graph.read()
+    if not unread:
+        return (graph,)
+    args, kwargs = arguments(inputs)
+    # Batch norm in train mode refuses a batch of one where the map is one pixel.
+    doubled = map_tensors(lambda t: t.expand(2, *t.shape[1:]) if t.dim() > 1 and t.shape[0] == 1 else t, (args, kwargs))
+    try:
+        training = trace(model, doubled[0] if not doubled[1] else doubled[1], training=True)
+    except TraceError:
+        return (graph,)  # detectors want targets in train mode; what no tape reads stays as it is
+    return (graph, training)
+
+
+def couple(graphs: Sequence[Graph], *, allow_approximate: bool = False) -> Coupling:
+    """The coupling of one network's tapes."""
+    space = LabelSpace(allow_approximate=allow_approximate)
+    for place, graph in enumerate(graphs):
+        space.new_tape()
+        if place:
+            space.unmetered = True
+        for op in graph.ops:
+            move_labels(space, op)
+        for value in graph.outputs:
+            space.freeze_value(value, "the network's output")
+    return _Builder(space, graphs[0]).coupling()
+
+
+class _Builder:
+    """Turns what the rules declared into classes and groups."""
+
+    def __init__(self, space: LabelSpace, graph: Graph) -> None:
+        self.space = space
+        self.graph = graph
+        self.of = _classes(space.count, space.unions)
+        self.count = int(self.of.max()) + 1 if space.count else 0
+        self.touches = tuple(Touch(t.name, t.dim, self.of[t.labels], t.groups) for t in space.touches)
+        self.reasons = self._reasons()
+
+    def coupling(self) -> Coupling:
+        """The finished value."""
+        signatures = self._signatures()
+        return Coupling(
+            groups=self._groups(signatures),
+            classes=self.count,
+            rows=self._rows(),
+            macs=tuple(Scaling(c.macs, tuple(self.of[labels] for labels in c.along)) for c in self.space.costs),
+            params=self._params(),
+            touches=self.touches,
+            signatures=signatures,
+            unknown=tuple(sorted(self.space.unknown)),
+            approximate=tuple(dict.fromkeys(entry.reason for entry in self.space.approximate)),
+        )
+
+    def _reasons(self) -> dict[int, str]:
+        found: dict[int, str] = {}
+        for entry in self.space.frozen:
+            for one in np.unique(self.of[entry.labels]):
+                found.setdefault(int(one), entry.reason)
+        return found
+
+    def _flags(self, parts: Sequence[Labels]) -> NDArray[np.bool_]:
+        flags = np.zeros(self.count, dtype=bool)
+        for part in parts:
+            flags[self.of[part.ravel()]] = True
+        return flags
+
+    def _shortcuts(self) -> NDArray[np.bool_]:
+        """Classes that are joined with others, or that several weights read at the same resolution."""
+        flags = self._flags(self.space.joined)
+        readers: dict[int, dict[int, int]] = {}
+        home = {int(t.labels[0]): place for place, t in enumerate(self.space.touches)}
+        largest = np.zeros(self.count, dtype=np.int64)
+        for labels, size in self.space.read:
+            np.maximum.at(largest, self.of[labels], size)
+        for place, (labels, size) in enumerate(self.space.read):
+            reader = home.get(int(labels[0]), -1 - place)
+            for one in np.unique(self.of[labels]):
+                # A gate reads the map's mean: one position where another reader sees the whole map.
+                if size > 1 or largest[one] == 1:
+                    readers.setdefault(int(one), {})[reader] = size
+        for one, seen in readers.items():
+            flags[one] |= len(seen) > 1
+        return flags
+
+    def _rows(self) -> tuple[Index, ...]:
+        found: dict[bytes, Index] = {}
+        for rows in self.space.rows:
+            classes = self.of[rows]
+            if len(classes) > 1 and not (classes == classes[:1]).all():
+                found.setdefault(classes.tobytes(), classes)
+        return tuple(found.values())
+
+    def _params(self) -> tuple[Scaling, ...]:
+        along: dict[str, list[Index]] = {}
+        for touch in self.touches:
+            along.setdefault(touch.name, []).append(touch.labels)
+        return tuple(Scaling(value.numel, tuple(along.get(name, ())))
+                     for name, value in self.graph.state.items() if value.source == "parameter")
+
+    def _signatures(self) -> NDArray[np.uint64]:
+        """A number for each class that says which dimensions it touches, how often: equal for equal touches."""
+        signatures = np.zeros(self.count, dtype=np.uint64)
+        for touch in self.touches:
+            np.add.at(signatures, touch.labels, _number(touch.name, touch.dim))
+        return signatures
+
+    def _groups(self, signatures: NDArray[np.uint64]) -> tuple[ChannelGroup, ...]:
+        shortcut = self._shortcuts()
+        reason_of = np.zeros(self.count, dtype=np.int64)
+        texts = list(dict.fromkeys(self.reasons.values()))
+        for one, reason in self.reasons.items():
+            reason_of[one] = texts.index(reason) + 1
+        touched = self._flags([t.labels for t in self.space.touches])
+        keys = np.stack([signatures, reason_of.astype(np.uint64), shortcut.astype(np.uint64)])
+        _, group_of = np.unique(keys[:, touched], axis=1, return_inverse=True)
+        place = np.full(self.count, -1)
+        place[touched] = group_of.ravel()
+        order = self._by_first_touch(place, int(place.max()) + 1 if touched.any() else 0)
+        members = self._members(place, order)
+        built = []
+        for group, classes in order.items():
+            own = members[group]
+            makers = [m for m in own if m.role == "makes"] or list(own)
+            reason = texts[reason_of[classes[0]] - 1] if reason_of[classes[0]] else ""
+            built.append(ChannelGroup(makers[0].layer or makers[0].name, len(classes), tuple(own),
+                                      bool(shortcut[classes[0]]), reason, classes))
+        return tuple(built)
+
+    def _by_first_touch(self, place: Index, count: int) -> dict[int, Index]:
+        """The classes of each group in the order in which parameters first touch them."""
+        seen = np.concatenate([t.labels for t in self.touches]) if self.touches else np.zeros(0, dtype=np.int64)
+        classes, first = np.unique(seen, return_index=True)
+        classes = classes[np.argsort(first, kind="stable")]
+        by_group: dict[int, list[int]] = {}
+        for one, group in zip(classes.tolist(), place[classes].tolist(), strict=True):
+            by_group.setdefault(group, []).append(one)
+        return {group: np.array(members) for group, members in by_group.items()}
+
+    def _members(self, place: Index, order: dict[int, Index]) -> dict[int, list[Member]]:
+        rank = np.zeros(self.count, dtype=np.int64)
+        for classes in order.values():
+            rank[classes] = np.arange(len(classes))
+        made = {int(labels[0]) for labels in self.space.made}
+        read = {int(labels[0]) for labels, _ in self.space.read}
+        found: dict[int, list[Member]] = {group: [] for group in order}
+        for raw, touch in zip(self.space.touches, self.touches, strict=True):
+            first = int(raw.labels[0])
+            role = "makes" if first in made else "reads" if first in read else "follows"
+            scale = touch.name in self.space.scales
+            in_group = place[touch.labels]
+            for group in np.unique(in_group).tolist():
+                positions = np.flatnonzero(in_group == group)
+                by_rank = positions[np.argsort(rank[touch.labels[positions]], kind="stable")]
+                indices = by_rank.reshape(len(order[group]), -1)
+                found[group].append(Member(touch.name, touch.dim, indices, role, scale, touch.groups))
+        return found
+
+
+def _classes(count: int, unions: Sequence[tuple[Labels, Labels]]) -> Index:
+    """The class of each label, numbered from 0: connected components, by arrays."""
+    parent = np.arange(count)
+    if unions:
+        a = np.concatenate([pair[0] for pair in unions])
+        b = np.concatenate([pair[1] for pair in unions])
+        while len(a):
+            left, right = parent[a], parent[b]
+            apart = left != right
+            a, b = a[apart], b[apart]
+            np.minimum.at(parent, np.maximum(left, right)[apart], np.minimum(left, right)[apart])
+            while True:
+                further = parent[parent]
+                if np.array_equal(further, parent):
+                    break
+                parent = further
+    return np.unique(parent, return_inverse=True)[1].astype(np.int64)
+
+
+def _number(name: str, dim: int) -> np.uint64:
+    """64 bits that stand for one dimension of one tensor, the same in every process."""
+    return np.uint64(int.from_bytes(blake2b(f"{name}:{dim}".encode(), digest_size=8).digest(), "little"))

@@ -1,0 +1,122 @@
+"""The tape of one run of a model: frozen values, no torch modules, no tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Value:
+    """A tensor that the run saw.
+
+    Attributes:
+        id: its number on the tape.
+        shape: its sizes.
+        dtype: its element type.
+        source: where it comes from: "input", "parameter", "buffer", "attribute" (a plain tensor held by a module),
+            "constant" (held by nobody that could be found) or "operation".
+        name: the qualified name of a parameter, buffer or attribute; empty otherwise.
+        static: True where the value depends on no input: parameters, buffers, constants, and what is computed of
+            these alone.
+    """
+
+    id: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    source: str
+    name: str = ""
+    static: bool = False
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Op:
+    """One ATen operation of the run.
+
+    Attributes:
+        index: its place on the tape.
+        name: operation without overload, such as "aten.convolution".
+        overload: the callable torch operation.
+        args: positional arguments, each tensor replaced by its `Value`.
+        kwargs: keyword arguments, likewise.
+        outputs: the tensors that it returned, in order (an entry is None where it returned none).
+        module: qualified name of the innermost module that was running; "" is the model itself.
+    """
+
+    index: int
+    name: str
+    overload: Any
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    outputs: tuple[Value | None, ...]
+    module: str
+
+    @property
+    def inputs(self) -> Iterator[Value]:
+        """The values it read, in order."""
+        yield from _values(self.args)
+        yield from _values(tuple(self.kwargs.values()))
+
+    @property
+    def output(self) -> Value:
+        """Its first tensor result."""
+        return next(value for value in self.outputs if value is not None)
+
+    @property
+    def where(self) -> str:
+        """Module and operation, for messages."""
+        return f"`{self.module or 'model'}` ({self.name})"
+
+    def argument(self, position: int, name: str, default: Any = None) -> Any:
+        """An argument by its place or its keyword."""
+        if position < len(self.args):
+            return self.args[position]
+        return self.kwargs.get(name, default)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Graph:
+    """What one run of a model did.
+
+    Attributes:
+        ops: the operations in the order they ran.
+        inputs: the tensors given to the model.
+        outputs: the tensors that it returned.
+        state: every parameter, buffer and plain tensor attribute of the model, read or not, by canonical name.
+        aliases: further names of a tied tensor -> its canonical name.
+        modules: qualified module name -> class name.
+        training: True for a run in train mode.
+        device: "meta" where shapes alone were run, else "real".
+    """
+
+    ops: tuple[Op, ...]
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    state: Mapping[str, Value]
+    aliases: Mapping[str, str]
+    modules: Mapping[str, str]
+    training: bool
+    device: str
+
+    def read(self) -> set[str]:
+        """Names of the parameters, buffers and attributes that some operation read."""
+        return {value.name for op in self.ops for value in op.inputs if value.name}
+
+
+def _values(tree: tuple[Any, ...] | list[Any]) -> Iterator[Value]:
+    for item in tree:
+        if isinstance(item, Value):
+            yield item
+        elif isinstance(item, list | tuple):
+            yield from _values(item)

@@ -1,0 +1,130 @@
+"""How much each channel matters: group -> one score a channel, higher for channels that matter more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from torchslim.coupling import ChannelGroup, Member
+from torchslim.errors import RequestError
+
+Scores = NDArray[np.float64]
+
+
+class Weights:
+    """A network's tensors, and sums over them that several groups ask for."""
+
+    def __init__(self, state: Mapping[str, Tensor]) -> None:
+        self.state = state
+        self._sums: dict[tuple[str, int, int], Scores] = {}
+
+    def sums(self, member: Member, power: int) -> Scores:
+        """Sum of |w|^power over the weights at each channel of a member, shape (channels,)."""
+        key = (member.name, member.dim, power)
+        if key not in self._sums:
+            self._sums[key] = _sums(self.state[member.name].detach(), member.dim, member.groups, power)
+        return np.asarray(self._sums[key][member.indices].sum(axis=1))
+
+
+Criterion = Callable[[ChannelGroup, Weights], Scores]
+
+
+def bn_scale(group: ChannelGroup, weights: Weights) -> Scores:
+    """Mean |gamma| over the norm layers that scale the channel (network slimming, Liu et al. 2017, section 3).
+
+    Raises:
+        RequestError: no norm layer scales the group's channels.
+    """
+    scales = [m for m in group.members if m.scale]
+    if not scales:
+        raise RequestError(f"importance 'bn_scale': no batch norm scales the channels of `{group.name}`; "
+                           "use importance='l2', or exclude the layer")
+    return np.asarray(np.mean([weights.sums(m, 1) for m in scales], axis=0))
+
+
+def l1(group: ChannelGroup, weights: Weights) -> Scores:
+    """Mean |w| over the weights that make and read the channel (Li et al. 2017), relative to the group's mean."""
+    return _relative(_norm(group, weights, 1))
+
+
+def l2(group: ChannelGroup, weights: Weights) -> Scores:
+    """Root mean square of the weights that make and read the channel, relative to the group's mean."""
+    return _relative(np.sqrt(_norm(group, weights, 2)))
+
+
+def fpgm(group: ChannelGroup, weights: Weights) -> Scores:
+    """Sum of distances to the group's other filters (geometric median, He et al. 2019), relative to the mean."""
+    filters = [m for m in group.members if m.role == "makes"] or list(group.members)
+    total = np.zeros(group.channels)
+    for member in filters:
+        weight = weights.state[member.name].detach().double().movedim(member.dim, 0).flatten(1)
+        own = weight[torch.from_numpy(member.indices.ravel())].reshape(group.channels, -1)
+        total += torch.cdist(own, own).sum(1).cpu().numpy()
+    return _relative(total)
+
+
+CRITERIA: dict[str, Criterion] = {"bn_scale": bn_scale, "fpgm": fpgm, "l1": l1, "l2": l2}
+
+
+def score(groups: tuple[ChannelGroup, ...], state: Mapping[str, Tensor],
+          importance: str | Callable[[ChannelGroup], object], seed: int = 0) -> list[Scores]:
+    """The scores of each group's channels, shape (channels,).
+
+    Args:
+        groups: the channel groups.
+        state: the network's tensors by name.
+        importance: a criterion's name, "random", or a callable from a group to one score a channel.
+        seed: of "random".
+
+    Raises:
+        RequestError: unknown name; a criterion that has no data for a group, which is named; scores that are not one
+            finite number a channel.
+    """
+    if callable(importance):
+        found = [np.asarray(_plain(importance(group)), dtype=np.float64) for group in groups]
+    elif importance == "random":
+        numbers = np.random.default_rng(seed)
+        found = [numbers.random(group.channels) for group in groups]
+    elif importance in CRITERIA:
+        weights = Weights(state)
+        found = [CRITERIA[importance](group, weights) for group in groups]
+    else:
+        raise RequestError(f"importance: unknown criterion {importance!r}; wanted one of "
+                           f"{', '.join(sorted([*CRITERIA, 'random']))}, or a callable(group)")
+    for group, scores in zip(groups, found, strict=True):
+        if scores.shape != (group.channels,) or not np.isfinite(scores).all():
+            raise RequestError(f"importance: `{group.name}` got scores of shape {scores.shape}"
+                               f"{'' if np.isfinite(scores).all() else ' with values that are not finite'}, wanted "
+                               f"({group.channels},) finite numbers, one a channel")
+    return found
+
+
+def _plain(scores: object) -> object:
+    return scores.detach().cpu().numpy() if isinstance(scores, Tensor) else scores
+
+
+def _sums(tensor: Tensor, dim: int, groups: int, power: int) -> Scores:
+    """Sum of |w|^power at each index of one dimension; over all groups' inputs for a grouped convolution."""
+    size = tensor.abs() if power == 1 else tensor.square()
+    if groups > 1:
+        size = size.reshape(groups, size.shape[0] // groups, size.shape[1], -1).sum((1, 3)).reshape(-1)
+    elif size.dim() > 1:
+        size = size.sum([d for d in range(size.dim()) if d != dim])
+    return size.double().cpu().numpy()
+
+
+def _norm(group: ChannelGroup, weights: Weights, power: int) -> Scores:
+    """Mean |w|^power over the weights that make or read each channel."""
+    own = [m for m in group.members if m.role != "follows"] or list(group.members)
+    count = sum(weights.state[m.name].numel() // (weights.state[m.name].shape[m.dim] * m.groups) * m.indices.shape[1]
+                for m in own)
+    return np.asarray(np.sum([weights.sums(m, power) for m in own], axis=0) / max(count, 1))
+
+
+def _relative(scores: Scores) -> Scores:
+    mean = scores.mean()
+    return scores / mean if mean > 0 else scores

@@ -1,0 +1,124 @@
+"""The libraries that models come from, one row each: which names they have, how a model of theirs is built.
+
+Nothing is downloaded unless weights are asked for. A library is imported when its names are first looked at.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+from torch import nn
+
+from torchslim.errors import MissingExtra, RequestError
+
+# Options that make a library fetch or read weights.
+WEIGHT_OPTIONS = frozenset({
+    "weights", "weights_backbone", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay",
+    "checkpoint_path", "cache_dir", "progress",
+})
+
+
+@dataclass(frozen=True)
+class Library:
+    """One library.
+
+    Attributes:
+        names: every name it lists; none when it is not installed.
+        has: whether it can build a name (it may know more names than it lists).
+        build: name, weights (None for random ones) and further options to a model.
+        input_size: name to channels, height and width of its usual image.
+    """
+
+    names: Callable[[], list[str]]
+    has: Callable[[str], bool]
+    build: Callable[[str, str | None, dict[str, Any]], nn.Module]
+    input_size: Callable[[str], tuple[int, int, int]]
+
+
+# --- torchvision --------------------------------------------------------------------------------------------
+
+def _torchvision_names() -> list[str]:
+    from torchvision import models
+
+    # The quantised forms are the same architectures prepared for another tool.
+    return [name for name in models.list_models() if not name.startswith("quantized_")]
+
+
+def _torchvision_has(name: str) -> bool:
+    return name in _torchvision_names()
+
+
+def _torchvision_build(name: str, weights: str | None, options: dict[str, Any]) -> nn.Module:
+    from torchvision import models
+
+    if weights is not None and "num_classes" in options:
+        return _with_new_head(name, weights, options)
+    options = dict(options)
+    accepted = inspect.signature(models.get_model_builder(name)).parameters
+    if "weights_backbone" in accepted and weights is None:
+        options.setdefault("weights_backbone", None)  # else the backbone's weights are downloaded
+    if name in ("inception_v3", "googlenet") and weights is None:
+        options.setdefault("init_weights", False)  # torchvision's coming default; True is slow
+    model: nn.Module = models.get_model(name, weights=weights, **options)
+    return model
+
+
+def _with_new_head(name: str, weights: str, options: dict[str, Any]) -> nn.Module:
+    """A pretrained model in which the layers whose shape follows the number of classes are fresh ones."""
+    rest = {key: value for key, value in options.items() if key != "num_classes"}
+    model = _torchvision_build(name, weights, rest)
+    fresh = _torchvision_build(name, None, options)
+    old, new = model.state_dict(), fresh.state_dict()
+    layers = {key.rpartition(".")[0] for key in old if key in new and old[key].shape != new[key].shape}
+    for layer in sorted(layers):
+        model.set_submodule(layer, fresh.get_submodule(layer))
+    for path, module in fresh.named_modules():  # heads that remember the number of classes
+        known = vars(model.get_submodule(path))
+        known.update({key: value for key, value in vars(module).items()
+                      if type(value) is int and type(known.get(key)) is int})
+    return model
+
+
+def _torchvision_input(name: str) -> tuple[int, int, int]:
+    return (3, 299, 299) if name == "inception_v3" else (3, 224, 224)
+
+
+# --- timm ---------------------------------------------------------------------------------------------------
+
+def _timm() -> Any:
+    if find_spec("timm") is None:
+        raise MissingExtra("timm", "timm", "a model of timm")
+    return import_module("timm")
+
+
+def _timm_names() -> list[str]:
+    return list(_timm().list_models()) if find_spec("timm") else []
+
+
+def _timm_has(name: str) -> bool:
+    return bool(_timm().is_model(name))
+
+
+def _timm_build(name: str, weights: str | None, options: dict[str, Any]) -> nn.Module:
+    if weights not in (None, "DEFAULT"):
+        raise RequestError(f"timm:{name}: weights={weights!r} found, None or 'DEFAULT' wanted; "
+                           f"name a tag of timm's instead: timm:{name.partition('.')[0]}.TAG?weights=DEFAULT")
+    model: nn.Module = _timm().create_model(name, pretrained=weights is not None, **options)
+    return model
+
+
+def _timm_input(name: str) -> tuple[int, int, int]:
+    channels, height, width = _timm().get_pretrained_cfg(name).input_size
+    return channels, height, width
+
+
+# In the order in which bare names are looked up.
+LIBRARIES: dict[str, Library] = {
+    "torchvision": Library(_torchvision_names, _torchvision_has, _torchvision_build, _torchvision_input),
+    "timm": Library(_timm_names, _timm_has, _timm_build, _timm_input),
+}

@@ -1,0 +1,393 @@
+"""Decide what to cut: model -> Plan; and the whole way in one call: plan, apply, verify.
+
+A plan is made on shapes: the network is traced, its channels are coupled and scored, and the budget says how many of
+each group stay. Then the network is traced again *at its slim widths*. Every channel of the slim run must touch the
+same parameters as a channel of the original run: which original channels stay, and in which order, follows from that,
+and a width that the model's code remembers shows up here and not in the user's hands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from torchslim.budget import Bundle, Limit, Meter, Selection, Shares, as_count, free_bundle, matches, row_bundle, select
+from torchslim.calling import Inputs, unwrap
+from torchslim.coupling import ChannelGroup, Coupling, Index, Scaling, couple, tapes
+from torchslim.errors import PlanError, ProofError, RequestError, TraceError
+from torchslim.importance import Scores, score
+from torchslim.plans import Budget, LeftAlone, Mend, Plan
+from torchslim.proof import verify
+from torchslim.surgery import apply, resized, tensors_of
+from torchslim.widths import outdated
+
+Scope = str | Mapping[str, float]
+
+TOLERANCE = 1e-6
+"""Largest relative error at which `prune` accepts a cut; a correct one is at about 1e-15."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the caller allows to be cut, and how it is chosen."""
+
+    importance: str | Callable[[ChannelGroup], object] = "l2"
+    scope: Scope = "global"
+    shortcuts: bool = True
+    round_to: int = 1
+    min_channels: int = 1
+    only: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.scope, str) and self.scope not in ("global", "uniform"):
+            raise RequestError(f"scope: got {self.scope!r}, wanted 'global', 'uniform' or a dict of pattern: share")
+        if not isinstance(self.scope, str):
+            for pattern, share in self.scope.items():
+                if not 0 < share <= 1:
+                    raise RequestError(f"scope: {pattern!r}: {share} is no share; wanted a number in (0, 1], the "
+                                       "share of channels kept")
+        for name, value in (("round_to", self.round_to), ("min_channels", self.min_channels)):
+            if not isinstance(value, int) or value < 1:
+                raise RequestError(f"{name}: got {value!r}, wanted an int of at least 1")
+
+
+def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params: float | None = None,
+         channels: float | None = None, importance: str | Callable[[ChannelGroup], object] = "l2",
+         scope: Scope = "global", shortcuts: bool = True, round_to: int = 1, min_channels: int = 1,
+         only: Sequence[str] = (), exclude: Sequence[str] = (), allow_approximate: bool = False,
+         seed: int = 0) -> Plan:
+    """Decide which channels stay, and touch nothing.
+
+    Args:
+        model: any convolutional network; it is left as it was.
+        inputs: what it is called with: a tensor, a tuple, a list (the one argument) or a dict of keywords. Costs are
+            counted for these very inputs.
+        macs, params, channels: what is *kept*, alone or together: a float in (0, 1] is a share of today, an int a
+            count (multiply-adds, parameters, output channels of all layers).
+        importance: "l2", "l1", "bn_scale", "fpgm", "random" or a callable(group) -> one score a channel, higher for
+            channels that matter more.
+        scope: "global" compares scores over the whole network, "uniform" keeps the same share of every group; a dict
+            of layer-name pattern -> share of channels kept rules the groups whose layers all match, and the budget, if
+            any, the others.
+        shortcuts: False leaves alone each group that enters an addition or concatenation or has several readers.
+        round_to: kept channels are multiples of this (or all).
+        min_channels: the least that a group keeps.
+        only, exclude: patterns of layer names whose output channels may, or may not, go.
+        allow_approximate: also cut channels that a layer norm or its like mixes; the result is then no exact cut.
+        seed: of importance="random".
+
+    Raises:
+        RequestError: nothing was asked, or a value is none of these.
+        TraceError: the model fails on these inputs.
+    """
+    model = unwrap(model)
+    choice = Choice(importance, scope, shortcuts, round_to, min_channels, _patterns(only, "only"),
+                    _patterns(exclude, "exclude"), seed)
+    asked = {"macs": macs, "params": params, "channels": channels}
+    if all(value is None for value in asked.values()) and isinstance(scope, str):
+        raise RequestError("plan: nothing was asked; give macs=, params= or channels= (what is kept), "
+                           "or scope= with a share by pattern")
+    coupling = couple(tapes(model, inputs), allow_approximate=allow_approximate)
+    limits = _limits(coupling, asked)
+    left_alone = _protected(coupling, choice)
+    while True:
+        bundles, scores = _bundles(model, coupling, choice, left_alone)
+        selection = _select(coupling, bundles, limits, choice)
+        slim, failure = _at_slim_widths(model, inputs, coupling, selection, allow_approximate)
+        if slim is not None:
+            break
+        for place in _culprits(model, inputs, coupling, selection, allow_approximate):
+            bundle = selection.bundles[place]
+            for one in bundle.classes.tolist():
+                left_alone[one] = failure
+    return _finished(model, coupling, slim, selection, scores, limits, choice, left_alone)
+
+
+def prune(model: nn.Module, inputs: Inputs, **options: Any) -> tuple[nn.Module, Plan]:
+    """Plan, apply and verify, in one call; the options are those of `plan`.
+
+    Returns:
+        The slim model, in the mode of the given one, and its plan.
+
+    Raises:
+        ProofError: the slim network does not equal its silenced original; the slim network is not returned.
+    """
+    decided = plan(model, inputs, **options)
+    slim = apply(model, decided)
+    error = verify(model, slim, decided, inputs)
+    if not error <= TOLERANCE and not decided.settings.get("allow_approximate"):
+        raise ProofError(f"prune: the slim network differs from its silenced original by {error:.1e} (relative), at "
+                         f"most {TOLERANCE:.0e} is accepted; exclude the layers in doubt with exclude=")
+    return slim, decided
+
+
+def _patterns(patterns: Sequence[str], name: str) -> tuple[str, ...]:
+    if isinstance(patterns, str) or not all(isinstance(pattern, str) for pattern in patterns):
+        raise RequestError(f"{name}: got {patterns!r}, wanted a sequence of layer-name patterns such as ['layer1.*']")
+    return tuple(patterns)
+
+
+def _limits(coupling: Coupling, asked: Mapping[str, float | None]) -> list[Limit]:
+    meters = {"macs": Meter(coupling.macs), "params": Meter(coupling.params), "channels": _channel_meter(coupling)}
+    return [Limit(resource, meters[resource], as_count(value, meters[resource].total, resource))
+            for resource, value in asked.items() if value is not None]
+
+
+def _channel_meter(coupling: Coupling) -> Meter:
+    made = {(m.name, m.dim) for group in coupling.groups for m in group.members if m.role == "makes"}
+    return Meter([Scaling(len(t.labels), (t.labels,)) for t in coupling.touches if (t.name, t.dim) in made])
+
+
+def _protected(coupling: Coupling, choice: Choice) -> dict[int, str]:
+    """Class of channels -> why it stays, before any budget."""
+    reasons: dict[int, str] = {}
+    makers = {layer for group in coupling.groups for layer in group.makers}
+    for name, patterns in (("only", choice.only), ("exclude", choice.exclude),
+                           ("scope", () if isinstance(choice.scope, str) else tuple(choice.scope))):
+        for pattern in patterns:
+            if not any(matches([layer], [pattern]) for layer in makers):
+                raise RequestError(f"{name}: no layer that makes channels matches {pattern!r}; layers are named like "
+                                   f"{', '.join(sorted(makers)[:3])}")
+    for group in coupling.groups:
+        reason = group.frozen
+        if not reason and group.shortcut and not choice.shortcuts:
+            reason = "on a shortcut, and shortcuts=False"
+        if not reason and choice.only and not matches(group.makers, choice.only):
+            reason = "not among only="
+        if not reason and any(matches([layer], choice.exclude) for layer in group.makers):
+            reason = "among exclude="
+        if reason:
+            reasons.update(dict.fromkeys(group.classes.tolist(), reason))
+    return reasons
+
+
+def _bundles(model: nn.Module, coupling: Coupling, choice: Choice,
+             left_alone: dict[int, str]) -> tuple[list[Bundle], Shares]:
+    """What can be removed, and the score of every class of channels."""
+    tied = _tied_rows(coupling, left_alone)
+    free = [g for g in coupling.groups if not any(one in left_alone for one in g.classes.tolist())]
+    found = score(tuple(free), tensors_of(model), choice.importance, choice.seed)
+    scores = np.zeros(coupling.classes)
+    for group, own in zip(free, found, strict=True):
+        scores[group.classes] = own
+    in_rows = np.zeros(coupling.classes, dtype=bool)
+    bundles = []
+    for matrices in tied:
+        classes = np.unique(np.concatenate([m.ravel() for m in matrices]))
+        in_rows[classes] = True
+        if not any(one in left_alone for one in classes.tolist()):
+            name = next(g.name for g in coupling.groups if g.classes[0] in classes)
+            bundles.append(row_bundle(name, matrices, scores, choice.round_to, choice.min_channels))
+    bundles += [free_bundle(group, own, choice.round_to, choice.min_channels)
+                for group, own in zip(free, found, strict=True) if not in_rows[group.classes].any()]
+    return bundles, scores
+
+
+def _tied_rows(coupling: Coupling, left_alone: dict[int, str]) -> list[list[Index]]:
+    """Matrices of rows, those that share a channel together. One channel that stays keeps all of them."""
+    home: dict[int, int] = {}
+    found: dict[int, list[Index]] = {}
+    for place, matrix in enumerate(coupling.rows):
+        classes = np.unique(matrix).tolist()
+        met = {home[one] for one in classes if one in home}
+        found[place] = [matrix, *(other for old in sorted(met) for other in found.pop(old))]
+        for other in found[place]:
+            home.update(dict.fromkeys(np.unique(other).tolist(), place))
+    for matrices in found.values():
+        classes = np.unique(np.concatenate([m.ravel() for m in matrices])).tolist()
+        reason = next((left_alone[one] for one in classes if one in left_alone), None)
+        if reason is not None:
+            for one in classes:
+                left_alone.setdefault(one, f"must lose as many as channels that stay ({reason})")
+    return list(found.values())
+
+
+def _select(coupling: Coupling, bundles: Sequence[Bundle], limits: Sequence[Limit], choice: Choice) -> Selection:
+    if choice.scope == "uniform":
+        bundles = [_uniform(bundle) for bundle in bundles]
+    floor = {}
+    ruled = []
+    if not isinstance(choice.scope, str):
+        by_class = {int(one): group for group in coupling.groups for one in group.classes}
+        for place, bundle in enumerate(bundles):
+            layers = {layer for one in bundle.classes.tolist() for layer in by_class[one].makers}
+            shares = [share for pattern, share in choice.scope.items() if matches(sorted(layers), [pattern])]
+            if shares:
+                least = shares[0] * bundle.kept[0]
+                floor[place] = sum(count >= least for count in bundle.kept) - 1
+                ruled.append(place)
+    fixed = [Bundle(b.name, b.classes, b.kept[: floor[p] + 1], b.losses[: floor[p]], b.tied) if p in ruled else b
+             for p, b in enumerate(bundles)]
+    return select(coupling, fixed, limits, floor)
+
+
+def _uniform(bundle: Bundle) -> Bundle:
+    """The same channels in the same order, each removal priced by the share that is then gone."""
+    losses = tuple(1 - kept / bundle.kept[0] for kept in bundle.kept[1:])
+    return Bundle(bundle.name, bundle.classes, bundle.kept, losses, bundle.tied)
+
+
+@dataclass(frozen=True, eq=False)
+class _SlimRun:
+    """The coupling of the network run at its slim widths, and the attributes mended for that."""
+
+    coupling: Coupling
+    mends: tuple[Mend, ...]
+
+
+def _at_slim_widths(model: nn.Module, inputs: Inputs, coupling: Coupling, selection: Selection,
+                    allow_approximate: bool) -> tuple[_SlimRun | None, str]:
+    """Run the network at the selected widths; None and the reason where it fails or its channels end elsewhere."""
+    shares = selection.shares(coupling.classes)
+    sizes: dict[str, dict[int, int]] = {}
+    for touch in coupling.touches:
+        kept = round(float(shares[touch.labels].sum()))
+        if kept < len(touch.labels):
+            sizes.setdefault(touch.name, {})[touch.dim] = kept // touch.groups
+    with resized(model, sizes, ()):
+        mends = tuple(outdated(model))
+    try:
+        with resized(model, sizes, mends):
+            slim = couple(tapes(model, inputs), allow_approximate=allow_approximate)
+    except TraceError as error:
+        return None, f"the slim network fails: {error}"
+    wrong = _wrongly_coupled(coupling, slim, shares)
+    return (None, wrong) if wrong else (_SlimRun(slim, mends), "")
+
+
+def _wrongly_coupled(coupling: Coupling, slim: Coupling, shares: Shares) -> str:
+    """Why the slim run's channels can't be channels of the original; empty if they can."""
+    whole = (shares == 0) | (shares == 1)
+    available: dict[int, int] = {}
+    exact: dict[int, int] = {}
+    for signature, share, sure in zip(coupling.signatures.tolist(), shares.tolist(), whole.tolist(), strict=True):
+        available[signature] = available.get(signature, 0) + 1
+        if sure:
+            exact[signature] = exact.get(signature, 0) + int(share)
+    needed: dict[int, int] = {}
+    for signature in slim.signatures.tolist():
+        needed[signature] = needed.get(signature, 0) + 1
+    for signature in {*available, *needed} - {0}:
+        if needed.get(signature, 0) > available.get(signature, 0) or (
+                signature in exact and exact[signature] != needed.get(signature, 0)):
+            return "in the slim network its channels would reach other weights than in the original"
+    return ""
+
+
+def _culprits(model: nn.Module, inputs: Inputs, coupling: Coupling, selection: Selection,
+              allow_approximate: bool) -> list[int]:
+    """Places of the bundles that can't be cut as selected: halves that fail by themselves are halved again."""
+
+    def works(places: Sequence[int]) -> bool:
+        chosen = set(places)
+        removals = tuple(n if p in chosen else 0 for p, n in enumerate(selection.removals))
+        return _at_slim_widths(model, inputs, coupling, Selection(selection.bundles, removals),
+                               allow_approximate)[0] is not None
+
+    def failing(places: list[int]) -> list[int]:
+        if not places or works(places):
+            return []
+        if len(places) == 1:
+            return places
+        half = len(places) // 2
+        found = failing(places[:half]) + failing(places[half:])
+        return found or places  # each half works, both together do not
+
+    found = failing([place for place, count in enumerate(selection.removals) if count])
+    if not found:
+        raise PlanError("plan: the network does not run at its own widths a second time; "
+                        "it may count its calls or change its shape by chance")
+    return found
+
+
+def _finished(model: nn.Module, coupling: Coupling, run: _SlimRun, selection: Selection, scores: Scores,
+              limits: Sequence[Limit], choice: Choice, left_alone: Mapping[int, str]) -> Plan:
+    chosen = _chosen(coupling, run.coupling, selection, scores)
+    kept, grouped, readers = _kept(coupling, run.coupling, chosen)
+    shares = np.zeros(coupling.classes)
+    shares[coupling.signatures == 0] = 1.0
+    shares[chosen[chosen >= 0]] = 1.0
+    budgets = tuple(Budget(limit.resource, limit.meter.total, limit.most, limit.meter(shares)) for limit in limits)
+    notes = [f"{b.resource}: asked for at most {b.asked:,}, and {b.met:,} is the least that the protected channels, "
+             "rounding and minimum width leave" for b in budgets if b.met > b.asked]
+    notes += [f"approximate: {reason}" for reason in coupling.approximate]
+    notes += [f"no rule for {name}: what it reads stays" for name in coupling.unknown]
+    settings = {"importance": choice.importance if isinstance(choice.importance, str) else "callable",
+                "scope": choice.scope if isinstance(choice.scope, str) else dict(choice.scope),
+                "shortcuts": choice.shortcuts, "round_to": choice.round_to, "min_channels": choice.min_channels,
+                "only": list(choice.only), "exclude": list(choice.exclude),
+                "allow_approximate": bool(coupling.approximate), "seed": choice.seed}
+    return Plan(kept=kept, readers=readers, grouped=grouped, mends=run.mends, budgets=budgets,
+                predicted={"macs": Meter(coupling.macs)(shares), "params": Meter(coupling.params)(shares)},
+                left_alone=_left_alone(coupling, left_alone), notes=tuple(notes), settings=settings)
+
+
+def _chosen(coupling: Coupling, slim: Coupling, selection: Selection, scores: Scores) -> Index:
+    """For each class of channels of the slim run, the class of the original that it is.
+
+    Classes are matched within those that touch the same dimensions. Their number is the slim run's; where more are at
+    hand (rows of which only the count was selected), the best stay.
+    """
+    shares = selection.shares(coupling.classes)
+    originals: dict[int, list[int]] = {}
+    for one in np.flatnonzero(shares > 0).tolist():
+        originals.setdefault(int(coupling.signatures[one]), []).append(one)
+    wanted: dict[int, list[int]] = {}
+    for one, signature in enumerate(slim.signatures.tolist()):
+        wanted.setdefault(signature, []).append(one)
+    chosen = np.full(slim.classes, -1, dtype=np.int64)
+    for signature, places in wanted.items():
+        if signature == 0:
+            continue
+        best = sorted(originals[signature], key=lambda one: (-scores[one], one))[: len(places)]
+        chosen[places] = sorted(best)
+    return chosen
+
+
+def _kept(coupling: Coupling, slim: Coupling, chosen: Index) -> tuple[
+        dict[str, dict[int, tuple[int, ...]]], dict[str, tuple[int, int]], tuple[tuple[str, int], ...]]:
+    kept: dict[str, dict[int, tuple[int, ...]]] = {}
+    grouped: dict[str, tuple[int, int]] = {}
+    reading = {(m.name, m.dim) for group in coupling.groups for m in group.members if m.role == "reads"}
+    readers = []
+    for touch in slim.touches:
+        before = coupling.by_dimension[touch.name, touch.dim]
+        index = _positions(before.labels, chosen[touch.labels])
+        if len(index) == len(before.labels) and (index == np.arange(len(index))).all():
+            continue
+        kept.setdefault(touch.name, {})[touch.dim] = tuple(index.tolist())
+        if (touch.name, touch.dim) in reading:
+            readers.append((touch.name, touch.dim))
+        if touch.groups > 1:
+            grouped[touch.name] = (before.groups, touch.groups)
+    order = {touch.name: place for place, touch in enumerate(coupling.touches)}
+    names = sorted(kept, key=order.__getitem__)
+    return {name: dict(sorted(kept[name].items())) for name in names}, grouped, tuple(readers)
+
+
+def _positions(before: Index, after: Index) -> Index:
+    """Where each entry of `after` stands in `before`; the n-th of equal entries is matched with the n-th."""
+    order = np.argsort(before, kind="stable")
+    ranked = before[order]
+    seen = np.argsort(after, kind="stable")
+    ranked_after = after[seen]
+    occurrence = np.arange(len(after)) - np.searchsorted(ranked_after, ranked_after, side="left")
+    positions = np.empty(len(after), dtype=np.int64)
+    positions[seen] = order[np.searchsorted(ranked, ranked_after, side="left") + occurrence]
+    return positions
+
+
+def _left_alone(coupling: Coupling, reasons: Mapping[int, str]) -> tuple[LeftAlone, ...]:
+    found: dict[tuple[str, str], int] = {}
+    for group in coupling.groups:
+        for one in group.classes.tolist():
+            if one in reasons:
+                key = (group.name, reasons[one])
+                found[key] = found.get(key, 0) + 1
+    return tuple(LeftAlone(name, count, reason) for (name, reason), count in found.items())

@@ -1,0 +1,61 @@
+"""The report: one HTML page that shows what a run gained and that nothing broke.
+
+The page is a single small file. It needs no network, no server and no library, and its own policy forbids it
+to fetch anything; it reads on a telephone, on paper, in the dark and aloud.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from pathlib import Path
+
+from torchslim.errors import RequestError
+from torchslim.report.record import Record
+
+__all__ = ["Record", "render", "write"]
+
+_HERE = Path(__file__).parent
+
+
+def render(record: Record) -> str:
+    """The page as text; equal records give equal pages."""
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    from torchslim.report import charts, story, units
+
+    page, style, script = (_HERE.joinpath(name).read_text(encoding="utf-8")
+                           for name in ("page.html", "style.css", "page.js"))
+    jinja = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    # The policy lets this one script run, known by its hash, and no other, whatever the record says.
+    script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return jinja.from_string(page).render(record=record, charts=charts, story=story, units=units,
+                                          style=Markup(style), script=Markup(script), script_hash=script_hash)
+
+
+def write(record: Record, path: str | os.PathLike[str]) -> Path:
+    """Write the page of `record` to `path`, whole or not at all; folders are made as needed.
+
+    Raises:
+        RequestError: the file cannot be written there.
+    """
+    target = Path(path)
+    text = render(record)
+    beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            # A name may hold what UTF-8 cannot (a lone surrogate); better a question mark than no page.
+            with beside.open("w", encoding="utf-8", errors="replace", newline="\n") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, target)
+        finally:
+            beside.unlink(missing_ok=True)
+    except OSError as error:
+        raise RequestError(f"{target}: the report cannot be written ({error.strerror or error}); "
+                           "give a path in a folder that can be written to") from error
+    return target

@@ -1,0 +1,216 @@
+"""The charts: inline SVG written by hand, which needs no script, no library and no network.
+
+Colours come from the style sheet's classes: `before`, `after`, `removed`, and `phase-0` to `phase-3`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from torchslim.report.record import Curve, LayerChange, ScoreHistogram, Timing
+from torchslim.report.svg import figure, join, levels, number, share, shorten, tag, thin, ticks
+from torchslim.report.units import error
+
+MOST_POINTS = 400  # of one line; more would only make the page heavier
+LONGEST_NAME = 24  # characters of a layer's name; the table has it in full
+PHASES = 4  # colours that a colour-blind reader can tell apart; further phases are dashed
+MANY_ROWS = 40  # from here on rows stand closer together
+FLOAT64, FLOAT32 = 2.0**-52, 2.0**-23
+HEIGHT = 190.0  # of a plot, without its axes
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One row of a bar chart: a name, two lengths, and what to print beside them."""
+
+    name: str
+    before: float
+    after: float
+    text: str
+
+
+def bars(name: str, title: str, text: str, rows: Sequence[Bar]) -> Markup:
+    """Horizontal bars, one row a layer: what is left, drawn over what there was."""
+    step, thick = (24, 14) if len(rows) <= MANY_ROWS else (17, 11)
+    largest = max((max(row.before, row.after) for row in rows), default=0)
+    # The style sheet leaves room at both ends by these lengths in characters; an em is the same there.
+    at_left = max((min(len(row.name), LONGEST_NAME) for row in rows), default=0)
+    at_right = max((len(row.text) for row in rows), default=0)
+    names: list[Markup] = []
+    values: list[Markup] = []
+    drawn: list[Markup] = []
+    for at, row in enumerate(rows):
+        short = shorten(row.name, LONGEST_NAME)
+        full = tag("title", row.name) if short != row.name else ""
+        base = at * step + thick - 2
+        name_tag = Markup("{}{}").format(full, short)
+        names.append(tag("text", name_tag, x=f"-{at_left * 0.61:.2f}em", dx=-12, y=base))
+        values.append(tag("text", row.text, x="100%", dx=f"{at_right * 0.56 + 1.2:.2f}em", y=base))
+        # The longer bar goes first, or it would hide the shorter one.
+        pair = (("before", row.before), ("after", row.after))
+        for kind, value in pair if row.before >= row.after else pair[::-1]:
+            drawn.append(tag("rect", cls=kind, y=at * step, width=share(value, largest), height=thick))
+    body = tag("g", join(names), cls="names") + tag("g", join(values), cls="values") + join(drawn)
+    return figure(name, title, text, max(1, len(rows) * step), body, cls="chart bars",
+                  style=f"--left:{at_left};--right:{at_right}")
+
+
+def silhouette(name: str, layers: Sequence[LayerChange]) -> Markup:
+    """The network's shape: one upright bar a layer, first to last, as high as the layer is wide."""
+    largest = max((max(layer.channels_before, layer.channels_after) for layer in layers), default=0)
+    drawn = []
+    for at, layer in enumerate(layers):
+        both = tag("title", f"{layer.name}: {layer.channels_before} to {layer.channels_after} channels")
+        for kind, value in (("before", layer.channels_before), ("after", layer.channels_after)):
+            high = 100 * value / (largest or 1)
+            both += tag("rect", cls=kind, x=10 * at + 1, y=50 - high / 2, width=8, height=high)
+        drawn.append(tag("g", both))
+    text = f"Channels of {len(layers)} layers, first to last; the widest has {largest}."
+    return figure(name, "The shape of the network before and after", text, 110, join(drawn),
+                  viewBox=f"0 0 {10 * max(1, len(layers))} 100", preserveAspectRatio="none")
+
+
+def pair(before: float, after: float, whole: float = 0.0) -> Markup:
+    """Two thin bars for a card; decoration, as the card says the same in words."""
+    largest = whole or max(before, after)
+    drawn = [tag("rect", cls=kind, y=y, width=share(value, largest), height=5)
+             for kind, y, value in (("before", 0, before), ("after", 8, after))]
+    return tag("svg", join(drawn), cls="pair", width="100%", height=14, aria_hidden="true")
+
+
+def spread(before: Timing, after: Timing) -> Markup:
+    """Two timings from zero on: a bar to the median, a whisker from the 10th to the 90th percentile."""
+    largest = max(before.p90_ms, after.p90_ms, before.median_ms, after.median_ms)
+    drawn = [tag("rect", cls=kind, y=y, width=share(time.median_ms, largest), height=5)
+             + tag("line", cls="whisker", x1=share(time.p10_ms, largest), x2=share(time.p90_ms, largest),
+                   y1=y + 2.5, y2=y + 2.5)
+             for kind, y, time in (("before", 0, before), ("after", 8, after))]
+    return tag("svg", join(drawn), cls="pair", width="100%", height=14, aria_hidden="true")
+
+
+def _plot(name: str, title: str, text: str, height: float, body: str) -> Markup:
+    """A chart with room for the y axis at the left; `height` is where the x axis runs."""
+    return figure(name, title, text, height + 24, body, cls="chart plot")
+
+
+def _lines(name: str, title: str, lengths: Sequence[int], phases: Sequence[Sequence[float]],
+           grid: Sequence[float], label: Callable[[float], str]) -> Markup:
+    """One line a phase, one value an epoch, the phases one after another along x."""
+    top, epochs = 8.0, sum(lengths)
+    high = max([grid[-1], *(value for phase in phases for value in phase if math.isfinite(value))])
+
+    def place(value: float) -> float:
+        return top + HEIGHT * (1 - (value - grid[0]) / ((high - grid[0]) or 1))
+
+    bands, drawn, done = [], [], 0
+    for at, (length, phase) in enumerate(zip(lengths, phases, strict=True)):
+        if at % 2:
+            bands.append(tag("rect", cls="band", x=share(done, epochs), y=top, height=HEIGHT,
+                             width=share(length, epochs)))
+        # A value that is not finite leaves a gap; a line through it would invent one.
+        spots = [f"{number(100 * (done + epoch + 0.5) / epochs)} {number(place(value))}"
+                 if math.isfinite(value) else "" for epoch, value in thin(phase, MOST_POINTS)]
+        path = "".join(("L" if before else "M") + spot
+                       for before, spot in zip(["", *spots], spots, strict=False) if spot)
+        colour = f"phase-{at % PHASES}"
+        if path:
+            drawn.append(tag("path", cls=f"line {colour}{' dashed' if at >= PHASES else ''}", d=path))
+        if length <= MANY_ROWS:
+            # A stroke of no length with round ends is a dot that stays round however the plot is stretched.
+            dots = "".join(f"M{spot}h0" for spot in spots if spot)
+            drawn.append(tag("path", cls=f"dots {colour}", d=dots))
+        done += length
+    steps = sorted({max(1, round(value)) for value in ticks(1, max(2, epochs), 6) if value <= epochs})
+    numbers = join(tag("text", str(value), cls="tick", x=share(value - 0.5, epochs), y=top + HEIGHT + 18,
+                       text_anchor="middle") for value in steps)
+    stretched = tag("svg", join(drawn), viewBox=f"0 0 100 {number(top + HEIGHT + 8)}",
+                    preserveAspectRatio="none", width="100%", height=top + HEIGHT + 8)
+    text = f"{len(phases)} phases, {epochs} epochs in all; the table has the values."
+    body = join(bands) + levels(grid, label, place) + stretched + numbers
+    return _plot(name, title, text, top + HEIGHT, body)
+
+
+def _lengths(curves: Sequence[Curve]) -> list[int]:
+    return [max(len(curve.loss), len(curve.accuracy)) for curve in curves]
+
+
+def losses(name: str, curves: Sequence[Curve]) -> Markup:
+    """The training loss by phase, from zero on."""
+    values = [value for curve in curves for value in curve.loss if math.isfinite(value)]
+    grid = ticks(min(0.0, min(values, default=0.0)), max(values, default=1.0))
+    return _lines(name, "Training loss by epoch", _lengths(curves), [curve.loss for curve in curves], grid,
+                  lambda value: f"{value:g}")
+
+
+def accuracies(name: str, curves: Sequence[Curve]) -> Markup:
+    """The held-out accuracy by phase; the axis is cut below, since good accuracies are close together."""
+    values = [value for curve in curves for value in curve.accuracy if math.isfinite(value)]
+    high = max(values, default=1.0)
+    grid = [value for value in ticks(max(0.0, min([*values, high - 0.02])), high) if value <= 1 + 1e-9]
+    return _lines(name, "Accuracy by epoch", _lengths(curves), [curve.accuracy for curve in curves], grid,
+                  lambda value: f"{100 * value:.4g}%")
+
+
+def histogram(name: str, scores: ScoreHistogram) -> Markup:
+    """How many channels have which score: those removed stacked on those kept, and the threshold."""
+    top = 22.0
+    bins = list(zip(scores.edges, scores.edges[1:], scores.kept, scores.removed, strict=False))
+    left, right = (scores.edges[0], scores.edges[-1]) if bins else (0.0, 1.0)
+    whole = right - left
+    most = max((kept + removed for _, _, kept, removed in bins), default=0)
+    grid = [value for value in ticks(0, max(1, most), 4) if value == int(value)]
+
+    def place(value: float) -> float:
+        return top + HEIGHT * (1 - value / grid[-1])
+
+    drawn = []
+    for low, high, kept, removed in bins:
+        for kind, start, end in (("after", 0, kept), ("removed", kept, kept + removed)):
+            if end > start:
+                drawn.append(tag("rect", cls=f"{kind} bin", x=share(low - left, whole), y=place(end),
+                                 width=share(high - low, whole), height=place(start) - place(end)))
+    numbers = [tag("text", f"{value:.4g}", cls="tick", x=share(value - left, whole), y=top + HEIGHT + 18,
+                   text_anchor="middle")
+               for value in ticks(left, right) if left <= value <= right + 1e-9 * abs(right)]
+    rule = Markup("")
+    if scores.threshold is not None and left <= scores.threshold <= right:
+        at = share(scores.threshold - left, whole)
+        side = "start" if scores.threshold - left < 0.6 * whole else "end"
+        rule = (tag("line", cls="rule", x1=at, x2=at, y1=top - 6, y2=top + HEIGHT)
+                + tag("text", f"threshold {scores.threshold:.3g}", cls="mark", x=at, y=12,
+                      text_anchor=side))
+    body = levels(grid, lambda value: f"{value:g}", place) + join(drawn) + rule + join(numbers)
+    text = f"{sum(scores.kept)} channels kept, {sum(scores.removed)} removed."
+    return _plot(name, f"Channels by score: {scores.label}", text, top + HEIGHT, body)
+
+
+def ruler(name: str, errors: Sequence[tuple[str, float]]) -> Markup:
+    """Measured errors on a logarithmic rule, beside the rounding of float64 and of float32."""
+    low = -17.0
+
+    def along(value: float) -> float:
+        # Zero has no logarithm, and what is off the rule is drawn at its end: the text says the number.
+        return 100 * (1 - min(max(math.log10(value) if value > 0 else low, low), 0.0) / low)
+
+    base = 26.0 * len(errors) + 10
+    parts = [tag("line", cls="axis", x1=0, x2="100%", y1=base, y2=base)]
+    for value, kind, anchor in ((FLOAT64, "float64", "start"), (FLOAT32, "float32", "middle")):
+        at = share(along(value), 100)
+        parts.append(tag("line", cls="rule", x1=at, x2=at, y1=4, y2=base))
+        parts.append(tag("text", f"{kind} rounding", cls="tick", x=at, y=base + 34, text_anchor=anchor))
+    raised = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+    parts += [tag("text", "10" + str(power).translate(raised) if power else "1", cls="tick",
+                  x=share(along(10.0**power), 100), y=base + 17, text_anchor="middle" if power else "end")
+              for power in (-16, -12, -8, -4, 0)]
+    for row, (text, value) in enumerate(item for item in errors if math.isfinite(item[1])):
+        spot, y = along(value), 26 * row + 18
+        left = spot < 50
+        parts.append(tag("circle", cls=f"phase-{row % PHASES}", cx=share(spot, 100), cy=y, r=5))
+        parts.append(tag("text", f"{text} {error(value)}", cls="mark", x=share(spot, 100), y=y + 4,
+                         dx=11 if left else -11, text_anchor="start" if left else "end"))
+    return figure(name, "The measured errors on a logarithmic scale",
+                  "; ".join(f"{text} {error(value)}" for text, value in errors), base + 40, join(parts))

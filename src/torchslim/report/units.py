@@ -1,0 +1,94 @@
+"""Numbers as people read them: three significant digits, a unit, and never a NaN on the page."""
+
+from __future__ import annotations
+
+import math
+
+NONE = "n/a"
+_SI = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+_IEC = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
+_NBSP = "\N{NO-BREAK SPACE}"
+_MINUS = "\N{MINUS SIGN}"
+
+
+def significant(value: float) -> str:
+    """Three significant digits, without an exponent down to 0.001."""
+    if not math.isfinite(value):
+        return NONE
+    size = abs(value)
+    if value == 0:
+        return "0"
+    if size < 0.001:
+        return brief(value, 1)
+    # Rounding may carry into the next decade: 9.996 is 10.0, not 10.00. Hence limits below the powers of ten.
+    digits = 0 if size >= 99.95 else 1 if size >= 9.995 else 2 if size >= 0.9995 else 3
+    return f"{value:.{digits}f}"
+
+
+def count(value: float, gap: str = _NBSP) -> str:
+    """A count with an SI prefix: 1,820,000,000 is "1.82 G"."""
+    if not math.isfinite(value):
+        return NONE
+    for unit, prefix in _SI:
+        if abs(value) >= 0.9995 * unit:
+            return f"{significant(value / unit)}{gap}{prefix}"
+    return str(int(value)) if value == int(value) else significant(value)
+
+
+def size(value: float) -> str:
+    """A number of bytes in powers of 1024: 46,838,016 is "44.7 MiB"."""
+    if not math.isfinite(value):
+        return NONE
+    for unit, name in _IEC:
+        if value >= 0.9995 * unit:
+            return f"{significant(value / unit)}{_NBSP}{name}"
+    return f"{int(value)}{_NBSP}B"
+
+
+def milliseconds(value: float) -> str:
+    """A time: "8.93 ms"."""
+    return f"{significant(value)}{_NBSP}ms"
+
+
+def percent(share: float | None) -> str:
+    """A share with one decimal: 0.986 is "98.6%"."""
+    return NONE if share is None or not math.isfinite(share) else f"{100 * share:.1f}%"
+
+
+def change(before: float, after: float) -> str:
+    """How much of a cost came or went: "−60.8%"; "same" where nothing did."""
+    if not (math.isfinite(before) and math.isfinite(after)) or before <= 0:
+        return "same" if before == after else NONE
+    sign = _MINUS if after < before else "+"
+    return "same" if before == after else f"{sign}{portion(abs(after / before - 1))}"
+
+
+def portion(share: float) -> str:
+    """A positive share in as many digits as it is worth: "61%", "0.4%", but "99.9%" for nearly all."""
+    value = 100 * share
+    if value < 0.05:
+        return "<0.1%"
+    if value < 9.95 or 99 < value < 100:
+        return f"{min(value, 99.9) if value < 100 else value:.1f}%"
+    return f"{value:.0f}%"
+
+
+def ratio(value: float) -> str:
+    """A factor: "1.4×"; a second decimal where the first would hide the difference from one."""
+    if not math.isfinite(value):
+        return NONE
+    digits = 0 if value >= 9.95 else 2 if 0.95 <= value < 1.05 else 1
+    return f"{value:.{digits}f}\N{MULTIPLICATION SIGN}"
+
+
+def error(value: float) -> str:
+    """A relative error: "3.1e-15"."""
+    return brief(value, 1)
+
+
+def brief(value: float, digits: int) -> str:
+    """A number with its exponent as people write it: "2.4e-7", not "2.4e-07"."""
+    if not math.isfinite(value):
+        return NONE
+    mantissa, exponent = f"{value:.{digits}e}".split("e")
+    return "0" if value == 0 else f"{mantissa}e{int(exponent)}"

@@ -1,0 +1,73 @@
+"""What torchslim knows of each ATen operation: one row per operation, its cost and how it moves channel labels.
+
+    linear.py        convolutions and matrix products: where the multiply-adds are, and where channels are read and made
+    elementwise.py   arithmetic and activations: labels at one position become one
+    shape.py         views, permutations, splits, concatenations: labels move exactly as elements do
+    spatial.py       pooling, resizing, padding, region pooling: labels pass
+    mixing.py        norms, softmax, reductions, sorting: channels may change each other's value
+
+An operation without a row is no guess: its labels are frozen and its name is listed. `register_rule` adds a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from torchslim.errors import RequestError
+from torchslim.graph import Op
+from torchslim.labels import LabelSpace
+from torchslim.rules import elementwise, linear, mixing, shape, spatial
+from torchslim.rules.row import Row
+
+ROWS: dict[str, Row] = {**elementwise.ROWS, **linear.ROWS, **mixing.ROWS, **shape.ROWS, **spatial.ROWS}
+
+
+def row_of(op: Op) -> Row | None:
+    """The row of an operation; one that torch tags as pointwise needs none of its own. None if unknown."""
+    row = ROWS.get(op.name) or ROWS.get(op.name.removesuffix("_"))  # in place or not, labels move alike
+    if row is None and torch.Tag.pointwise in getattr(op.overload, "tags", ()):
+        return elementwise.POINTWISE
+    return row
+
+
+def move_labels(space: LabelSpace, op: Op) -> None:
+    """Apply an operation's row to the labels; freeze what an unknown operation reads."""
+    row = row_of(op)
+    if row is not None:
+        row.labels(space, op)
+        return
+    space.unknown.add(op.name)
+    for value in op.inputs:
+        space.freeze_value(value, f"no rule for the operation in {op.where}")
+
+
+def macs(op: Op) -> int:
+    """Multiply-adds of an operation: convolutions and matrix products; 0 for everything else."""
+    row = row_of(op)
+    return row.macs(op) if row is not None and row.macs is not None else 0
+
+
+def register_rule(name: str, *, cost: Callable[[Op], int] | None = None,
+                  labels: Callable[[LabelSpace, Op], None] | None = None) -> None:
+    """Teach an operation of one's own.
+
+    Args:
+        name: the operation as `namespace::name`, such as "torchvision::deform_conv2d".
+        cost: from an `Op` to its multiply-adds; leave out for an operation that has none.
+        labels: moves the labels of an `Op` through a `LabelSpace`; leave out to freeze what the operation reads.
+
+    Raises:
+        RequestError: the name has no namespace.
+    """
+    space_name, separator, op_name = name.partition("::")
+    if not separator or not space_name or not op_name:
+        raise RequestError(f"register_rule: {name!r} is no operation's name; wanted namespace::name, such as my::op")
+    ROWS[f"{space_name}.{op_name}"] = Row(labels or freeze_inputs, cost)
+
+
+def freeze_inputs(space: LabelSpace, op: Op) -> None:
+    """The labels rule of an operation whose channels can't be cut."""
+    for value in op.inputs:
+        space.freeze_value(value, f"read as a whole in {op.where}")

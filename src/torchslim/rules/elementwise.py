@@ -1,0 +1,77 @@
+"""Arithmetic and activations: the labels at one position become one."""
+
+from __future__ import annotations
+
+from torchslim.graph import Op, Value
+from torchslim.labels import LabelSpace
+from torchslim.rules.row import Row
+
+# Operations that join branches. A product does not: it is how gates (squeeze-excite) act.
+_JOINING = frozenset({"aten.add", "aten.add_", "aten.sub", "aten.sub_", "aten.maximum", "aten.minimum", "aten.lerp",
+                      "aten.addcmul"})
+
+
+def pointwise(space: LabelSpace, op: Op) -> None:
+    """Any element-wise operation of any number of tensors."""
+    values = [value for value in op.inputs if value.numel > 1]
+    if not values:
+        return
+    tracks = space.merge(values, op)
+    moving = {value.id for value in values if not value.static and space.tracks(value)}
+    if op.name in _JOINING and len(moving) > 1:
+        space.joined.extend(tracks)
+    for out in op.outputs:
+        if out is not None:
+            space.set(out, tracks)
+
+
+def passing(space: LabelSpace, op: Op) -> None:
+    """Every result of the first tensor's shape has its labels (dropout, copies)."""
+    first = next(op.inputs)
+    for out in op.outputs:
+        if out is not None and out.shape == first.shape:
+            space.set(out, space.tracks(first))
+
+
+def blank(space: LabelSpace, op: Op) -> None:
+    """A tensor of equal or arbitrary elements is cut with what it meets."""
+    for out in op.outputs:
+        if out is not None:
+            space.blank(out)
+
+
+def silent(space: LabelSpace, op: Op) -> None:
+    """A tensor whose elements differ by position, made from nothing: it can't be cut, and reads no channels."""
+
+
+def like(space: LabelSpace, op: Op) -> None:
+    """A new tensor shaped like another (zeros_like): cut with it."""
+    source: Value = next(op.inputs)
+    if source.shape == op.output.shape:
+        space.set(op.output, space.tracks(source))
+    else:
+        space.blank(op.output)
+
+
+POINTWISE = Row(pointwise)
+
+ROWS = {
+    **{f"aten.{name}": POINTWISE for name in (
+        "add", "sub", "mul", "div", "where", "copy_", "copy", "_prelu_kernel", "prelu", "masked_fill", "masked_fill_",
+        "lerp", "addcmul", "addcdiv", "floor_divide", "remainder", "logical_or", "logical_and", "hardswish",
+        "hardsigmoid", "hardtanh", "relu", "relu6", "silu", "mish", "gelu", "leaky_relu", "elu", "sigmoid", "tanh",
+        "softplus", "clamp", "pow", "threshold", "rsub", "rsqrt", "sqrt")},
+    **{f"aten.{name}": Row(passing) for name in (
+        "native_dropout", "alias", "detach", "detach_", "clone", "contiguous", "_to_copy", "lift_fresh",
+        "lift_fresh_copy", "bernoulli_", "bernoulli", "fill_", "zero_", "_conj", "resolve_conj", "resolve_neg",
+        "dropout", "dropout_", "feature_dropout", "alpha_dropout", "uniform_", "normal_", "rrelu_with_noise",
+        "rrelu_with_noise_functional", "_assert_tensor_metadata", "set_data", "requires_grad_")},
+    **{f"aten.{name}": Row(blank) for name in (
+        "zeros", "ones", "empty", "full", "empty_strided", "empty_permuted", "scalar_tensor")},
+    **{f"aten.{name}": Row(like) for name in (
+        "zeros_like", "ones_like", "empty_like", "full_like", "new_zeros", "new_ones", "new_empty", "new_full",
+        "rand_like", "randn_like", "new_empty_strided", "bernoulli.p")},
+    **{f"aten.{name}": Row(silent) for name in (
+        "arange", "linspace", "eye", "rand", "randn", "randint", "randperm", "logspace", "tril_indices",
+        "triu_indices", "hann_window", "_local_scalar_dense", "sym_size", "equal", "nonzero", "_assert_async")},
+}

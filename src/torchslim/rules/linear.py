@@ -1,0 +1,171 @@
+"""Convolutions and matrix products: where the multiply-adds are, where channels are read, and where new ones are made."""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+
+from torchslim.graph import Op, Value
+from torchslim.labels import Labels, LabelSpace, Tracks, along_dim
+from torchslim.rules.row import Row
+
+
+def convolution_macs(op: Op) -> int:
+    """Kernel elements x input channels a group x output elements; for a transposed one, x input elements."""
+    x, weight, out = op.args[0], op.args[1], op.output
+    transposed = op.argument(6, "transposed", False)
+    # Each weight of a filter meets every output position once; of a transposed one, every input position once.
+    return int(prod(weight.shape[1:]) * (x.numel if transposed else out.numel))
+
+
+def convolution(space: LabelSpace, op: Op) -> None:
+    """aten.convolution(x, weight, bias, stride, padding, dilation, transposed, output_padding, groups)."""
+    x, weight, bias = op.args[:3]
+    transposed, groups = op.argument(6, "transposed", False), op.argument(8, "groups", 1)
+    channels = x.shape[1]
+    into = space.only_along(x, 1, op, "convolved over")
+    in_dim, out_dim = (0, 1) if transposed else (1, 0)
+    depthwise = groups > 1 and groups == channels and weight.shape[1] == 1
+    if groups == 1:
+        out = _dense(space, op, into, in_dim, out_dim)
+    elif depthwise:
+        out = _depthwise(space, op, into)
+    else:
+        out = _grouped(space, op, into, groups)
+    if out is not None and not depthwise:
+        space.made.append(out)
+    if bias is not None:
+        space.tie(space.along(bias, 0, op), out, op, "the bias of channels that can't be cut")
+    _new_channels(space, op, out, 1)
+    space.meter(op, convolution_macs(op), (out,) if depthwise else (out, into))
+
+
+def _dense(space: LabelSpace, op: Op, into: Labels | None, in_dim: int, out_dim: int) -> Labels | None:
+    x, weight = op.args[:2]
+    read = space.along(weight, in_dim, op)
+    space.tie(into, read, op, "reads channels that can't be cut")
+    if read is not None:
+        space.reads(weight, read, prod(x.shape[2:]))
+    _keep_kernel(space, op, weight)
+    return space.along(weight, out_dim, op)
+
+
+def _depthwise(space: LabelSpace, op: Op, into: Labels | None) -> Labels | None:
+    x, weight = op.args[:2]
+    filters = space.along(weight, 0, op)
+    _keep_kernel(space, op, weight)
+    multiplier = weight.shape[0] // x.shape[1]
+    space.tie(None if into is None else np.repeat(into, multiplier), filters, op, "filters channels that can't be cut")
+    return filters
+
+
+def _grouped(space: LabelSpace, op: Op, into: Labels | None, groups: int) -> Labels | None:
+    x, weight = op.args[:2]
+    if op.argument(6, "transposed", False):
+        for value in (x, weight):
+            space.freeze_value(value, f"transposed and grouped in {op.where}")
+        return None
+    if weight.name:
+        read: Labels | None = space.spread_groups(weight, groups)
+    else:
+        shared = space.along(weight, 1, op)
+        read = None if shared is None else np.tile(shared, groups)
+    filters = space.along(weight, 0, op)
+    _keep_kernel(space, op, weight)
+    space.tie(into, read, op, "reads channels that can't be cut")
+    if read is not None:
+        space.reads(weight, read, prod(x.shape[2:]))
+    for labels in (into, filters):
+        if labels is not None:
+            space.equal_groups(labels.reshape(groups, -1))
+    return filters
+
+
+def _keep_kernel(space: LabelSpace, op: Op, weight: Value) -> None:
+    """Freeze the labels of a computed kernel's own dimensions; those of a plain parameter are never made."""
+    for track in () if weight.name else space.tracks(weight):
+        if track.shape[0] == track.shape[1] == 1:
+            space.freeze(track, f"kernel size in {op.where}")
+
+
+def _new_channels(space: LabelSpace, op: Op, labels: Labels | None, dim: int) -> None:
+    if labels is not None:
+        space.set(op.output, [along_dim(labels, dim, len(op.output.shape))])
+
+
+def matmul_macs(op: Op) -> int:
+    """(..., n, k) @ (..., k, m): n x k x m, over the batch."""
+    a, b = _factors(op)
+    return int(prod(a.shape) * b.shape[-1])
+
+
+def matmul(space: LabelSpace, op: Op) -> None:
+    """aten.mm, bmm, addmm, baddbmm: the inner dimension is read, the outer ones pass."""
+    a, b = _factors(op)
+    inner_a, inner_b = space.along(a, -1, op), space.along(b, -2, op)
+    if a.static or b.static:
+        space.tie(inner_a, inner_b, op, "reads channels that can't be cut")
+        weight, read, made = (b, inner_b, -1) if b.static else (a, inner_a, -2)
+        if read is not None:
+            space.reads(weight, read, 1)
+        labels = space.along(weight, made, op)
+        if labels is not None:
+            space.made.append(labels)
+    else:
+        for labels in (inner_a, inner_b):
+            if labels is not None:
+                space.freeze(labels, f"multiplied out between two activations in {op.where}")
+    out = (*_outer(space, a, -1, op), *_outer(space, b, -2, op))
+    if len(op.args) == 3:  # addmm, baddbmm
+        out = _plus_bias(space, op, op.args[0], out)
+    space.set(op.output, out)
+    rows, columns = space.along(a, -2, op), space.along(b, -1, op)
+    space.meter(op, matmul_macs(op), (rows, inner_a, columns))
+
+
+def _factors(op: Op) -> tuple[Value, Value]:
+    a, b = op.args[-2:]
+    return a, b
+
+
+def _outer(space: LabelSpace, value: Value, inner: int, op: Op) -> Tracks:
+    """The tracks that survive a product: those that do not vary along the inner dimension."""
+    tracks = []
+    for track in space.tracks(value):
+        if track.shape[inner] == 1:
+            tracks.append(track)
+    return tuple(tracks)
+
+
+def _plus_bias(space: LabelSpace, op: Op, bias: Value, tracks: Tracks) -> Tracks:
+    own = space.along(bias, -1, op) if bias.shape else None
+    columns = next((t for t in tracks if t.shape[-1] > 1), None)
+    if columns is None:
+        if own is not None:
+            space.freeze(own, f"added to channels that can't be cut in {op.where}")
+        return tracks
+    flat = squeeze_to_last(columns, space)
+    space.tie(own, flat, op, "added to a bias that can't be cut")
+    return tracks
+
+
+def squeeze_to_last(track: Labels, space: LabelSpace) -> Labels:
+    """The labels along the last dimension, those along others made one."""
+    rows = track.reshape(-1, track.shape[-1])
+    for row in rows[1:]:
+        space.union(rows[0], row)
+    return rows[0]
+
+
+MATMUL = Row(matmul, matmul_macs)
+CONVOLUTION = Row(convolution, convolution_macs)
+
+ROWS = {
+    "aten.convolution": CONVOLUTION,
+    "aten._convolution": CONVOLUTION,
+    "aten.mm": MATMUL,
+    "aten.bmm": MATMUL,
+    "aten.addmm": MATMUL,
+    "aten.baddbmm": MATMUL,
+}

@@ -1,0 +1,122 @@
+"""Norms, softmax, reductions, sorting: operations in which one channel may change another's value.
+
+Where a batch norm works channel by channel, its parameters follow the channels. Where an operation mixes channels,
+cutting one changes what the others become: such labels are frozen, unless the caller allows the approximation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from torchslim.graph import Op, Value
+from torchslim.labels import Labels, LabelSpace, squeeze_equal
+from torchslim.rules.row import Row
+
+
+def batch_norm(space: LabelSpace, op: Op) -> None:
+    """aten.native_batch_norm(x, weight, bias, mean, var, training, ...): channel by channel."""
+    x = op.args[0]
+    channels = space.along(x, 1, op)
+    for parameter in op.args[1:5]:
+        if isinstance(parameter, Value):
+            space.tie(channels, space.along(parameter, 0, op), op, "normalises channels that can't be cut")
+    if isinstance(op.args[1], Value) and op.args[1].name:
+        space.scales.add(op.args[1].name)
+    tracks = list(space.tracks(x))
+    if op.args[3] is None:  # statistics of this very tensor: what lies in one channel is mixed
+        tracks = [t for t in tracks if t.shape[1] > 1 or space.mix(t, f"normalised over in {op.where}")]
+    space.set(op.output, tracks)
+
+
+def layer_norm(space: LabelSpace, op: Op) -> None:
+    """aten.native_layer_norm(x, normalized_shape, weight, bias, eps): mixes the last dimensions."""
+    x, shape = op.args[:2]
+    values = [x, *(v for v in op.args[2:4] if isinstance(v, Value))]
+    tracks = space.merge(values, op)
+    _mixed(space, op, tracks, range(len(x.shape) - len(shape), len(x.shape)))
+
+
+def group_norm(space: LabelSpace, op: Op) -> None:
+    """aten.native_group_norm(x, weight, bias, N, C, HxW, groups, eps): mixes each group's channels."""
+    x = op.args[0]
+    channels = space.along(x, 1, op)
+    for parameter in op.args[1:3]:
+        if isinstance(parameter, Value):
+            space.tie(channels, space.along(parameter, 0, op), op, "normalises channels that can't be cut")
+    groups = op.args[6]
+    if channels is not None and groups == len(channels):
+        space.set(op.output, space.tracks(x))  # one channel a group: nothing is mixed
+        return
+    _mixed(space, op, space.tracks(x), range(1, len(x.shape)))
+    if channels is not None and space.allow_approximate:
+        space.equal_groups(channels.reshape(groups, -1))
+
+
+def _mixed(space: LabelSpace, op: Op, tracks: Sequence[Labels], dims: Sequence[int]) -> None:
+    kept = []
+    for track in tracks:
+        if all(track.shape[dim] == 1 for dim in dims) or space.mix(track, f"channels are mixed by {op.where}"):
+            kept.append(track)
+    space.set(op.output, kept)
+
+
+def reduction(space: LabelSpace, op: Op) -> None:
+    """mean, sum, max, var over dimensions: what is reduced together is one; where that is all, it is mixed."""
+    x = next(op.inputs)
+    ndim = len(x.shape)
+    dims = op.argument(1, "dim")
+    dims = range(ndim) if dims is None or dims == () or dims == [] else [dims] if isinstance(dims, int) else dims
+    dims = sorted({dim % ndim for dim in dims}) if ndim else []
+    tracks = [one for t in space.tracks(x) if (one := _reduced(space, t, dims, op)) is not None]
+    for out in op.outputs:
+        if out is not None:
+            gone = tuple(dims) if len(out.shape) < ndim else ()
+            space.set(out, [np.squeeze(t, axis=gone) for t in tracks])
+
+
+def _reduced(space: LabelSpace, track: Labels, dims: Sequence[int], op: Op) -> Labels | None:
+    """The track with the reduced dimensions brought to size 1; None if it varies along these alone."""
+    if all(track.shape[dim] == 1 for dim in dims):
+        return track
+    first = track
+    for dim in dims:
+        first = first.take([0], axis=dim)
+    if first.size == 1:
+        space.freeze(track, f"channels are mixed by {op.where}")
+        return None
+    space.union(track, first)
+    return first
+
+
+def softmax(space: LabelSpace, op: Op) -> None:
+    """Softmax and its kin over one dimension: what is normalised together is one, or mixed if that is all."""
+    x, dim = op.args[:2]
+    tracks = []
+    for track in space.tracks(x):
+        one = _reduced(space, track, [dim % track.ndim], op)
+        if one is not None:
+            tracks.append(squeeze_equal(np.broadcast_to(one, track.shape)))
+    space.set(op.output, tracks)
+
+
+def whole(space: LabelSpace, op: Op) -> None:
+    """Sorting, selection and suppression: channels are compared with each other."""
+    for value in op.inputs:
+        space.freeze_value(value, f"compared as a whole in {op.where}")
+
+
+ROWS = {
+    **{f"aten.{name}": Row(batch_norm) for name in (
+        "native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit", "cudnn_batch_norm",
+        "miopen_batch_norm", "_batch_norm_no_update", "_batch_norm_with_update")},
+    "aten.native_layer_norm": Row(layer_norm),
+    "aten.native_group_norm": Row(group_norm),
+    **{f"aten.{name}": Row(reduction) for name in (
+        "mean", "sum", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean", "prod", "any", "all",
+        "logsumexp", "linalg_vector_norm", "norm", "argmax", "argmin")},
+    **{f"aten.{name}": Row(softmax) for name in ("_softmax", "_log_softmax", "cumsum", "_safe_softmax")},
+    **{f"aten.{name}": Row(whole) for name in ("topk", "sort", "_unique2", "searchsorted", "bincount")},
+    "torchvision.nms": Row(whole),
+}

@@ -1,0 +1,17 @@
+"""The value that every operation's row is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torchslim.graph import Op
+from torchslim.labels import LabelSpace
+
+
+@dataclass(frozen=True)
+class Row:
+    """How an operation moves labels, and the multiply-adds that it costs (None: it has none)."""
+
+    labels: Callable[[LabelSpace, Op], None]
+    macs: Callable[[Op], int] | None = None

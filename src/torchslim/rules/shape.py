@@ -1,0 +1,336 @@
+"""Views, permutations, splits and concatenations: labels move exactly as the elements do.
+
+Most rows simply run the operation on the label tracks. What a track does not vary over stays at size 1, so that a label
+costs memory by the channel and not by the pixel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+
+from torchslim.graph import Op, Value
+from torchslim.labels import Labels, LabelSpace, spread, squeeze_equal
+from torchslim.rules.row import Row
+
+
+def view(space: LabelSpace, op: Op) -> None:
+    """Reshapes of any kind: the result's own shape says how."""
+    x = op.args[0]
+    space.set(op.output, [reshape_track(track, x.shape, op.output.shape) for track in space.tracks(x)])
+
+
+def reshape_track(track: Labels, old: Sequence[int], new: Sequence[int]) -> Labels:
+    """A track of a tensor of shape `old` after `tensor.reshape(new)`.
+
+    The dimensions are matched in blocks of equal size; only blocks along which the labels vary are written out.
+    """
+    middle: list[int] = []
+    written: list[int] = []
+    final: list[int] = []
+    for old_dims, new_dims in _blocks(old, new):
+        varies = any(track.shape[dim] > 1 for dim in old_dims)
+        if varies:
+            track = spread(track, old, old_dims)
+            final += [new[dim] for dim in new_dims]
+            written += new_dims
+        else:
+            final += [1] * len(new_dims)
+        middle += old_dims
+    return squeeze_equal(track.reshape(final), written)
+
+
+def _blocks(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
+    """The smallest runs of dimensions of two shapes that hold equally many elements."""
+    i = j = 0
+    while i < len(old) or j < len(new):
+        left, right = [], []
+        if i < len(old):
+            left.append(i)
+            i += 1
+        if j < len(new):
+            right.append(j)
+            j += 1
+        while prod(old[d] for d in left) != prod(new[d] for d in right):
+            if prod(old[d] for d in left) < prod(new[d] for d in right):
+                left.append(i)
+                i += 1
+            else:
+                right.append(j)
+                j += 1
+        yield left, right
+
+
+def moved(function: Callable[..., Labels]) -> Callable[[LabelSpace, Op], None]:
+    """A row that runs `function(track, *arguments)` on each track; for operations that only reorder dimensions."""
+
+    def labels(space: LabelSpace, op: Op) -> None:
+        space.set(op.output, [function(track, *op.args[1:]) for track in space.tracks(op.args[0])])
+
+    return labels
+
+
+def _unsqueeze(track: Labels, dim: int) -> Labels:
+    return np.expand_dims(track, dim)
+
+
+def _transpose(track: Labels, a: int = 0, b: int = 1) -> Labels:
+    return np.swapaxes(track, a, b) if track.ndim > 1 else track
+
+
+def squeeze(space: LabelSpace, op: Op) -> None:
+    """squeeze() of all, one or several dimensions of size 1."""
+    x = op.args[0]
+    dims = op.args[1] if len(op.args) > 1 else range(len(x.shape))
+    dims = [dims] if isinstance(dims, int) else dims
+    gone = tuple(dim % len(x.shape) for dim in dims if x.shape[dim] == 1)
+    space.set(op.output, [np.squeeze(track, axis=gone) for track in space.tracks(x)])
+
+
+def expand(space: LabelSpace, op: Op) -> None:
+    """expand: new dimensions come in front; what is repeated is not cut."""
+    ndim = len(op.output.shape)
+    space.set(op.output, [t.reshape((1,) * (ndim - t.ndim) + t.shape) for t in space.tracks(op.args[0])])
+
+
+def repeat(space: LabelSpace, op: Op) -> None:
+    """repeat: tiles, along dimensions with labels and without."""
+    x, times = op.args[:2]
+    tracks = []
+    for track in space.tracks(x):
+        track = track.reshape((1,) * (len(times) - track.ndim) + track.shape)
+        tracks.append(np.tile(track, [n if size > 1 else 1 for n, size in zip(times, track.shape, strict=True)]))
+    space.set(op.output, tracks)
+
+
+def slices(space: LabelSpace, op: Op) -> None:
+    """aten.slice(x, dim, start, end, step)."""
+    x = op.args[0]
+    dim, start, end, step = (op.argument(place, name, default) for place, name, default in (
+        (1, "dim", 0), (2, "start", None), (3, "end", None), (4, "step", 1)))
+    tracks = []
+    for track in space.tracks(x):
+        if track.shape[dim] > 1:
+            cut = [slice(None)] * track.ndim
+            cut[dim] = slice(start, None if end is None or end > x.shape[dim] else end, step)
+            part = track[tuple(cut)]
+            if part.shape[dim] == 1 < track.shape[dim]:
+                _by_position(space, track, dim, op)
+            track = part
+        tracks.append(track)
+    space.set(op.output, tracks)
+
+
+def select(space: LabelSpace, op: Op) -> None:
+    """aten.select(x, dim, index): one index; a channel picked by its number must keep it."""
+    x, dim, index = op.args[:3]
+    tracks = []
+    for track in space.tracks(x):
+        if track.shape[dim] > 1:
+            _by_position(space, track, dim, op)
+            tracks.append(track.take(index, axis=dim))
+        else:
+            tracks.append(np.squeeze(track, axis=dim))
+    space.set(op.output, tracks)
+
+
+def _by_position(space: LabelSpace, track: Labels, dim: int, op: Op) -> None:
+    """Freeze labels that vary along the dimension from which one index is picked alone."""
+    if track.size == track.shape[dim]:
+        space.freeze(track, f"picked by position in {op.where}")
+
+
+def split(space: LabelSpace, op: Op) -> None:
+    """aten.split(x, size, dim), split_with_sizes(x, sizes, dim), chunk: equal parts lose equally many."""
+    x = op.args[0]
+    dim = op.argument(2, "dim", 0)
+    _parts(space, op, x, dim, [out.shape[dim] for out in op.outputs if out is not None])
+
+
+def _parts(space: LabelSpace, op: Op, x: Value, dim: int, sizes: list[int]) -> None:
+    ends = np.cumsum(sizes)
+    results: list[list[Labels]] = [[] for _ in sizes]
+    for track in space.tracks(x):
+        if track.shape[dim] == 1:
+            parts = [track] * len(sizes)
+        else:
+            parts = np.split(track, ends[:-1], axis=dim)
+            if track.size == track.shape[dim] and len(sizes) > 1:
+                if len(set(sizes)) == 1 and sizes[0] > 1:
+                    space.equal_groups(track.reshape(len(sizes), -1))
+                elif op.name != "aten.split_with_sizes":
+                    space.freeze(track, f"split into unequal parts in {op.where}")
+        for result, part in zip(results, parts, strict=True):
+            if part.size == 1 < track.size:
+                space.freeze(part, f"a part of one channel in {op.where}")
+            result.append(part)
+    for out, tracks in zip(op.outputs, results, strict=True):
+        if out is not None:
+            space.set(out, tracks)
+
+
+def unbind(space: LabelSpace, op: Op) -> None:
+    """aten.unbind(x, dim): every index of a dimension by itself."""
+    x, dim = op.args[0], op.argument(1, "dim", 0)
+    for track in space.tracks(x):
+        if track.shape[dim] > 1:
+            _by_position(space, track, dim, op)
+    for place, out in enumerate(op.outputs):
+        if out is not None:
+            space.set(out, [t.take(place if t.shape[dim] > 1 else 0, axis=dim) for t in space.tracks(x)])
+
+
+def cat(space: LabelSpace, op: Op) -> None:
+    """aten.cat(tensors, dim): along the dimension labels follow each other; along others they become one."""
+    values = [value for value in op.args[0] if value.shape != (0,)]
+    ndim = len(op.output.shape)
+    dim = op.argument(1, "dim", 0) % ndim
+    _join(space, op, values, dim, [space.tracks(value) for value in values])
+
+
+def stack(space: LabelSpace, op: Op) -> None:
+    """aten.stack(tensors, dim): rows of a new dimension; each keeps labels of its own."""
+    values = list(op.args[0])
+    dim = op.argument(1, "dim", 0) % len(op.output.shape)
+    tracks = [tuple(np.expand_dims(t, dim) for t in space.tracks(value)) for value in values]
+    if len(values) > 1 and all(len(t) == 1 and t[0].shape == tracks[0][0].shape for t in tracks):
+        space.set(op.output, [np.concatenate([t[0] for t in tracks], axis=dim)])
+        return
+    _one(space, op, [Value(-1, (*v.shape[:dim], 1, *v.shape[dim:]), v.dtype, v.source) for v in values], tracks)
+
+
+def _join(space: LabelSpace, op: Op, values: list[Value], dim: int, tracks: list[tuple[Labels, ...]]) -> None:
+    own = [[t for t in ts if t.shape[dim] > 1] for ts in tracks]
+    rest = [tuple(t for t in ts if t.shape[dim] == 1) for ts in tracks]
+    if not any(own):
+        _one(space, op, values, rest)
+        return
+    others = {d for ts in own for t in ts for d in range(t.ndim) if d != dim and t.shape[d] > 1}
+    parts = []
+    for value, ts in zip(values, own, strict=True):
+        if not ts:
+            labels = space.fresh(value.shape[dim]).reshape([value.shape[dim] if d == dim else 1 for d in
+                                                            range(len(value.shape))])
+            space.freeze(labels, f"joined as a whole in {op.where}")
+            ts = [labels]
+        for extra in ts[1:]:
+            space.union(ts[0], extra)
+        parts.append(spread(ts[0], value.shape, others))
+    joined = np.concatenate(parts, axis=dim)
+    if sum(bool(ts) for ts in own) > 1 or len(values) > 1:
+        space.joined.append(joined)
+    for ts in rest:
+        for track in ts:
+            space.freeze(track, f"joined along another dimension in {op.where}")
+    space.set(op.output, [joined])
+
+
+def _one(space: LabelSpace, op: Op, values: list[Value], tracks: list[tuple[Labels, ...]]) -> None:
+    """Tensors laid beside each other along a dimension without labels: they are cut alike."""
+    merged: list[Labels] = []
+    for ts in tracks:
+        for track in ts:
+            twin = next((m for m in merged if m.shape == track.shape), None)
+            if twin is None:
+                merged.append(track)
+            else:
+                space.union(twin, track)
+    for track in merged:
+        if any(not any(t.shape == track.shape for t in ts) for ts in tracks):
+            space.freeze(track, f"joined to a tensor that can't be cut in {op.where}")
+    space.set(op.output, merged)
+
+
+def generic(*positions: int) -> Callable[[LabelSpace, Op], None]:
+    """A row that runs the very operation on each track, written out along the dimensions named by its arguments.
+
+    `positions` are the places of the arguments that name dimensions; without them every dimension is written out.
+    """
+
+    def labels(space: LabelSpace, op: Op) -> None:
+        x = op.args[0]
+        named: set[int] = set()
+        for position in positions:
+            dims = op.args[position] if position < len(op.args) else ()
+            named |= {dim % len(x.shape) for dim in ([dims] if isinstance(dims, int) else dims)}
+        for_all = not positions or not named
+        tracks = []
+        for track in space.tracks(x):
+            dims = range(track.ndim) if for_all else named
+            if all(track.shape[dim] == 1 for dim in dims):
+                tracks.append(track)
+                continue
+            full = torch.from_numpy(np.ascontiguousarray(spread(track, x.shape, dims)))
+            result: Any = op.overload(full, *op.args[1:], **op.kwargs)
+            tracks.append(squeeze_equal(result.numpy()))
+        space.set(op.output, tracks)
+
+    return labels
+
+
+def index(space: LabelSpace, op: Op) -> None:
+    """aten.index(x, indices): positions of remembered numbers; dimensions that are not indexed pass."""
+    x, indices = op.args[:2]
+    for value in indices:
+        if value is not None:
+            space.freeze_value(value, f"positions in {op.where}")
+    used = [dim for dim, value in enumerate(indices) if value is not None]
+    together = used == list(range(used[0], used[-1] + 1)) if used else True
+    tracks = []
+    for track in space.tracks(x):
+        if any(track.shape[dim] > 1 for dim in used) or not together or not used:
+            space.freeze(track, f"picked by position in {op.where}")
+            continue
+        width = len(op.output.shape) - (track.ndim - len(used))
+        shape = [*track.shape[: used[0]], *(1,) * width, *track.shape[used[-1] + 1:]]
+        tracks.append(track.reshape(shape))
+    space.set(op.output, tracks)
+
+
+def index_select(space: LabelSpace, op: Op) -> None:
+    """aten.index_select(x, dim, index) and gather: channels picked by remembered numbers stay."""
+    x, dim, positions = op.args[:3]
+    space.freeze_value(positions, f"positions in {op.where}")
+    tracks = []
+    for track in space.tracks(x):
+        if track.shape[dim] > 1:
+            space.freeze(track, f"picked by position in {op.where}")
+        else:
+            tracks.append(track)
+    space.set(op.output, tracks)
+
+
+def write_at(space: LabelSpace, op: Op) -> None:
+    """index_put and scatter: written by position, so that everything involved stays."""
+    for value in op.inputs:
+        space.freeze_value(value, f"written by position in {op.where}")
+
+
+_ROWS: dict[tuple[str, ...], Callable[[LabelSpace, Op], None]] = {
+    ("view", "_unsafe_view", "reshape", "_reshape_alias", "flatten", "unflatten"): view,
+    ("permute",): moved(np.transpose),
+    ("transpose", "transpose_", "swapaxes"): moved(_transpose),
+    ("t", "t_", "numpy_T"): moved(_transpose),
+    ("unsqueeze", "unsqueeze_"): moved(_unsqueeze),
+    ("squeeze", "squeeze_"): squeeze,
+    ("expand",): expand,
+    ("repeat",): repeat,
+    ("slice",): slices,
+    ("select",): select,
+    ("split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_chunk", "split_copy"): split,
+    ("unbind",): unbind,
+    ("cat", "concat"): cat,
+    ("stack",): stack,
+    ("flip",): generic(1),
+    ("roll",): generic(2),
+    ("unfold",): generic(),
+    ("index", "_unsafe_index"): index,
+    ("index_select", "gather"): index_select,
+    ("index_put", "index_put_", "_unsafe_index_put", "scatter", "scatter_", "index_add", "index_copy"): write_at,
+}
+
+ROWS = {f"aten.{name}": Row(function) for names, function in _ROWS.items() for name in names}

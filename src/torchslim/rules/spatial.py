@@ -1,0 +1,147 @@
+"""Pooling, resizing, padding, region pooling: what works on the space of each channel by itself, so labels pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from torchslim.graph import Op, Value
+from torchslim.labels import Labels, LabelSpace, squeeze_equal
+from torchslim.rules.row import Row
+
+
+def spatial(ndim: int) -> Row:
+    """An operation on the last `ndim` dimensions, whose sizes change; labels of the dimensions before pass."""
+
+    def labels(space: LabelSpace, op: Op) -> None:
+        x = next(op.inputs)
+        for out in op.outputs:
+            if out is not None:
+                space.set(out, _unchanged_over(space, x, ndim, op))
+
+    return Row(labels)
+
+
+def _unchanged_over(space: LabelSpace, x: Value, ndim: int, op: Op) -> list[Labels]:
+    kept = []
+    for track in space.tracks(x):
+        last = tuple(range(track.ndim - ndim, track.ndim))
+        if all(track.shape[dim] == 1 for dim in last):
+            kept.append(track)
+        elif all(size == 1 for size in track.shape[: track.ndim - ndim]):
+            space.freeze(track, f"resized over in {op.where}")
+        else:  # labels change over space and channels: those of one channel become one
+            first = track[(..., *(slice(0, 1) for _ in last))]
+            space.union(track, first)
+            kept.append(first)
+    return kept
+
+
+def pad(space: LabelSpace, op: Op) -> None:
+    """aten.constant_pad_nd(x, pad, value): padded channels are constants that stay."""
+    x, padding = op.args[:2]
+    tracks = []
+    for track in space.tracks(x):
+        for pair in range(len(padding) // 2):
+            dim = track.ndim - 1 - pair
+            before, after = padding[2 * pair], padding[2 * pair + 1]
+            if track.shape[dim] > 1 and (before or after):
+                if before < 0 or after < 0:
+                    space.freeze(track, f"cropped by position in {op.where}")
+                    return
+                track = _pad_dim(space, track, dim, before, after, op)
+        tracks.append(track)
+    space.set(op.output, tracks)
+
+
+def _pad_dim(space: LabelSpace, track: Labels, dim: int, before: int, after: int, op: Op) -> Labels:
+    parts = [track]
+    for size, place in ((before, 0), (after, len(parts))):
+        if size:
+            labels = space.fresh(size).reshape([size if d == dim else 1 for d in range(track.ndim)])
+            space.freeze(labels, f"padded channels in {op.where}")
+            full = [size if d == dim else s for d, s in enumerate(track.shape)]
+            parts.insert(place, np.broadcast_to(labels, full)) if place == 0 else parts.append(
+                np.broadcast_to(labels, full))
+    return np.concatenate(parts, axis=dim)
+
+
+def grid_sample(space: LabelSpace, op: Op) -> None:
+    """aten.grid_sampler_2d(x, grid, ...): the grid's coordinates stay, the sampled channels pass."""
+    x, grid = op.args[:2]
+    space.freeze_value(grid, f"coordinates in {op.where}")
+    space.set(op.output, _unchanged_over(space, x, len(x.shape) - 2, op))
+
+
+def region_pool(space: LabelSpace, op: Op) -> None:
+    """torchvision.roi_align(x, boxes, ...) and its kin: (K, C, h, w) out of (N, C, H, W)."""
+    x, boxes = op.args[:2]
+    space.freeze_value(boxes, f"coordinates in {op.where}")
+    tracks = [t for t in _unchanged_over(space, x, 2, op) if t.shape[0] == 1]
+    space.set(op.output, tracks)
+
+
+def pixel_shuffle(space: LabelSpace, op: Op) -> None:
+    """aten.pixel_shuffle(x, r): (C r r, H, W) -> (C, H r, W r); the r r channels of one result are one."""
+    x, factor = op.args[:2]
+    tracks = []
+    for track in _unchanged_over(space, x, 2, op):
+        if track.shape[-3] == 1:
+            tracks.append(track)
+            continue
+        blocks = np.moveaxis(track, -3, -1)
+        blocks = blocks.reshape(*blocks.shape[:-1], -1, factor * factor)
+        space.union(blocks, blocks[..., :1])
+        tracks.append(np.moveaxis(blocks[..., 0], -1, -3))
+    space.set(op.output, tracks)
+
+
+def pixel_unshuffle(space: LabelSpace, op: Op) -> None:
+    """aten.pixel_unshuffle(x, r): (C, H r, W r) -> (C r r, H, W)."""
+    x, factor = op.args[:2]
+    space.set(op.output, [np.repeat(t, factor * factor, axis=-3) if t.shape[-3] > 1 else t
+                          for t in _unchanged_over(space, x, 2, op)])
+
+
+def shuffle_channels(space: LabelSpace, op: Op) -> None:
+    """aten.channel_shuffle(x, groups)."""
+    x, groups = op.args[:2]
+    tracks = []
+    for track in space.tracks(x):
+        if track.shape[1] > 1:
+            folded = track.reshape(track.shape[0], groups, -1, *track.shape[2:])
+            if squeeze_equal(track).ndim and track.size == track.shape[1]:
+                space.equal_groups(folded.reshape(groups, -1))
+            track = np.swapaxes(folded, 1, 2).reshape(track.shape)
+        tracks.append(track)
+    space.set(op.output, tracks)
+
+
+_BY_NDIM: dict[int, tuple[str, ...]] = {
+    1: ("avg_pool1d", "max_pool1d_with_indices", "adaptive_avg_pool1d", "upsample_nearest1d", "upsample_linear1d",
+        "_upsample_nearest_exact1d", "reflection_pad1d", "replication_pad1d", "_adaptive_avg_pool1d"),
+    2: ("avg_pool2d", "max_pool2d_with_indices", "_adaptive_avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d",
+        "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d", "_upsample_nearest_exact2d",
+        "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "reflection_pad2d", "replication_pad2d", "im2col_",
+        "fractional_max_pool2d", "mkldnn_max_pool2d", "max_pool2d"),
+    3: ("avg_pool3d", "max_pool3d_with_indices", "_adaptive_avg_pool3d", "adaptive_avg_pool3d", "adaptive_max_pool3d",
+        "upsample_nearest3d", "upsample_trilinear3d", "_upsample_nearest_exact3d", "reflection_pad3d",
+        "replication_pad3d"),
+}
+_OTHERS: dict[str, Callable[[LabelSpace, Op], None]] = {
+    "aten.constant_pad_nd": pad,
+    "aten.grid_sampler_2d": grid_sample,
+    "aten.grid_sampler_3d": grid_sample,
+    "aten.pixel_shuffle": pixel_shuffle,
+    "aten.pixel_unshuffle": pixel_unshuffle,
+    "aten.channel_shuffle": shuffle_channels,
+    "aten.native_channel_shuffle": shuffle_channels,
+    "torchvision.roi_align": region_pool,
+    "torchvision.roi_pool": region_pool,
+}
+
+ROWS = {
+    **{f"aten.{name}": spatial(ndim) for ndim, names in _BY_NDIM.items() for name in names},
+    **{name: Row(labels) for name, labels in _OTHERS.items()},
+}

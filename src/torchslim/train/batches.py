@@ -1,0 +1,99 @@
+"""Batches from what holds the data: a dataset of items, or batches that come ready."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+
+from torchslim.calling import map_tensors
+from torchslim.errors import RequestError, TorchslimError, TrainingError
+from torchslim.train.seeding import EpochOrder, SeededItems
+
+
+class TrainingBatches:
+    """The batches of each epoch for one process of several.
+
+    Attributes:
+        steps: batches in an epoch; None when the data can't tell.
+    """
+
+    def __init__(self, data: Any, batch_size: int, seed: int, rank: int = 0, world: int = 1,
+                 workers: int = 0) -> None:
+        self._rank, self._world = rank, world
+        self._order: EpochOrder | None = None
+        self._batches: Iterable[Any] = data
+        if is_dataset(data):
+            if len(data) == 0:
+                raise TrainingError("fit: the dataset is empty; give it items")
+            self._order = EpochOrder(len(data), seed, rank, world)
+            # A last batch of one item has no variance for a batch norm to divide by.
+            lonely = len(self._order) > batch_size > 1 and len(self._order) % batch_size == 1
+            # With a generator of its own the loader draws nothing from the caller's.
+            self._batches = DataLoader(SeededItems(data, seed), batch_size, sampler=self._order,
+                                       drop_last=lonely, num_workers=workers, generator=torch.Generator())
+        elif not isinstance(data, Iterable):
+            raise RequestError(f"fit: data is {type(data).__name__}, wanted a dataset or batches "
+                               "(inputs, targets)")
+        length = len(self._batches) if hasattr(self._batches, "__len__") else None
+        self.steps = length if length is None or self._order is not None else length // world
+
+    def epoch(self, epoch: int, device: torch.device) -> Iterator[tuple[Any, Any]]:
+        """Pairs `(inputs, targets)` on the device."""
+        if self._order is None:
+            return _moved(_every(self._batches, self._rank, self._world), device)
+        self._order.epoch = epoch
+        return _moved(self._batches, device)
+
+
+def batches_of(data: Any, batch_size: int, device: torch.device, rank: int = 0,
+                    world: int = 1) -> Iterator[tuple[Any, Any]]:
+    """Pairs `(inputs, targets)` on the device: one process's share of all that there is, in order."""
+    if is_dataset(data):
+        return _moved(DataLoader(Subset(data, range(rank, len(data), world)), batch_size), device)
+    if not isinstance(data, Iterable):
+        raise RequestError(f"evaluate: data is {type(data).__name__}, wanted a dataset or batches "
+                           "(inputs, targets)")
+    return _moved(_every(data, rank, world, rest=True), device)
+
+
+def is_dataset(data: Any) -> bool:
+    """Whether `data` gives items by number; what is iterated over (lists, loaders) gives batches."""
+    if isinstance(data, Dataset):
+        return not isinstance(data, IterableDataset)
+    return hasattr(data, "__getitem__") and hasattr(data, "__len__") and not hasattr(data, "__iter__")
+
+
+def _every(batches: Iterable[Any], rank: int, world: int, rest: bool = False) -> Iterator[Any]:
+    """One process's turn of every round of batches; the unfinished last round only on demand.
+
+    In training a process without a batch would leave the others waiting for its gradients.
+    """
+    turn: list[Any] = []
+    for batch in batches:
+        turn.append(batch)
+        if len(turn) == world:
+            yield turn[rank]
+            turn = []
+    if rest and len(turn) > rank:
+        yield turn[rank]
+
+
+def _moved(batches: Iterable[Any], device: torch.device) -> Iterator[tuple[Any, Any]]:
+    iterator = iter(batches)
+    while True:
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        except TorchslimError as error:  # a worker sends its traceback, whose last line is the message
+            lines = str(error).strip().splitlines()
+            if len(lines) < 2:
+                raise
+            raise type(error)(lines[-1].partition(": ")[2] or lines[-1]) from error
+        if not isinstance(batch, tuple | list) or len(batch) != 2:
+            raise RequestError(f"data: a batch is {type(batch).__name__}, wanted a pair (inputs, targets)")
+        inputs, targets = map_tensors(lambda tensor: tensor.to(device), tuple(batch))
+        yield inputs, targets

@@ -1,0 +1,153 @@
+"""Labelled pictures from what names them: `digits`, a folder, a torchvision dataset on disk, or a factory.
+
+Augmentation draws from torch's global generator alone. `fit` seeds that generator for every item from the
+seed, the epoch and the item's index, so the same item looks the same in an interrupted run, and with any
+number of workers.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from functools import reduce
+from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from torchslim.errors import MissingExtra, RequestError, TorchslimError
+from torchslim.train.dataset import HELD_OUT, Data, Item, classes_of, stratified
+from torchslim.train.pictures import folder, torchvision
+from torchslim.wording import first_line
+
+FORMS = "digits, folder:PATH, torchvision:NAME@ROOT, package.module:factory or file.py:factory"
+Transform = Callable[[Any], Tensor]
+
+
+def load_data(spec: str, *, size: int | None = None, seed: int = 0, held_out: float = HELD_OUT) -> Data:
+    """The data that a specification names. Nothing is downloaded.
+
+    Args:
+        spec: `digits` (scikit-learn's 1,797), `folder:PATH` (a folder per class, or `train/` and `val/` or
+            `test/` with a folder per class each), `torchvision:NAME@ROOT` (on disk already), or
+            `package.module:factory` or `file.py:factory`, a function that returns two datasets of
+            `(tensor, class index)`, to train on and to test on; its parameters `size` and `seed` are filled
+            in where it has them.
+        size: height and width in pixels: 32 for digits, 224 for a folder, the pictures' own for small ones.
+        seed: chooses what is held out.
+        held_out: share of each class that is held out where the data itself makes no difference.
+
+    Raises:
+        RequestError: an unknown form, a missing folder or file, a class without pictures, fewer than two
+            classes, a picture that can't be read.
+        MissingExtra: digits without scikit-learn.
+    """
+    if size is not None and size < 8:
+        raise RequestError(f"{spec}: size {size} found, at least 8 pixels wanted; try 32")
+    if not 0 < held_out < 1:
+        raise RequestError(f"{spec}: held_out {held_out} found, a share between 0 and 1 wanted; "
+                           f"try {HELD_OUT}")
+    kind, _, rest = spec.partition(":")
+    if spec == "digits":
+        return _digits(size or 32, seed, held_out)
+    if kind == "folder" and rest:
+        return folder(spec, Path(rest).expanduser(), size or 224, seed, held_out)
+    if kind == "torchvision" and rest:
+        return torchvision(spec, rest, size)
+    if ":" in spec and spec.rpartition(":")[2].isidentifier():
+        return _factory(spec, size, seed)
+    raise RequestError(f"{spec}: names no data; give {FORMS}")
+
+
+# --- digits -------------------------------------------------------------------------------------------------
+
+_INK, _SPREAD = 0.3053, 0.3764  # mean and standard deviation of the digits' grey values, 0 to 1
+
+
+class _Tensors(Dataset[Item]):
+    """Pictures in memory."""
+
+    def __init__(self, pictures: Tensor, targets: list[int], transform: Transform | None) -> None:
+        self.pictures, self.targets, self.transform = pictures, targets, transform
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> Item:
+        picture = self.pictures[index]
+        return (picture if self.transform is None else self.transform(picture)), self.targets[index]
+
+
+def _digits(size: int, seed: int, held_out: float) -> Data:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise MissingExtra("scikit-learn", "digits", "the data digits") from error
+    from torchvision.transforms import InterpolationMode, v2
+
+    bunch = load_digits()
+    grey = torch.tensor(bunch.images, dtype=torch.float32)[:, None] / 16
+    grey = torch.nn.functional.interpolate(grey, size=(size, size), mode="bilinear", align_corners=False)
+    pictures = ((grey - _INK) / _SPREAD).repeat(1, 3, 1, 1)
+    targets = [int(target) for target in bunch.target]
+    augment = v2.RandomAffine(degrees=10, translate=(0.1, 0.1), scale=(0.9, 1.1),
+                              interpolation=InterpolationMode.BILINEAR, fill=-_INK / _SPREAD)
+    train, test = stratified(targets, held_out, seed)
+    return Data("digits",
+                _Tensors(pictures[train], [targets[i] for i in train], augment),
+                _Tensors(pictures[test], [targets[i] for i in test], None),
+                tuple(str(name) for name in bunch.target_names), (3, size, size), (_INK,) * 3, (_SPREAD,) * 3)
+
+
+# --- factories ----------------------------------------------------------------------------------------------
+
+def _factory(spec: str, size: int | None, seed: int) -> Data:
+    try:
+        factory = _imported(spec)
+        parameters = inspect.signature(factory).parameters
+        offered = {"size": size, "seed": seed}
+        made = factory(**{key: value for key, value in offered.items()
+                          if key in parameters and value is not None})
+    except TorchslimError:
+        raise
+    except Exception as error:
+        raise RequestError(f"{spec}: failed with {first_line(error)}") from error
+    if isinstance(made, Data):
+        return made
+    if not (isinstance(made, tuple) and len(made) == 2 and all(hasattr(d, "__getitem__") for d in made)):
+        raise RequestError(f"{spec}: returned {type(made).__name__}, wanted two datasets, "
+                           "to train on and to test on")
+    train, test = made
+    for part, dataset in (("train", train), ("test", test)):
+        if len(dataset) == 0:
+            raise RequestError(f"{spec}: the dataset to {part} on is empty; give it items")
+    first = train[0]
+    if not (isinstance(first, tuple | list) and len(first) == 2 and isinstance(first[0], Tensor)):
+        raise RequestError(f"{spec}: an item is {type(first).__name__}, wanted a pair (tensor, class index)")
+    return Data(spec, train, test, classes_of(spec, train, test), tuple(first[0].shape))
+
+
+def _imported(spec: str) -> Callable[..., Any]:
+    place, _, attribute = spec.rpartition(":")
+    path = Path(place)
+    folder = str((path.parent if place.endswith(".py") else Path.cwd()).resolve())
+    sys.path.insert(0, folder)  # the factory's own imports, as `python` itself would find them
+    try:
+        if not place.endswith(".py"):
+            return reduce(getattr, attribute.split("."), import_module(place))  # type: ignore[return-value]
+        if not path.is_file():
+            raise RequestError(f"{spec}: there is no file {place}; give {FORMS}")
+        found = spec_from_file_location(f"_torchslim_data_{path.stem}", path)
+        assert found is not None
+        assert found.loader is not None
+        module = module_from_spec(found)
+        sys.modules[found.name] = module  # workers and dataclasses look their module up
+        found.loader.exec_module(module)
+        return reduce(getattr, attribute.split("."), module)  # type: ignore[return-value]
+    finally:
+        sys.path.remove(folder)

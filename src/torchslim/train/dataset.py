@@ -1,0 +1,81 @@
+"""A set of labelled pictures, and how one is divided: what every form of data comes down to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from torchslim.errors import RequestError
+
+HELD_OUT = 0.2
+
+Item = tuple[Tensor, int]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Pictures to train on and pictures held out.
+
+    Attributes:
+        name: the specification it came from.
+        train: items `(input, class index)`, augmented.
+        test: held-out items, as they are.
+        classes: the names of the classes.
+        shape: channels, height and width of an input.
+        mean: what was taken off each channel, to show the pictures again; empty where it is not known.
+        std: what each channel was divided by.
+    """
+
+    name: str
+    train: Dataset[Item]
+    test: Dataset[Item]
+    classes: tuple[str, ...]
+    shape: tuple[int, ...]
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+
+def stratified(targets: Sequence[int], share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Indices to train on and indices held out, each class in the same share, drawn by the seed alone.
+
+    A class of two or more keeps at least one item on each side; a class of one is trained on.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.as_tensor(targets)
+    train: list[int] = []
+    test: list[int] = []
+    for label in sorted(set(labels.tolist())):
+        members = (labels == label).nonzero().flatten()
+        members = members[torch.randperm(len(members), generator=generator)].tolist()
+        out = 0 if len(members) < 2 else min(max(round(share * len(members)), 1), len(members) - 1)
+        test += members[:out]
+        train += members[out:]
+    return sorted(train), sorted(test)
+
+
+def classes_of(spec: str, *datasets: Any) -> tuple[str, ...]:
+    """The datasets' own names of the classes, or their numbers."""
+    named = getattr(datasets[0], "classes", None)
+    if named is not None:
+        names = tuple(str(name) for name in named)
+    else:
+        top = max(int(target) for dataset in datasets for target in _targets(dataset))
+        names = tuple(str(target) for target in range(top + 1))
+    if len(names) < 2:
+        raise RequestError(f"{spec}: {len(names)} class found, at least 2 wanted")
+    return names
+
+
+def _targets(dataset: Any) -> Sequence[Any]:
+    for name in ("targets", "labels", "_labels"):
+        found = getattr(dataset, name, None)
+        if found is not None:
+            return found  # type: ignore[no-any-return]
+    if hasattr(dataset, "tensors"):
+        return dataset.tensors[-1]  # type: ignore[no-any-return]
+    return [dataset[index][1] for index in range(len(dataset))]

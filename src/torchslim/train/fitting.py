@@ -1,0 +1,255 @@
+"""The training loop: small, on Hugging Face Accelerate, and resumable to the last bit.
+
+An epoch is a function of the state before it, the seed and its number. So the state after each epoch is all
+that an interrupted training needs.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchslim.calling import arguments
+from torchslim.errors import MissingExtra, TrainingError
+from torchslim.latency import evaluating
+from torchslim.train.batches import TrainingBatches
+from torchslim.train.checkpoint import Standing, load_standing, save_standing
+from torchslim.train.dataset import Data
+from torchslim.train.objective import Loss, cross_entropy, distillation
+from torchslim.train.recipe import Recipe
+from torchslim.train.scoring import count
+from torchslim.train.seeding import mix, seeded
+from torchslim.train.sparsity import Slimming
+
+
+@dataclass(frozen=True)
+class History:
+    """What a training did: each epoch's mean loss and, where measured, its held-out accuracy (0 to 1)."""
+
+    loss: tuple[float, ...] = ()
+    accuracy: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training is: sent after every step, and once more at the end of an epoch.
+
+    Attributes:
+        epoch: the epoch, from 1.
+        epochs: how many there will be.
+        step: steps done in this epoch.
+        steps: steps of this epoch; None when the data can't tell.
+        loss: mean loss of the epoch so far.
+        accuracy: held-out accuracy; None before the end of the epoch, and where nothing is held out.
+        finished: whether the epoch is over, and stored where there is a checkpoint.
+    """
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int | None
+    loss: float
+    accuracy: float | None = None
+    finished: bool = False
+
+
+def fit(model: nn.Module, data: Any, *, epochs: int = 10, lr: float = 0.05, batch_size: int = 64,
+        weight_decay: float = 5e-4, optimizer: str = "sgd", warmup: float = 0.2, label_smoothing: float = 0.0,
+        loss: Loss | None = None, sparsity: float | Slimming = 0.0, teacher: nn.Module | None = None,
+        temperature: float = 4.0, alpha: float = 0.5, seed: int = 0, held_out: Any = None,
+        checkpoint: str | Path | None = None, progress: Callable[[Progress], None] | None = None,
+        workers: int = 0) -> History:
+    """Train a model in place; its modes and its device are as before when this returns.
+
+    Args:
+        model: the model.
+        data: a dataset of `(inputs, target)`, a `Data`, or anything that gives batches `(inputs, targets)`
+            each time it is iterated over (a list, a `DataLoader`).
+        epochs: passes over the data.
+        lr: the highest learning rate; it rises to this over `warmup`, a share of the epochs, and falls to 0.
+        batch_size: of a dataset, per process; batches that come ready are taken as they are.
+        weight_decay: for all but biases and scales.
+        optimizer: "sgd" (momentum 0.9, Nesterov) or "adamw".
+        warmup: see `lr`.
+        label_smoothing: of the cross entropy.
+        loss: `(outputs, targets)` to a scalar, in place of the cross entropy.
+        sparsity: weight of an L1 penalty on all scales of batch norms, or a `Slimming` of this model.
+        teacher: a model whose answers to the same inputs are learnt from, with the share `alpha` of the loss.
+        temperature: softens the teacher's answers.
+        alpha: see `teacher`.
+        seed: of the order, the augmentation and dropout; the caller's generators are left as they were.
+        held_out: a dataset or batches to measure the accuracy on after each epoch; a `Data` brings its own.
+        checkpoint: a file that holds the state after the last finished epoch. If it is there, training goes
+            on from it and ends with the same weights, to the bit, as one that was never interrupted.
+        progress: called after every step.
+        workers: processes that load items; the result does not depend on it.
+
+    Returns:
+        Losses and accuracies of all epochs, those before an interruption included.
+
+    Raises:
+        TrainingError: a loss that is not finite, or no data.
+        RequestError: an argument that makes no sense.
+        CheckpointError: the checkpoint is damaged or belongs to another training.
+        MissingExtra: Accelerate is not installed.
+    """
+    if isinstance(sparsity, Slimming):
+        press: Slimming | None = sparsity
+    else:
+        press = Slimming(model, weight=sparsity) if sparsity else None
+    recipe = Recipe(epochs, lr, batch_size, weight_decay, optimizer, warmup, label_smoothing,
+                    press.weight if press else 0.0, temperature, alpha, seed)
+    if isinstance(data, Data):
+        data, held_out = data.train, data.test if held_out is None else held_out
+    accelerator = _accelerator()
+    rank, world = accelerator.process_index, accelerator.num_processes
+    batches = TrainingBatches(data, batch_size, seed, rank, world, workers)
+    objective = loss or cross_entropy(label_smoothing)
+    with _placed(model, accelerator.device), _placed(teacher, accelerator.device):
+        job = _Job(model, recipe, batches, objective, press, teacher, held_out,
+                   None if checkpoint is None else Path(checkpoint), progress, accelerator)
+        return job.run()
+
+
+@dataclass
+class _Job:
+    """One call of `fit`."""
+
+    model: nn.Module
+    recipe: Recipe
+    batches: TrainingBatches
+    objective: Loss
+    press: Slimming | None
+    teacher: nn.Module | None
+    held_out: Any
+    checkpoint: Path | None
+    progress: Callable[[Progress], None] | None
+    accelerator: Any
+
+    def run(self) -> History:
+        optimizer = self.recipe.build_optimizer(self.model)
+        standing = Standing(0, (), ())
+        if self.checkpoint is not None and self.checkpoint.exists():
+            standing = load_standing(self.checkpoint, self.model, optimizer, self._identity())
+        wrapped, stepper = self.accelerator.prepare(self.model, optimizer)
+        try:
+            for epoch in range(standing.epochs, self.recipe.epochs):
+                loss = self._epoch(wrapped, stepper, epoch)
+                accuracy = self._accuracy()
+                standing = Standing(epoch + 1, (*standing.loss, loss),
+                                    standing.accuracy if accuracy is None else (*standing.accuracy, accuracy))
+                if self.checkpoint is not None and self.accelerator.is_main_process:
+                    save_standing(self.checkpoint, self.model, optimizer, standing, self._identity())
+                self.accelerator.wait_for_everyone()
+                self._tell(epoch, self.batches.steps or 0, loss, accuracy, finished=True)
+        finally:
+            optimizer.zero_grad(set_to_none=True)
+            self.accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # takes autocast off `forward`
+            vars(self.model).pop("_is_accelerate_prepared", None)
+        return History(standing.loss, standing.accuracy)
+
+    def _epoch(self, wrapped: nn.Module, stepper: Any, epoch: int) -> float:
+        """Train one epoch and return its mean loss over all processes."""
+        total, items, step = 0.0, 0, 0
+        device = self.accelerator.device
+        with seeded(mix(self.recipe.seed, epoch, self.accelerator.process_index)):
+            wrapped.train()
+            for step, (inputs, targets) in enumerate(self.batches.epoch(epoch, device), start=1):
+                for group in stepper.param_groups:
+                    group["lr"] = self.recipe.rate(self._done(epoch, step))
+                loss, value = self._loss(wrapped, inputs, targets, f"epoch {epoch + 1}, step {step}")
+                stepper.zero_grad()
+                self.accelerator.backward(loss)
+                stepper.step()
+                count = len(targets) if isinstance(targets, Tensor) and targets.ndim else 1
+                total, items = total + value * count, items + count
+                self._tell(epoch, step, total / items)
+        if not step:
+            raise TrainingError(f"epoch {epoch + 1}: the data gave no batch; give a dataset, a list of "
+                                "batches or a DataLoader (an iterator can be read once only)")
+        sums = torch.tensor([total, items], dtype=torch.float64).to(device)
+        total, items = self.accelerator.reduce(sums, "sum").tolist()
+        return float(total / items)
+
+    def _loss(self, wrapped: nn.Module, inputs: Any, targets: Any, where: str) -> tuple[Tensor, float]:
+        args, kwargs = arguments(inputs)
+        output = wrapped(*args, **kwargs)
+        loss = self.objective(output, targets)
+        if self.teacher is not None:
+            with torch.no_grad(), evaluating(self.teacher):
+                wanted = self.teacher(*args, **kwargs)
+            share = self.recipe.alpha
+            loss = (1 - share) * loss + share * distillation(output, wanted, self.recipe.temperature)
+        if self.press is not None:
+            loss = loss + self.press()
+        value = float(loss.detach())
+        if not math.isfinite(value):  # before the step, which would spoil the weights
+            raise TrainingError(f"{where}: the loss is {value}; try a lower learning rate than "
+                                f"lr={self.recipe.lr}, or look for bad values in the data")
+        return loss, value
+
+    def _done(self, epoch: int, step: int) -> float:
+        """Share of the training that is done amid a step, or amid the epoch if its steps can't be told."""
+        within = (step - 0.5) / self.batches.steps if self.batches.steps else 0.5
+        return (epoch + min(within, 1.0)) / self.recipe.epochs
+
+    def _accuracy(self) -> float | None:
+        if self.held_out is None:
+            return None
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        counts = torch.tensor(count(self.model, self.held_out, 256, rank, world), dtype=torch.float64)
+        right, total = self.accelerator.reduce(counts.to(self.accelerator.device), "sum").tolist()
+        if not total:
+            raise TrainingError("held_out: no data; give a dataset or batches that are not empty, or None")
+        return float(right / total)
+
+    def _tell(self, epoch: int, step: int, loss: float, accuracy: float | None = None,
+              finished: bool = False) -> None:
+        if self.progress is not None and self.accelerator.is_main_process:
+            self.progress(Progress(epoch + 1, self.recipe.epochs, step, self.batches.steps, loss, accuracy,
+                                   finished))
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same for a checkpoint to be this training's."""
+        return {**self.recipe.to_dict(), "steps": self.batches.steps, "teacher": self.teacher is not None,
+                "pressed": list(self.press.names) if self.press else [],
+                "processes": self.accelerator.num_processes}
+
+
+def _accelerator() -> Any:
+    try:
+        from accelerate import Accelerator
+    except ImportError as error:
+        raise MissingExtra("accelerate", "train", "training") from error
+    accelerator = Accelerator()
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    if asked > accelerator.num_processes:
+        raise TrainingError(f"fit: {asked} processes were asked for, {accelerator.num_processes} train "
+                            "together; start them with torchrun")
+    return accelerator
+
+
+@contextmanager
+def _placed(model: nn.Module | None, device: torch.device) -> Iterator[None]:
+    """The model on a device inside; where it was, and each of its modules in its own mode again, outside."""
+    if model is None:
+        yield
+        return
+    first = next(model.parameters(), None)
+    home = device if first is None else first.device
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.to(device)
+        yield
+    finally:
+        model.to(home)
+        for module, mode in modes:
+            module.training = mode

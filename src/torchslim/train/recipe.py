@@ -1,0 +1,73 @@
+"""How a training is asked for: the numbers, checked, and the learning rate that follows from them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from torchslim.errors import RequestError, TrainingError
+
+OPTIMIZERS = ("sgd", "adamw")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The numbers of one training; see `fit`, which has them as arguments."""
+
+    epochs: int
+    lr: float
+    batch_size: int
+    weight_decay: float
+    optimizer: str
+    warmup: float
+    label_smoothing: float
+    sparsity: float
+    temperature: float
+    alpha: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        wanted = {
+            "epochs": (self.epochs >= 0, "0 or more"),
+            "lr": (0 < self.lr < math.inf, "a number above 0; try 0.05 for sgd, 0.001 for adamw"),
+            "batch_size": (self.batch_size >= 1, "1 or more; try 64"),
+            "weight_decay": (0 <= self.weight_decay < math.inf, "0 or more; try 5e-4"),
+            "optimizer": (self.optimizer in OPTIMIZERS, " or ".join(OPTIMIZERS)),
+            "warmup": (0 <= self.warmup < 1, "a share of the epochs from 0 to below 1; try 0.2"),
+            "label_smoothing": (0 <= self.label_smoothing < 1, "from 0 to below 1; try 0.1"),
+            "temperature": (0 < self.temperature < math.inf, "a number above 0; try 4"),
+            "alpha": (0 <= self.alpha <= 1, "the teacher's share of the loss, from 0 to 1; try 0.5"),
+        }
+        for name, (good, text) in wanted.items():
+            if not good:
+                raise RequestError(f"fit: {name}={getattr(self, name)!r} found, wanted {text}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The numbers by name."""
+        return asdict(self)
+
+    def rate(self, done: float) -> float:
+        """The learning rate when a share of the training is done: up in a line, then down half a cosine.
+
+        A rule of one number, so that nothing of it needs storing to go on after an interruption.
+        """
+        if done < self.warmup:
+            return self.lr * done / self.warmup
+        return self.lr * 0.5 * (1 + math.cos(math.pi * (done - self.warmup) / (1 - self.warmup)))
+
+    def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """The optimizer over what can be trained; biases and scales do not decay."""
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if not trained:
+            raise TrainingError(f"{type(model).__name__}: no parameter has requires_grad, so nothing can be "
+                                "trained; set requires_grad on some")
+        groups = [{"params": [p for p in trained if p.ndim > 1], "weight_decay": self.weight_decay},
+                  {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0}]
+        groups = [group for group in groups if group["params"]]
+        if self.optimizer == "adamw":
+            return torch.optim.AdamW(groups, lr=self.lr)
+        return torch.optim.SGD(groups, lr=self.lr, momentum=0.9, nesterov=True)

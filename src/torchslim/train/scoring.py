@@ -1,0 +1,46 @@
+"""How well a model does on labelled data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from torchslim.calling import arguments
+from torchslim.errors import TrainingError
+from torchslim.latency import evaluating
+from torchslim.train.batches import batches_of
+from torchslim.train.dataset import Data
+from torchslim.train.objective import logits
+
+
+def evaluate(model: nn.Module, data: Any, batch_size: int = 256) -> float:
+    """The share of labels that the model gets right, 0 to 1; its modes are left as they were.
+
+    Args:
+        model: the model, wherever it is.
+        data: a dataset of `(inputs, target)`, a `Data` (its held-out part), or batches `(inputs, targets)`.
+        batch_size: of a dataset.
+
+    Raises:
+        TrainingError: no data.
+    """
+    right, total = count(model, data.test if isinstance(data, Data) else data, batch_size)
+    if not total:
+        raise TrainingError("evaluate: no data; give a dataset or batches that are not empty")
+    return right / total
+
+
+def count(model: nn.Module, data: Any, batch_size: int, rank: int = 0, world: int = 1) -> tuple[int, int]:
+    """How many labels of one process's share are right, and how many there are."""
+    first = next(model.parameters(), None)
+    device = torch.device("cpu") if first is None else first.device
+    right = total = 0
+    with torch.inference_mode(), evaluating(model):
+        for inputs, targets in batches_of(data, batch_size, device, rank, world):
+            args, kwargs = arguments(inputs)
+            found = logits(model(*args, **kwargs)).argmax(dim=1)
+            right += int((found == targets).sum())
+            total += targets.numel()
+    return right, total

@@ -1,0 +1,87 @@
+"""Randomness that repeats: every epoch and every item has a seed of its own.
+
+What is random in an epoch then depends on the seed and the epoch's number alone, not on what ran before: a
+run that was interrupted repeats an undisturbed one exactly. Seeding each item, too, makes the number of workers
+irrelevant.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+Key = tuple[int, int]
+
+
+def mix(*parts: int) -> int:
+    """One seed from several numbers, the same on every machine: 0 up to 2^32, which every library takes."""
+    text = ",".join(map(str, parts)).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=4).digest(), "big")
+
+
+@contextmanager
+def seeded(seed: int, devices: bool = True) -> Iterator[None]:
+    """Seed the generators of torch, Python and NumPy inside, and put their states back outside.
+
+    Args:
+        seed: 0 up to 2^32.
+        devices: seed torch's generators of the accelerators as well.
+    """
+    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    accelerator = torch.cuda.get_rng_state_all() if devices and torch.cuda.is_available() else []
+    try:
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.default_generator.manual_seed(seed)
+        if accelerator:
+            torch.cuda.manual_seed_all(seed)
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(cpu)
+        if accelerator:
+            torch.cuda.set_rng_state_all(accelerator)
+
+
+class SeededItems(Dataset[Any]):
+    """A dataset asked by `(epoch, index)`: the item at `index`, with every generator seeded for that pair."""
+
+    def __init__(self, dataset: Any, seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: Key) -> Any:
+        # The epoch travels in the key, because workers keep a copy of the dataset from before it began.
+        epoch, index = key
+        with seeded(mix(self.seed, epoch, index), devices=False):
+            return self.dataset[index]
+
+
+class EpochOrder(Sampler[Key]):
+    """The keys of one epoch, shuffled by the seed and the epoch, for one process of several.
+
+    Every process gets equally many, so that none waits for another: the first keys fill the last round.
+    """
+
+    def __init__(self, length: int, seed: int, rank: int = 0, world: int = 1) -> None:
+        self.length, self.seed, self.rank, self.world = length, seed, rank, world
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return -(-self.length // self.world)
+
+    def __iter__(self) -> Iterator[Key]:
+        generator = torch.Generator().manual_seed(mix(self.seed, self.epoch))
+        order = torch.randperm(self.length, generator=generator).tolist()
+        order += order[:len(self) * self.world - self.length]
+        return iter([(self.epoch, index) for index in order[self.rank::self.world]])

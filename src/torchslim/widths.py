@@ -1,0 +1,76 @@
+"""Attributes of torch's own layers that remember a width (`in_channels`, `groups`, `num_features`, ...)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from torchslim.plans import Mend
+
+Facts = dict[str, int | tuple[int, ...]]
+
+
+def _convolution(layer: _ConvNd) -> Facts:
+    first, second = layer.weight.shape[:2]
+    depthwise = layer.groups > 1 and layer.groups == layer.in_channels and layer.weight.shape[1] == 1
+    if isinstance(layer, _ConvTransposeNd):
+        groups = first if depthwise else layer.groups
+        return {"in_channels": first, "out_channels": second * groups, "groups": groups}
+    multiplier = layer.out_channels // layer.in_channels if depthwise else 1
+    groups = first // multiplier if depthwise else layer.groups
+    return {"in_channels": second * groups, "out_channels": first, "groups": groups}
+
+
+def _linear(layer: nn.Linear) -> Facts:
+    return {"out_features": layer.weight.shape[0], "in_features": layer.weight.shape[1]}
+
+
+def _norm(layer: _NormBase) -> Facts:
+    held = layer.weight if layer.weight is not None else layer.running_mean
+    return {} if held is None else {"num_features": held.shape[0]}
+
+
+def _layer_norm(layer: Any) -> Facts:
+    return {} if layer.weight is None else {"normalized_shape": tuple(layer.weight.shape)}
+
+
+def _group_norm(layer: nn.GroupNorm) -> Facts:
+    if layer.weight is None:
+        return {}
+    channels = layer.weight.shape[0]
+    # One group a channel is what makes it an instance norm: that must stay so.
+    return {"num_channels": channels,
+            "num_groups": channels if layer.num_groups == layer.num_channels else layer.num_groups}
+
+
+def _prelu(layer: nn.PReLU) -> Facts:
+    return {"num_parameters": layer.weight.shape[0]}
+
+
+_LAYERS: tuple[tuple[type[nn.Module], Callable[[Any], Facts]], ...] = (
+    (_ConvNd, _convolution),
+    (nn.Linear, _linear),
+    (_NormBase, _norm),
+    (nn.LayerNorm, _layer_norm),
+    (nn.RMSNorm, _layer_norm),
+    (nn.GroupNorm, _group_norm),
+    (nn.PReLU, _prelu),
+)
+
+
+def outdated(model: nn.Module) -> list[Mend]:
+    """What torch's layers in `model` remember that their tensors' shapes contradict."""
+    mends = []
+    for name, module in model.named_modules():
+        for kind, facts in _LAYERS:
+            if isinstance(module, kind):
+                for attribute, new in facts(module).items():
+                    old = getattr(module, attribute)
+                    old = tuple(old) if isinstance(old, list | tuple) else old
+                    if old != new:
+                        mends.append(Mend(name, attribute, old, new))
+    return mends
