@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from torchslim.latency import measure
     from torchslim.plans import Plan
     from torchslim.profiler import Profile, profile
+    from torchslim.proof import verify
     from torchslim.pruning import plan, prune
     from torchslim.sources import create_model, list_models
     from torchslim.store import load, save
     from torchslim.surgery import apply
-    from torchslim.proof import verify
 
 __version__ = "0.1.0"
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torchslim.coupling import ChannelGroup, Coupling, Index, Scaling
 from torchslim.errors import RequestError
 from torchslim.importance import Scores
+from torchslim.labels import Rows
 
 Shares = NDArray[np.float64]
 
@@ -77,7 +78,11 @@ class Bundle:
 
 
 def free_bundle(group: ChannelGroup, scores: Scores, round_to: int, least: int) -> Bundle:
-    """A group whose channels are removed one by one, or in steps that leave multiples of `round_to`."""
+    """A group whose channels are removed one by one, or in steps that leave multiples of `round_to`.
+
+    Two channels stay at the least: a dimension of size 1 broadcasts, and its channel could not be told from none.
+    """
+    least = max(least, 2)
     kept = [group.channels, *(n for n in range(group.channels - 1, 0, -1) if n % round_to == 0 and n >= least)]
     order = np.argsort(scores, kind="stable")
     ranked = scores[order]
@@ -86,13 +91,17 @@ def free_bundle(group: ChannelGroup, scores: Scores, round_to: int, least: int) 
     return Bundle(group.name, group.classes[order], tuple(kept), tuple(accumulate(losses, max)), tied=False)
 
 
-def row_bundle(name: str, matrices: Sequence[Index], scores: Scores, round_to: int, least: int) -> Bundle:
+def row_bundle(name: str, matrices: Sequence[Rows], scores: Scores, round_to: int, least: int) -> Bundle:
     """Rows that lose equally many, whichever of their channels these are. `scores` are by class."""
-    rows = [np.unique(row) for matrix in matrices for row in matrix]
+    rows = [np.unique(row) for matrix in matrices for row in matrix.labels]
     steps = gcd(*(len(row) for row in rows))
-    sizes = [matrix.size for matrix in matrices]
-    kept = [steps, *(k for k in range(steps - 1, 0, -1) if all(
-        n * k // steps % round_to == 0 and n * k // steps >= least for n in sizes))]
+
+    def allowed(k: int) -> bool:
+        widths = [matrix.labels.size * k // steps for matrix in matrices]
+        narrow = any(matrix.labels.shape[1] * k // steps < matrix.least for matrix in matrices)
+        return not narrow and all(width % round_to == 0 and width >= least for width in widths)
+
+    kept = [steps, *(k for k in range(steps - 1, 0, -1) if allowed(k))]
     ranked = [np.sort(scores[row]) for row in rows]
     losses = []
     for before, after in pairwise(kept):

@@ -24,6 +24,7 @@ def arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
         RequestError: `inputs` is none of these, or holds no tensor.
     """
     args: tuple[Any, ...]
+    kwargs: dict[str, Any]
     if isinstance(inputs, Tensor | list):
         args, kwargs = (inputs,), {}
     elif isinstance(inputs, tuple):

@@ -19,7 +19,7 @@ from torch import nn
 from torchslim.calling import Inputs, arguments, map_tensors
 from torchslim.errors import TraceError
 from torchslim.graph import Graph
-from torchslim.labels import Labels, LabelSpace, Touch
+from torchslim.labels import Labels, LabelSpace, Rows, Touch
 from torchslim.rules import move_labels
 from torchslim.trace import trace
 
@@ -100,22 +100,30 @@ class Coupling:
 
     Attributes:
         groups: every channel group, frozen ones too, in the order of the tape.
+        classes: how many classes of channels there are.
         rows: matrices of classes whose rows must lose equally many.
         macs, params: the costs.
         touches: every cut-able dimension, with the class of each index.
+        signatures: for each class a number that says which dimensions, and which group of a grouped convolution, it
+            touches; 0 for none.
         unknown: operations without a rule.
         approximate: places where channels are mixed, and the caller allowed to cut all the same.
     """
 
     groups: tuple[ChannelGroup, ...]
     classes: int
-    rows: tuple[Index, ...]
+    rows: tuple[Rows, ...]
     macs: tuple[Scaling, ...]
     params: tuple[Scaling, ...]
     touches: tuple[Touch, ...]
     signatures: NDArray[np.uint64]
     unknown: tuple[str, ...]
     approximate: tuple[str, ...]
+
+    @cached_property
+    def grouped(self) -> frozenset[str]:
+        """Names of the weights of grouped convolutions."""
+        return frozenset(touch.name for touch in self.touches if touch.groups > 1)
 
     @cached_property
     def by_dimension(self) -> dict[tuple[str, int], Touch]:
@@ -153,9 +161,10 @@ def tapes(model: nn.Module, inputs: Inputs) -> tuple[Graph, ...]:
     return (graph, training)
 
 
-def couple(graphs: Sequence[Graph], *, allow_approximate: bool = False) -> Coupling:
-    """The coupling of one network's tapes."""
-    space = LabelSpace(allow_approximate=allow_approximate)
+def couple(graphs: Sequence[Graph], *, allow_approximate: bool = False,
+           known_grouped: frozenset[str] = frozenset()) -> Coupling:
+    """The coupling of one network's tapes; `known_grouped` as in `LabelSpace`."""
+    space = LabelSpace(allow_approximate=allow_approximate, known_grouped=known_grouped)
     for place, graph in enumerate(graphs):
         space.new_tape()
         if place:
@@ -180,15 +189,14 @@ class _Builder:
 
     def coupling(self) -> Coupling:
         """The finished value."""
-        signatures = self._signatures()
         return Coupling(
-            groups=self._groups(signatures),
+            groups=self._groups(self._signatures(blocks=False)),
             classes=self.count,
             rows=self._rows(),
             macs=tuple(Scaling(c.macs, tuple(self.of[labels] for labels in c.along)) for c in self.space.costs),
             params=self._params(),
             touches=self.touches,
-            signatures=signatures,
+            signatures=self._signatures(blocks=True),
             unknown=tuple(sorted(self.space.unknown)),
             approximate=tuple(dict.fromkeys(entry.reason for entry in self.space.approximate)),
         )
@@ -224,12 +232,14 @@ class _Builder:
             flags[one] |= len(seen) > 1
         return flags
 
-    def _rows(self) -> tuple[Index, ...]:
-        found: dict[bytes, Index] = {}
+    def _rows(self) -> tuple[Rows, ...]:
+        found: dict[bytes, Rows] = {}
         for rows in self.space.rows:
-            classes = self.of[rows]
+            classes = self.of[rows.labels]
             if len(classes) > 1 and not (classes == classes[:1]).all():
-                found.setdefault(classes.tobytes(), classes)
+                key = classes.tobytes()
+                least = max(rows.least, found[key].least if key in found else 0)
+                found[key] = Rows(classes, least)
         return tuple(found.values())
 
     def _params(self) -> tuple[Scaling, ...]:
@@ -239,11 +249,16 @@ class _Builder:
         return tuple(Scaling(value.numel, tuple(along.get(name, ())))
                      for name, value in self.graph.state.items() if value.source == "parameter")
 
-    def _signatures(self) -> NDArray[np.uint64]:
-        """A number for each class that says which dimensions it touches, how often: equal for equal touches."""
+    def _signatures(self, blocks: bool) -> NDArray[np.uint64]:
+        """A number for each class: equal for classes that touch the same dimensions equally often.
+
+        With `blocks`, the groups of a grouped convolution count as dimensions of their own.
+        """
         signatures = np.zeros(self.count, dtype=np.uint64)
         for touch in self.touches:
-            np.add.at(signatures, touch.labels, _number(touch.name, touch.dim))
+            count = self.space.blocks.get((touch.name, touch.dim), 1) if blocks else 1
+            for block, labels in enumerate(np.split(touch.labels, count)):
+                np.add.at(signatures, labels, _number(touch.name, touch.dim, block))
         return signatures
 
     def _groups(self, signatures: NDArray[np.uint64]) -> tuple[ChannelGroup, ...]:
@@ -317,6 +332,7 @@ def _classes(count: int, unions: Sequence[tuple[Labels, Labels]]) -> Index:
     return np.unique(parent, return_inverse=True)[1].astype(np.int64)
 
 
-def _number(name: str, dim: int) -> np.uint64:
+def _number(name: str, dim: int, block: int) -> np.uint64:
     """64 bits that stand for one dimension of one tensor, the same in every process."""
-    return np.uint64(int.from_bytes(blake2b(f"{name}:{dim}".encode(), digest_size=8).digest(), "little"))
+    text = f"{name}:{dim}:{block}"
+    return np.uint64(int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little"))

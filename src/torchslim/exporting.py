@@ -133,7 +133,12 @@ def _write_openvino(model: nn.Module, call: Call, dynamic: Any, path: Path) -> N
     import openvino
 
     program = torch.export.export(model, call[0], call[1], dynamic_shapes=dynamic)
-    openvino.save_model(openvino.convert_model(program), path, compress_to_fp16=False)
+    converted = openvino.convert_model(program)
+    tensors = in_order(call[1] or call[0], [port.any_name for port in converted.inputs])
+    # the conversion forgets the sizes it was shown, and fixed ones run faster
+    converted.reshape({port: [-1 if dynamic and not dim else size for dim, size in enumerate(tensor.shape)]
+                       for port, tensor in zip(converted.inputs, tensors, strict=True)})
+    openvino.save_model(converted, path, compress_to_fp16=False)
 
 
 def _run_openvino(path: Path, call: Call) -> list[Tensor]:

@@ -96,6 +96,7 @@ class Graph:
         state: every parameter, buffer and plain tensor attribute of the model, read or not, by canonical name.
         aliases: further names of a tied tensor -> its canonical name.
         modules: qualified module name -> class name.
+        calls: how often each module was called; a module that was never reached is missing.
         training: True for a run in train mode.
         device: "meta" where shapes alone were run, else "real".
     """
@@ -106,6 +107,7 @@ class Graph:
     state: Mapping[str, Value]
     aliases: Mapping[str, str]
     modules: Mapping[str, str]
+    calls: Mapping[str, int]
     training: bool
     device: str
 

@@ -46,6 +46,14 @@ class Frozen:
 
 
 @dataclass(frozen=True, eq=False)
+class Rows:
+    """A matrix of labels whose rows must lose equally many, and the least that each row keeps."""
+
+    labels: Labels
+    least: int
+
+
+@dataclass(frozen=True, eq=False)
 class Cost:
     """Multiply-adds of one operation and the labels along each dimension that scale them."""
 
@@ -58,16 +66,21 @@ class Cost:
 class LabelSpace:
     """The labels of one coupling run, and all that the operations declared of them.
 
+    `known_grouped` names the weights of convolutions that are grouped in the original network: slimmed to one channel a
+    group, such a convolution looks depthwise and is not.
+
     Mutable while the rules run over the tapes; `coupling` reads it afterwards.
     """
 
     allow_approximate: bool = False
+    known_grouped: frozenset[str] = frozenset()
     unmetered: bool = False
     count: int = 0
     touches: list[Touch] = field(default_factory=list)
     unions: list[tuple[Labels, Labels]] = field(default_factory=list)
     frozen: list[Frozen] = field(default_factory=list)
-    rows: list[Labels] = field(default_factory=list)
+    rows: list[Rows] = field(default_factory=list)
+    blocks: dict[tuple[str, int], int] = field(default_factory=dict)
     read: list[tuple[Labels, int]] = field(default_factory=list)
     made: list[Labels] = field(default_factory=list)
     joined: list[Labels] = field(default_factory=list)
@@ -149,11 +162,15 @@ class LabelSpace:
         """
         dims = [dim for dim, size in enumerate(track.shape) if size > 1]
         widest = max(dims, key=lambda dim: (track.shape[dim], dim))
-        self.rows.append(np.moveaxis(track, widest, -1).reshape(-1, track.shape[widest]))
+        self.equal_groups(np.moveaxis(track, widest, -1).reshape(-1, track.shape[widest]), least=2)
 
-    def equal_groups(self, rows: Labels) -> None:
-        """Rows of labels, shape (groups, channels a group), that must lose equally many."""
-        self.rows.append(rows)
+    def equal_groups(self, rows: Labels, least: int) -> None:
+        """Rows of labels, shape (groups, channels a group), that must lose equally many.
+
+        Rows that become tensors of their own keep at least two: a dimension of size 1 broadcasts, and its channel
+        could no longer be told from none.
+        """
+        self.rows.append(Rows(rows, least))
 
     def along(self, value: Value, dim: int, op: Op) -> Labels | None:
         """The label of each index of a dimension; None where it can't be cut.
@@ -223,7 +240,7 @@ class LabelSpace:
         shapes = [(1,) * (ndim - len(value.shape)) + value.shape for value in values]
         merged: list[Labels] = []
         carried: list[list[Labels]] = []
-        for value, shape in zip(values, shapes, strict=True):
+        for value in values:
             own = [track.reshape((1,) * (ndim - track.ndim) + track.shape) for track in self.tracks(value)]
             carried.append(own)
             for track in own:

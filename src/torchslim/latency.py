@@ -69,8 +69,8 @@ def measure(models: Mapping[str, Candidate], inputs: Inputs, *, rounds: int = 20
     """
     if not models:
         raise RequestError("measure: no candidate; give {'name': model}")
-    for name, value in (("rounds", rounds), ("warmup", warmup), ("threads", threads or 1)):
-        if value < 1:
+    for name, value in (("rounds", rounds), ("warmup", warmup), ("threads", threads)):
+        if value is not None and value < 1:
             raise RequestError(f"measure: {name}={value} found, at least 1 wanted")
     args, kwargs = arguments(inputs)
     wait = _waiter(args, kwargs)

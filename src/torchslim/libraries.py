@@ -113,7 +113,8 @@ def _timm_build(name: str, weights: str | None, options: dict[str, Any]) -> nn.M
 
 
 def _timm_input(name: str) -> tuple[int, int, int]:
-    channels, height, width = _timm().get_pretrained_cfg(name).input_size
+    known = _timm().get_pretrained_cfg(name)
+    channels, height, width = known.input_size if known is not None else (3, 224, 224)
     return channels, height, width
 
 

@@ -15,20 +15,36 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from torchslim.budget import Bundle, Limit, Meter, Selection, Shares, as_count, free_bundle, matches, row_bundle, select
+from torchslim.budget import (
+    Bundle,
+    Limit,
+    Meter,
+    Selection,
+    Shares,
+    as_count,
+    free_bundle,
+    matches,
+    row_bundle,
+    select,
+)
 from torchslim.calling import Inputs, unwrap
-from torchslim.coupling import ChannelGroup, Coupling, Index, Scaling, couple, tapes
-from torchslim.errors import PlanError, ProofError, RequestError, TraceError
+from torchslim.coupling import ChannelGroup, Coupling, Scaling, couple, tapes
+from torchslim.errors import ProofError, RequestError
 from torchslim.importance import Scores, score
-from torchslim.plans import Budget, LeftAlone, Mend, Plan
+from torchslim.labels import Rows
+from torchslim.matching import SlimRun, at_slim_widths, chosen_classes, culprits, kept_indices
+from torchslim.plans import Budget, LeftAlone, Plan
 from torchslim.proof import verify
-from torchslim.surgery import apply, resized, tensors_of
-from torchslim.widths import outdated
+from torchslim.surgery import apply, tensors_of
 
 Scope = str | Mapping[str, float]
 
 TOLERANCE = 1e-6
 """Largest relative error at which `prune` accepts a cut; a correct one is at about 1e-15."""
+
+
+WIDTHS_TRIED = 12
+"""How many widths of tied rows may turn out impossible before the rows are left alone."""
 
 
 @dataclass(frozen=True)
@@ -96,16 +112,15 @@ def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params:
     coupling = couple(tapes(model, inputs), allow_approximate=allow_approximate)
     limits = _limits(coupling, asked)
     left_alone = _protected(coupling, choice)
+    impossible: set[tuple[int, int]] = set()
     while True:
         bundles, scores = _bundles(model, coupling, choice, left_alone)
-        selection = _select(coupling, bundles, limits, choice)
-        slim, failure = _at_slim_widths(model, inputs, coupling, selection, allow_approximate)
+        selection = _select(coupling, [_possible(b, impossible) for b in bundles], limits, choice)
+        slim, failure = at_slim_widths(model, inputs, coupling, selection, allow_approximate)
         if slim is not None:
             break
-        for place in _culprits(model, inputs, coupling, selection, allow_approximate):
-            bundle = selection.bundles[place]
-            for one in bundle.classes.tolist():
-                left_alone[one] = failure
+        for place in culprits(model, inputs, coupling, selection, allow_approximate):
+            _give_up(selection.bundles[place], selection.removals[place], failure, impossible, left_alone)
     return _finished(model, coupling, slim, selection, scores, limits, choice, left_alone)
 
 
@@ -179,7 +194,7 @@ def _bundles(model: nn.Module, coupling: Coupling, choice: Choice,
     in_rows = np.zeros(coupling.classes, dtype=bool)
     bundles = []
     for matrices in tied:
-        classes = np.unique(np.concatenate([m.ravel() for m in matrices]))
+        classes = np.unique(np.concatenate([m.labels.ravel() for m in matrices]))
         in_rows[classes] = True
         if not any(one in left_alone for one in classes.tolist()):
             name = next(g.name for g in coupling.groups if g.classes[0] in classes)
@@ -189,18 +204,38 @@ def _bundles(model: nn.Module, coupling: Coupling, choice: Choice,
     return bundles, scores
 
 
-def _tied_rows(coupling: Coupling, left_alone: dict[int, str]) -> list[list[Index]]:
+def _possible(bundle: Bundle, impossible: set[tuple[int, int]]) -> Bundle:
+    """The bundle without the widths that the network was seen not to run at."""
+    first = int(bundle.classes.min())
+    kept = [n for n in bundle.kept if (first, n) not in impossible]
+    if len(kept) == len(bundle.kept):
+        return bundle
+    losses = tuple(bundle.losses[bundle.kept.index(n) - 1] for n in kept[1:])
+    return Bundle(bundle.name, bundle.classes, tuple(kept), losses, bundle.tied)
+
+
+def _give_up(bundle: Bundle, level: int, failure: str, impossible: set[tuple[int, int]],
+             left_alone: dict[int, str]) -> None:
+    """Rows may fit at one width and not at the next: try others, and leave the bundle alone after some."""
+    first = int(bundle.classes.min())
+    if bundle.tied and sum(known == first for known, _ in impossible) < WIDTHS_TRIED:
+        impossible.add((first, bundle.kept[level]))
+    else:
+        left_alone.update(dict.fromkeys(bundle.classes.tolist(), failure))
+
+
+def _tied_rows(coupling: Coupling, left_alone: dict[int, str]) -> list[list[Rows]]:
     """Matrices of rows, those that share a channel together. One channel that stays keeps all of them."""
     home: dict[int, int] = {}
-    found: dict[int, list[Index]] = {}
+    found: dict[int, list[Rows]] = {}
     for place, matrix in enumerate(coupling.rows):
-        classes = np.unique(matrix).tolist()
+        classes = np.unique(matrix.labels).tolist()
         met = {home[one] for one in classes if one in home}
         found[place] = [matrix, *(other for old in sorted(met) for other in found.pop(old))]
         for other in found[place]:
-            home.update(dict.fromkeys(np.unique(other).tolist(), place))
+            home.update(dict.fromkeys(np.unique(other.labels).tolist(), place))
     for matrices in found.values():
-        classes = np.unique(np.concatenate([m.ravel() for m in matrices])).tolist()
+        classes = np.unique(np.concatenate([m.labels.ravel() for m in matrices])).tolist()
         reason = next((left_alone[one] for one in classes if one in left_alone), None)
         if reason is not None:
             for one in classes:
@@ -233,83 +268,10 @@ def _uniform(bundle: Bundle) -> Bundle:
     return Bundle(bundle.name, bundle.classes, bundle.kept, losses, bundle.tied)
 
 
-@dataclass(frozen=True, eq=False)
-class _SlimRun:
-    """The coupling of the network run at its slim widths, and the attributes mended for that."""
-
-    coupling: Coupling
-    mends: tuple[Mend, ...]
-
-
-def _at_slim_widths(model: nn.Module, inputs: Inputs, coupling: Coupling, selection: Selection,
-                    allow_approximate: bool) -> tuple[_SlimRun | None, str]:
-    """Run the network at the selected widths; None and the reason where it fails or its channels end elsewhere."""
-    shares = selection.shares(coupling.classes)
-    sizes: dict[str, dict[int, int]] = {}
-    for touch in coupling.touches:
-        kept = round(float(shares[touch.labels].sum()))
-        if kept < len(touch.labels):
-            sizes.setdefault(touch.name, {})[touch.dim] = kept // touch.groups
-    with resized(model, sizes, ()):
-        mends = tuple(outdated(model))
-    try:
-        with resized(model, sizes, mends):
-            slim = couple(tapes(model, inputs), allow_approximate=allow_approximate)
-    except TraceError as error:
-        return None, f"the slim network fails: {error}"
-    wrong = _wrongly_coupled(coupling, slim, shares)
-    return (None, wrong) if wrong else (_SlimRun(slim, mends), "")
-
-
-def _wrongly_coupled(coupling: Coupling, slim: Coupling, shares: Shares) -> str:
-    """Why the slim run's channels can't be channels of the original; empty if they can."""
-    whole = (shares == 0) | (shares == 1)
-    available: dict[int, int] = {}
-    exact: dict[int, int] = {}
-    for signature, share, sure in zip(coupling.signatures.tolist(), shares.tolist(), whole.tolist(), strict=True):
-        available[signature] = available.get(signature, 0) + 1
-        if sure:
-            exact[signature] = exact.get(signature, 0) + int(share)
-    needed: dict[int, int] = {}
-    for signature in slim.signatures.tolist():
-        needed[signature] = needed.get(signature, 0) + 1
-    for signature in {*available, *needed} - {0}:
-        if needed.get(signature, 0) > available.get(signature, 0) or (
-                signature in exact and exact[signature] != needed.get(signature, 0)):
-            return "in the slim network its channels would reach other weights than in the original"
-    return ""
-
-
-def _culprits(model: nn.Module, inputs: Inputs, coupling: Coupling, selection: Selection,
-              allow_approximate: bool) -> list[int]:
-    """Places of the bundles that can't be cut as selected: halves that fail by themselves are halved again."""
-
-    def works(places: Sequence[int]) -> bool:
-        chosen = set(places)
-        removals = tuple(n if p in chosen else 0 for p, n in enumerate(selection.removals))
-        return _at_slim_widths(model, inputs, coupling, Selection(selection.bundles, removals),
-                               allow_approximate)[0] is not None
-
-    def failing(places: list[int]) -> list[int]:
-        if not places or works(places):
-            return []
-        if len(places) == 1:
-            return places
-        half = len(places) // 2
-        found = failing(places[:half]) + failing(places[half:])
-        return found or places  # each half works, both together do not
-
-    found = failing([place for place, count in enumerate(selection.removals) if count])
-    if not found:
-        raise PlanError("plan: the network does not run at its own widths a second time; "
-                        "it may count its calls or change its shape by chance")
-    return found
-
-
-def _finished(model: nn.Module, coupling: Coupling, run: _SlimRun, selection: Selection, scores: Scores,
+def _finished(model: nn.Module, coupling: Coupling, run: SlimRun, selection: Selection, scores: Scores,
               limits: Sequence[Limit], choice: Choice, left_alone: Mapping[int, str]) -> Plan:
-    chosen = _chosen(coupling, run.coupling, selection, scores)
-    kept, grouped, readers = _kept(coupling, run.coupling, chosen)
+    chosen = chosen_classes(coupling, run.coupling, selection, scores)
+    kept, grouped, readers = kept_indices(coupling, run.coupling, chosen)
     shares = np.zeros(coupling.classes)
     shares[coupling.signatures == 0] = 1.0
     shares[chosen[chosen >= 0]] = 1.0
@@ -326,61 +288,6 @@ def _finished(model: nn.Module, coupling: Coupling, run: _SlimRun, selection: Se
     return Plan(kept=kept, readers=readers, grouped=grouped, mends=run.mends, budgets=budgets,
                 predicted={"macs": Meter(coupling.macs)(shares), "params": Meter(coupling.params)(shares)},
                 left_alone=_left_alone(coupling, left_alone), notes=tuple(notes), settings=settings)
-
-
-def _chosen(coupling: Coupling, slim: Coupling, selection: Selection, scores: Scores) -> Index:
-    """For each class of channels of the slim run, the class of the original that it is.
-
-    Classes are matched within those that touch the same dimensions. Their number is the slim run's; where more are at
-    hand (rows of which only the count was selected), the best stay.
-    """
-    shares = selection.shares(coupling.classes)
-    originals: dict[int, list[int]] = {}
-    for one in np.flatnonzero(shares > 0).tolist():
-        originals.setdefault(int(coupling.signatures[one]), []).append(one)
-    wanted: dict[int, list[int]] = {}
-    for one, signature in enumerate(slim.signatures.tolist()):
-        wanted.setdefault(signature, []).append(one)
-    chosen = np.full(slim.classes, -1, dtype=np.int64)
-    for signature, places in wanted.items():
-        if signature == 0:
-            continue
-        best = sorted(originals[signature], key=lambda one: (-scores[one], one))[: len(places)]
-        chosen[places] = sorted(best)
-    return chosen
-
-
-def _kept(coupling: Coupling, slim: Coupling, chosen: Index) -> tuple[
-        dict[str, dict[int, tuple[int, ...]]], dict[str, tuple[int, int]], tuple[tuple[str, int], ...]]:
-    kept: dict[str, dict[int, tuple[int, ...]]] = {}
-    grouped: dict[str, tuple[int, int]] = {}
-    reading = {(m.name, m.dim) for group in coupling.groups for m in group.members if m.role == "reads"}
-    readers = []
-    for touch in slim.touches:
-        before = coupling.by_dimension[touch.name, touch.dim]
-        index = _positions(before.labels, chosen[touch.labels])
-        if len(index) == len(before.labels) and (index == np.arange(len(index))).all():
-            continue
-        kept.setdefault(touch.name, {})[touch.dim] = tuple(index.tolist())
-        if (touch.name, touch.dim) in reading:
-            readers.append((touch.name, touch.dim))
-        if touch.groups > 1:
-            grouped[touch.name] = (before.groups, touch.groups)
-    order = {touch.name: place for place, touch in enumerate(coupling.touches)}
-    names = sorted(kept, key=order.__getitem__)
-    return {name: dict(sorted(kept[name].items())) for name in names}, grouped, tuple(readers)
-
-
-def _positions(before: Index, after: Index) -> Index:
-    """Where each entry of `after` stands in `before`; the n-th of equal entries is matched with the n-th."""
-    order = np.argsort(before, kind="stable")
-    ranked = before[order]
-    seen = np.argsort(after, kind="stable")
-    ranked_after = after[seen]
-    occurrence = np.arange(len(after)) - np.searchsorted(ranked_after, ranked_after, side="left")
-    positions = np.empty(len(after), dtype=np.int64)
-    positions[seen] = order[np.searchsorted(ranked, ranked_after, side="left") + occurrence]
-    return positions
 
 
 def _left_alone(coupling: Coupling, reasons: Mapping[int, str]) -> tuple[LeftAlone, ...]:

@@ -28,7 +28,7 @@ from urllib.parse import quote, unquote
 
 from torch import nn
 
-from torchslim.errors import RequestError, TorchslimError
+from torchslim.errors import MissingExtra, RequestError, TorchslimError
 from torchslim.libraries import LIBRARIES, WEIGHT_OPTIONS
 from torchslim.wording import first_line
 
@@ -220,8 +220,9 @@ def _known(kind: str, name: str) -> str:
 
 def _library_of(name: str) -> str:
     for kind, library in LIBRARIES.items():
-        if library.names() and library.has(name):  # a library that is not installed lists nothing
-            return kind
+        with suppress(MissingExtra):
+            if library.has(name):
+                return kind
     raise _unknown(name, name, list_models())
 
 

@@ -137,8 +137,9 @@ def resized(model: nn.Module, sizes: Mapping[str, Mapping[int, int]], mends: Seq
             view = view.narrow(dim, 0, size)
         views[id(state[name])] = nn.Parameter(view, requires_grad=False) if isinstance(
             state[name], nn.Parameter) else view
-    spaces = [space for module in model.modules()
-              for space in (module._parameters, module._buffers, module.__dict__)]
+    spaces: list[dict[str, Any]] = []
+    for module in model.modules():
+        spaces += [module._parameters, module._buffers, module.__dict__]
     replaced = [(space, key, item) for space in spaces for key, item in list(space.items()) if id(item) in views]
     old = [(model.get_submodule(mend.module), mend) for mend in mends]
     values = [(owner, mend.attribute, getattr(owner, mend.attribute)) for owner, mend in old]

@@ -77,9 +77,10 @@ def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], traini
                 output = model(*args, **kwargs)
             except Exception as error:
                 message = (str(error).strip() or type(error).__name__).splitlines()[0]
-                raise TraceError(f"`{recorder.failed_in or 'model'}` failed while the model was run on the given inputs: "
-                                 f"{type(error).__name__}: {message}; check the inputs' shapes, dtype and device "
-                                 "with a plain call of the model") from error
+                raise TraceError(
+                    f"`{recorder.failed_in or 'model'}` failed while the model was run on the given inputs: "
+                    f"{type(error).__name__}: {message}; check the inputs' shapes, dtype and device with a plain call "
+                    "of the model") from error
     return recorder.graph(output, training)
 
 
@@ -87,15 +88,16 @@ def _to_meta(tensor: Tensor) -> Tensor:
     return tensor if tensor.is_meta else torch.empty_like(tensor, device="meta", requires_grad=False)
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Writes each dispatched operation down, and on the meta device replaces real tensors by their shapes."""
 
     def __init__(self, model: nn.Module, names: Mapping[nn.Module, str], meta: bool) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.meta = meta
         self.names = names
         self.stack: list[str] = []
         self.failed_in = ""
+        self.calls: dict[str, int] = {}
         self.ops: list[Op] = []
         self.count = 0
         # Tensors are known by identity. Each is kept alive here, or its id could be given to another.
@@ -197,6 +199,7 @@ class _Recorder(TorchDispatchMode):
             if threading.get_ident() == thread and module in self.names:
                 self.stack.append(self.names[module])
                 self.failed_in = self.stack[-1]
+                self.calls[self.failed_in] = self.calls.get(self.failed_in, 0) + 1
 
         def leave(module: nn.Module, _args: Any, _output: Any) -> None:
             if threading.get_ident() == thread and module in self.names and self.stack:
@@ -213,7 +216,7 @@ class _Recorder(TorchDispatchMode):
         """The finished tape."""
         outputs = tuple(self._value(tensor) for tensor in tensors_in(output))
         modules = {name: type(module).__name__ for module, name in self.names.items()}
-        return Graph(tuple(self.ops), self.inputs, outputs, self.state, self.aliases, modules, training,
+        return Graph(tuple(self.ops), self.inputs, outputs, self.state, self.aliases, modules, self.calls, training,
                      "meta" if self.meta else "real")
 
 
@@ -288,18 +291,20 @@ def _tensor_attributes(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 @contextmanager
 def _untouched(model: nn.Module, keep_buffers: bool) -> Iterator[None]:
     """Put attributes, registries, buffer contents and the random state back, whatever happens inside."""
-    modules = list(model.modules())
-    saved = [(space, dict(space), {key: type(item)(item) for key, item in space.items() if type(item) in (list, dict)})
-             for module in modules
-             for space in (module.__dict__, module._parameters, module._buffers, module._modules)]
+    spaces: list[dict[str, Any]] = []
+    for module in model.modules():
+        spaces += [module.__dict__, module._parameters, module._buffers, module._modules]
+    saved = [(space, dict(space), {key: item.copy() for key, item in space.items() if type(item) in (list, dict)})
+             for space in spaces]
     contents = [(b, b._version, b.detach().clone()) for b in model.buffers()] if keep_buffers else []
-    python, numbers = random.getstate(), numpy.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
+    python, numbers = random.getstate(), numpy.random.get_state()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(devices=devices):
         try:
             yield
         finally:
             random.setstate(python)
-            numpy.random.set_state(numbers)  # noqa: NPY002
+            numpy.random.set_state(numbers)
             for space, before, copies in saved:
                 _put_back(space, before, copies)
             with torch.no_grad():

@@ -21,7 +21,7 @@ Model = Annotated[str, typer.Argument(
          "model; options after a question mark.")]
 Shapes = Annotated[list[str] | None, typer.Option(
     "--input", metavar="SHAPE", show_default=False,
-    help="Input shape, 1x3x224x224; again for each further input. Default: the model's usual image, batch 1.")]
+    help="Input shape, 1x3x224x224; again for each further input; default: one image of its usual size.")]
 Json = Annotated[bool, typer.Option("--json", help="Print data, and nothing else, on stdout.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
 
@@ -95,7 +95,7 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for place, heading in enumerate(headings):
         table.add_column(heading, justify="right" if place else "left", overflow="fold", no_wrap=bool(place))
     for row in rows:

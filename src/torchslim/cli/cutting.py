@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from torchslim.sources import Source
 
 Keep = Annotated[str | None, typer.Option(
-    metavar="AMOUNT", show_default=False, help="What to keep: a share (0.5, 50%) or a count (1500000, 1.5M).")]
+    metavar="AMOUNT", show_default=False,
+    help="What to keep: a share (0.5, 50%) or a count (1500000, 1.5M).")]
 
 
 def register(app: typer.Typer) -> None:
@@ -35,7 +36,7 @@ def prune(
     shapes: Shapes = None,
     as_json: Json = False,
 ) -> None:
-    """Cut channels down to a budget, prove that nothing else changed, and save the slim model.
+    """Cut channels to a budget, prove the cut, save the result.
 
     The proof compares the slim model with the original in which the removed channels are silenced.
     """
@@ -57,8 +58,8 @@ def prune(
     slim = torchslim.apply(original, plan)
     error = torchslim.verify(original, slim, plan, inputs)
     if not error <= TOLERANCE:
-        raise ProofError(f"prune: the slim network differs from its silenced original by {error:.1e}, at most "
-                         f"{TOLERANCE:.0e} is accepted; nothing was saved")
+        raise ProofError(f"prune: the slim network differs from its silenced original by {error:.1e}, at "
+                         f"most {TOLERANCE:.0e} is accepted; nothing was saved")
     before, after = torchslim.profile(original, inputs), torchslim.profile(slim, inputs)
     torchslim.save(slim, out, plan=plan, source=source)
     if as_json:

@@ -26,11 +26,11 @@ def export(
                                         help="The file: .onnx, .pt2 (torch.export) or .xml (OpenVINO).")],
     shapes: Shapes = None,
     tolerance: Annotated[float | None, typer.Option(
-        show_default=False, help="Largest difference to the eager model, as a share of its largest output.")] = None,
+        show_default=False, help="Largest difference to the eager model, as a share of its output.")] = None,
     dynamic_batch: Annotated[bool, typer.Option(
         "--dynamic-batch", help="Let the batch take any size.")] = False,
 ) -> None:
-    """Write a model for another runtime, and check there that it still computes the same."""
+    """Write a model for another runtime, checked there."""
     from torchslim.exporting import export as write
     from torchslim.sources import build, resolve
 
@@ -48,7 +48,10 @@ def bench(
     threads: Annotated[int | None, typer.Option(min=1, show_default=False, help="CPU threads.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Time models side by side: they take turns, and each is compared with the first within each round."""
+    """Time models side by side, in turns.
+
+    Each is compared with the first within each round, so that a busy machine slows both.
+    """
     from torchslim.latency import measure, ratio
 
     inputs = example(_first_source(models, shapes), shapes)

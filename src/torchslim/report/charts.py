@@ -9,16 +9,16 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from torchslim.report.record import Curve, LayerChange, ScoreHistogram, Timing
 from torchslim.report.svg import figure, join, levels, number, share, shorten, tag, thin, ticks
 from torchslim.report.units import error
 
-MOST_POINTS = 400  # of one line; more would only make the page heavier
+MOST_POINTS = 100  # of one line; more would only make the page heavier
 LONGEST_NAME = 24  # characters of a layer's name; the table has it in full
 PHASES = 4  # colours that a colour-blind reader can tell apart; further phases are dashed
-MANY_ROWS = 40  # from here on rows stand closer together
+MANY_ROWS = 40  # above this rows stand closer together
 FLOAT64, FLOAT32 = 2.0**-52, 2.0**-23
 HEIGHT = 190.0  # of a plot, without its axes
 
@@ -40,21 +40,27 @@ def bars(name: str, title: str, text: str, rows: Sequence[Bar]) -> Markup:
     # The style sheet leaves room at both ends by these lengths in characters; an em is the same there.
     at_left = max((min(len(row.name), LONGEST_NAME) for row in rows), default=0)
     at_right = max((len(row.text) for row in rows), default=0)
-    names: list[Markup] = []
-    values: list[Markup] = []
-    drawn: list[Markup] = []
-    for at, row in enumerate(rows):
+
+    def label(row: Bar) -> Markup:
         short = shorten(row.name, LONGEST_NAME)
-        full = tag("title", row.name) if short != row.name else ""
-        base = at * step + thick - 2
-        name_tag = Markup("{}{}").format(full, short)
-        names.append(tag("text", name_tag, x=f"-{at_left * 0.61:.2f}em", dx=-12, y=base))
-        values.append(tag("text", row.text, x="100%", dx=f"{at_right * 0.56 + 1.2:.2f}em", y=base))
-        # The longer bar goes first, or it would hide the shorter one.
-        pair = (("before", row.before), ("after", row.after))
-        for kind, value in pair if row.before >= row.after else pair[::-1]:
-            drawn.append(tag("rect", cls=kind, y=at * step, width=share(value, largest), height=thick))
-    body = tag("g", join(names), cls="names") + tag("g", join(values), cls="values") + join(drawn)
+        return escape(short) if short == row.name else tag("title", row.name) + escape(short)
+
+    def drawn(kind: str, lengths: Sequence[tuple[int, float]]) -> Markup:
+        return tag("g", join(tag("rect", y=at * step, width=share(value, largest), height=thick)
+                             for at, value in lengths), cls=kind)
+
+    def column(cls: str, texts: Sequence[str], **attributes: str) -> Markup:
+        return tag("svg", join(tag("text", text, y=at * step + thick - 2) for at, text in enumerate(texts)),
+                   cls=cls, **attributes)
+
+    # Where a layer has grown, its old length goes on top, or the new one would hide it.
+    old = list(enumerate(row.before for row in rows))
+    new = list(enumerate(row.after for row in rows))
+    under = [(at, value) for at, value in old if value >= rows[at].after]
+    names = column("names", [label(row) for row in rows], x=f"-{at_left * 0.61 + 1:.2f}em")
+    values = column("values", [row.text for row in rows], x=f"{at_right * 0.56 + 1.2:.2f}em")
+    body = (names + tag("svg", values, x="100%") + drawn("before", under) + drawn("after", new)
+            + drawn("before", [pair for pair in old if pair not in under]))
     return figure(name, title, text, max(1, len(rows) * step), body, cls="chart bars",
                   style=f"--left:{at_left};--right:{at_right}")
 
@@ -62,15 +68,17 @@ def bars(name: str, title: str, text: str, rows: Sequence[Bar]) -> Markup:
 def silhouette(name: str, layers: Sequence[LayerChange]) -> Markup:
     """The network's shape: one upright bar a layer, first to last, as high as the layer is wide."""
     largest = max((max(layer.channels_before, layer.channels_after) for layer in layers), default=0)
-    drawn = []
-    for at, layer in enumerate(layers):
-        both = tag("title", f"{layer.name}: {layer.channels_before} to {layer.channels_after} channels")
-        for kind, value in (("before", layer.channels_before), ("after", layer.channels_after)):
-            high = 100 * value / (largest or 1)
-            both += tag("rect", cls=kind, x=10 * at + 1, y=50 - high / 2, width=8, height=high)
-        drawn.append(tag("g", both))
+
+    def shape(kind: str, widths: Sequence[int]) -> Markup:
+        highs = [100 * width / (largest or 1) for width in widths]
+        path = "".join(f"M{10 * at + 1} {number(50 - high / 2)}h8v{number(high)}h-8z"
+                       for at, high in enumerate(highs))
+        return tag("path", cls=kind, d=path)
+
     text = f"Channels of {len(layers)} layers, first to last; the widest has {largest}."
-    return figure(name, "The shape of the network before and after", text, 110, join(drawn),
+    body = (shape("before", [layer.channels_before for layer in layers])
+            + shape("after", [layer.channels_after for layer in layers]))
+    return figure(name, "The shape of the network before and after", text, 110, body,
                   viewBox=f"0 0 {10 * max(1, len(layers))} 100", preserveAspectRatio="none")
 
 

@@ -16,8 +16,9 @@ from torchslim.report import charts, units
 from torchslim.report.record import Curve, LayerChange, Record, Sample, Timing
 
 EXACT = 1e-8  # above this a difference in float64 is no rounding any more: the cut was an approximation
-PICTURES, PICTURE_BYTES = 24, 48_000  # the page stays one small file however many samples it is given
-MOST_ROWS = 120  # of the table of epochs
+PICTURES, PICTURE_BYTES = 24, 36_000  # the page stays one small file however many samples it is given
+MOST_ROWS = 100  # of the table of epochs
+MOST_BARS = 100  # of a bar chart; the table has every layer
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,8 @@ def proof(record: Record) -> str:
     found = f"The largest relative difference between their outputs is {units.error(record.proof_error)}"
     if not math.isfinite(record.proof_error):
         return f"{method} The difference between their outputs is not a number, so nothing is proven."
+    if record.proof_error == 0:
+        return f"{method} Their outputs are equal to the last bit: the cut is exactly what the plan names."
     if record.proof_error > EXACT:
         return (f"{method} {found}: more than rounding, so the cut is an approximation, and part of what "
                 "changed in accuracy may be due to it.")
@@ -165,16 +168,22 @@ def errors(record: Record) -> list[tuple[str, float]]:
 
 def channel_bars(layers: Sequence[LayerChange]) -> list[charts.Bar]:
     """Channels by layer."""
-    return [charts.Bar(layer.name, layer.channels_before, layer.channels_after,
-                       _arrow(str(layer.channels_before), str(layer.channels_after)))
-            for layer in layers if layer.channels_before or layer.channels_after]
+    return _largest([charts.Bar(layer.name, layer.channels_before, layer.channels_after,
+                                _arrow(str(layer.channels_before), str(layer.channels_after)))
+                     for layer in layers])
 
 
 def mac_bars(layers: Sequence[LayerChange]) -> list[charts.Bar]:
     """MACs by layer."""
-    return [charts.Bar(layer.name, layer.macs_before, layer.macs_after,
-                       _arrow(units.count(layer.macs_before, ""), units.count(layer.macs_after, "")))
-            for layer in layers if layer.macs_before or layer.macs_after]
+    return _largest([charts.Bar(layer.name, layer.macs_before, layer.macs_after,
+                                _arrow(units.count(layer.macs_before, ""), units.count(layer.macs_after, "")))
+                     for layer in layers])
+
+
+def _largest(rows: Sequence[charts.Bar]) -> list[charts.Bar]:
+    """The largest rows in their order, as many as a reader can use; rows of nothing are left out."""
+    order = sorted(range(len(rows)), key=lambda at: -max(rows[at].before, rows[at].after))
+    return [rows[at] for at in sorted(order[:MOST_BARS]) if max(rows[at].before, rows[at].after) > 0]
 
 
 def _arrow(before: str, after: str) -> str:

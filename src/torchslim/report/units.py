@@ -15,14 +15,15 @@ def significant(value: float) -> str:
     """Three significant digits, without an exponent down to 0.001."""
     if not math.isfinite(value):
         return NONE
-    size = abs(value)
     if value == 0:
         return "0"
-    if size < 0.001:
+    magnitude = abs(value)
+    if magnitude < 0.001:
         return brief(value, 1)
+    if magnitude < 0.9995:
+        return f"{value:.3g}"
     # Rounding may carry into the next decade: 9.996 is 10.0, not 10.00. Hence limits below the powers of ten.
-    digits = 0 if size >= 99.95 else 1 if size >= 9.995 else 2 if size >= 0.9995 else 3
-    return f"{value:.{digits}f}"
+    return f"{value:.{0 if magnitude >= 99.95 else 1 if magnitude >= 9.995 else 2}f}"
 
 
 def count(value: float, gap: str = _NBSP) -> str:

@@ -33,6 +33,15 @@ def passing(space: LabelSpace, op: Op) -> None:
             space.set(out, space.tracks(first))
 
 
+def restrided(space: LabelSpace, op: Op) -> None:
+    """as_strided_ that keeps the shape (how some kernels lay out their result); any other is no plain view."""
+    x = op.args[0]
+    if op.output.shape == x.shape:
+        space.set(op.output, space.tracks(x))
+    else:
+        space.freeze_value(x, f"read by strides in {op.where}")
+
+
 def blank(space: LabelSpace, op: Op) -> None:
     """A tensor of equal or arbitrary elements is cut with what it meets."""
     for out in op.outputs:
@@ -66,6 +75,7 @@ ROWS = {
         "lift_fresh_copy", "bernoulli_", "bernoulli", "fill_", "zero_", "_conj", "resolve_conj", "resolve_neg",
         "dropout", "dropout_", "feature_dropout", "alpha_dropout", "uniform_", "normal_", "rrelu_with_noise",
         "rrelu_with_noise_functional", "_assert_tensor_metadata", "set_data", "requires_grad_")},
+    "aten.as_strided": Row(restrided),
     **{f"aten.{name}": Row(blank) for name in (
         "zeros", "ones", "empty", "full", "empty_strided", "empty_permuted", "scalar_tensor")},
     **{f"aten.{name}": Row(like) for name in (

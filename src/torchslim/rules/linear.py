@@ -1,4 +1,4 @@
-"""Convolutions and matrix products: where the multiply-adds are, where channels are read, and where new ones are made."""
+"""Convolutions and matrix products: where the multiply-adds are, where channels are read and new ones made."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def convolution(space: LabelSpace, op: Op) -> None:
     channels = x.shape[1]
     into = space.only_along(x, 1, op, "convolved over")
     in_dim, out_dim = (0, 1) if transposed else (1, 0)
-    depthwise = groups > 1 and groups == channels and weight.shape[1] == 1
+    depthwise = groups > 1 and groups == channels and weight.shape[1] == 1 and weight.name not in space.known_grouped
     if groups == 1:
         out = _dense(space, op, into, in_dim, out_dim)
     elif depthwise:
@@ -78,7 +78,9 @@ def _grouped(space: LabelSpace, op: Op, into: Labels | None, groups: int) -> Lab
         space.reads(weight, read, prod(x.shape[2:]))
     for labels in (into, filters):
         if labels is not None:
-            space.equal_groups(labels.reshape(groups, -1))
+            space.equal_groups(labels.reshape(groups, -1), least=1)
+    if weight.name:
+        space.blocks[weight.name, 0] = space.blocks[weight.name, 1] = groups
     return filters
 
 
@@ -116,7 +118,7 @@ def matmul(space: LabelSpace, op: Op) -> None:
         for labels in (inner_a, inner_b):
             if labels is not None:
                 space.freeze(labels, f"multiplied out between two activations in {op.where}")
-    out = (*_outer(space, a, -1, op), *_outer(space, b, -2, op))
+    out = (*_outer(space, a, -1), *_outer(space, b, -2))
     if len(op.args) == 3:  # addmm, baddbmm
         out = _plus_bias(space, op, op.args[0], out)
     space.set(op.output, out)
@@ -129,13 +131,9 @@ def _factors(op: Op) -> tuple[Value, Value]:
     return a, b
 
 
-def _outer(space: LabelSpace, value: Value, inner: int, op: Op) -> Tracks:
+def _outer(space: LabelSpace, value: Value, inner: int) -> Tracks:
     """The tracks that survive a product: those that do not vary along the inner dimension."""
-    tracks = []
-    for track in space.tracks(value):
-        if track.shape[inner] == 1:
-            tracks.append(track)
-    return tuple(tracks)
+    return tuple(track for track in space.tracks(value) if track.shape[inner] == 1)
 
 
 def _plus_bias(space: LabelSpace, op: Op, bias: Value, tracks: Tracks) -> Tracks:
@@ -145,17 +143,18 @@ def _plus_bias(space: LabelSpace, op: Op, bias: Value, tracks: Tracks) -> Tracks
         if own is not None:
             space.freeze(own, f"added to channels that can't be cut in {op.where}")
         return tracks
-    flat = squeeze_to_last(columns, space)
+    flat = _along_last(columns, space)
     space.tie(own, flat, op, "added to a bias that can't be cut")
     return tracks
 
 
-def squeeze_to_last(track: Labels, space: LabelSpace) -> Labels:
+def _along_last(track: Labels, space: LabelSpace) -> Labels:
     """The labels along the last dimension, those along others made one."""
     rows = track.reshape(-1, track.shape[-1])
+    first: Labels = rows[0]
     for row in rows[1:]:
-        space.union(rows[0], row)
-    return rows[0]
+        space.union(first, row)
+    return first
 
 
 MATMUL = Row(matmul, matmul_macs)

@@ -51,15 +51,12 @@ def group_norm(space: LabelSpace, op: Op) -> None:
         return
     _mixed(space, op, space.tracks(x), range(1, len(x.shape)))
     if channels is not None and space.allow_approximate:
-        space.equal_groups(channels.reshape(groups, -1))
+        space.equal_groups(channels.reshape(groups, -1), least=2)
 
 
 def _mixed(space: LabelSpace, op: Op, tracks: Sequence[Labels], dims: Sequence[int]) -> None:
-    kept = []
-    for track in tracks:
-        if all(track.shape[dim] == 1 for dim in dims) or space.mix(track, f"channels are mixed by {op.where}"):
-            kept.append(track)
-    space.set(op.output, kept)
+    space.set(op.output, [track for track in tracks if all(track.shape[dim] == 1 for dim in dims)
+                          or space.mix(track, f"channels are mixed by {op.where}")])
 
 
 def reduction(space: LabelSpace, op: Op) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from torchslim.graph import Op, Value
-from torchslim.labels import Labels, LabelSpace, spread, squeeze_equal
+from torchslim.labels import Labels, LabelSpace, along_dim, spread, squeeze_equal
 from torchslim.rules.row import Row
 
 
@@ -155,13 +155,14 @@ def _parts(space: LabelSpace, op: Op, x: Value, dim: int, sizes: list[int]) -> N
     ends = np.cumsum(sizes)
     results: list[list[Labels]] = [[] for _ in sizes]
     for track in space.tracks(x):
+        parts: list[Labels]
         if track.shape[dim] == 1:
             parts = [track] * len(sizes)
         else:
             parts = np.split(track, ends[:-1], axis=dim)
             if track.size == track.shape[dim] and len(sizes) > 1:
                 if len(set(sizes)) == 1 and sizes[0] > 1:
-                    space.equal_groups(track.reshape(len(sizes), -1))
+                    space.equal_groups(track.reshape(len(sizes), -1), least=2)
                 elif op.name != "aten.split_with_sizes":
                     space.freeze(track, f"split into unequal parts in {op.where}")
         for result, part in zip(results, parts, strict=True):
@@ -181,7 +182,7 @@ def unbind(space: LabelSpace, op: Op) -> None:
             _by_position(space, track, dim, op)
     for place, out in enumerate(op.outputs):
         if out is not None:
-            space.set(out, [t.take(place if t.shape[dim] > 1 else 0, axis=dim) for t in space.tracks(x)])
+            space.set(out, [np.asarray(t.take(place if t.shape[dim] > 1 else 0, axis=dim)) for t in space.tracks(x)])
 
 
 def cat(space: LabelSpace, op: Op) -> None:
@@ -212,14 +213,10 @@ def _join(space: LabelSpace, op: Op, values: list[Value], dim: int, tracks: list
     others = {d for ts in own for t in ts for d in range(t.ndim) if d != dim and t.shape[d] > 1}
     parts = []
     for value, ts in zip(values, own, strict=True):
-        if not ts:
-            labels = space.fresh(value.shape[dim]).reshape([value.shape[dim] if d == dim else 1 for d in
-                                                            range(len(value.shape))])
-            space.freeze(labels, f"joined as a whole in {op.where}")
-            ts = [labels]
+        labels = ts[0] if ts else _staying(space, value, dim, op)
         for extra in ts[1:]:
-            space.union(ts[0], extra)
-        parts.append(spread(ts[0], value.shape, others))
+            space.union(labels, extra)
+        parts.append(spread(labels, value.shape, others))
     joined = np.concatenate(parts, axis=dim)
     if sum(bool(ts) for ts in own) > 1 or len(values) > 1:
         space.joined.append(joined)
@@ -227,6 +224,13 @@ def _join(space: LabelSpace, op: Op, values: list[Value], dim: int, tracks: list
         for track in ts:
             space.freeze(track, f"joined along another dimension in {op.where}")
     space.set(op.output, [joined])
+
+
+def _staying(space: LabelSpace, value: Value, dim: int, op: Op) -> Labels:
+    """Labels for a dimension that can't be cut, so that it has its place among others that can."""
+    labels = along_dim(space.fresh(value.shape[dim]), dim, len(value.shape))
+    space.freeze(labels, f"joined as a whole in {op.where}")
+    return labels
 
 
 def _one(space: LabelSpace, op: Op, values: list[Value], tracks: list[tuple[Labels, ...]]) -> None:

@@ -32,7 +32,9 @@ def _unchanged_over(space: LabelSpace, x: Value, ndim: int, op: Op) -> list[Labe
         elif all(size == 1 for size in track.shape[: track.ndim - ndim]):
             space.freeze(track, f"resized over in {op.where}")
         else:  # labels change over space and channels: those of one channel become one
-            first = track[(..., *(slice(0, 1) for _ in last))]
+            first = track
+            for dim in last:
+                first = first.take([0], axis=dim)
             space.union(track, first)
             kept.append(first)
     return kept
@@ -112,7 +114,7 @@ def shuffle_channels(space: LabelSpace, op: Op) -> None:
         if track.shape[1] > 1:
             folded = track.reshape(track.shape[0], groups, -1, *track.shape[2:])
             if squeeze_equal(track).ndim and track.size == track.shape[1]:
-                space.equal_groups(folded.reshape(groups, -1))
+                space.equal_groups(folded.reshape(groups, -1), least=2)
             track = np.swapaxes(folded, 1, 2).reshape(track.shape)
         tracks.append(track)
     space.set(op.output, tracks)

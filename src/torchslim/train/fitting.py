@@ -188,9 +188,9 @@ class _Job:
                 wanted = self.teacher(*args, **kwargs)
             share = self.recipe.alpha
             loss = (1 - share) * loss + share * distillation(output, wanted, self.recipe.temperature)
+        value = float(loss.detach())
         if self.press is not None:
             loss = loss + self.press()
-        value = float(loss.detach())
         if not math.isfinite(value):  # before the step, which would spoil the weights
             raise TrainingError(f"{where}: the loss is {value}; try a lower learning rate than "
                                 f"lr={self.recipe.lr}, or look for bad values in the data")

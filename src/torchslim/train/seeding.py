@@ -1,8 +1,8 @@
 """Randomness that repeats: every epoch and every item has a seed of its own.
 
 What is random in an epoch then depends on the seed and the epoch's number alone, not on what ran before: a
-run that was interrupted repeats an undisturbed one exactly. Seeding each item, too, makes the number of workers
-irrelevant.
+run that was interrupted repeats an undisturbed one exactly. Seeding each item, too, makes the number of
+workers irrelevant.
 """
 
 from __future__ import annotations

@@ -1,0 +1,154 @@
+"""The slim network's channels are the original's: run at slim widths, and match.
+
+The network is traced again with narrower tensors. Channels of the slim run are known by the dimensions of the
+parameters that they touch: each must be a channel of the original that touches the same. This says which channels may
+stay and in which order they come, however they were split, shuffled and joined on the way; and where the model's code
+remembers a width, it shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+
+from torchslim.budget import Selection, Shares
+from torchslim.calling import Inputs
+from torchslim.coupling import Coupling, Index, couple, tapes
+from torchslim.errors import PlanError, TraceError
+from torchslim.importance import Scores
+from torchslim.plans import Mend
+from torchslim.surgery import resized
+from torchslim.widths import outdated
+
+
+@dataclass(frozen=True, eq=False)
+class SlimRun:
+    """The coupling of the network run at its slim widths, and the attributes mended for that."""
+
+    coupling: Coupling
+    mends: tuple[Mend, ...]
+
+
+def at_slim_widths(model: nn.Module, inputs: Inputs, coupling: Coupling, selection: Selection,
+                    allow_approximate: bool) -> tuple[SlimRun | None, str]:
+    """Run the network at the selected widths; None and the reason where it fails or its channels end elsewhere."""
+    shares = selection.shares(coupling.classes)
+    sizes: dict[str, dict[int, int]] = {}
+    for touch in coupling.touches:
+        kept = round(float(shares[touch.labels].sum()))
+        if kept < len(touch.labels):
+            sizes.setdefault(touch.name, {})[touch.dim] = kept // touch.groups
+    with resized(model, sizes, ()):
+        mends = tuple(outdated(model))
+    try:
+        with resized(model, sizes, mends):
+            slim = couple(tapes(model, inputs), allow_approximate=allow_approximate,
+                          known_grouped=coupling.grouped)
+    except TraceError as error:
+        return None, f"the slim network fails: {error}"
+    wrong = _wrongly_coupled(coupling, slim, shares)
+    return (None, wrong) if wrong else (SlimRun(slim, mends), "")
+
+
+def _wrongly_coupled(coupling: Coupling, slim: Coupling, shares: Shares) -> str:
+    """Why the slim run's channels can't be channels of the original; empty if they can."""
+    whole = (shares == 0) | (shares == 1)
+    available: dict[int, int] = {}
+    exact: dict[int, int] = {}
+    for signature, share, sure in zip(coupling.signatures.tolist(), shares.tolist(), whole.tolist(), strict=True):
+        available[signature] = available.get(signature, 0) + 1
+        if sure:
+            exact[signature] = exact.get(signature, 0) + int(share)
+    needed: dict[int, int] = {}
+    for signature in slim.signatures.tolist():
+        needed[signature] = needed.get(signature, 0) + 1
+    for signature in {*available, *needed} - {0}:
+        if needed.get(signature, 0) > available.get(signature, 0) or (
+                signature in exact and exact[signature] != needed.get(signature, 0)):
+            return "in the slim network its channels would reach other weights than in the original"
+    return ""
+
+
+def culprits(model: nn.Module, inputs: Inputs, coupling: Coupling, selection: Selection,
+              allow_approximate: bool) -> list[int]:
+    """Places of the bundles that can't be cut as selected: halves that fail by themselves are halved again."""
+
+    def works(places: Sequence[int]) -> bool:
+        chosen = set(places)
+        removals = tuple(n if p in chosen else 0 for p, n in enumerate(selection.removals))
+        return at_slim_widths(model, inputs, coupling, Selection(selection.bundles, removals),
+                               allow_approximate)[0] is not None
+
+    def failing(places: list[int]) -> list[int]:
+        if not places or works(places):
+            return []
+        if len(places) == 1:
+            return places
+        half = len(places) // 2
+        found = failing(places[:half]) + failing(places[half:])
+        return found or places  # each half works, both together do not
+
+    found = failing([place for place, count in enumerate(selection.removals) if count])
+    if not found:
+        raise PlanError("plan: the network does not run at its own widths a second time; "
+                        "it may count its calls or change its shape by chance")
+    return found
+
+
+def chosen_classes(coupling: Coupling, slim: Coupling, selection: Selection, scores: Scores) -> Index:
+    """For each class of channels of the slim run, the class of the original that it is.
+
+    Classes are matched within those that touch the same dimensions. Their number is the slim run's; where more are at
+    hand (rows of which only the count was selected), the best stay.
+    """
+    shares = selection.shares(coupling.classes)
+    originals: dict[int, list[int]] = {}
+    for one in np.flatnonzero(shares > 0).tolist():
+        originals.setdefault(int(coupling.signatures[one]), []).append(one)
+    wanted: dict[int, list[int]] = {}
+    for one, signature in enumerate(slim.signatures.tolist()):
+        wanted.setdefault(signature, []).append(one)
+    chosen = np.full(slim.classes, -1, dtype=np.int64)
+    for signature, places in wanted.items():
+        if signature == 0:
+            continue
+        best = sorted(originals[signature], key=lambda one: (-scores[one], one))[: len(places)]
+        chosen[places] = sorted(best)
+    return chosen
+
+
+def kept_indices(coupling: Coupling, slim: Coupling, chosen: Index) -> tuple[
+        dict[str, dict[int, tuple[int, ...]]], dict[str, tuple[int, int]], tuple[tuple[str, int], ...]]:
+    """What stays of each tensor, in the slim run's order; the grouped weights; and the dimensions that read."""
+    kept: dict[str, dict[int, tuple[int, ...]]] = {}
+    grouped: dict[str, tuple[int, int]] = {}
+    reading = {(m.name, m.dim) for group in coupling.groups for m in group.members if m.role == "reads"}
+    readers = []
+    for touch in slim.touches:
+        before = coupling.by_dimension[touch.name, touch.dim]
+        index = _positions(before.labels, chosen[touch.labels])
+        if len(index) == len(before.labels) and (index == np.arange(len(index))).all():
+            continue
+        kept.setdefault(touch.name, {})[touch.dim] = tuple(index.tolist())
+        if (touch.name, touch.dim) in reading:
+            readers.append((touch.name, touch.dim))
+        if touch.groups > 1:
+            grouped[touch.name] = (before.groups, touch.groups)
+    order = {touch.name: place for place, touch in enumerate(coupling.touches)}
+    names = sorted(kept, key=order.__getitem__)
+    return {name: dict(sorted(kept[name].items())) for name in names}, grouped, tuple(readers)
+
+
+def _positions(before: Index, after: Index) -> Index:
+    """Where each entry of `after` stands in `before`; the n-th of equal entries is matched with the n-th."""
+    order = np.argsort(before, kind="stable")
+    ranked = before[order]
+    seen = np.argsort(after, kind="stable")
+    ranked_after = after[seen]
+    occurrence = np.arange(len(after)) - np.searchsorted(ranked_after, ranked_after, side="left")
+    positions = np.empty(len(after), dtype=np.int64)
+    positions[seen] = order[np.searchsorted(ranked, ranked_after, side="left") + occurrence]
+    return positions
