@@ -19,7 +19,7 @@ from torchslim.cli.common import amount, example, shape
 from torchslim.errors import CheckpointError, RequestError, TorchslimError
 from torchslim.sources import Source, resolve
 
-SMALL = "shufflenet_v2_x0_5?num_classes=10"
+SMALL = "timm:test_resnet?num_classes=10"
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -64,12 +64,12 @@ def test_models(call: Call) -> None:
 
 def test_profile(call: Call) -> None:
     status, out, err = call("profile", SMALL, "--input", "2x3x64x64")
-    expected = torchslim.profile(torchslim.create_model("shufflenet_v2_x0_5", num_classes=10),
+    expected = torchslim.profile(torchslim.create_model("timm:test_resnet", num_classes=10),
                                  torch.rand(2, 3, 64, 64))
     assert (status, err) == (0, "")
     assert out == f"{expected}\n"
     data = json.loads(call("profile", SMALL, "--input", "2x3x64x64", "--json")[1])
-    assert data["model"] == f"torchvision:{SMALL}"
+    assert data["model"] == SMALL
     assert (data["params"], data["macs"], data["flops"]) == (expected.params, expected.macs, expected.flops)
     assert data["flops"] == 2 * data["macs"]
     assert [layer["name"] for layer in data["layers"]] == [layer.name for layer in expected.layers]
@@ -79,7 +79,7 @@ def test_prune_then_use_the_file_everywhere(call: Call, tmp_path: Path) -> None:
     slim, size = tmp_path / "slim.safetensors", ("--input", "1x3x64x64")
     status, out, err = call("prune", SMALL, "--macs", "0.5", *size, "--out", slim)
     assert status == 0
-    assert err == f"note: torchvision:{SMALL} has random weights; ?weights=DEFAULT asks for trained ones\n"
+    assert err == f"note: {SMALL} has random weights; ?weights=DEFAULT asks for trained ones\n"
     assert "multiply-adds" in out
     assert "proof: differs from the silenced original by " in out
     assert f"saved: {slim}\n" in out

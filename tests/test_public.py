@@ -21,10 +21,10 @@ PUBLIC = [
     "plan", "profile", "prune", "save", "train", "verify",
 ]
 
-# Nothing imports what stands to its right or below it; what shares a line are modules of one subpackage.
+# Nothing imports what stands later in this list; modules of one subpackage may import each other.
 ORDER = [
     "__init__", "errors", "wording", "plans", "calling", "graph", "labels", "trace", "rules", "coupling",
-    "profiler", "latency", "importance", "budget", "widths", "surgery", "proof", "pruning", "libraries",
+    "profiler", "latency", "importance", "budget", "widths", "surgery", "matching", "proof", "pruning", "libraries",
     "sources", "store", "exporting", "train", "report", "pipeline", "cli",
 ]
 

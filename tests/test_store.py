@@ -21,7 +21,7 @@ from torchslim.plans import Plan
 from torchslim.sources import build, create_model
 from torchslim.store import load, read_header, save
 
-NAME = "torchvision:shufflenet_v2_x0_5?num_classes=10"
+NAME = "timm:test_resnet?num_classes=10"
 IMAGE = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
@@ -143,10 +143,10 @@ def test_a_slim_of_a_slim_carries_both_plans(
         assert torch.equal(build(by_file)(IMAGE), slimmer(IMAGE))
 
 
-def test_weights_are_not_asked_for_again(cut: tuple[nn.Module, Plan], tmp_path: Path,
-                                         monkeypatch: pytest.MonkeyPatch) -> None:
-    path = save(cut[0], tmp_path / "slim.safetensors", plan=cut[1], source=f"{NAME}&weights=DEFAULT")
-    assert read_header(path).source == f"{NAME}&weights=DEFAULT"
+def test_weights_are_not_asked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = "torchvision:squeezenet1_1?num_classes=10&weights=DEFAULT"
+    path = save(create_model("squeezenet1_1", num_classes=10), tmp_path / "net.safetensors", source=source)
+    assert read_header(path).source == source
 
     def refuse(*_args: object, **_kwargs: object) -> None:
         raise AssertionError("a download was tried")
@@ -236,8 +236,8 @@ def test_foreign_and_newer_files(saved: Path, tmp_path: Path) -> None:
 
 
 def test_another_architecture_is_named_with_both_shapes(saved: Path, tmp_path: Path) -> None:
-    text = refused(saved, create_model("shufflenet_v2_x0_5", num_classes=7))
-    assert "made for another model than the given ShuffleNetV2" in text
+    text = refused(saved, create_model("timm:test_resnet", num_classes=7))
+    assert "made for another model than the given ResNet" in text
     assert "fc.bias: 10 in the file, 7 in the model" in text
     assert "its plan does not fit the given SqueezeNet" in refused(saved, create_model("squeezenet1_1"))
     whole = save(Tied(), tmp_path / "whole.safetensors")

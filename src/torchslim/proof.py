@@ -1,12 +1,17 @@
 """The proof: removing channels must equal silencing them.
 
 The original, with the weights of every reader of a removed channel set to zero, computes what the slim network
-computes: a correct cut agrees to rounding. Both sides run as float64 copies, in eval mode, on the given inputs.
+computes: a correct cut agrees to rounding. Both sides run as float64 copies, in eval mode, on the given inputs, and are
+compared at the network's outputs and at every layer on the way there: each convolution, linear layer and norm must
+give, in the channels that it keeps, what the silenced original gives. So a wrong cut cannot hide where a network's
+outputs barely depend on its inputs, or where a detector finds nothing.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,9 +24,9 @@ from torchslim.surgery import tensors_of
 
 
 def verify(model: nn.Module, slim: nn.Module, plan: Plan, inputs: Inputs) -> float:
-    """The largest relative error of `slim` against the silenced `model`, over all outputs.
+    """The largest relative error of `slim` against the silenced `model`, over all outputs and layers.
 
-    The error of an output is its largest absolute difference, over the largest absolute value of the silenced
+    The error of a tensor is its largest absolute difference, over the largest absolute value of the silenced
     original's. The proof holds for the network as cut: fine-tuning changes the weights, and with them the outputs.
 
     Args:
@@ -31,16 +36,28 @@ def verify(model: nn.Module, slim: nn.Module, plan: Plan, inputs: Inputs) -> flo
         inputs: as given to `plan`; other values and other image sizes are as good.
 
     Raises:
-        ProofError: the outputs differ in number or shape, or are not finite.
+        ProofError: outputs differ in number or shape, or are not finite.
         PlanError: the plan names tensors that the model does not have.
     """
     silenced = silence(copy.deepcopy(unwrap(model)).double(), plan)
-    expected = _outputs(silenced, inputs)
-    found = _outputs(copy.deepcopy(unwrap(slim)).double(), inputs)
+    narrow = copy.deepcopy(unwrap(slim)).double()
+    layers: dict[str, list[Tensor]] = {}
+    with _watched(silenced, lambda name, output: layers.setdefault(name, []).append(output)):
+        expected = _outputs(silenced, inputs)
+    errors = [0.0]
+
+    def compare(name: str, output: Tensor) -> None:
+        if not layers.get(name):
+            raise ProofError(f"verify: `{name}` runs more often in the slim network than in the original")
+        errors.append(_error(_kept_part(layers[name].pop(0), output, plan, name), output, name))
+
+    with _watched(narrow, compare):
+        found = _outputs(narrow, inputs)
     if [tuple(t.shape) for t in expected] != [tuple(t.shape) for t in found]:
         raise ProofError(f"verify: the slim network's outputs have shapes {[tuple(t.shape) for t in found]}, the "
                          f"original's {[tuple(t.shape) for t in expected]}")
-    return max((_error(a, b) for a, b in zip(expected, found, strict=True)), default=0.0)
+    errors += [_error(a, b, "the output") for a, b in zip(expected, found, strict=True)]
+    return max(errors)
 
 
 def silence(model: nn.Module, plan: Plan) -> nn.Module:
@@ -68,6 +85,49 @@ def silence(model: nn.Module, plan: Plan) -> nn.Module:
     return model
 
 
+@contextmanager
+def _watched(model: nn.Module, see: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Call `see(name, output)` for each layer that holds a weight of its own, each time it has run."""
+
+    def hook(name: str) -> Callable[..., None]:
+        def seen(_module: nn.Module, _args: Any, output: Any) -> None:
+            if isinstance(output, Tensor):
+                # A copy: the next layer may work in place.
+                see(name, output.clone())
+        return seen
+
+    handles = [module.register_forward_hook(hook(name)) for name, module in model.named_modules()
+               if not next(module.children(), None) and isinstance(getattr(module, "weight", None), Tensor)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _kept_part(expected: Tensor, found: Tensor, plan: Plan, name: str) -> Tensor:
+    """What the slim layer keeps of the original layer's output."""
+    narrowed = [dim for dim in range(expected.dim()) if expected.shape[dim] != found.shape[dim]] if (
+        expected.dim() == found.dim()) else []
+    if not narrowed:
+        # Equal widths do not mean equal channels: they may have been reordered.
+        narrowed = [1] if expected.dim() > 1 and _kept_outputs(plan, name, expected.shape[1]) else []
+    if len(narrowed) != 1 or expected.dim() != found.dim():
+        return expected
+    index = _kept_outputs(plan, name, found.shape[narrowed[0]])
+    return expected if index is None else expected.index_select(
+        narrowed[0], torch.tensor(index, device=expected.device))
+
+
+def _kept_outputs(plan: Plan, name: str, width: int) -> tuple[int, ...] | None:
+    """The kept output channels of a layer, where the plan cuts these to so many."""
+    for dim in (0, 1):  # a transposed convolution's outputs are dimension 1
+        index = plan.kept.get(f"{name}.weight", {}).get(dim)
+        if index is not None and len(index) == width and (dim == 0 or (f"{name}.weight", 0) in plan.readers):
+            return index
+    return None
+
+
 def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     for module in model.modules():
         module.training = False
@@ -81,10 +141,13 @@ def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     return list(tensors_in(output))
 
 
-def _error(expected: Tensor, found: Tensor) -> float:
+def _error(expected: Tensor, found: Tensor, where: str) -> float:
+    if expected.shape != found.shape:
+        raise ProofError(f"verify: `{where}` gives {tuple(found.shape)} in the slim network, and "
+                         f"{tuple(expected.shape)} in the original with the removed channels taken out")
     if not expected.numel():
         return 0.0
     if not (torch.isfinite(expected).all() and torch.isfinite(found).all()):
-        raise ProofError("verify: an output is not finite; check the network's weights and the inputs")
+        raise ProofError(f"verify: {where} is not finite; check the network's weights and the inputs")
     difference = float((expected.double() - found.double()).abs().max())
     return difference / max(float(expected.double().abs().max()), torch.finfo(torch.float64).tiny)

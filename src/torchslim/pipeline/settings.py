@@ -31,7 +31,7 @@ class Settings:
         baseline_epochs: 0 takes the model as it comes.
         sparsify_epochs: 0 leaves sparsification out.
         finetune_epochs: epochs after the cut.
-        sparsity: weight of the L1 penalty on batch-norm scales.
+        sparsity: weight of the L1 penalty on batch-norm scales; None to fit it to the number of steps.
         importance: how channels are scored.
         threads: CPU threads; None for as many as there are cores, or as the run began with.
         workers: processes that load pictures.
@@ -50,7 +50,7 @@ class Settings:
     baseline_epochs: int = 12
     sparsify_epochs: int = 10
     finetune_epochs: int = 8
-    sparsity: float = 0.01
+    sparsity: float | None = None
     importance: str = "bn_scale"
     threads: int | None = None
     workers: int = 0
@@ -65,7 +65,7 @@ class Settings:
             "baseline_epochs": (self.baseline_epochs >= 0, "0 or more"),
             "sparsify_epochs": (self.sparsify_epochs >= 0, "0 or more"),
             "finetune_epochs": (self.finetune_epochs >= 0, "0 or more"),
-            "sparsity": (0 <= self.sparsity < math.inf, "0 or more"),
+            "sparsity": (self.sparsity is None or 0 <= self.sparsity < math.inf, "0 or more"),
             "threads": (self.threads is None or self.threads >= 1, "1 or more"),
             "workers": (self.workers >= 0, "0 or more"),
         }

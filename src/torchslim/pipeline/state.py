@@ -54,7 +54,8 @@ class RunFolder:
             raise RequestError(f"{self.path}: is a file; choose another folder with --out")
         state = self._read()
         wanted = json.loads(json.dumps(settings.identity()))
-        if state is None:
+        # A run that never got anywhere, for its model was misspelt say, is in nobody's way.
+        if state is None or not (state["found"] or any((self.path / WORK).glob("*.checkpoint"))):
             self._identity, self.threads = wanted, None
             return
         there = dict(state["settings"])
@@ -84,15 +85,20 @@ class RunFolder:
         """Throw the run away: its own files, and nothing else in the folder."""
         for name in FINAL:
             (self.path / name).unlink(missing_ok=True)
-        for left in (self.path / WORK).glob("*"):
-            if left.name != "lock":
-                left.unlink()
+        self._empty({"lock"})
         self.found, self.threads = {}, None
 
     def tidy(self) -> None:
         """Delete what was needed on the way only."""
+        self._empty({"lock", "state.json"})
+
+    def tidied(self) -> bool:
+        """Whether nothing is left of what was needed on the way."""
+        return not any((self.path / WORK).glob("*.safetensors"))
+
+    def _empty(self, but: set[str]) -> None:
         for left in (self.path / WORK).glob("*"):
-            if left.name not in ("lock", "state.json"):
+            if left.name not in but and left.is_file():
                 left.unlink()
 
     @contextmanager
@@ -116,7 +122,8 @@ class RunFolder:
                 raise RequestError(f"{self.path}: process {holder} works here; wait for it, or choose another "
                                    "folder with --out")
             os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+            os.lseek(descriptor, 0, os.SEEK_SET)
+            os.write(descriptor, str(os.getpid()).encode())
             yield
         finally:
             os.close(descriptor)

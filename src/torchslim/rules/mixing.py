@@ -63,7 +63,7 @@ def reduction(space: LabelSpace, op: Op) -> None:
     """mean, sum, max, var over dimensions: what is reduced together is one; where that is all, it is mixed."""
     x = next(op.inputs)
     ndim = len(x.shape)
-    dims = op.argument(1, "dim")
+    dims = op.argument(2 if op.name in _ORDER_FIRST else 1, "dim")
     dims = range(ndim) if dims is None or dims == () or dims == [] else [dims] if isinstance(dims, int) else dims
     dims = sorted({dim % ndim for dim in dims}) if ndim else []
     tracks = [one for t in space.tracks(x) if (one := _reduced(space, t, dims, op)) is not None]
@@ -71,6 +71,10 @@ def reduction(space: LabelSpace, op: Op) -> None:
         if out is not None:
             gone = tuple(dims) if len(out.shape) < ndim else ()
             space.set(out, [np.squeeze(t, axis=gone) for t in tracks])
+
+
+# Norms take their order before the dimensions.
+_ORDER_FIRST = frozenset({"aten.linalg_vector_norm", "aten.norm"})
 
 
 def _reduced(space: LabelSpace, track: Labels, dims: Sequence[int], op: Op) -> Labels | None:

@@ -12,6 +12,7 @@ from torch import nn
 from torchslim.errors import RequestError, TrainingError
 
 OPTIMIZERS = ("sgd", "adamw")
+MOMENTUM = 0.9
 
 
 @dataclass(frozen=True)
@@ -70,4 +71,4 @@ class Recipe:
         groups = [group for group in groups if group["params"]]
         if self.optimizer == "adamw":
             return torch.optim.AdamW(groups, lr=self.lr)
-        return torch.optim.SGD(groups, lr=self.lr, momentum=0.9, nesterov=True)
+        return torch.optim.SGD(groups, lr=self.lr, momentum=MOMENTUM, nesterov=True)

@@ -1,0 +1,238 @@
+"""The phases of a run, one function each.
+
+A phase reads what earlier ones left in the folder and leaves files of its own; what it found out beside them it
+returns as JSON values. None keeps anything in memory for the next, so an interrupted run takes the very path of an
+undisturbed one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+import torchslim
+from torchslim import sources
+from torchslim.errors import ProofError, RequestError
+from torchslim.latency import Latency, measure, onnx_runner
+from torchslim.pipeline.settings import Settings
+from torchslim.pipeline.state import RunFolder
+from torchslim.plans import Plan
+from torchslim.pruning import TOLERANCE
+from torchslim.store import load, save
+from torchslim.train import Data, History, Progress, evaluate, fit, load_data
+from torchslim.train.files import write_text
+from torchslim.train.objective import logits
+from torchslim.train.recipe import MOMENTUM
+from torchslim.train.seeding import mix, seeded
+from torchslim.wording import dims, first_line
+
+SMOOTHING = 0.1
+# The other phases' learning rates, as shares of the baseline's: scales must move far in few epochs; after the cut
+# little is left to repair, and much to spoil.
+SPARSIFY_RATE, FINETUNE_RATE = 2.0, 0.1
+# How far the penalty alone may move a scale, in units of the usual scale: just past zero. Channels that matter
+# hold against it.
+REACH = 1.15
+
+Found = dict[str, Any]
+
+
+@dataclass
+class Run:
+    """What the phases share."""
+
+    settings: Settings
+    folder: RunFolder
+    threads: int
+    watch: Callable[[Progress], None]
+
+    @cached_property
+    def data(self) -> Data:
+        """The data."""
+        return load_data(self.settings.data, size=self.settings.size, seed=self.settings.seed)
+
+    @cached_property
+    def source(self) -> sources.Source:
+        """Where the model comes from, with as many classes as the data has."""
+        return sources.resolve(self.settings.model).with_defaults(num_classes=len(self.data.classes))
+
+    @property
+    def steps(self) -> int:
+        """Training steps in an epoch."""
+        return -(-len(self.data.train) // self.settings.batch_size)  # type: ignore[arg-type]
+
+    @cached_property
+    def inputs(self) -> torch.Tensor:
+        """One picture's worth of noise, to trace and to prove with."""
+        generator = torch.Generator().manual_seed(mix(self.settings.seed, 0))
+        return torch.randn(1, *self.data.shape, generator=generator)
+
+    def model(self, name: str) -> nn.Module:
+        """The model stored under a name."""
+        # The caller asked for this very model to be built, so its source is trusted.
+        return load(self.folder.file(name), trust_source=True)
+
+    def plan(self) -> Plan:
+        """The plan."""
+        return Plan.from_json(self.folder.file("plan.json").read_text(encoding="utf-8"))
+
+    def store(self, model: nn.Module, name: str, plan: Plan | None = None) -> None:
+        """Keep a model under a name."""
+        save(model, self.folder.file(name), plan=plan, source=self.source)
+
+    def train(self, model: nn.Module, phase: str, number: int, **options: Any) -> History:
+        """Train, going on from where an interrupted run stopped."""
+        settings = self.settings
+        return fit(model, self.data, batch_size=settings.batch_size, label_smoothing=SMOOTHING,
+                   seed=mix(settings.seed, number), checkpoint=self.folder.file(f"{phase}.checkpoint"),
+                   progress=self.watch, workers=settings.workers, **options)
+
+
+def baseline(run: Run) -> Found:
+    """Build the model, and train it unless it comes trained."""
+    with seeded(mix(run.settings.seed, 1)):
+        model = sources.build(run.source)
+    _check_fit(run, model)
+    history = History()
+    if run.settings.baseline_epochs:
+        history = run.train(model, "baseline", 2, epochs=run.settings.baseline_epochs, lr=run.settings.lr)
+    run.store(model, "baseline.safetensors")
+    return {"accuracy": evaluate(model, run.data), "curve": _curve(history)}
+
+
+def sparsify(run: Run) -> Found:
+    """Press the scales of batch norms toward zero while training goes on."""
+    model = run.model("baseline.safetensors")
+    rate = SPARSIFY_RATE * run.settings.lr
+    weight = run.settings.sparsity
+    if weight is None:
+        weight = pressure(model, rate, run.settings.sparsify_epochs * run.steps)
+    history = run.train(model, "sparsify", 3, epochs=run.settings.sparsify_epochs, lr=rate, sparsity=weight)
+    run.store(model, "sparse.safetensors")
+    return {"accuracy": evaluate(model, run.data), "curve": _curve(history), "weight": weight}
+
+
+def pressure(model: nn.Module, rate: float, steps: int) -> float:
+    """The weight of the penalty that moves a scale no channel defends just past zero in so many steps.
+
+    A step moves it by rate x weight / (1 - momentum), and the schedule's mean rate is half its highest. Short
+    trainings so press harder than long ones, and end equally sparse.
+    """
+    scales = torch.cat([m.weight.detach().abs().flatten() for m in model.modules()
+                        if isinstance(m, _BatchNorm) and m.weight is not None])
+    return REACH * float(scales.median()) * (1 - MOMENTUM) / (0.5 * rate * steps)
+
+
+def plan(run: Run) -> Found:
+    """Choose channels by one threshold over the whole network, those on shortcuts included."""
+    from torchslim.pipeline.summary import histogram
+
+    model = run.model(_uncut(run))
+    decided = _decide(run, model)
+    found = histogram(model, run.inputs, decided, run.settings.importance, run.settings.seed)
+    write_text(run.folder.file("plan.json"), decided.to_json())
+    return {"scores": found}
+
+
+def cut(run: Run) -> Found:
+    """Cut a copy, and prove that cutting equals silencing."""
+    model, decided = run.model(_uncut(run)), run.plan()
+    slim = torchslim.apply(model, decided)
+    error = torchslim.verify(model, slim, decided, run.inputs)
+    if not error <= TOLERANCE:
+        raise ProofError(f"{run.settings.model}: the slim network differs from its silenced original by {error:.1e} "
+                         f"(relative), at most {TOLERANCE:.0e} is accepted; nothing is kept of it")
+    run.store(slim, "cut.safetensors", decided)
+    return {"error": error, "accuracy": evaluate(slim, run.data)}
+
+
+def finetune(run: Run) -> Found:
+    """Train the slim network on."""
+    slim = run.model("cut.safetensors")
+    history = History()
+    if run.settings.finetune_epochs:
+        history = run.train(slim, "finetune", 4, epochs=run.settings.finetune_epochs,
+                            lr=FINETUNE_RATE * run.settings.lr)
+    run.store(slim, "finetuned.safetensors", run.plan())
+    return {"accuracy": evaluate(slim, run.data), "curve": _curve(history)}
+
+
+def measure_latency(run: Run) -> Found:
+    """Time both networks on one picture, in turns."""
+    models = {"before": run.model("baseline.safetensors"), "after": run.model("finetuned.safetensors")}
+    times = measure(models, run.inputs, rounds=30, threads=run.threads)
+    return {name: _timing(taken) for name, taken in times.items()}
+
+
+def save_slim(run: Run) -> Found:
+    """Write the slim network with its plan and its source, and load it again to see that it is the same."""
+    slim = run.model("finetuned.safetensors")
+    run.store(slim, "slim.safetensors", run.plan())
+    return {"accuracy": evaluate(run.model("slim.safetensors"), run.data)}
+
+
+def export(run: Run) -> Found:
+    """Write both networks as ONNX, compare them with the eager ones in ONNX Runtime, and time them in turns."""
+    names = {"before": "baseline", "after": "slim"}
+    errors, runners = {}, {}
+    for name, stem in names.items():
+        path = run.folder.file(f"{stem}.onnx")
+        model = run.model(f"{stem}.safetensors")
+        errors[name] = torchslim.export(model, run.inputs, path).error
+        runners[name] = onnx_runner(path, run.inputs, run.threads)
+    times = measure(runners, run.inputs, rounds=30, threads=run.threads)
+    return {"error": max(errors.values()), **{name: _timing(taken) for name, taken in times.items()}}
+
+
+def report(run: Run) -> Found:
+    """Write what was measured, as data and as one page."""
+    from torchslim.pipeline.summary import record_of
+    from torchslim.report import write
+
+    record = record_of(run)
+    write(record, run.folder.file("report.html"))
+    write_text(run.folder.file("record.json"), record.to_json())
+    return {}
+
+
+def _decide(run: Run, model: nn.Module) -> Plan:
+    settings = run.settings
+    return torchslim.plan(model, run.inputs, macs=settings.macs, params=settings.params,
+                          importance=settings.importance, scope="global", shortcuts=True, seed=settings.seed)
+
+
+def _uncut(run: Run) -> str:
+    return "sparse.safetensors" if run.settings.sparsify_epochs else "baseline.safetensors"
+
+
+def _check_fit(run: Run, model: nn.Module) -> None:
+    """Find out before hours of training what would fail after them."""
+    try:
+        with torch.no_grad():
+            scores = logits(model.eval()(run.inputs))
+    except Exception as error:
+        raise RequestError(f"{run.settings.model}: fails on a picture of {dims(run.inputs.shape)}: "
+                           f"{first_line(error)}; try another --size") from error
+    if scores.ndim != 2 or scores.shape[1] < len(run.data.classes):
+        raise RequestError(f"{run.settings.model}: gives scores of shape {dims(scores.shape)} for a picture, "
+                           f"{run.settings.data} has {len(run.data.classes)} classes; "
+                           "give a model of as many")
+    scaled = any(isinstance(m, _BatchNorm) and m.weight is not None for m in model.modules())
+    if not scaled and run.settings.sparsify_epochs:
+        raise RequestError(f"{run.settings.model}: no batch norm with a scale to press; "
+                           "leave that out with --sparsify-epochs 0 --importance l2")
+    _decide(run, model)  # a budget that no plan meets, or a layer that can't be scored
+
+
+def _curve(history: History) -> Found:
+    return {"loss": list(history.loss), "accuracy": list(history.accuracy)}
+
+
+def _timing(taken: Latency) -> Found:
+    return {"median_ms": taken.median_ms, "p10_ms": taken.p10_ms, "p90_ms": taken.p90_ms}

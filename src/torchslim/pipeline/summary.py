@@ -1,0 +1,198 @@
+"""The record of a run, gathered from what its phases found."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import platform
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+import torchslim
+from torchslim.importance import score
+from torchslim.plans import Plan
+from torchslim.report.record import Curve, LayerChange, Measured, Record, Sample, ScoreHistogram, Timing
+from torchslim.surgery import tensors_of
+from torchslim.train.dataset import Data
+from torchslim.train.objective import logits
+
+if TYPE_CHECKING:
+    from torchslim.pipeline.phases import Run
+
+Values = NDArray[np.float64]
+
+_BINS = 40
+_TINY = 1e-12  # a score of zero, on a logarithmic scale
+_SAMPLES = 20
+_PHASES = {"baseline": "Baseline", "sparsify": "Sparsify", "finetune": "Fine-tune"}
+_LABELS = {"bn_scale": "Batch-norm scale, mean over the layers that share a channel"}
+
+
+def record_of(run: Run) -> Record:
+    """Everything the report says, from the run's folder."""
+    found, settings = run.folder.found, run.settings
+    before, after = run.model("baseline.safetensors"), run.model("slim.safetensors")
+    plan = run.plan()
+    return Record(
+        title=f"{run.source.name} on {settings.data}",
+        command=settings.command(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        settings={**settings.to_dict(), "threads": run.threads, "size": list(run.data.shape)},
+        environment=environment(run.threads),
+        before=_measured(run, before, "before", "baseline.safetensors", found["baseline"]["accuracy"]),
+        after=_measured(run, after, "after", "slim.safetensors", found["save"]["accuracy"]),
+        proof_error=found["cut"]["error"],
+        onnx_error=found["export"]["error"] if "export" in found else None,
+        curves=tuple(Curve(title, tuple(found[phase]["curve"]["loss"]), tuple(found[phase]["curve"]["accuracy"]))
+                     for phase, title in _PHASES.items() if found.get(phase, {}).get("curve", {}).get("loss")),
+        layers=layer_changes(before, after, run.inputs),
+        scores=_histogram(found["plan"]["scores"]),
+        left_alone=plan.left_alone,
+        notes=_notes(run),
+        samples=samples(run.data, before, after),
+    )
+
+
+def environment(threads: int) -> dict[str, str]:
+    """Versions and machine."""
+    packages = {name: _version(name) for name in ("torch", "torchvision", "accelerate", "onnxruntime")}
+    return {"torchslim": torchslim.__version__, **{name: text for name, text in packages.items() if text},
+            "python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}",
+            "processor": _processor(), "cores": str(os.cpu_count()), "threads": str(threads)}
+
+
+def histogram(model: nn.Module, inputs: Tensor, plan: Plan, importance: str, seed: int) -> dict[str, Any] | None:
+    """How the scores of the channels that stay and of those that go are spread; None if nothing could be scored.
+
+    Channels that are left alone compete with none, so they are not counted.
+    """
+    kept: list[Any] = []
+    gone: list[Any] = []
+    state = tensors_of(model)
+    free = tuple(group for group in torchslim.groups(model, inputs) if not group.frozen)
+    for group, scores in zip(free, score(free, state, importance, seed), strict=True):
+        maker = next((m for m in group.members if m.role == "makes"), group.members[0])
+        stays = plan.kept.get(maker.name, {}).get(maker.dim)
+        here = np.ones(group.channels, bool) if stays is None else np.isin(maker.indices[:, 0], stays)
+        kept += scores[here].tolist()
+        gone += scores[~here].tolist()
+    return _binned(np.array(kept), np.array(gone), _LABELS.get(importance, f"Importance {importance}"))
+
+
+def _binned(kept: Values, gone: Values, label: str) -> dict[str, Any] | None:
+    every = np.concatenate([kept, gone])
+    if not len(every):
+        return None
+    if every.max() > 100 * np.median(every) >= 0:  # pressed scales lie many powers of ten apart
+        kept, gone, every = (np.log10(np.maximum(values, _TINY)) for values in (kept, gone, every))
+        label += ", log10"
+    low, high = float(every.min()), float(every.max())
+    edges = np.linspace(low, high, _BINS + 1) if low < high else np.linspace(low - 0.5, high + 0.5, _BINS + 1)
+    # Channels below the threshold stay where a group would lose its last ones; where many do, there is no threshold.
+    threshold = float(gone.max()) if len(gone) else None
+    if threshold is not None and (kept < threshold).mean() > 0.05:
+        threshold = None
+    return {"label": label, "edges": edges.tolist(), "kept": np.histogram(kept, edges)[0].tolist(),
+            "removed": np.histogram(gone, edges)[0].tolist(), "threshold": threshold}
+
+
+def layer_changes(before: nn.Module, after: nn.Module, inputs: Tensor) -> tuple[LayerChange, ...]:
+    """The layers that multiply, in the order they run, before and after."""
+    slim = {layer.name: layer for layer in torchslim.profile(after, inputs).layers}
+    changes = []
+    for layer in torchslim.profile(before, inputs).layers:
+        new = slim.get(layer.name)
+        if new is None or not layer.macs or len(layer.out_shape) < 2 or len(new.out_shape) < 2:
+            continue
+        changes.append(LayerChange(layer.name or "(model)", layer.kind, layer.out_shape[1], new.out_shape[1],
+                                   layer.params, new.params, layer.macs, new.macs))
+    return tuple(changes)
+
+
+def samples(data: Data, before: nn.Module, after: nn.Module) -> tuple[Sample, ...]:
+    """Held-out pictures with both answers: first where the two differ, then where both are wrong, then the rest."""
+    if not data.mean:
+        return ()
+    count = min(len(data.test), 400)  # type: ignore[arg-type]
+    items = [data.test[at] for at in range(count)]
+    pictures = torch.stack([picture for picture, _ in items])
+    with torch.inference_mode():
+        old, new = (torch.cat([logits(model.eval()(part)).argmax(1) for part in torch.split(pictures, 64)]).tolist()
+                    for model in (before, after))
+    truth = [int(target) for _, target in items]
+    order = sorted(range(count), key=lambda at: (old[at] == new[at], new[at] == truth[at], at * 7919 % count))
+    name = _namer(data)
+    return tuple(Sample(_png(data, pictures[at]), name(truth[at]), name(old[at]), name(new[at]))
+                 for at in order[:_SAMPLES])
+
+
+def _namer(data: Data) -> Callable[[int], str]:
+    return lambda number: data.classes[number] if number < len(data.classes) else str(number)
+
+
+def _png(data: Data, picture: Tensor) -> str:
+    from PIL import Image
+
+    mean, std = (torch.tensor(values)[:, None, None] for values in (data.mean, data.std))
+    bytes_ = ((picture * std + mean).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    image = Image.fromarray(bytes_)
+    image.thumbnail((64, 64))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _measured(run: Run, model: nn.Module, side: str, name: str, accuracy: float) -> Measured:
+    found = run.folder.found
+    profile = torchslim.profile(model, run.inputs)
+    latency = {"eager": Timing(**found["measure"][side])}
+    if "export" in found:
+        latency["onnxruntime"] = Timing(**found["export"][side])
+    return Measured(profile.params, profile.macs, run.folder.file(name).stat().st_size, latency, accuracy)
+
+
+def _histogram(raw: dict[str, Any] | None) -> ScoreHistogram | None:
+    if raw is None:
+        return None
+    return ScoreHistogram(raw["label"], tuple(raw["edges"]), tuple(raw["kept"]), tuple(raw["removed"]),
+                          raw["threshold"])
+
+
+def _notes(run: Run) -> tuple[str, ...]:
+    found = run.folder.found
+    pressed = ("Accuracy can dip while scales are pressed: the running statistics of batch norms lag behind scales that "
+               "move fast, and catch up when these come to rest.",) if "sparsify" in found else ()
+    return (
+        f"Latency is that of one picture, {run.inputs.shape[2]} by {run.inputs.shape[3]} pixels, on {run.threads} "
+        "threads of the processor; both networks took turns.",
+        f"Right after the cut, before fine-tuning, the accuracy was {found['cut']['accuracy']:.1%}.",
+        f"Accuracy is measured on {len(run.data.test)} pictures that were held out; "  # type: ignore[arg-type]
+        f"{len(run.data.train)} were trained on.",  # type: ignore[arg-type]
+        *pressed,
+        *run.plan().notes,
+    )
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), "")
+    except OSError:
+        return platform.processor()
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+

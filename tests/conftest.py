@@ -1,0 +1,19 @@
+"""Settings for every test: how hard the property tests search."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+SEARCH = {"deadline": None, "derandomize": True, "print_blob": True,
+          "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
+settings.register_profile("normal", max_examples=100, **SEARCH)
+settings.register_profile("nightly", max_examples=2000, **{**SEARCH, "derandomize": False})
+settings.load_profile("normal")
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers_every_time() -> None:
+    """Each test starts from one random state, whichever ran before it."""
+    torch.manual_seed(0)

@@ -1,0 +1,191 @@
+"""What several test files share: random statistics, small networks, and an oracle that owes nothing to the library."""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.utils.flop_counter import FlopCounterMode
+
+from torchslim.plans import Plan
+
+
+def random_statistics(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Weights that keep signals at their size, and random biases and norms: no two channels alike, none silent."""
+    numbers = torch.Generator().manual_seed(seed)
+
+    def normal(tensor: Tensor, mean: float, scale: float) -> None:
+        tensor.copy_(mean + scale * torch.randn(tensor.shape, generator=numbers, dtype=torch.float64))
+
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, _ConvNd | nn.Linear):
+                normal(module.weight, 0.0, math.sqrt(2 / module.weight[0].numel()))
+                if module.bias is not None:
+                    normal(module.bias, 0.0, 0.3)
+            elif isinstance(module, _NormBase):
+                if module.weight is not None:
+                    normal(module.weight, 1.0, 0.2)
+                    normal(module.bias, 0.0, 0.3)
+                if module.running_mean is not None:
+                    normal(module.running_mean, 0.0, 0.3)
+                    normal(module.running_var, 0.0, 0.2)
+                    module.running_var.exp_()
+    return model
+
+
+def tensors(tree: Any) -> Iterator[Tensor]:
+    """The tensors in a model's output."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, Mapping):
+        for item in tree.values():
+            yield from tensors(item)
+    elif isinstance(tree, list | tuple):
+        for item in tree:
+            yield from tensors(item)
+
+
+def silenced_oracle(model: nn.Module, plan: Plan) -> nn.Module:
+    """A float64 copy of the original in which nothing reads a removed channel.
+
+    Made from `plan.kept` and the types of the modules alone.
+    """
+    silenced = copy.deepcopy(model).double().eval()
+    for name, dims in plan.kept.items():
+        owner, _, attribute = name.rpartition(".")
+        layer = silenced.get_submodule(owner)
+        if attribute != "weight":
+            continue
+        with torch.no_grad():
+            if isinstance(layer, _ConvTransposeNd) and 0 in dims:
+                assert layer.groups == 1
+                layer.weight[_missing(dims[0], layer.in_channels)] = 0
+            elif isinstance(layer, _ConvNd) and not isinstance(layer, _ConvTransposeNd) and 1 in dims:
+                filters, width = layer.out_channels // layer.groups, layer.in_channels // layer.groups
+                for channel in _missing(dims[1], layer.in_channels):
+                    group = channel // width
+                    layer.weight[group * filters:(group + 1) * filters, channel % width] = 0
+            elif isinstance(layer, nn.Linear) and 1 in dims:
+                layer.weight[:, _missing(dims[1], layer.in_features)] = 0
+    return silenced
+
+
+def _missing(kept: tuple[int, ...], size: int) -> list[int]:
+    return sorted(set(range(size)) - set(kept))
+
+
+def oracle_error(model: nn.Module, slim: nn.Module, plan: Plan, *inputs: Tensor) -> float:
+    """The largest error of `slim` against the silenced original, relative to its largest output, in float64."""
+    wide = [x.double() if x.is_floating_point() else x for x in inputs]
+    with torch.no_grad():
+        expected = list(tensors(silenced_oracle(model, plan)(*wide)))
+        found = list(tensors(copy.deepcopy(slim).double().eval()(*wide)))
+    assert [t.shape for t in expected] == [t.shape for t in found]
+    return max(float((a - b).abs().max() / a.abs().max().clamp_min(1e-300))
+               for a, b in zip(expected, found, strict=True))
+
+
+def counted_macs(model: nn.Module, *inputs: Tensor, **keywords: Tensor) -> int:
+    """Multiply-adds as torch's own counter has them, from a run on the meta device."""
+    def to_meta(named: Any) -> dict[str, Tensor]:
+        return {name: tensor.detach().to("meta") for name, tensor in named}
+
+    state = {**to_meta(model.named_parameters()), **to_meta(model.named_buffers())}
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            torch.func.functional_call(model, state, tuple(x.to("meta") for x in inputs),
+                                       {name: x.to("meta") for name, x in keywords.items()})
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return int(counter.get_total_flops()) // 2
+
+
+def count(model: nn.Module) -> int:
+    """Number of parameters."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def check_training(model: nn.Module, *inputs: Tensor) -> None:
+    """One step forward and backward in train mode: every gradient is there and finite."""
+    trained = copy.deepcopy(model).train()
+    total = sum(t.float().square().mean() for t in tensors(trained(*inputs)) if t.is_floating_point())
+    assert isinstance(total, Tensor)
+    total.backward()
+    for name, parameter in trained.named_parameters():
+        if parameter.grad is not None:
+            assert torch.isfinite(parameter.grad).all(), name
+
+
+class Calls(nn.Module):
+    """A network whose forward pass is a function of its children, so that a test fits on a few lines."""
+
+    def __init__(self, forward: Callable[..., Any], **children: nn.Module) -> None:
+        super().__init__()
+        self._forward = forward
+        for name, child in children.items():
+            self.add_module(name, child)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self._forward(self, *args, **kwargs)
+
+
+def conv(cin: int, cout: int, k: int = 3, **options: Any) -> nn.Conv2d:
+    """A convolution that keeps the size of the map."""
+    return nn.Conv2d(cin, cout, k, padding=k // 2, **options)
+
+
+class Untouched:
+    """Everything of a model that a reader of it must leave as it was, and the random state; `check` compares."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.before = self._now()
+        self.bits = {name: tensor.detach().clone() for name, tensor in self._tensors().items()}
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+
+    def _now(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, module in self.model.named_modules():
+            for key, item in module.__dict__.items():
+                shown: Any = item if isinstance(item, bool | int | float | str | tuple | type(None)) else id(item)
+                if isinstance(item, dict):
+                    shown = (id(item), [(k, id(v)) for k, v in item.items()])
+                elif isinstance(item, list):
+                    shown = (id(item), [id(v) for v in item])
+                found[f"{name}.{key}"] = shown
+        for name, tensor in self._tensors().items():
+            found[f"{name} (tensor)"] = (id(tensor), tensor.requires_grad, tensor.grad is None, tensor.device,
+                                         tensor.stride(), tensor.data_ptr())
+        found["torch's numbers"] = torch.get_rng_state().tolist()
+        found["numpy's numbers"] = [str(part) for part in numpy.random.get_state()]
+        found["python's numbers"] = random.getstate()
+        found["global hooks"] = [len(hooks) for hooks in (
+            torch.nn.modules.module._global_forward_hooks, torch.nn.modules.module._global_forward_pre_hooks)]
+        return found
+
+    def check(self) -> None:
+        """Raise where something is not as it was."""
+        now = self._now()
+        assert {key for key in self.before.keys() | now.keys() if self.before.get(key) != now.get(key)} == set()
+        for name, tensor in self._tensors().items():
+            if not tensor.is_meta:
+                assert bits(tensor) == bits(self.bits[name]), name
+
+
+def bits(tensor: Tensor) -> bytes:
+    """A tensor's elements, byte for byte: not-a-number equals itself."""
+    return tensor.detach().cpu().contiguous().numpy().tobytes()
