@@ -7,7 +7,7 @@ channels can be removed one by one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from torchslim.calling import Inputs, arguments, map_tensors
+from torchslim.calling import Inputs, map_tensors
 from torchslim.errors import TraceError
-from torchslim.graph import Graph
-from torchslim.labels import Labels, LabelSpace, Rows, Touch
+from torchslim.graph import Graph, Value
+from torchslim.labels import Labels, LabelSpace, Rows, Touch, Tracks
 from torchslim.rules import move_labels
 from torchslim.trace import trace
 
@@ -95,6 +95,26 @@ class Scaling:
 
 
 @dataclass(frozen=True, eq=False)
+class Tape:
+    """A graph and, for each of its values that has labels, the classes of its elements."""
+
+    graph: Graph
+    tracks: Mapping[int, tuple[Index, ...]]
+
+    def shape(self, value: Value, shares: NDArray[np.float64]) -> tuple[int, ...]:
+        """The shape of a value where each class of channels stays with a share (see `Meter`)."""
+        shape = list(value.shape)
+        for track in self.tracks.get(value.id, ()):
+            kept = shares[track]
+            for dim in range(track.ndim):
+                if track.shape[dim] > 1:
+                    # Of a track along several dimensions, this one keeps what the fullest row along it does.
+                    shape[dim] = min(shape[dim], round(float(np.moveaxis(kept, dim, -1).reshape(
+                        -1, track.shape[dim]).sum(1).max())))
+        return tuple(shape)
+
+
+@dataclass(frozen=True, eq=False)
 class Coupling:
     """The channel groups of a network, and how its costs depend on them.
 
@@ -106,6 +126,7 @@ class Coupling:
         touches: every cut-able dimension, with the class of each index.
         signatures: for each class a number that says which dimensions, and which group of a grouped convolution, it
             touches; 0 for none.
+        tapes: the runs that this was learned from.
         unknown: operations without a rule.
         approximate: places where channels are mixed, and the caller allowed to cut all the same.
     """
@@ -117,6 +138,7 @@ class Coupling:
     params: tuple[Scaling, ...]
     touches: tuple[Touch, ...]
     signatures: NDArray[np.uint64]
+    tapes: tuple[Tape, ...]
     unknown: tuple[str, ...]
     approximate: tuple[str, ...]
 
@@ -151,40 +173,61 @@ def tapes(model: nn.Module, inputs: Inputs) -> tuple[Graph, ...]:
     unread = {name for name, value in graph.state.items() if value.source == "parameter"} - graph.read()
     if not unread:
         return (graph,)
-    args, kwargs = arguments(inputs)
-    # Batch norm in train mode refuses a batch of one where the map is one pixel.
-    doubled = map_tensors(lambda t: t.expand(2, *t.shape[1:]) if t.dim() > 1 and t.shape[0] == 1 else t, (args, kwargs))
     try:
-        training = trace(model, doubled[0] if not doubled[1] else doubled[1], training=True)
+        return (graph, trace(model, _paired(inputs), training=True))
     except TraceError:
         return (graph,)  # detectors want targets in train mode; what no tape reads stays as it is
-    return (graph, training)
+
+
+def retrace(model: nn.Module, inputs: Inputs, tape: Graph) -> Graph:
+    """The tape of another run of the same kind: of the model at other widths, say."""
+    if tape.training:
+        return trace(model, _paired(inputs), training=True)
+    return trace(model, inputs, meta=tape.device == "meta")
+
+
+def _paired(inputs: Inputs) -> Inputs:
+    """Inputs with every batch of one doubled: in train mode batch norm refuses one value a channel."""
+    paired: Inputs = map_tensors(lambda t: t.expand(2, *t.shape[1:]) if t.dim() > 1 and t.shape[0] == 1 else t, inputs)
+    return paired
 
 
 def couple(graphs: Sequence[Graph], *, allow_approximate: bool = False,
-           known_grouped: frozenset[str] = frozenset()) -> Coupling:
-    """The coupling of one network's tapes; `known_grouped` as in `LabelSpace`."""
+           known_grouped: frozenset[str] = frozenset(), ties: Collection[int] = ()) -> Coupling:
+    """The coupling of one network's tapes.
+
+    Args:
+        graphs: the tapes; multiply-adds are counted on the first.
+        allow_approximate: as in `groups`.
+        known_grouped: as in `LabelSpace`.
+        ties: places of rows (see `Rows`) whose n-th channels are made one.
+    """
     space = LabelSpace(allow_approximate=allow_approximate, known_grouped=known_grouped)
+    tracks = []
     for place, graph in enumerate(graphs):
-        space.new_tape()
-        if place:
-            space.unmetered = True
+        tracks.append(space.new_tape())
+        space.unmetered = place > 0
         for op in graph.ops:
             move_labels(space, op)
         for value in graph.outputs:
             space.freeze_value(value, "the network's output")
-    return _Builder(space, graphs[0]).coupling()
+    for rows in space.rows:
+        if rows.place in ties:
+            space.union(rows.labels[:1], rows.labels)
+    return _Builder(space, graphs, tracks).coupling()
 
 
 class _Builder:
     """Turns what the rules declared into classes and groups."""
 
-    def __init__(self, space: LabelSpace, graph: Graph) -> None:
+    def __init__(self, space: LabelSpace, graphs: Sequence[Graph], tracks: Sequence[Mapping[int, Tracks]]) -> None:
         self.space = space
-        self.graph = graph
+        self.graph = graphs[0]
         self.of = _classes(space.count, space.unions)
         self.count = int(self.of.max()) + 1 if space.count else 0
         self.touches = tuple(Touch(t.name, t.dim, self.of[t.labels], t.groups) for t in space.touches)
+        self.tapes = tuple(Tape(graph, {key: tuple(self.of[t] for t in own) for key, own in by_value.items()})
+                           for graph, by_value in zip(graphs, tracks, strict=True))
         self.reasons = self._reasons()
 
     def coupling(self) -> Coupling:
@@ -197,6 +240,7 @@ class _Builder:
             params=self._params(),
             touches=self.touches,
             signatures=self._signatures(blocks=True),
+            tapes=self.tapes,
             unknown=tuple(sorted(self.space.unknown)),
             approximate=tuple(dict.fromkeys(entry.reason for entry in self.space.approximate)),
         )
@@ -239,7 +283,7 @@ class _Builder:
             if len(classes) > 1 and not (classes == classes[:1]).all():
                 key = classes.tobytes()
                 least = max(rows.least, found[key].least if key in found else 0)
-                found[key] = Rows(classes, least)
+                found[key] = Rows(classes, least, found[key].place if key in found else rows.place)
         return tuple(found.values())
 
     def _params(self) -> tuple[Scaling, ...]:

@@ -15,6 +15,11 @@ A message says where, what was found, what was wanted and what to try, in one li
 """
 
 
+from __future__ import annotations
+
+from typing import Any
+
+
 class TorchslimError(Exception):
     """Base of every error raised on purpose."""
 
@@ -36,7 +41,9 @@ class UnsupportedModel(RequestError, TypeError):
 
 
 class TraceError(TorchslimError, RuntimeError):
-    """The model failed while it was being traced."""
+    """The model failed while it was being traced; `ops` is what had run by then."""
+
+    ops: tuple[Any, ...] = ()
 
 
 class PlanError(TorchslimError):

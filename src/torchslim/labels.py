@@ -47,10 +47,14 @@ class Frozen:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """A matrix of labels whose rows must lose equally many, and the least that each row keeps."""
+    """A matrix of labels whose rows must lose equally many, and the least that each row keeps.
+
+    `place` is its number among all that the rules declared, the same for every run of the same operations.
+    """
 
     labels: Labels
     least: int
+    place: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,9 +101,13 @@ class LabelSpace:
         self.count += count
         return np.arange(self.count - count, self.count)
 
-    def new_tape(self) -> None:
-        """Forget the activations of the last tape; parameters keep their labels, which joins the tapes."""
-        self._tracks.clear()
+    def new_tape(self) -> dict[int, Tracks]:
+        """Begin another tape, and return the tracks that its values will get, by id.
+
+        Parameters keep their labels, which joins the tapes.
+        """
+        self._tracks = {}
+        return self._tracks
 
     def tracks(self, value: Value) -> Tracks:
         """The tracks of a value; those of parameters and buffers are made when first asked for."""
@@ -170,7 +178,7 @@ class LabelSpace:
         Rows that become tensors of their own keep at least two: a dimension of size 1 broadcasts, and its channel
         could no longer be told from none.
         """
-        self.rows.append(Rows(rows, least))
+        self.rows.append(Rows(rows, least, len(self.rows)))
 
     def along(self, value: Value, dim: int, op: Op) -> Labels | None:
         """The label of each index of a dimension; None where it can't be cut.

@@ -8,7 +8,7 @@ remembers a width, it shows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,9 +16,10 @@ from torch import nn
 
 from torchslim.budget import Selection, Shares
 from torchslim.calling import Inputs
-from torchslim.coupling import Coupling, Index, couple, tapes
-from torchslim.errors import PlanError, TraceError
+from torchslim.coupling import Coupling, Index, couple
+from torchslim.errors import PlanError
 from torchslim.importance import Scores
+from torchslim.mending import mended
 from torchslim.plans import Mend
 from torchslim.surgery import resized
 from torchslim.widths import outdated
@@ -32,55 +33,73 @@ class SlimRun:
     mends: tuple[Mend, ...]
 
 
-def at_slim_widths(model: nn.Module, inputs: Inputs, coupling: Coupling, selection: Selection,
-                    allow_approximate: bool) -> tuple[SlimRun | None, str]:
-    """Run the network at the selected widths; None and the reason where it fails or its channels end elsewhere."""
-    shares = selection.shares(coupling.classes)
+@dataclass(frozen=True, eq=False)
+class Failure:
+    """Why the network can't be cut to the selected widths, and the classes of channels that are to blame."""
+
+    reason: str
+    classes: frozenset[int]
+
+
+def at_slim_widths(model: nn.Module, inputs: Inputs, coupling: Coupling, shares: Shares,
+                   allow_approximate: bool, ties: Collection[int]) -> SlimRun | Failure:
+    """Run the network at the widths that the shares give, mending what remembers the old ones."""
     sizes: dict[str, dict[int, int]] = {}
     for touch in coupling.touches:
         kept = round(float(shares[touch.labels].sum()))
         if kept < len(touch.labels):
             sizes.setdefault(touch.name, {})[touch.dim] = kept // touch.groups
     with resized(model, sizes, ()):
-        mends = tuple(outdated(model))
-    try:
-        with resized(model, sizes, mends):
-            slim = couple(tapes(model, inputs), allow_approximate=allow_approximate,
-                          known_grouped=coupling.grouped)
-    except TraceError as error:
-        return None, f"the slim network fails: {error}"
-    wrong = _wrongly_coupled(coupling, slim, shares)
-    return (None, wrong) if wrong else (SlimRun(slim, mends), "")
+        known = outdated(model)
+    run, mends = mended(model, inputs, coupling, shares, sizes, known)
+    if run.op is not None and run.tape is not None:
+        values = (*run.op.inputs, *(value for value in run.op.outputs if value is not None))
+        return Failure(run.reason, frozenset(int(one) for value in values
+                                             for track in run.tape.tracks.get(value.id, ()) for one in track.ravel()))
+    slim = couple(run.graphs, allow_approximate=allow_approximate, known_grouped=coupling.grouped,
+                  ties=ties)
+    strangers = _strangers(coupling, slim, shares)
+    if strangers:
+        return Failure("in the slim network its channels would reach other weights than in the original", strangers)
+    return SlimRun(slim, mends)
 
 
-def _wrongly_coupled(coupling: Coupling, slim: Coupling, shares: Shares) -> str:
-    """Why the slim run's channels can't be channels of the original; empty if they can."""
-    whole = (shares == 0) | (shares == 1)
+def _strangers(coupling: Coupling, slim: Coupling, shares: Shares) -> frozenset[int]:
+    """Classes of the original whose number in the slim run is not what it must be."""
+    signatures = coupling.signatures.tolist()
+    whole = ((shares == 0) | (shares == 1)).tolist()
     available: dict[int, int] = {}
     exact: dict[int, int] = {}
-    for signature, share, sure in zip(coupling.signatures.tolist(), shares.tolist(), whole.tolist(), strict=True):
+    for signature, share, sure in zip(signatures, shares.tolist(), whole, strict=True):
         available[signature] = available.get(signature, 0) + 1
         if sure:
             exact[signature] = exact.get(signature, 0) + int(share)
     needed: dict[int, int] = {}
     for signature in slim.signatures.tolist():
         needed[signature] = needed.get(signature, 0) + 1
-    for signature in {*available, *needed} - {0}:
-        if needed.get(signature, 0) > available.get(signature, 0) or (
-                signature in exact and exact[signature] != needed.get(signature, 0)):
-            return "in the slim network its channels would reach other weights than in the original"
-    return ""
+    wrong = {signature for signature in {*available, *needed} - {0}
+             if needed.get(signature, 0) > available.get(signature, 0)
+             or (signature in exact and exact[signature] != needed.get(signature, 0))}
+    if not wrong:
+        return frozenset()
+    # Where only unheard-of combinations turned up, every channel that was cut is suspect.
+    blamed = frozenset(one for one, signature in enumerate(signatures) if signature in wrong)
+    return blamed or frozenset(np.flatnonzero(shares < 1).tolist())
 
 
-def culprits(model: nn.Module, inputs: Inputs, coupling: Coupling, selection: Selection,
-              allow_approximate: bool) -> list[int]:
-    """Places of the bundles that can't be cut as selected: halves that fail by themselves are halved again."""
+def culprits(model: nn.Module, inputs: Inputs, coupling: Coupling, selection: Selection, failure: Failure,
+             allow_approximate: bool, ties: Collection[int]) -> list[int]:
+    """Places of the bundles that can't be cut as selected.
+
+    Those that the failure blames, if the rest goes well without them; halved as long as both halves go wrong by
+    themselves.
+    """
 
     def works(places: Sequence[int]) -> bool:
         chosen = set(places)
         removals = tuple(n if p in chosen else 0 for p, n in enumerate(selection.removals))
-        return at_slim_widths(model, inputs, coupling, Selection(selection.bundles, removals),
-                               allow_approximate)[0] is not None
+        shares = Selection(selection.bundles, removals).shares(coupling.classes)
+        return isinstance(at_slim_widths(model, inputs, coupling, shares, allow_approximate, ties), SlimRun)
 
     def failing(places: list[int]) -> list[int]:
         if not places or works(places):
@@ -91,7 +110,11 @@ def culprits(model: nn.Module, inputs: Inputs, coupling: Coupling, selection: Se
         found = failing(places[:half]) + failing(places[half:])
         return found or places  # each half works, both together do not
 
-    found = failing([place for place, count in enumerate(selection.removals) if count])
+    cut = [place for place, count in enumerate(selection.removals) if count]
+    blamed = [place for place in cut if not failure.classes.isdisjoint(selection.bundles[place].classes.tolist())]
+    if len(blamed) == 1:
+        return blamed
+    found = failing(blamed) or failing(cut)
     if not found:
         raise PlanError("plan: the network does not run at its own widths a second time; "
                         "it may count its calls or change its shape by chance")

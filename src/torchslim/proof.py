@@ -10,12 +10,13 @@ outputs barely depend on its inputs, or where a detector finds nothing.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from torchslim.calling import Inputs, arguments, map_tensors, tensors_in, unwrap
 from torchslim.errors import PlanError, ProofError
@@ -42,14 +43,20 @@ def verify(model: nn.Module, slim: nn.Module, plan: Plan, inputs: Inputs) -> flo
     silenced = silence(copy.deepcopy(unwrap(model)).double(), plan)
     narrow = copy.deepcopy(unwrap(slim)).double()
     layers: dict[str, list[Tensor]] = {}
-    with _watched(silenced, lambda name, output: layers.setdefault(name, []).append(output)):
+    with _watched(silenced, lambda name, _, output: layers.setdefault(name, []).append(output)):
         expected = _outputs(silenced, inputs)
     errors = [0.0]
+    # A tied tensor goes by the first of its names.
+    names = {tensor: name for name, tensor in reversed(list(silenced.named_parameters(remove_duplicate=False)))}
 
-    def compare(name: str, output: Tensor) -> None:
+    def compare(name: str, layer: nn.Module, output: Tensor) -> None:
         if not layers.get(name):
             raise ProofError(f"verify: `{name}` runs more often in the slim network than in the original")
-        errors.append(_error(_kept_part(layers[name].pop(0), output, plan, name), output, name))
+        weight: Any = silenced.get_submodule(name).weight
+        part = _kept_part(layers[name].pop(0), layer, plan.kept.get(names.get(weight, ""), {}))
+        # A layer of the model's own making may do more than its weight says.
+        if part.shape == output.shape or type(layer).__module__.startswith("torch.nn."):
+            errors.append(_error(part, output, name))
 
     with _watched(narrow, compare):
         found = _outputs(narrow, inputs)
@@ -86,14 +93,14 @@ def silence(model: nn.Module, plan: Plan) -> nn.Module:
 
 
 @contextmanager
-def _watched(model: nn.Module, see: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Call `see(name, output)` for each layer that holds a weight of its own, each time it has run."""
+def _watched(model: nn.Module, see: Callable[[str, nn.Module, Tensor], None]) -> Iterator[None]:
+    """Call `see(name, layer, output)` for each layer that holds a weight of its own, each time it has run."""
 
     def hook(name: str) -> Callable[..., None]:
-        def seen(_module: nn.Module, _args: Any, output: Any) -> None:
+        def seen(layer: nn.Module, _args: Any, output: Any) -> None:
             if isinstance(output, Tensor):
                 # A copy: the next layer may work in place.
-                see(name, output.clone())
+                see(name, layer, output.clone())
         return seen
 
     handles = [module.register_forward_hook(hook(name)) for name, module in model.named_modules()
@@ -105,27 +112,17 @@ def _watched(model: nn.Module, see: Callable[[str, Tensor], None]) -> Iterator[N
             handle.remove()
 
 
-def _kept_part(expected: Tensor, found: Tensor, plan: Plan, name: str) -> Tensor:
-    """What the slim layer keeps of the original layer's output."""
-    narrowed = [dim for dim in range(expected.dim()) if expected.shape[dim] != found.shape[dim]] if (
-        expected.dim() == found.dim()) else []
-    if not narrowed:
-        # Equal widths do not mean equal channels: they may have been reordered.
-        narrowed = [1] if expected.dim() > 1 and _kept_outputs(plan, name, expected.shape[1]) else []
-    if len(narrowed) != 1 or expected.dim() != found.dim():
+def _kept_part(expected: Tensor, layer: nn.Module, kept: Mapping[int, Sequence[int]]) -> Tensor:
+    """What the slim layer keeps of the original layer's output; `kept` is the plan for its weight."""
+    makes, channels = 0, min(1, expected.dim() - 1)
+    if isinstance(layer, _ConvNd):
+        makes = int(isinstance(layer, _ConvTransposeNd))
+        channels = expected.dim() + 1 - layer.weight.dim()  # 0 where the maps come without a batch
+    elif isinstance(layer, nn.Linear | nn.LayerNorm | nn.RMSNorm):
+        channels = expected.dim() - 1
+    if makes not in kept or max(kept[makes]) >= expected.shape[channels]:
         return expected
-    index = _kept_outputs(plan, name, found.shape[narrowed[0]])
-    return expected if index is None else expected.index_select(
-        narrowed[0], torch.tensor(index, device=expected.device))
-
-
-def _kept_outputs(plan: Plan, name: str, width: int) -> tuple[int, ...] | None:
-    """The kept output channels of a layer, where the plan cuts these to so many."""
-    for dim in (0, 1):  # a transposed convolution's outputs are dimension 1
-        index = plan.kept.get(f"{name}.weight", {}).get(dim)
-        if index is not None and len(index) == width and (dim == 0 or (f"{name}.weight", 0) in plan.readers):
-            return index
-    return None
+    return expected.index_select(channels, torch.tensor(kept[makes], device=expected.device))
 
 
 def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:

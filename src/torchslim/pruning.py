@@ -9,7 +9,7 @@ and a width that the model's code remembers shows up here and not in the user's 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -43,8 +43,49 @@ TOLERANCE = 1e-6
 """Largest relative error at which `prune` accepts a cut; a correct one is at about 1e-15."""
 
 
-WIDTHS_TRIED = 12
+WIDTHS_TRIED = 4
 """How many widths of tied rows may turn out impossible before the rows are left alone."""
+
+
+@dataclass
+class _Trouble:
+    """What planning has run into, and does not try again.
+
+    Rows that must lose equally many may fit at one width and not at the next. So some widths are tried; then the n-th
+    channels of all rows are tied together, which keeps every order; then they stay.
+    """
+
+    impossible: set[tuple[int, int]] = field(default_factory=set)
+    ties: set[int] = field(default_factory=set)
+    stays: list[tuple[str, int, int, str]] = field(default_factory=list)
+
+    def without_impossible(self, bundle: Bundle) -> Bundle:
+        """The bundle without the widths that the network was seen not to run at."""
+        first = int(bundle.classes.min())
+        kept = [n for n in bundle.kept if (first, n) not in self.impossible]
+        losses = tuple(bundle.losses[bundle.kept.index(n) - 1] for n in kept[1:])
+        return Bundle(bundle.name, bundle.classes, tuple(kept), losses, bundle.tied)
+
+    def meet(self, coupling: Coupling, bundle: Bundle, level: int, reason: str) -> None:
+        """Take note that a bundle can't be cut to this level."""
+        first = int(bundle.classes.min())
+        own = set(bundle.classes.tolist())
+        rows = [rows for rows in coupling.rows if rows.labels.flat[0] in own] if bundle.tied else []
+        untied = {r.place for r in rows} - self.ties
+        if rows and sum(known == first for known, _ in self.impossible) < WIDTHS_TRIED:
+            self.impossible.add((first, bundle.kept[level]))
+        elif untied:
+            self.impossible.clear()  # classes are numbered anew
+            self.ties |= untied
+        else:
+            for touch in coupling.touches:
+                hit = np.flatnonzero(np.isin(touch.labels, bundle.classes))
+                if len(hit):
+                    self.stays += [(touch.name, touch.dim, place, reason) for place in hit.tolist()]
+
+    def frozen(self, coupling: Coupling) -> dict[int, str]:
+        """Class of channels -> why it stays, in the numbering of this coupling."""
+        return {int(coupling.by_dimension[name, dim].labels[place]): reason for name, dim, place, reason in self.stays}
 
 
 @dataclass(frozen=True)
@@ -109,19 +150,25 @@ def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params:
     if all(value is None for value in asked.values()) and isinstance(scope, str):
         raise RequestError("plan: nothing was asked; give macs=, params= or channels= (what is kept), "
                            "or scope= with a share by pattern")
-    coupling = couple(tapes(model, inputs), allow_approximate=allow_approximate)
+    graphs = tapes(model, inputs)
+    coupling = couple(graphs, allow_approximate=allow_approximate)
     limits = _limits(coupling, asked)
-    left_alone = _protected(coupling, choice)
-    impossible: set[tuple[int, int]] = set()
+    trouble = _Trouble()
     while True:
+        left_alone = {**_protected(coupling, choice), **trouble.frozen(coupling)}
         bundles, scores = _bundles(model, coupling, choice, left_alone)
-        selection = _select(coupling, [_possible(b, impossible) for b in bundles], limits, choice)
-        slim, failure = at_slim_widths(model, inputs, coupling, selection, allow_approximate)
-        if slim is not None:
+        selection = _select(coupling, [trouble.without_impossible(b) for b in bundles], limits, choice)
+        run = at_slim_widths(model, inputs, coupling, selection.shares(coupling.classes), allow_approximate,
+                             trouble.ties)
+        if isinstance(run, SlimRun):
             break
-        for place in culprits(model, inputs, coupling, selection, allow_approximate):
-            _give_up(selection.bundles[place], selection.removals[place], failure, impossible, left_alone)
-    return _finished(model, coupling, slim, selection, scores, limits, choice, left_alone)
+        ties = len(trouble.ties)
+        for place in culprits(model, inputs, coupling, selection, run, allow_approximate, trouble.ties):
+            trouble.meet(coupling, selection.bundles[place], selection.removals[place], run.reason)
+        if len(trouble.ties) > ties:
+            coupling = couple(graphs, allow_approximate=allow_approximate, ties=trouble.ties)
+            limits = _limits(coupling, asked)
+    return _finished(coupling, run, selection, scores, limits, choice, left_alone)
 
 
 def prune(model: nn.Module, inputs: Inputs, **options: Any) -> tuple[nn.Module, Plan]:
@@ -204,26 +251,6 @@ def _bundles(model: nn.Module, coupling: Coupling, choice: Choice,
     return bundles, scores
 
 
-def _possible(bundle: Bundle, impossible: set[tuple[int, int]]) -> Bundle:
-    """The bundle without the widths that the network was seen not to run at."""
-    first = int(bundle.classes.min())
-    kept = [n for n in bundle.kept if (first, n) not in impossible]
-    if len(kept) == len(bundle.kept):
-        return bundle
-    losses = tuple(bundle.losses[bundle.kept.index(n) - 1] for n in kept[1:])
-    return Bundle(bundle.name, bundle.classes, tuple(kept), losses, bundle.tied)
-
-
-def _give_up(bundle: Bundle, level: int, failure: str, impossible: set[tuple[int, int]],
-             left_alone: dict[int, str]) -> None:
-    """Rows may fit at one width and not at the next: try others, and leave the bundle alone after some."""
-    first = int(bundle.classes.min())
-    if bundle.tied and sum(known == first for known, _ in impossible) < WIDTHS_TRIED:
-        impossible.add((first, bundle.kept[level]))
-    else:
-        left_alone.update(dict.fromkeys(bundle.classes.tolist(), failure))
-
-
 def _tied_rows(coupling: Coupling, left_alone: dict[int, str]) -> list[list[Rows]]:
     """Matrices of rows, those that share a channel together. One channel that stays keeps all of them."""
     home: dict[int, int] = {}
@@ -268,7 +295,7 @@ def _uniform(bundle: Bundle) -> Bundle:
     return Bundle(bundle.name, bundle.classes, bundle.kept, losses, bundle.tied)
 
 
-def _finished(model: nn.Module, coupling: Coupling, run: SlimRun, selection: Selection, scores: Scores,
+def _finished(coupling: Coupling, run: SlimRun, selection: Selection, scores: Scores,
               limits: Sequence[Limit], choice: Choice, left_alone: Mapping[int, str]) -> Plan:
     chosen = chosen_classes(coupling, run.coupling, selection, scores)
     kept, grouped, readers = kept_indices(coupling, run.coupling, chosen)

@@ -38,13 +38,14 @@ _READS_DATA = frozenset({
 })
 
 
-def trace(model: nn.Module, inputs: Inputs, *, training: bool = False) -> Graph:
+def trace(model: nn.Module, inputs: Inputs, *, training: bool = False, meta: bool | None = None) -> Graph:
     """The tape of one run of `model`.
 
     Args:
         model: any module; compiled and data-parallel wrappers are looked through.
         inputs: a tensor, a tuple of arguments, a list (the one argument) or a dict of keywords.
         training: run in train mode, which is possible on the meta device only (batch-norm statistics stay untouched).
+        meta: run on the meta device alone (True) or for real alone (False); by default for real where meta fails.
 
     Raises:
         TraceError: the model itself fails on these inputs.
@@ -53,12 +54,13 @@ def trace(model: nn.Module, inputs: Inputs, *, training: bool = False) -> Graph:
     model = unwrap(model)
     args, kwargs = arguments(inputs)
     held_on_meta = any(t.is_meta for t in (*tensors_in((args, kwargs)), *model.parameters()))
-    try:
-        return _run(model, args, kwargs, training, meta=True)
-    except TraceError:
-        # Anything may go wrong on shapes without data; what the model does for real is what counts.
-        if training or held_on_meta:
-            raise
+    if meta is not False:
+        try:
+            return _run(model, args, kwargs, training, meta=True)
+        except TraceError:
+            # Anything may go wrong on shapes without data; what the model does for real is what counts.
+            if training or held_on_meta or meta:
+                raise
     return _run(model, args, kwargs, training, meta=False)
 
 
@@ -77,10 +79,12 @@ def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], traini
                 output = model(*args, **kwargs)
             except Exception as error:
                 message = (str(error).strip() or type(error).__name__).splitlines()[0]
-                raise TraceError(
+                failure = TraceError(
                     f"`{recorder.failed_in or 'model'}` failed while the model was run on the given inputs: "
                     f"{type(error).__name__}: {message}; check the inputs' shapes, dtype and device with a plain call "
-                    "of the model") from error
+                    "of the model")
+                failure.ops = tuple(recorder.ops)
+                raise failure from error
     return recorder.graph(output, training)
 
 
@@ -319,9 +323,15 @@ def _put_back(space: dict[str, Any], before: dict[str, Any], copies: dict[str, A
         space.update(before)
     for key, copy in copies.items():
         item = space[key]
-        if item is before[key] and item is not space and len(item) != len(copy):
+        if item is before[key] and item is not space and list(map(id, _parts(item))) != list(map(id, _parts(copy))):
             item.clear()
             item.extend(copy) if isinstance(item, list) else item.update(copy)
+
+
+def _parts(item: list[Any] | dict[Any, Any]) -> Iterator[Any]:
+    yield from item
+    if isinstance(item, dict):
+        yield from item.values()
 
 
 @contextmanager

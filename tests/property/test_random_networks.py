@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 import torch
-from helpers import Untouched, check_training, count, counted_macs, oracle_error, random_statistics
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import torchslim as ts
+from helpers import Untouched, check_training, count, counted_macs, oracle_error, random_statistics
 
 EXACT = 1e-9
 

@@ -168,8 +168,8 @@ def _histogram(raw: dict[str, Any] | None) -> ScoreHistogram | None:
 
 def _notes(run: Run) -> tuple[str, ...]:
     found = run.folder.found
-    pressed = ("Accuracy can dip while scales are pressed: the running statistics of batch norms lag behind scales that "
-               "move fast, and catch up when these come to rest.",) if "sparsify" in found else ()
+    pressed = ("Accuracy can dip while scales are pressed: the running statistics of batch norms lag behind scales "
+               "that move fast, and catch up when these come to rest.",) if "sparsify" in found else ()
     return (
         f"Latency is that of one picture, {run.inputs.shape[2]} by {run.inputs.shape[3]} pixels, on {run.threads} "
         "threads of the processor; both networks took turns.",

@@ -142,22 +142,22 @@ class _Job:
         wrapped, stepper = self.accelerator.prepare(self.model, optimizer)
         try:
             for epoch in range(standing.epochs, self.recipe.epochs):
-                loss = self._epoch(wrapped, stepper, epoch)
+                loss, steps = self._epoch(wrapped, stepper, epoch)
                 accuracy = self._accuracy()
                 standing = Standing(epoch + 1, (*standing.loss, loss),
                                     standing.accuracy if accuracy is None else (*standing.accuracy, accuracy))
                 if self.checkpoint is not None and self.accelerator.is_main_process:
                     save_standing(self.checkpoint, self.model, optimizer, standing, self._identity())
                 self.accelerator.wait_for_everyone()
-                self._tell(epoch, self.batches.steps or 0, loss, accuracy, finished=True)
+                self._tell(epoch, steps, loss, accuracy, finished=True)
         finally:
             optimizer.zero_grad(set_to_none=True)
             self.accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # takes autocast off `forward`
             vars(self.model).pop("_is_accelerate_prepared", None)
         return History(standing.loss, standing.accuracy)
 
-    def _epoch(self, wrapped: nn.Module, stepper: Any, epoch: int) -> float:
-        """Train one epoch and return its mean loss over all processes."""
+    def _epoch(self, wrapped: nn.Module, stepper: Any, epoch: int) -> tuple[float, int]:
+        """Train one epoch; its mean loss over all processes, and its steps."""
         total, items, step = 0.0, 0, 0
         device = self.accelerator.device
         with seeded(mix(self.recipe.seed, epoch, self.accelerator.process_index)):
@@ -177,7 +177,7 @@ class _Job:
                                 "batches or a DataLoader (an iterator can be read once only)")
         sums = torch.tensor([total, items], dtype=torch.float64).to(device)
         total, items = self.accelerator.reduce(sums, "sum").tolist()
-        return float(total / items)
+        return float(total / items), step
 
     def _loss(self, wrapped: nn.Module, inputs: Any, targets: Any, where: str) -> tuple[Tensor, float]:
         args, kwargs = arguments(inputs)

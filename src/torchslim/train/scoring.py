@@ -13,6 +13,7 @@ from torchslim.latency import evaluating
 from torchslim.train.batches import batches_of
 from torchslim.train.dataset import Data
 from torchslim.train.objective import logits
+from torchslim.train.seeding import seeded
 
 
 def evaluate(model: nn.Module, data: Any, batch_size: int = 256) -> float:
@@ -37,7 +38,8 @@ def count(model: nn.Module, data: Any, batch_size: int, rank: int = 0, world: in
     first = next(model.parameters(), None)
     device = torch.device("cpu") if first is None else first.device
     right = total = 0
-    with torch.inference_mode(), evaluating(model):
+    # Seeded, so that a dataset with something random in it scores the same twice, and the caller's generators stay.
+    with torch.inference_mode(), evaluating(model), seeded(0):
         for inputs, targets in batches_of(data, batch_size, device, rank, world):
             args, kwargs = arguments(inputs)
             found = logits(model(*args, **kwargs)).argmax(dim=1)
