@@ -18,13 +18,13 @@ PACKAGE = Path(torchslim.__file__).parent
 
 PUBLIC = [
     "Plan", "Profile", "apply", "create_model", "errors", "export", "groups", "list_models", "load", "measure",
-    "plan", "profile", "prune", "save", "train", "verify",
+    "plan", "profile", "prune", "register_rule", "save", "train", "verify",
 ]
 
 # Nothing imports what stands later in this list; modules of one subpackage may import each other.
 ORDER = [
     "__init__", "errors", "wording", "plans", "calling", "graph", "labels", "trace", "rules", "coupling",
-    "profiler", "latency", "importance", "budget", "widths", "surgery", "matching", "proof", "pruning", "libraries",
+    "profiler", "latency", "importance", "budget", "widths", "surgery", "mending", "matching", "proof", "pruning", "libraries",
     "sources", "store", "exporting", "train", "report", "pipeline", "cli",
 ]
 

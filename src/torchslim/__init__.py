@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torchslim.profiler import Profile, profile
     from torchslim.proof import verify
     from torchslim.pruning import plan, prune
+    from torchslim.rules import register_rule
     from torchslim.sources import create_model, list_models
     from torchslim.store import load, save
     from torchslim.surgery import apply
@@ -36,6 +37,7 @@ _HOME = {
     "plan": "pruning",
     "profile": "profiler",
     "prune": "pruning",
+    "register_rule": "rules",
     "save": "store",
     "verify": "proof",
 }
@@ -55,6 +57,7 @@ __all__ = [
     "plan",
     "profile",
     "prune",
+    "register_rule",
     "save",
     "train",
     "verify",

@@ -86,7 +86,7 @@ class Plan:
 
     def to_json(self) -> str:
         """The plan as JSON text; `Plan.from_json` gives an equal plan back."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True)
+        return json.dumps({"format": FORMAT, **asdict(self)})
 
     @classmethod
     def from_json(cls, text: str) -> Plan:

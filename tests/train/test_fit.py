@@ -408,7 +408,7 @@ torch.save([model[1].weight.detach(), history.loss, history.accuracy], sys.argv[
 def test_two_processes_train_one_model(tmp_path: Path) -> None:
     (tmp_path / "together.py").write_text(TOGETHER)
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29617",
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
          str(tmp_path / "together.py"), str(tmp_path / "c")],
         capture_output=True, text=True, timeout=150, check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""})
