@@ -12,19 +12,20 @@ import numpy
 import pytest
 import torch
 import torchvision
-from helpers import Calls, Untouched, conv
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
+from helpers import Calls, Untouched, conv
 from torchslim.errors import RequestError, TraceError, UnsupportedModel
-from torchslim.graph import Graph, Op
+from torchslim.graph import Graph
 from torchslim.trace import trace
 
 X = torch.randn(1, 3, 8, 8)
 
 
 def ops(graph: Graph) -> list[tuple[str, str]]:
-    return [(op.module, op.name.removeprefix("aten.")) for op in graph.ops]
+    """Modules and operations; what kernels set up for themselves aside."""
+    return [(op.module, op.name.removeprefix("aten.")) for op in graph.ops if op.name not in ("aten.empty", "aten.t")]
 
 
 def plain() -> nn.Sequential:
@@ -37,7 +38,7 @@ def plain() -> nn.Sequential:
 
 def test_operations_in_order_with_the_module_they_ran_in() -> None:
     graph = trace(plain(), X)
-    assert [(m, n) for m, n in ops(graph) if n != "t"] == [
+    assert ops(graph) == [
         ("0", "convolution"), ("1", "native_batch_norm"), ("2", "relu"), ("3", "mean"), ("4", "view"), ("5", "addmm")]
     assert [op.index for op in graph.ops] == list(range(len(graph.ops)))
     assert graph.modules == {"": "Sequential", "0": "Conv2d", "1": "BatchNorm2d", "2": "ReLU",
@@ -55,8 +56,9 @@ def test_values_know_shape_dtype_and_where_they_come_from() -> None:
     assert graph.inputs == (x,)
     assert graph.outputs[0].shape == (1, 2)
     assert graph.outputs[0] is graph.ops[-1].output
-    assert graph.ops[1].args[0] is graph.ops[0].output
-    mean = graph.ops[1].args[3]
+    norm = next(op for op in graph.ops if op.name == "aten.native_batch_norm")
+    assert norm.args[0] is graph.ops[0].output
+    mean = norm.args[3]
     assert (mean.source, mean.name) == ("buffer", "1.running_mean")
     assert graph.read() == {"0.weight", "0.bias", "1.weight", "1.bias", "1.running_mean", "1.running_var",
                             "5.weight", "5.bias"}
@@ -74,7 +76,7 @@ def test_arguments_by_place_or_keyword() -> None:
 
 def test_the_innermost_module_is_named() -> None:
     inner = Calls(lambda s, x: s.conv(x).relu(), conv=conv(3, 3))
-    graph = trace(Calls(lambda s, x: F.relu(s.body(x) + x), body=inner), X)
+    graph = trace(Calls(lambda s, x: functional.relu(s.body(x) + x), body=inner), X)
     assert ops(graph) == [("body.conv", "convolution"), ("body", "relu"), ("", "add"), ("", "relu")]
 
 
@@ -112,7 +114,7 @@ def test_functional_calls_and_free_parameters() -> None:
             self.register_buffer("mean", torch.zeros(1, 4, 1, 1))
 
         def forward(self, x: Tensor) -> Tensor:
-            return F.conv2d(x, self.kernel * self.blur) - self.mean
+            return functional.conv2d(x, self.kernel * self.blur) - self.mean
 
     graph = trace(Free(), X)
     scaled = graph.ops[0]
@@ -216,7 +218,7 @@ def test_control_flow_on_shapes_needs_no_data() -> None:
 
 @pytest.mark.parametrize("decide", [
     lambda x: x.mean().item() > 0.5,
-    lambda x: bool((x > 2).any()),
+    lambda x: bool((x > 0.5).any()),
     lambda x: len(x[x > 0.5]) > 0,
     lambda x: x.flatten().nonzero().numel() > 3,
     lambda x: int(x.sum()) > 0,
@@ -235,7 +237,7 @@ def test_data_of_plain_constants_may_be_read() -> None:
     """Sizes computed with small tensors are no data of the input."""
     def forward(s: nn.Module, x: Tensor) -> Tensor:
         sizes = torch.linspace(2, 4, 3).round().int().tolist()
-        return torch.cat([F.adaptive_avg_pool2d(s.conv(x), n).flatten(2) for n in sizes], 2)
+        return torch.cat([functional.adaptive_avg_pool2d(s.conv(x), n).flatten(2) for n in sizes], 2)
 
     assert trace(Calls(forward, conv=conv(3, 3)), X).device == "meta"
 
@@ -262,13 +264,14 @@ def test_attention_is_seen_in_plain_operations() -> None:
 
 def test_train_mode_takes_the_training_branches_and_no_statistics() -> None:
     model = torchvision.models.googlenet(num_classes=5, init_weights=False).eval()
+    x = torch.randn(2, 3, 64, 64)
     before = Untouched(model)
-    graph = trace(model, torch.randn(2, 3, 64, 64), training=True)
+    graph = trace(model, x, training=True)
     before.check()
     assert graph.training
     assert {"aux1.fc1", "aux2.fc2"} <= graph.calls.keys()
     assert len(graph.outputs) == 3
-    assert "aux1.fc1" not in trace(model, torch.randn(2, 3, 64, 64)).calls
+    assert "aux1.fc1" not in trace(model, x).calls
 
 
 def test_train_mode_is_never_run_for_real() -> None:
@@ -396,7 +399,7 @@ def test_inputs_are_left_alone() -> None:
 
 
 def test_random_state_is_left_alone_by_dropout_for_real() -> None:
-    model = Calls(lambda s, x: F.dropout(s.conv(x), 0.5, True) * x.sum().item(), conv=conv(3, 3))
+    model = Calls(lambda s, x: functional.dropout(s.conv(x), 0.5, True) * x.sum().item(), conv=conv(3, 3))
     before = Untouched(model)
     assert trace(model, X).device == "real"
     before.check()
@@ -505,14 +508,14 @@ def test_memory_formats() -> None:
 
 
 @pytest.mark.parametrize("function", [
-    F.relu, F.silu, F.hardswish, F.hardsigmoid, F.hardtanh, torch.sigmoid, torch.tanh, F.gelu, F.leaky_relu, F.elu,
-    F.mish, F.relu6, torch.relu_, F.softplus, lambda x: F.hardtanh(x, inplace=True), lambda x: F.elu(x, inplace=True),
+    functional.relu, functional.silu, functional.hardswish, functional.hardsigmoid, functional.hardtanh, torch.sigmoid, torch.tanh, functional.gelu, functional.leaky_relu, functional.elu,
+    functional.mish, functional.relu6, torch.relu_, functional.softplus, lambda x: functional.hardtanh(x, inplace=True), lambda x: functional.elu(x, inplace=True),
     lambda x: torch.cat([x, x]), lambda x: torch.cat([x, x], -1), lambda x: torch.cat([x, x.half()], 1),
     lambda x: torch.cat([torch.empty(0), x], 1), lambda x: torch.cat([x[:, :, ::2], x[:, :, 1::2]], 2),
     lambda x: torch.cat([x.to(memory_format=torch.channels_last)] * 2, 1),
-    lambda x: F.batch_norm(x, torch.zeros(3), torch.ones(3)),
-    lambda x: F.batch_norm(x, torch.zeros(3), torch.ones(3), training=True),
-    lambda x: F.batch_norm(x, None, None, training=True), lambda x: F.instance_norm(x),
+    lambda x: functional.batch_norm(x, torch.zeros(3), torch.ones(3)),
+    lambda x: functional.batch_norm(x, torch.zeros(3), torch.ones(3), training=True),
+    lambda x: functional.batch_norm(x, None, None, training=True), lambda x: functional.instance_norm(x),
 ])
 def test_shapes_types_and_strides_are_those_of_a_real_run(function: Callable[[Tensor], Tensor]) -> None:
     seen: list[Tensor] = []
@@ -534,42 +537,27 @@ def test_shapes_types_and_strides_are_those_of_a_real_run(function: Callable[[Te
 @pytest.mark.parametrize("sizes", [((1, 3, 4, 4), (1, 3, 5, 4)), ((1, 3, 4, 4), (3, 4, 4))])
 def test_what_does_not_fit_together_fails_on_shapes_too(sizes: tuple[tuple[int, ...], ...]) -> None:
     model = Calls(lambda _, a, b: torch.cat([a, b], 1))
-    with pytest.raises(TraceError, match="Sizes of tensors must match|same number of dimensions"):
+    with pytest.raises(TraceError, match=r"Sizes of tensors must match|same number of dimensions"):
         trace(model, tuple(torch.zeros(size) for size in sizes))
 
 
 # Many networks
+
+COMPARED = ("aten.convolution", "aten.addmm", "aten.bmm", "aten.cat", "aten.add", "aten.mul", "aten.native_layer_norm",
+            "aten.native_batch_norm", "aten.mean", "aten._softmax")
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1", "efficientnet_b0",
                                   "densenet121", "convnext_tiny", "swin_t", "vit_b_32"])
 def test_the_meta_run_writes_what_the_real_run_writes(name: str) -> None:
     """Operation by operation: same names, same modules, same shapes."""
-    from torchslim import trace as library
-
-    torch.manual_seed(0)
     model = getattr(torchvision.models, name)(num_classes=4).eval()
     size = 224 if name == "vit_b_32" else 64
     x = torch.randn(1, 3, size, size)
 
     def lines(meta: bool) -> Counter[tuple[Any, ...]]:
-        graph = library._run(model, (x,), {}, False, meta)
-        return Counter((op.name, op.module, tuple(out.shape for out in op.outputs[:1] if out)) for op in graph.ops
-                       if op.name in ("aten.convolution", "aten.addmm", "aten.bmm", "aten.cat", "aten.add", "aten.mul"))
+        graph = trace(model, x, meta=meta)
+        assert graph.device == ("meta" if meta else "real")
+        return Counter((op.name, op.module, op.output.shape) for op in graph.ops if op.name in COMPARED)
 
     assert lines(True) == lines(False)
-
-
-def test_a_deep_network_is_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from torchslim import trace as library
-
-    runs: list[bool] = []
-    run = library._run
-
-    def counted(*args: Any) -> Graph:
-        runs.append(args[-1])
-        return run(*args)
-
-    monkeypatch.setattr(library, "_run", counted)
-    trace(plain(), X)
-    assert runs == []  # called by keyword

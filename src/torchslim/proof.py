@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -40,12 +41,25 @@ def verify(model: nn.Module, slim: nn.Module, plan: Plan, inputs: Inputs) -> flo
         ProofError: outputs differ in number or shape, or are not finite.
         PlanError: the plan names tensors that the model does not have.
     """
+    return max((difference.error for difference in differences(model, slim, plan, inputs)), default=0.0)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far a layer's output, or one of the network's, is from the silenced original's (relative)."""
+
+    where: str
+    error: float
+
+
+def differences(model: nn.Module, slim: nn.Module, plan: Plan, inputs: Inputs) -> list[Difference]:
+    """What `verify` compares, in the order of the run: each call of each layer, then the network's outputs."""
     silenced = silence(copy.deepcopy(unwrap(model)).double(), plan)
     narrow = copy.deepcopy(unwrap(slim)).double()
     layers: dict[str, list[Tensor]] = {}
     with _watched(silenced, lambda name, _, output: layers.setdefault(name, []).append(output)):
         expected = _outputs(silenced, inputs)
-    errors = [0.0]
+    found_so_far: list[Difference] = []
     # A tied tensor goes by the first of its names.
     names = {tensor: name for name, tensor in reversed(list(silenced.named_parameters(remove_duplicate=False)))}
 
@@ -56,15 +70,15 @@ def verify(model: nn.Module, slim: nn.Module, plan: Plan, inputs: Inputs) -> flo
         part = _kept_part(layers[name].pop(0), layer, plan.kept.get(names.get(weight, ""), {}))
         # A layer of the model's own making may do more than its weight says.
         if part.shape == output.shape or type(layer).__module__.startswith("torch.nn."):
-            errors.append(_error(part, output, name))
+            found_so_far.append(Difference(name, _error(part, output, name)))
 
     with _watched(narrow, compare):
         found = _outputs(narrow, inputs)
     if [tuple(t.shape) for t in expected] != [tuple(t.shape) for t in found]:
         raise ProofError(f"verify: the slim network's outputs have shapes {[tuple(t.shape) for t in found]}, the "
                          f"original's {[tuple(t.shape) for t in expected]}")
-    errors += [_error(a, b, "the output") for a, b in zip(expected, found, strict=True)]
-    return max(errors)
+    ends = [Difference("the output", _error(a, b, "the output")) for a, b in zip(expected, found, strict=True)]
+    return found_so_far + ends
 
 
 def silence(model: nn.Module, plan: Plan) -> nn.Module:

@@ -34,7 +34,7 @@ from torchslim.importance import Scores, score
 from torchslim.labels import Rows
 from torchslim.matching import SlimRun, at_slim_widths, chosen_classes, culprits, kept_indices
 from torchslim.plans import Budget, LeftAlone, Plan
-from torchslim.proof import verify
+from torchslim.proof import differences
 from torchslim.surgery import apply, tensors_of
 
 Scope = str | Mapping[str, float]
@@ -182,10 +182,12 @@ def prune(model: nn.Module, inputs: Inputs, **options: Any) -> tuple[nn.Module, 
     """
     decided = plan(model, inputs, **options)
     slim = apply(model, decided)
-    error = verify(model, slim, decided, inputs)
-    if not error <= TOLERANCE and not decided.settings.get("allow_approximate"):
-        raise ProofError(f"prune: the slim network differs from its silenced original by {error:.1e} (relative), at "
-                         f"most {TOLERANCE:.0e} is accepted; exclude the layers in doubt with exclude=")
+    found = differences(model, slim, decided, inputs)
+    wrong = next((d for d in found if not d.error <= TOLERANCE), None)
+    if wrong is not None and not decided.settings.get("allow_approximate"):
+        raise ProofError(f"prune: `{wrong.where}` of the slim network differs from the silenced original's by "
+                         f"{wrong.error:.1e} (relative), at most {TOLERANCE:.0e} is accepted; leave the layers before "
+                         "it alone with exclude=")
     return slim, decided
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -300,7 +301,7 @@ def _untouched(model: nn.Module, keep_buffers: bool) -> Iterator[None]:
         spaces += [module.__dict__, module._parameters, module._buffers, module._modules]
     saved = [(space, dict(space), {key: item.copy() for key, item in space.items() if type(item) in (list, dict)})
              for space in spaces]
-    contents = [(b, b._version, b.detach().clone()) for b in model.buffers()] if keep_buffers else []
+    contents = [(b, b.detach().clone()) for b in model.buffers()] if keep_buffers else []
     python, numbers = random.getstate(), numpy.random.get_state()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
     with torch.random.fork_rng(devices=devices):
@@ -312,8 +313,9 @@ def _untouched(model: nn.Module, keep_buffers: bool) -> Iterator[None]:
             for space, before, copies in saved:
                 _put_back(space, before, copies)
             with torch.no_grad():
-                for buffer, version, content in contents:
-                    if buffer._version != version:
+                for buffer, content in contents:
+                    # Batch norm in train mode writes without counting a version.
+                    if not torch.equal(buffer, content):
                         buffer.copy_(content)
 
 
@@ -336,10 +338,11 @@ def _parts(item: list[Any] | dict[Any, Any]) -> Iterator[Any]:
 
 @contextmanager
 def _attention_in_plain_operations() -> Iterator[None]:
-    """Switch off the fused transformer path of evaluation mode, which hides the operations inside."""
+    """Switch off the fused kernels of attention and of transformers in evaluation mode, which hide operations."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        yield
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,10 +16,10 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import torchslim
 from torchslim import cli
+from torchslim.cli.slim import Bars, Lines
 from torchslim.errors import ProofError, RequestError, TrainingError
 from torchslim.pipeline import phases, slim
 from torchslim.pipeline.settings import Settings
@@ -99,7 +101,7 @@ def test_what_is_told_on_the_way(finished: Finished) -> None:
     order = ["baseline", "sparsify", "plan", "cut", "finetune", "measure", "save", "export", "report"]
     assert [event.phase.name for event in events if event.kind == "begin"] == order
     assert [event.phase.name for event in events if event.kind == "end"] == order
-    assert [event.text for event in events if event.kind == "epoch"][0].startswith("epoch 1/4, loss ")
+    assert next(event.text for event in events if event.kind == "epoch").startswith("epoch 1/4, loss ")
     for name in order:
         shares = [event.done for event in events if event.phase.name == name]
         assert shares == sorted(shares)
@@ -121,8 +123,6 @@ def test_a_finished_run_answers_at_once(finished: Finished) -> None:
 def command(settings: Settings) -> list[str]:
     words = settings.command().removeprefix("torchslim ")
     code = "import sys; from torchslim.cli import main; sys.exit(main())"
-    import shlex
-
     return [sys.executable, "-c", code, *shlex.split(words)]
 
 
@@ -169,28 +169,25 @@ class Halt(BaseException):
     """Stands for a process that ends here."""
 
 
-@pytest.mark.parametrize("phase", [phase.name for phase in slim.PHASES if phase.name != "export"])
-def test_stopped_before_any_phase_is_noted_it_ends_with_the_same_bits(
-        ask: Ask, finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str) -> None:
+def test_stopped_before_each_phase_is_noted_it_ends_with_the_same_bits(
+        ask: Ask, finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The worst moment: a phase's files are there, and the folder does not say so yet."""
     settings = ask(tmp_path / "run")
-    if phase not in ("baseline", "sparsify"):  # what goes before is in the finished run: begin there
-        pytest.importorskip("accelerate")
     finish = slim.RunFolder.finish
+    for phase in slim.wanted(settings):
 
-    def halt(folder: Any, name: str, results: Any) -> None:
-        if name == phase:
-            raise Halt
-        finish(folder, name, results)
+        def halt(folder: Any, name: str, results: Any, phase: str = phase.name) -> None:
+            if name == phase:
+                raise Halt
+            finish(folder, name, results)
 
-    monkeypatch.setattr(slim.RunFolder, "finish", halt)
-    with pytest.raises(Halt):
-        run_slim(settings)
-    monkeypatch.undo()
-    events: list[Event] = []
-    run_slim(settings, events.append)
-    begun = [event.phase.name for event in events if event.kind == "begin"]
-    assert begun[0] == phase
+        events: list[Event] = []
+        monkeypatch.setattr(slim.RunFolder, "finish", halt)
+        with pytest.raises(Halt):
+            run_slim(settings, events.append)
+        monkeypatch.setattr(slim.RunFolder, "finish", finish)
+        assert len([event for event in events if event.kind == "begin"]) == (1 if phase.name == "baseline" else 2)
+    run_slim(settings)
     assert weights(settings) == weights(finished[0])
 
 
@@ -325,7 +322,8 @@ def test_the_demo_is_the_call_it_says(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_requests_on_the_command_line_that_make_no_sense(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
                                                          capsys: pytest.CaptureFixture[str]) -> None:
     base = ["torchslim", "slim", "torchvision:resnet18", "--data", "digits", "--out", str(tmp_path / "run")]
-    for words, expected in (([], "no budget"), (["--macs", "1.4"], "a share above 1"), (["--lr", "0"], "--lr"),
+    for words, expected in (([], "no budget"), (["--macs", "1.4"], "a share above 1"),
+                            (["--macs", "0.4", "--lr", "0"], "--lr"),
                             (["--macs", "0.4", "--epochs", "3"], "No such option")):
         monkeypatch.setattr(sys, "argv", [*base, *words])
         assert cli.main() == 2
@@ -333,3 +331,24 @@ def test_requests_on_the_command_line_that_make_no_sense(monkeypatch: pytest.Mon
         assert expected in said.err
         assert len(said.err.splitlines()) == 1
         assert not said.out
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_names_phases_and_the_time_that_is_left(
+        terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    phase = slim.PHASES[0]
+    events = [Event(phase, 1, 9, "begin"), Event(phase, 1, 9, "step", 0.2, "epoch 1/4, loss 2.000"),
+              Event(phase, 1, 9, "epoch", 0.25, "epoch 1/4, loss 1.900, accuracy 50.00%"),
+              Event(phase, 1, 9, "end", 1.0, "accuracy 98.00%"), Event(slim.PHASES[1], 2, 9, "skip", 1.0)]
+    with Bars() if terminal else contextlib.nullcontext(Lines()) as watch:
+        for event in events:
+            watch(event)
+    said = capsys.readouterr()
+    assert not said.out
+    for words in ("baseline", "accuracy 98.00%", "sparsify", "done before"):
+        assert words in said.err
+    if not terminal:
+        assert "[1/9] baseline: epoch 1/4, loss 1.900, accuracy 50.00%, 0 s left" in said.err

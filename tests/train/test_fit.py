@@ -33,7 +33,7 @@ class Blobs(Dataset[tuple[Tensor, int]]):
         return len(self.targets)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        noise = torch.randn(1).item() + float(np.random.randn()) + random.random()  # noqa: NPY002
+        noise = torch.randn(1).item() + float(np.random.randn()) + random.random()
         return self.pictures[index] + 0.05 * noise, self.targets[index]
 
 
@@ -52,7 +52,7 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-class Stop(Exception):  # noqa: N818
+class Stop(Exception):
     """Stands for a process that is killed."""
 
 
@@ -163,11 +163,11 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not() -> None:
 
 def test_generators_of_the_caller_go_on_as_if_nothing_had_happened() -> None:
     def numbers() -> tuple[float, float, float]:
-        return torch.rand(1).item(), float(np.random.rand()), random.random()  # noqa: NPY002
+        return torch.rand(1).item(), float(np.random.rand()), random.random()
 
     def seed() -> None:
         torch.manual_seed(5)
-        np.random.seed(5)  # noqa: NPY002
+        np.random.seed(5)
         random.seed(5)
 
     model = net()
@@ -224,7 +224,8 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
         fit(nn.Sequential(nn.Flatten(), nn.Linear(192, 3)), Blobs(), epochs=1, lr=0.05, checkpoint=path)
 
 
-@pytest.mark.parametrize("damage", [lambda raw: b"", lambda raw: raw[:100], lambda raw: raw[:-7], lambda raw: b"x" * 99])
+@pytest.mark.parametrize("damage", [lambda raw: b"", lambda raw: raw[:100], lambda raw: raw[:-7],
+                                    lambda raw: b"x" * 99])
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path, damage: Any) -> None:
     path = tmp_path / "c"
     fit(net(), Blobs(), epochs=1, checkpoint=path)
@@ -321,7 +322,7 @@ def test_no_data() -> None:
 
 def test_an_iterator_that_is_used_up() -> None:
     blobs = Blobs()
-    with pytest.raises(TrainingError, match="epoch 2: the data gave no batch.* read once only"):
+    with pytest.raises(TrainingError, match=r"epoch 2: the data gave no batch.* read once only"):
         fit(net(), iter([(blobs.pictures, torch.tensor(blobs.targets))]), epochs=2)
 
 
@@ -376,7 +377,7 @@ def test_an_error_in_a_worker_is_one_line() -> None:
         def __getitem__(self, index: int) -> tuple[Tensor, int]:
             raise RequestError("picture 7: torn; glue it")
 
-    with pytest.raises(RequestError, match="^picture 7: torn; glue it$"):
+    with pytest.raises(RequestError, match=r"^picture 7: torn; glue it$"):
         fit(net(), Torn(), epochs=1, workers=1)
 
 

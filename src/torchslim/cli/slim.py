@@ -166,11 +166,12 @@ class Bars:
 
     def __init__(self) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._progress = Progress(
-            TextColumn("{task.description:<14}"), BarColumn(bar_width=20), TimeRemainingColumn(compact=True),
-            TimeElapsedColumn(), TextColumn("{task.fields[text]}", markup=False), console=Console(stderr=True))
+            TextColumn("{task.description:<12}"), BarColumn(bar_width=12),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+            TextColumn("{task.fields[text]}", markup=False), console=Console(stderr=True))
         self._tasks: dict[str, Any] = {}
 
     def __enter__(self) -> Callable[[Event], None]:

@@ -268,7 +268,7 @@ def generic(*positions: int) -> Callable[[LabelSpace, Op], None]:
             if all(track.shape[dim] == 1 for dim in dims):
                 tracks.append(track)
                 continue
-            full = torch.from_numpy(np.ascontiguousarray(spread(track, x.shape, dims)))
+            full = torch.from_numpy(np.array(spread(track, x.shape, dims), order="C"))
             result: Any = op.overload(full, *op.args[1:], **op.kwargs)
             tracks.append(squeeze_equal(result.numpy()))
         space.set(op.output, tracks)
