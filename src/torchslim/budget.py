@@ -87,7 +87,10 @@ def free_bundle(group: ChannelGroup, scores: Scores, round_to: int, least: int) 
     order = np.argsort(scores, kind="stable")
     ranked = scores[order]
     gone = [group.channels - n for n in kept]
-    losses = [float(ranked[a:b].mean()) for a, b in pairwise(gone)]
+    if round_to == 1:
+        losses = ranked[: len(gone) - 1].tolist()
+    else:
+        losses = [float(ranked[a:b].mean()) for a, b in pairwise(gone)]
     return Bundle(group.name, group.classes[order], tuple(kept), tuple(accumulate(losses, max)), tied=False)
 
 

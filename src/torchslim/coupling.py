@@ -7,7 +7,7 @@ channels can be removed one by one.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
@@ -19,7 +19,7 @@ from torch import nn
 from torchslim.calling import Inputs, map_tensors
 from torchslim.errors import TraceError
 from torchslim.graph import Graph, Value
-from torchslim.labels import Labels, LabelSpace, Rows, Touch, Tracks
+from torchslim.labels import Labels, LabelSpace, Rows, Touch, Tracks, widest_dim
 from torchslim.rules import move_labels
 from torchslim.trace import trace
 
@@ -106,11 +106,13 @@ class Tape:
         shape = list(value.shape)
         for track in self.tracks.get(value.id, ()):
             kept = shares[track]
-            for dim in range(track.ndim):
-                if track.shape[dim] > 1:
-                    # Of a track along several dimensions, this one keeps what the fullest row along it does.
-                    shape[dim] = min(shape[dim], round(float(np.moveaxis(kept, dim, -1).reshape(
-                        -1, track.shape[dim]).sum(1).max())))
+            varied = [dim for dim in range(track.ndim) if track.shape[dim] > 1]
+            widest = widest_dim(track)
+            for dim in varied:
+                by_index = np.moveaxis(kept, dim, -1).reshape(-1, track.shape[dim])
+                # Rows get narrower along the widest dimension; along the others, whole rows stay or go.
+                count = by_index.sum(1).max() if dim == widest else (by_index > 0).any(0).sum()
+                shape[dim] = min(shape[dim], round(float(count)))
         return tuple(shape)
 
 
@@ -119,7 +121,6 @@ class Coupling:
     """The channel groups of a network, and how its costs depend on them.
 
     Attributes:
-        groups: every channel group, frozen ones too, in the order of the tape.
         classes: how many classes of channels there are.
         rows: matrices of classes whose rows must lose equally many.
         macs, params: the costs.
@@ -129,9 +130,9 @@ class Coupling:
         tapes: the runs that this was learned from.
         unknown: operations without a rule.
         approximate: places where channels are mixed, and the caller allowed to cut all the same.
+        build_groups: makes the groups, when they are first asked for: a slim run's never are.
     """
 
-    groups: tuple[ChannelGroup, ...]
     classes: int
     rows: tuple[Rows, ...]
     macs: tuple[Scaling, ...]
@@ -141,6 +142,12 @@ class Coupling:
     tapes: tuple[Tape, ...]
     unknown: tuple[str, ...]
     approximate: tuple[str, ...]
+    build_groups: Callable[[], tuple[ChannelGroup, ...]]
+
+    @cached_property
+    def groups(self) -> tuple[ChannelGroup, ...]:
+        """Every channel group, frozen ones too, in the order of the tape."""
+        return self.build_groups()
 
     @cached_property
     def grouped(self) -> frozenset[str]:
@@ -228,12 +235,10 @@ class _Builder:
         self.touches = tuple(Touch(t.name, t.dim, self.of[t.labels], t.groups) for t in space.touches)
         self.tapes = tuple(Tape(graph, {key: tuple(self.of[t] for t in own) for key, own in by_value.items()})
                            for graph, by_value in zip(graphs, tracks, strict=True))
-        self.reasons = self._reasons()
 
     def coupling(self) -> Coupling:
         """The finished value."""
         return Coupling(
-            groups=self._groups(self._signatures(blocks=False)),
             classes=self.count,
             rows=self._rows(),
             macs=tuple(Scaling(c.macs, tuple(self.of[labels] for labels in c.along)) for c in self.space.costs),
@@ -243,6 +248,7 @@ class _Builder:
             tapes=self.tapes,
             unknown=tuple(sorted(self.space.unknown)),
             approximate=tuple(dict.fromkeys(entry.reason for entry in self.space.approximate)),
+            build_groups=self._groups,
         )
 
     def _reasons(self) -> dict[int, str]:
@@ -305,11 +311,13 @@ class _Builder:
                 np.add.at(signatures, labels, _number(touch.name, touch.dim, block))
         return signatures
 
-    def _groups(self, signatures: NDArray[np.uint64]) -> tuple[ChannelGroup, ...]:
+    def _groups(self) -> tuple[ChannelGroup, ...]:
+        signatures = self._signatures(blocks=False)
+        reasons = self._reasons()
         shortcut = self._shortcuts()
         reason_of = np.zeros(self.count, dtype=np.int64)
-        texts = list(dict.fromkeys(self.reasons.values()))
-        for one, reason in self.reasons.items():
+        texts = list(dict.fromkeys(reasons.values()))
+        for one, reason in reasons.items():
             reason_of[one] = texts.index(reason) + 1
         touched = self._flags([t.labels for t in self.space.touches])
         keys = np.stack([signatures, reason_of.astype(np.uint64), shortcut.astype(np.uint64)])

@@ -168,8 +168,7 @@ class LabelSpace:
 
         The rows are the indices of the smaller dimensions: `view(b, 2, c // 2, ...)` has two rows.
         """
-        dims = [dim for dim, size in enumerate(track.shape) if size > 1]
-        widest = max(dims, key=lambda dim: (track.shape[dim], dim))
+        widest = widest_dim(track)
         self.equal_groups(np.moveaxis(track, widest, -1).reshape(-1, track.shape[widest]), least=2)
 
     def equal_groups(self, rows: Labels, least: int) -> None:
@@ -276,6 +275,11 @@ def along_dim(labels: Labels, dim: int, ndim: int) -> Labels:
     shape = [1] * ndim
     shape[dim] = len(labels)
     return labels.reshape(shape)
+
+
+def widest_dim(track: Labels) -> int:
+    """The dimension along which a track's rows lie: the largest, the last of equal ones."""
+    return max(range(track.ndim), key=lambda dim: (track.shape[dim], dim))
 
 
 def spread(track: Labels, shape: Sequence[int], dims: Iterable[int]) -> Labels:

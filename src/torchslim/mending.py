@@ -2,8 +2,8 @@
 
 `x.view(b, self.groups, self.width // self.groups, h, w)` and `torch.split(x, self.sizes)` leave no trace of their own
 on the tape, but their arguments do: at slim widths the operation fails, or gives another shape than the labels
-foretell. The attribute that remembers the old width is then looked for on the modules that were running, set to the new one, and
-listed in the plan. What can't be mended so is a result too: the operation where the run strayed.
+foretell. The attribute that remembers the old width is then looked for on the modules that were running, set to the
+new one, and listed in the plan. What can't be mended so is a result too: the operation where the run strayed.
 """
 
 from __future__ import annotations

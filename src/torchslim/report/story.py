@@ -148,7 +148,8 @@ def proof(record: Record) -> str:
     method = ("Removing a channel must equal silencing it: in a float64 copy of the original network, every "
               "weight that reads a removed channel was set to zero, and the cut network ran beside it on the "
               "same inputs.")
-    found = f"The largest relative difference between their outputs, and between those of every layer on the way, is {units.error(record.proof_error)}"
+    found = ("The largest relative difference between their outputs, and between those of every layer on the way, "
+             f"is {units.error(record.proof_error)}")
     if not math.isfinite(record.proof_error):
         return f"{method} The difference between their outputs is not a number, so nothing is proven."
     if record.proof_error == 0:

@@ -25,14 +25,19 @@ from torchslim.train.checkpoint import Standing, load_standing, save_standing
 from torchslim.train.dataset import Data
 from torchslim.train.objective import Loss, cross_entropy, distillation
 from torchslim.train.recipe import Recipe
-from torchslim.train.scoring import count
+from torchslim.train.scoring import EVALUATION_BATCH, count
 from torchslim.train.seeding import mix, seeded
 from torchslim.train.sparsity import Slimming
 
 
 @dataclass(frozen=True)
 class History:
-    """What a training did: each epoch's mean loss and, where measured, its held-out accuracy (0 to 1)."""
+    """What a training did.
+
+    Attributes:
+        loss: the mean loss of each epoch, without the penalty on scales.
+        accuracy: the held-out accuracy after each epoch, 0 to 1; empty where nothing is held out.
+    """
 
     loss: tuple[float, ...] = ()
     accuracy: tuple[float, ...] = ()
@@ -47,7 +52,7 @@ class Progress:
         epochs: how many there will be.
         step: steps done in this epoch.
         steps: steps of this epoch; None when the data can't tell.
-        loss: mean loss of the epoch so far.
+        loss: mean loss of the epoch so far, without the penalty on scales.
         accuracy: held-out accuracy; None before the end of the epoch, and where nothing is held out.
         finished: whether the epoch is over, and stored where there is a checkpoint.
     """
@@ -158,7 +163,7 @@ class _Job:
 
     def _epoch(self, wrapped: nn.Module, stepper: Any, epoch: int) -> tuple[float, int]:
         """Train one epoch; its mean loss over all processes, and its steps."""
-        total, items, step = 0.0, 0, 0
+        total, items, step = 0.0, 0.0, 0
         device = self.accelerator.device
         with seeded(mix(self.recipe.seed, epoch, self.accelerator.process_index)):
             wrapped.train()
@@ -175,9 +180,11 @@ class _Job:
         if not step:
             raise TrainingError(f"epoch {epoch + 1}: the data gave no batch; give a dataset, a list of "
                                 "batches or a DataLoader (an iterator can be read once only)")
-        sums = torch.tensor([total, items], dtype=torch.float64).to(device)
-        total, items = self.accelerator.reduce(sums, "sum").tolist()
-        return float(total / items), step
+        if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
+            raise TrainingError(f"epoch {epoch + 1}, step {step}: weights are no longer finite; try a lower learning "
+                                f"rate than lr={self.recipe.lr}")
+        total, items = self._over_all(total, items)
+        return total / items, step
 
     def _loss(self, wrapped: nn.Module, inputs: Any, targets: Any, where: str) -> tuple[Tensor, float]:
         args, kwargs = arguments(inputs)
@@ -205,11 +212,17 @@ class _Job:
         if self.held_out is None:
             return None
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        counts = torch.tensor(count(self.model, self.held_out, 256, rank, world), dtype=torch.float64)
-        right, total = self.accelerator.reduce(counts.to(self.accelerator.device), "sum").tolist()
+        right, total = self._over_all(*count(self.model, self.held_out, EVALUATION_BATCH, rank, world))
         if not total:
             raise TrainingError("held_out: no data; give a dataset or batches that are not empty, or None")
-        return float(right / total)
+        return right / total
+
+    def _over_all(self, *values: float) -> list[float]:
+        """The sums of numbers over all processes."""
+        if self.accelerator.num_processes == 1:
+            return list(values)
+        here = torch.tensor(values, dtype=torch.float64, device=self.accelerator.device)
+        return [float(value) for value in self.accelerator.reduce(here, "sum").tolist()]
 
     def _tell(self, epoch: int, step: int, loss: float, accuracy: float | None = None,
               finished: bool = False) -> None:
