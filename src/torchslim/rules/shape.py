@@ -212,13 +212,13 @@ def _join(space: LabelSpace, op: Op, values: list[Value], dim: int, tracks: list
         return
     others = {d for ts in own for t in ts for d in range(t.ndim) if d != dim and t.shape[d] > 1}
     parts = []
-    for value, ts in zip(values, own, strict=True):
-        labels = ts[0] if ts else _staying(space, value, dim, op)
-        for extra in ts[1:]:
+    for value, along in zip(values, own, strict=True):
+        labels = along[0] if along else _staying(space, value, dim, op)
+        for extra in along[1:]:
             space.union(labels, extra)
         parts.append(spread(labels, value.shape, others))
     joined = np.concatenate(parts, axis=dim)
-    if sum(bool(ts) for ts in own) > 1 or len(values) > 1:
+    if len(values) > 1:
         space.joined.append(joined)
     for ts in rest:
         for track in ts:
