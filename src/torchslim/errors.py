@@ -3,8 +3,8 @@
     TorchslimError
     ├── RequestError            the request was wrong: an unknown name, a bad value, a missing file (exit status 2)
     │   ├── MissingExtra        an optional package is needed and not installed
-    │   └── UnsupportedModel    a model of a kind that is refused by name (scripted, quantised, ...)
-    ├── TraceError              the model failed while it was being traced
+    │   ├── UnsupportedModel    a model of a kind that is refused by name (scripted, quantised, ...)
+    │   └── TraceError          the model failed on the given inputs while it was being traced
     ├── PlanError               no plan meets the request, or a plan does not fit the model
     ├── ProofError              a cut network does not equal its silenced original
     ├── CheckpointError         a file is not what it should be: corrupt, cut short, made for another model
@@ -40,7 +40,7 @@ class UnsupportedModel(RequestError, TypeError):
     """A model of a kind that torchslim refuses by name."""
 
 
-class TraceError(TorchslimError, RuntimeError):
+class TraceError(RequestError, RuntimeError):
     """The model failed while it was being traced; `ops` is what had run by then."""
 
     ops: tuple[Any, ...] = ()

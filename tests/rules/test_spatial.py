@@ -21,7 +21,8 @@ BOXES = torch.tensor([[0.0, 0, 0, 3, 3], [1, 1, 1, 4, 4], [0, 1, 0, 2, 3]], dtyp
     lambda _, x: functional.adaptive_avg_pool2d(x, 1), lambda _, x: functional.adaptive_avg_pool2d(x, (2, 3)),
     lambda _, x: functional.adaptive_max_pool2d(x, 2), lambda _, x: functional.lp_pool2d(x.abs(), 2.0, 2),
     lambda _, x: functional.max_pool2d(x, 2, return_indices=True)[0],
-    lambda _, x: functional.interpolate(x, scale_factor=2), lambda _, x: functional.interpolate(x, (5, 7), mode="bilinear"),
+    lambda _, x: functional.interpolate(x, scale_factor=2),
+    lambda _, x: functional.interpolate(x, (5, 7), mode="bilinear"),
     lambda _, x: functional.interpolate(x, scale_factor=0.5, mode="bicubic", antialias=True),
     lambda _, x: functional.interpolate(x, scale_factor=2, mode="nearest-exact"),
     lambda _, x: functional.interpolate(x, scale_factor=0.5, mode="area"),
@@ -106,8 +107,10 @@ def test_space_to_depth_by_views() -> None:
 
 
 def test_focus_by_slices() -> None:
-    moved = Movement(lambda _, x: torch.cat([x[..., ::2, ::2], x[..., 1::2, ::2], x[..., ::2, 1::2], x[..., 1::2, 1::2]],
-                                            1), (2, 4, 4, 4)).check()
+    def function(_: Any, x: Tensor) -> Tensor:
+        return torch.cat([x[..., ::2, ::2], x[..., 1::2, ::2], x[..., ::2, 1::2], x[..., 1::2, 1::2]], 1)
+
+    moved = Movement(function, (2, 4, 4, 4)).check()
     assert moved.free
     assert moved.outputs()[0][0, 0, :, 0, 0].tolist() == moved.classes.tolist() * 4
 

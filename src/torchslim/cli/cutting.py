@@ -73,6 +73,8 @@ def prune(
         })
         return
     _print_result(before, after)
+    for note in plan.notes:
+        print(f"note: {note}")
     print(f"proof: differs from the silenced original by {error:.1e}")
     if plan.left_alone:
         print(f"left alone: {len(plan.left_alone)} channel groups (--json lists them with their reasons)")
