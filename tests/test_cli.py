@@ -152,8 +152,11 @@ def test_failed_work_ends_with_status_1_and_one_line(call: Call, tmp_path: Path)
     assert (status, out) == (1, "")
     assert err.startswith(f"error: {broken}: cannot be read as safetensors")
     assert err.count("\n") == 1
+
+
+def test_a_model_that_fails_on_its_inputs_is_a_wrong_request(call: Call) -> None:
     status, _, err = call("profile", SMALL, "--input", "1x4x32x32")
-    assert status == 1
+    assert status == 2
     assert err.startswith("error: ")
     assert err.count("\n") == 1
 

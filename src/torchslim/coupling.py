@@ -20,7 +20,7 @@ from torchslim.calling import Inputs, map_tensors
 from torchslim.errors import TraceError
 from torchslim.graph import Graph, Value
 from torchslim.labels import Labels, LabelSpace, Rows, Touch, Tracks, widest_dim
-from torchslim.rules import move_labels
+from torchslim.rules import keeps_values, move_labels
 from torchslim.trace import trace
 
 Index = NDArray[np.int64]
@@ -126,7 +126,7 @@ class Coupling:
         macs, params: the costs.
         touches: every cut-able dimension, with the class of each index.
         signatures: for each class a number that says which dimensions, and which group of a grouped convolution, it
-            touches; 0 for none.
+            touches, and which operations change it; 0 for one that touches none.
         tapes: the runs that this was learned from.
         unknown: operations without a rule.
         approximate: places where channels are mixed, and the caller allowed to cut all the same.
@@ -302,14 +302,31 @@ class _Builder:
     def _signatures(self, blocks: bool) -> NDArray[np.uint64]:
         """A number for each class: equal for classes that touch the same dimensions equally often.
 
-        With `blocks`, the groups of a grouped convolution count as dimensions of their own.
+        With `blocks`, the groups of a grouped convolution count as dimensions of their own, and what happens to the
+        channels counts, too.
         """
         signatures = np.zeros(self.count, dtype=np.uint64)
         for touch in self.touches:
             count = self.space.blocks.get((touch.name, touch.dim), 1) if blocks else 1
             for block, labels in enumerate(np.split(touch.labels, count)):
                 np.add.at(signatures, labels, _number(touch.name, touch.dim, block))
+        if blocks:
+            self._tell_apart(signatures)
         return signatures
+
+    def _tell_apart(self, signatures: NDArray[np.uint64]) -> None:
+        """Channels of the same weights may be treated differently: one half of them pooled, say, the other not.
+
+        Only on the meta device are a run's operations sure to be the same at other widths.
+        """
+        touched = signatures != 0
+        for place, tape in enumerate(self.tapes):
+            changing = (op for op in tape.graph.ops if tape.graph.device == "meta" and not keeps_values(op))
+            for op in changing:
+                for value in op.outputs:
+                    for track in tape.tracks.get(value.id, ()) if value is not None else ():
+                        classes = track[touched[track]]
+                        np.add.at(signatures, classes, _number(op.name, op.index, place))
 
     def _groups(self) -> tuple[ChannelGroup, ...]:
         signatures = self._signatures(blocks=False)

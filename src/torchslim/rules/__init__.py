@@ -32,6 +32,12 @@ def row_of(op: Op) -> Row | None:
     return row
 
 
+def keeps_values(op: Op) -> bool:
+    """True for an operation that moves or copies elements, and changes none."""
+    row = row_of(op)
+    return row is not None and (row.labels is elementwise.passing or op.name.removesuffix("_") in shape.ROWS)
+
+
 def move_labels(space: LabelSpace, op: Op) -> None:
     """Apply an operation's row to the labels; freeze what an unknown operation reads."""
     row = row_of(op)
