@@ -24,7 +24,7 @@ PUBLIC = [
 # Nothing imports what stands later in this list; modules of one subpackage may import each other.
 ORDER = [
     "__init__", "errors", "wording", "plans", "calling", "graph", "labels", "trace", "rules", "coupling",
-    "profiler", "latency", "importance", "budget", "widths", "surgery", "mending", "matching", "proof", "pruning", "libraries",
+    "profiler", "latency", "importance", "budget", "widths", "surgery", "mending", "matching", "reference", "proof", "pruning", "libraries",
     "sources", "store", "exporting", "train", "report", "pipeline", "cli",
 ]
 

@@ -19,7 +19,7 @@ from torch import nn
 from torchslim.calling import Inputs, map_tensors
 from torchslim.errors import TraceError
 from torchslim.graph import Graph, Value
-from torchslim.labels import Labels, LabelSpace, Rows, Touch, Tracks, widest_dim
+from torchslim.labels import Labels, LabelSpace, Mixed, Rows, Touch, Tracks, widest_dim
 from torchslim.rules import keeps_values, move_labels
 from torchslim.trace import trace
 
@@ -129,7 +129,8 @@ class Coupling:
             touches, and which operations change it; 0 for one that touches none.
         tapes: the runs that this was learned from.
         unknown: operations without a rule.
-        approximate: places where channels are mixed, and the caller allowed to cut all the same.
+        mixed: where the first tape mixes channels by value, and the caller allowed to cut them all the same; the
+            labels are classes.
         build_groups: makes the groups, when they are first asked for: a slim run's never are.
     """
 
@@ -141,7 +142,7 @@ class Coupling:
     signatures: NDArray[np.uint64]
     tapes: tuple[Tape, ...]
     unknown: tuple[str, ...]
-    approximate: tuple[str, ...]
+    mixed: tuple[Mixed, ...]
     build_groups: Callable[[], tuple[ChannelGroup, ...]]
 
     @cached_property
@@ -247,7 +248,7 @@ class _Builder:
             signatures=self._signatures(blocks=True),
             tapes=self.tapes,
             unknown=tuple(sorted(self.space.unknown)),
-            approximate=tuple(dict.fromkeys(entry.reason for entry in self.space.approximate)),
+            mixed=tuple(Mixed(self.of[m.labels], m.reason, m.op) for m in self.space.mixed),
             build_groups=self._groups,
         )
 

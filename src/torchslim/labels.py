@@ -46,6 +46,15 @@ class Frozen:
 
 
 @dataclass(frozen=True, eq=False)
+class Mixed:
+    """Labels whose channels an operation mixes by value, where the caller allows to cut them all the same."""
+
+    labels: Labels
+    reason: str
+    op: int
+
+
+@dataclass(frozen=True, eq=False)
 class Rows:
     """A matrix of labels whose rows must lose equally many, and the least that each row keeps.
 
@@ -91,7 +100,7 @@ class LabelSpace:
     costs: list[Cost] = field(default_factory=list)
     scales: set[str] = field(default_factory=set)
     unknown: set[str] = field(default_factory=set)
-    approximate: list[Frozen] = field(default_factory=list)
+    mixed: list[Mixed] = field(default_factory=list)
     _tracks: dict[int, Tracks] = field(default_factory=dict)
     _state: dict[tuple[str, int], Labels | None] = field(default_factory=dict)
     _spread: dict[str, Labels] = field(default_factory=dict)
@@ -155,10 +164,11 @@ class LabelSpace:
         for track in self.tracks(value):
             self.freeze(track, reason)
 
-    def mix(self, labels: Labels, reason: str) -> bool:
+    def mix(self, labels: Labels, op: Op, doing: str = "mixed by") -> bool:
         """Channels are mixed by value here: frozen, unless the caller allows the approximation. True if allowed."""
+        reason = f"channels are {doing} {op.where}"
         if self.allow_approximate:
-            self.approximate.append(Frozen(labels.ravel(), reason))
+            self.mixed.append(Mixed(labels.ravel(), reason, op.index))
             return True
         self.freeze(labels, reason)
         return False

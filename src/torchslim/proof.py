@@ -11,25 +11,29 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.utils._python_dispatch import _disable_current_modes
 
 from torchslim.calling import Inputs, arguments, map_tensors, tensors_in, unwrap
 from torchslim.errors import PlanError, ProofError
 from torchslim.plans import Plan
+from torchslim.reference import mixing_what_stays
 from torchslim.surgery import tensors_of
+from torchslim.trace import plain_attention
 
 
 def verify(model: nn.Module, slim: nn.Module, plan: Plan, inputs: Inputs) -> float:
     """The largest relative error of `slim` against the silenced `model`, over all outputs and layers.
 
     The error of a tensor is its largest absolute difference, over the largest absolute value of the silenced
-    original's. The proof holds for the network as cut: fine-tuning changes the weights, and with them the outputs.
+    original's. The proof holds for the network as cut: fine-tuning changes the weights, and with them the outputs. An
+    approximate cut (`allow_approximate=True`) is held against an original whose norms mix only the channels that stay.
 
     Args:
         model: the original, untouched since the plan was made.
@@ -57,8 +61,11 @@ def differences(model: nn.Module, slim: nn.Module, plan: Plan, inputs: Inputs) -
     silenced = silence(copy.deepcopy(unwrap(model)).double(), plan)
     narrow = copy.deepcopy(unwrap(slim)).double()
     layers: dict[str, list[Tensor]] = {}
-    with _watched(silenced, lambda name, _, output: layers.setdefault(name, []).append(output)):
-        expected = _outputs(silenced, inputs)
+    wide = map_tensors(lambda t: t.double() if t.is_floating_point() else t, inputs)
+    approximate = bool(plan.settings.get("allow_approximate"))
+    mixing = mixing_what_stays(silenced, wide, plan.kept) if approximate else nullcontext()
+    with _watched(silenced, lambda name, _, output: layers.setdefault(name, []).append(output)), mixing, plain_attention():
+        expected = _outputs(silenced, wide)
     found_so_far: list[Difference] = []
     # A tied tensor goes by the first of its names.
     names = {tensor: name for name, tensor in reversed(list(silenced.named_parameters(remove_duplicate=False)))}
@@ -73,7 +80,7 @@ def differences(model: nn.Module, slim: nn.Module, plan: Plan, inputs: Inputs) -
             found_so_far.append(Difference(name, _error(part, output, name)))
 
     with _watched(narrow, compare):
-        found = _outputs(narrow, inputs)
+        found = _outputs(narrow, wide)
     if [tuple(t.shape) for t in expected] != [tuple(t.shape) for t in found]:
         raise ProofError(f"verify: the slim network's outputs have shapes {[tuple(t.shape) for t in found]}, the "
                          f"original's {[tuple(t.shape) for t in expected]}")
@@ -113,8 +120,9 @@ def _watched(model: nn.Module, see: Callable[[str, nn.Module, Tensor], None]) ->
     def hook(name: str) -> Callable[..., None]:
         def seen(layer: nn.Module, _args: Any, output: Any) -> None:
             if isinstance(output, Tensor):
-                # A copy: the next layer may work in place.
-                see(name, layer, output.clone())
+                with _disable_current_modes():  # what is done here is no operation of the network
+                    # A copy: the next layer may work in place.
+                    see(name, layer, output.clone())
         return seen
 
     handles = [module.register_forward_hook(hook(name)) for name, module in model.named_modules()
@@ -143,12 +151,9 @@ def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     for module in model.modules():
         module.training = False
 
-    def wide(tensor: Tensor) -> Tensor:
-        return tensor.double() if tensor.is_floating_point() else tensor
-
     args, kwargs = arguments(inputs)
     with torch.no_grad():
-        output: Any = model(*map_tensors(wide, args), **map_tensors(wide, kwargs))
+        output: Any = model(*args, **kwargs)
     return list(tensors_in(output))
 
 

@@ -184,7 +184,7 @@ def prune(model: nn.Module, inputs: Inputs, **options: Any) -> tuple[nn.Module, 
     slim = apply(model, decided)
     found = differences(model, slim, decided, inputs)
     wrong = next((d for d in found if not d.error <= TOLERANCE), None)
-    if wrong is not None and not decided.settings.get("allow_approximate"):
+    if wrong is not None:
         raise ProofError(f"prune: `{wrong.where}` of the slim network differs from the silenced original's by "
                          f"{wrong.error:.1e} (relative), at most {TOLERANCE:.0e} is accepted; leave the layers before "
                          "it alone with exclude=")
@@ -307,13 +307,14 @@ def _finished(coupling: Coupling, run: SlimRun, selection: Selection, scores: Sc
     budgets = tuple(Budget(limit.resource, limit.meter.total, limit.most, limit.meter(shares)) for limit in limits)
     notes = [f"{b.resource}: asked for at most {b.asked:,}, and {b.met:,} is the least that the protected channels, "
              "rounding and minimum width leave" for b in budgets if b.met > b.asked]
-    notes += [f"approximate: {reason}" for reason in coupling.approximate]
+    mixed = list(dict.fromkeys(m.reason for m in coupling.mixed if (shares[m.labels] == 0).any()))
+    notes += [f"approximate: {reason}" for reason in mixed]
     notes += [f"no rule for {name}: what it reads stays" for name in coupling.unknown]
     settings = {"importance": choice.importance if isinstance(choice.importance, str) else "callable",
                 "scope": choice.scope if isinstance(choice.scope, str) else dict(choice.scope),
                 "shortcuts": choice.shortcuts, "round_to": choice.round_to, "min_channels": choice.min_channels,
                 "only": list(choice.only), "exclude": list(choice.exclude),
-                "allow_approximate": bool(coupling.approximate), "seed": choice.seed}
+                "allow_approximate": bool(mixed), "seed": choice.seed}
     return Plan(kept=kept, readers=readers, grouped=grouped, mends=run.mends, budgets=budgets,
                 predicted={"macs": Meter(coupling.macs)(shares), "params": Meter(coupling.params)(shares)},
                 left_alone=_left_alone(coupling, left_alone), notes=tuple(notes), settings=settings)

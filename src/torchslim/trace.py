@@ -68,7 +68,7 @@ def trace(model: nn.Module, inputs: Inputs, *, training: bool = False, meta: boo
 def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], training: bool, meta: bool) -> Graph:
     names = {module: name for name, module in reversed(list(model.named_modules()))}
     recorder = _Recorder(model, names, meta)
-    with _untouched(model, keep_buffers=not meta), torch.no_grad(), _attention_in_plain_operations():
+    with _untouched(model, keep_buffers=not meta), torch.no_grad(), plain_attention():
         # Not model.train(): a user's override of it may do more than set the flag.
         for module in names:
             module.training = training
@@ -157,7 +157,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         static = all(value.static for value in read)
         outputs = tuple(self._output(tensor, static) for tensor in _flat(result))
         if outputs:
-            self.ops.append(Op(len(self.ops), _op_name(func), func, noted_args, noted_kwargs, outputs,
+            self.ops.append(Op(len(self.ops), operation_name(func), func, noted_args, noted_kwargs, outputs,
                                self.stack[-1] if self.stack else ""))
         return result
 
@@ -175,10 +175,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         persistent = any(found[1].name for t in tensors if (found := self.known.get(id(t))) is not None)
         if tensors and not persistent and not any(t.is_meta for t in tensors):
             return func(*args, **kwargs)  # plain constants: their data may matter, and costs little
-        if _op_name(func) in _READS_DATA and tensors:
+        if operation_name(func) in _READS_DATA and tensors:
             raise _NeedsData(f"{func} reads data")
         meta_args = _map(self._stand_in, args)
-        short = _SHORT_CUTS.get(_op_name(func))
+        short = _SHORT_CUTS.get(operation_name(func))
         result = short(*meta_args) if short is not None and not kwargs else None
         if result is None:
             result = func(*meta_args, **{key: _map(self._stand_in, (item,))[0] for key, item in kwargs.items()})
@@ -225,7 +225,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                      "meta" if self.meta else "real")
 
 
-def _op_name(func: Any) -> str:
+def operation_name(func: Any) -> str:
+    """The name of a torch operation without its overload, such as "aten.convolution"."""
     return str(func._schema.name).replace("::", ".")
 
 
@@ -337,8 +338,8 @@ def _parts(item: list[Any] | dict[Any, Any]) -> Iterator[Any]:
 
 
 @contextmanager
-def _attention_in_plain_operations() -> Iterator[None]:
-    """Switch off the fused kernels of attention and of transformers in evaluation mode, which hide operations."""
+def plain_attention() -> Iterator[None]:
+    """Run attention as products and softmax: fused kernels hide what is inside, and which is taken can change."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

@@ -62,7 +62,7 @@ def ask(network: Path) -> Ask:
     def settings(out: Path, **changes: Any) -> Settings:
         few = {"baseline_epochs": 4, "sparsify_epochs": 3, "finetune_epochs": 3}
         return Settings(**{"model": f"{network}:tiny", "data": "digits", "macs": 0.4, "size": 8, "threads": 1,
-                           "batch_size": 32, "export": False, **few, "out": out, **changes})
+                           "batch_size": 32, "round_to": 2, "export": False, **few, "out": out, **changes})
 
     return settings
 

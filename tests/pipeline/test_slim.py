@@ -96,6 +96,13 @@ def test_shortcut_channels_are_cut(ask: Ask, finished: Finished) -> None:
     assert "4.second.weight" in plan.kept
 
 
+def test_numbers_of_channels_are_multiples(finished: Finished) -> None:
+    settings, _, _ = finished
+    plan = Plan.from_json((settings.out / "plan.json").read_text())
+    assert settings.round_to == 2
+    assert all(len(plan.kept[name][0]) % 2 == 0 for name in ("0.weight", "4.first.weight") if name in plan.kept)
+
+
 def test_what_is_told_on_the_way(finished: Finished) -> None:
     _, _, events = finished
     order = ["baseline", "sparsify", "plan", "cut", "finetune", "measure", "save", "export", "report"]

@@ -53,6 +53,7 @@ def slim(
     sparsity: Annotated[float | None, typer.Option(show_default=False, help=(
         "Weight of the penalty on batch-norm scales; default: fitted to the number of steps."))] = None,
     importance: Annotated[str, typer.Option(help="What ranks the channels: bn_scale, l1, l2, ...")] = "bn_scale",
+    round_to: Annotated[int, typer.Option(min=1, help="Keep multiples of this many channels, for fast kernels.")] = 8,
     threads: Threads = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that load pictures.")] = 0,
     export: Annotated[bool, typer.Option(help="Write ONNX files, compare and time them.")] = True,
@@ -68,8 +69,8 @@ def slim(
     record = _run(Settings(
         model=model, data=data, out=out, macs=amount("--macs", macs), params=amount("--params", params), seed=seed,
         size=size, batch_size=batch_size, lr=lr, baseline_epochs=baseline_epochs, sparsify_epochs=sparsify_epochs,
-        finetune_epochs=finetune_epochs, sparsity=sparsity, importance=importance, threads=threads, workers=workers,
-        export=export), restart)
+        finetune_epochs=finetune_epochs, sparsity=sparsity, importance=importance, round_to=round_to, threads=threads,
+        workers=workers, export=export), restart)
     if as_json:
         print(record.to_json())
     else:

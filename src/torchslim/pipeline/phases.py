@@ -204,7 +204,8 @@ def report(run: Run) -> Found:
 def _decide(run: Run, model: nn.Module) -> Plan:
     settings = run.settings
     return torchslim.plan(model, run.inputs, macs=settings.macs, params=settings.params,
-                          importance=settings.importance, scope="global", shortcuts=True, seed=settings.seed)
+                          importance=settings.importance, scope="global", shortcuts=True,
+                          round_to=settings.round_to, seed=settings.seed)
 
 
 def _uncut(run: Run) -> str:

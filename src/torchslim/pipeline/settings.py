@@ -33,6 +33,8 @@ class Settings:
         finetune_epochs: epochs after the cut.
         sparsity: weight of the L1 penalty on batch-norm scales; None to fit it to the number of steps.
         importance: how channels are scored.
+        round_to: numbers of channels stay multiples of this. The kernels of many runtimes work on blocks of 8
+            channels; a network of odd widths can be slower than the one it was cut from.
         threads: CPU threads; None for as many as there are cores, or as the run began with.
         workers: processes that load pictures.
         export: whether to write and time ONNX files.
@@ -52,6 +54,7 @@ class Settings:
     finetune_epochs: int = 8
     sparsity: float | None = None
     importance: str = "bn_scale"
+    round_to: int = 8
     threads: int | None = None
     workers: int = 0
     export: bool = True
@@ -66,6 +69,7 @@ class Settings:
             "sparsify_epochs": (self.sparsify_epochs >= 0, "0 or more"),
             "finetune_epochs": (self.finetune_epochs >= 0, "0 or more"),
             "sparsity": (self.sparsity is None or 0 <= self.sparsity < math.inf, "0 or more"),
+            "round_to": (self.round_to >= 1, "1 or more; try 8"),
             "threads": (self.threads is None or self.threads >= 1, "1 or more"),
             "workers": (self.workers >= 0, "0 or more"),
         }

@@ -1,0 +1,123 @@
+"""What an approximate cut is held against: the silenced original, whose norms see the channels that stay.
+
+A layer norm over fewer channels has another mean, so a cut there changes values, and no silenced original equals it. It
+is still right or wrong: run the original, and let each operation that mixes channels work on those that stay alone. The
+slim network must agree with that to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from torchslim.calling import Inputs
+from torchslim.coupling import Coupling, Index, Tape, couple
+from torchslim.errors import ProofError
+from torchslim.graph import Op, Value
+from torchslim.plans import Kept
+from torchslim.trace import operation_name, trace
+
+
+def mixing_what_stays(model: nn.Module, inputs: Inputs, kept: Kept) -> SameChannels:
+    """A mode under which a run of `model` mixes only the channels that stay.
+
+    Args:
+        model: the silenced original; traced here for real, so that the same operations come in the same order.
+        inputs: those of the run to come.
+        kept: the plan's.
+    """
+    coupling = couple([trace(model, inputs, meta=False)], allow_approximate=True)
+    stays = np.ones(coupling.classes, dtype=bool)
+    for touch in coupling.touches:
+        index = kept.get(touch.name, {}).get(touch.dim)
+        if index is not None:
+            gone = np.ones(len(touch.labels), dtype=bool)
+            gone[list(index)] = False
+            stays[touch.labels[gone]] = False
+    return SameChannels(coupling, stays)
+
+
+class SameChannels(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Runs the operations that mix channels on the channels that stay, and puts zeros for the others."""
+
+    def __init__(self, coupling: Coupling, stays: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.tape: Tape = coupling.tapes[0]
+        self.touches = coupling.by_dimension
+        self.stays = stays
+        self.mixing = {m.op for m in coupling.mixed if not stays[m.labels].all()}
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        ops = self.tape.graph.ops
+        op = ops[self.count] if self.count < len(ops) else None
+        if op is None or op.name != operation_name(func):
+            result = func(*args, **kwargs)
+            if _gives_tensors(result):
+                before = op.name if op is not None else "nothing more"
+                raise ProofError(f"verify: the original ran {operation_name(func)} where it ran {before} a moment ago; "
+                                 "a network whose operations change from run to run can't be compared")
+            return result
+        self.count += 1
+        if op.index not in self.mixing:
+            return func(*args, **kwargs)
+        return self._on_what_stays(func, op, args, kwargs)
+
+    def _on_what_stays(self, func: Any, op: Op, args: Any, kwargs: Any) -> Any:
+        narrow = [self._narrow(given, noted) for given, noted in zip(args, op.args, strict=True)]
+        result = func(*_resized_arguments(op, narrow), **kwargs)
+        if isinstance(result, Tensor):
+            return self._widened(result, op.output)
+        return tuple(self._widened(part, value) if value is not None else part
+                     for part, value in zip(result, op.outputs, strict=True))
+
+    def _kept(self, value: Value) -> dict[int, Index]:
+        """For each labelled dimension of a value, the indices that stay."""
+        if value.name:
+            return {dim: np.flatnonzero(self.stays[touch.labels]) for (name, dim), touch in self.touches.items()
+                    if name == value.name}
+        found: dict[int, Index] = {}
+        for track in self.tape.tracks.get(value.id, ()):
+            for dim in range(track.ndim):
+                if track.shape[dim] > 1:
+                    rows = np.moveaxis(self.stays[track], dim, -1).reshape(-1, track.shape[dim])
+                    if not (rows == rows[0]).all():
+                        raise ProofError("verify: an operation mixes rows that keep different channels; this "
+                                         "approximate cut can't be compared")
+                    found[dim] = np.flatnonzero(rows[0])
+        return found
+
+    def _narrow(self, given: Any, noted: Any) -> Any:
+        if not isinstance(noted, Value):
+            return given
+        for dim, index in self._kept(noted).items():
+            given = given.index_select(dim, torch.from_numpy(index).to(given.device))
+        return given
+
+    def _widened(self, result: Tensor, value: Value) -> Tensor:
+        for dim, index in self._kept(value).items():
+            shape = list(result.shape)
+            shape[dim] = value.shape[dim]
+            result = result.new_zeros(shape).index_copy(dim, torch.from_numpy(index).to(result.device), result)
+        return result
+
+
+def _resized_arguments(op: Op, args: Sequence[Any]) -> list[Any]:
+    """The arguments with the sizes that some of them repeat brought up to date."""
+    args = list(args)
+    if op.name == "aten.native_layer_norm":
+        args[1] = list(args[0].shape[-len(args[1]):])
+    elif op.name == "aten.native_group_norm":
+        args[4] = args[0].shape[1]
+    return args
+
+
+def _gives_tensors(result: Any) -> bool:
+    parts = result if isinstance(result, list | tuple) else [result]
+    return any(isinstance(part, Tensor) for part in parts)
