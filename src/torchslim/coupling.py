@@ -284,11 +284,11 @@ class _Builder:
         return flags
 
     def _rows(self) -> tuple[Rows, ...]:
-        found: dict[bytes, Rows] = {}
+        found: dict[tuple[int, bytes], Rows] = {}
         for rows in self.space.rows:
             classes = self.of[rows.labels]
             if len(classes) > 1 and not (classes == classes[:1]).all():
-                key = classes.tobytes()
+                key = classes.shape[0], classes.tobytes()
                 least = max(rows.least, found[key].least if key in found else 0)
                 found[key] = Rows(classes, least, found[key].place if key in found else rows.place)
         return tuple(found.values())
@@ -308,9 +308,10 @@ class _Builder:
         """
         signatures = np.zeros(self.count, dtype=np.uint64)
         for touch in self.touches:
-            count = self.space.blocks.get((touch.name, touch.dim), 1) if blocks else 1
-            for block, labels in enumerate(np.split(touch.labels, count)):
-                np.add.at(signatures, labels, _number(touch.name, touch.dim, block))
+            np.add.at(signatures, touch.labels, _number(touch.name, touch.dim))
+        for place, rows in enumerate(self.space.blocks if blocks else ()):
+            for block, labels in enumerate(rows):
+                np.add.at(signatures, self.of[labels], _number("block", place, block))
         if blocks:
             self._tell_apart(signatures)
         return signatures
@@ -402,7 +403,7 @@ def _classes(count: int, unions: Sequence[tuple[Labels, Labels]]) -> Index:
     return np.unique(parent, return_inverse=True)[1].astype(np.int64)
 
 
-def _number(name: str, dim: int, block: int) -> np.uint64:
-    """64 bits that stand for one dimension of one tensor, the same in every process."""
-    text = f"{name}:{dim}:{block}"
+def _number(*parts: str | int) -> np.uint64:
+    """64 bits that stand for a name and numbers, the same in every process."""
+    text = ":".join(map(str, parts))
     return np.uint64(int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little"))

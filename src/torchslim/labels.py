@@ -93,7 +93,7 @@ class LabelSpace:
     unions: list[tuple[Labels, Labels]] = field(default_factory=list)
     frozen: list[Frozen] = field(default_factory=list)
     rows: list[Rows] = field(default_factory=list)
-    blocks: dict[tuple[str, int], int] = field(default_factory=dict)
+    blocks: list[Labels] = field(default_factory=list)
     read: list[tuple[Labels, int]] = field(default_factory=list)
     made: list[Labels] = field(default_factory=list)
     joined: list[Labels] = field(default_factory=list)

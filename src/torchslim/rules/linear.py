@@ -79,8 +79,7 @@ def _grouped(space: LabelSpace, op: Op, into: Labels | None, groups: int) -> Lab
     for labels in (into, filters):
         if labels is not None:
             space.equal_groups(labels.reshape(groups, -1), least=1)
-    if weight.name:
-        space.blocks[weight.name, 0] = space.blocks[weight.name, 1] = groups
+            space.blocks.append(labels.reshape(groups, -1))
     return filters
 
 
