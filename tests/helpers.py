@@ -117,15 +117,15 @@ def count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def check_training(model: nn.Module, *inputs: Tensor) -> None:
-    """One step forward and backward in train mode: every gradient is there and finite."""
+def check_training(model: nn.Module, *inputs: Tensor) -> set[str]:
+    """One step forward and backward in train mode; the parameters that got a gradient, each of them finite."""
     trained = copy.deepcopy(model).train()
-    total = sum(t.float().square().mean() for t in tensors(trained(*inputs)) if t.is_floating_point())
-    assert isinstance(total, Tensor)
-    total.backward()
-    for name, parameter in trained.named_parameters():
-        if parameter.grad is not None:
-            assert torch.isfinite(parameter.grad).all(), name
+    outputs = [t for t in tensors(trained(*inputs)) if t.is_floating_point()]
+    torch.stack([t.float().square().mean() for t in outputs]).sum().backward()
+    reached = {name: p.grad for name, p in trained.named_parameters() if p.grad is not None}
+    for name, gradient in reached.items():
+        assert torch.isfinite(gradient).all(), name
+    return set(reached)
 
 
 class Calls(nn.Module):

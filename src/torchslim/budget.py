@@ -77,14 +77,16 @@ class Bundle:
         return shares
 
 
-def free_bundle(group: ChannelGroup, scores: Scores, round_to: int, least: int) -> Bundle:
+def free_bundle(group: ChannelGroup, scores: Scores, round_to: int, least: int,
+                needed: NDArray[np.bool_]) -> Bundle:
     """A group whose channels are removed one by one, or in steps that leave multiples of `round_to`.
 
-    Two channels stay at the least: a dimension of size 1 broadcasts, and its channel could not be told from none.
+    Two channels stay at the least: a dimension of size 1 broadcasts, and its channel could not be told from none. The
+    `needed` ones stay too.
     """
-    least = max(least, 2)
+    least = max(least, 2, int(needed.sum()))
     kept = [group.channels, *(n for n in range(group.channels - 1, 0, -1) if n % round_to == 0 and n >= least)]
-    order = np.argsort(scores, kind="stable")
+    order = np.lexsort((scores, needed))
     ranked = scores[order]
     gone = [group.channels - n for n in kept]
     if round_to == 1:

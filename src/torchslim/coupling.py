@@ -123,6 +123,7 @@ class Coupling:
     Attributes:
         classes: how many classes of channels there are.
         rows: matrices of classes whose rows must lose equally many.
+        parts: classes that become tensors of their own, of which two must stay.
         macs, params: the costs.
         touches: every cut-able dimension, with the class of each index.
         signatures: for each class a number that says which dimensions, and which group of a grouped convolution, it
@@ -136,6 +137,7 @@ class Coupling:
 
     classes: int
     rows: tuple[Rows, ...]
+    parts: tuple[Index, ...]
     macs: tuple[Scaling, ...]
     params: tuple[Scaling, ...]
     touches: tuple[Touch, ...]
@@ -242,6 +244,7 @@ class _Builder:
         return Coupling(
             classes=self.count,
             rows=self._rows(),
+            parts=tuple({labels.tobytes(): self.of[labels] for labels in self.space.parts}.values()),
             macs=tuple(Scaling(c.macs, tuple(self.of[labels] for labels in c.along)) for c in self.space.costs),
             params=self._params(),
             touches=self.touches,

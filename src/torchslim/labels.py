@@ -94,6 +94,7 @@ class LabelSpace:
     frozen: list[Frozen] = field(default_factory=list)
     rows: list[Rows] = field(default_factory=list)
     blocks: list[Labels] = field(default_factory=list)
+    parts: list[Labels] = field(default_factory=list)
     read: list[tuple[Labels, int]] = field(default_factory=list)
     made: list[Labels] = field(default_factory=list)
     joined: list[Labels] = field(default_factory=list)
@@ -188,6 +189,10 @@ class LabelSpace:
         could no longer be told from none.
         """
         self.rows.append(Rows(rows, least, len(self.rows)))
+
+    def part(self, labels: Labels) -> None:
+        """Labels that become a tensor of their own: two stay at the least (see `equal_groups`)."""
+        self.parts.append(labels.ravel())
 
     def along(self, value: Value, dim: int, op: Op) -> Labels | None:
         """The label of each index of a dimension; None where it can't be cut.

@@ -248,7 +248,12 @@ def _bundles(model: nn.Module, coupling: Coupling, choice: Choice,
         if not any(one in left_alone for one in classes.tolist()):
             name = next(g.name for g in coupling.groups if g.classes[0] in classes)
             bundles.append(row_bundle(name, matrices, scores, choice.round_to, choice.min_channels))
-    bundles += [free_bundle(group, own, choice.round_to, choice.min_channels)
+    needed = np.zeros(coupling.classes, dtype=bool)
+    for part in coupling.parts:
+        # Channels that stay anyway count; of equal ones the first is taken.
+        worth = [(one not in left_alone, -scores[one], one) for one in np.unique(part).tolist()]
+        needed[[one for *_, one in sorted(worth)[:2]]] = True
+    bundles += [free_bundle(group, own, choice.round_to, choice.min_channels, needed[group.classes])
                 for group, own in zip(free, found, strict=True) if not in_rows[group.classes].any()]
     return bundles, scores
 

@@ -120,6 +120,8 @@ def slices(space: LabelSpace, op: Op) -> None:
             part = track[tuple(cut)]
             if part.shape[dim] == 1 < track.shape[dim]:
                 _by_position(space, track, dim, op)
+            elif part.size < track.size:
+                space.part(part)
             track = part
         tracks.append(track)
     space.set(op.output, tracks)
@@ -168,6 +170,8 @@ def _parts(space: LabelSpace, op: Op, x: Value, dim: int, sizes: list[int]) -> N
         for result, part in zip(results, parts, strict=True):
             if part.size == 1 < track.size:
                 space.freeze(part, f"a part of one channel in {op.where}")
+            elif part.size < track.size:
+                space.part(part)
             result.append(part)
     for out, tracks in zip(op.outputs, results, strict=True):
         if out is not None:

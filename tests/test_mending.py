@@ -1,0 +1,143 @@
+"""Code that remembers its widths is mended, or its channels stay, with the reason."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import conv2d, relu
+
+import torchslim
+from helpers import oracle_error, random_statistics
+
+
+class Remembering(nn.Module):
+    """A convolution, something that remembers its width, a convolution and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.bn = nn.BatchNorm2d(16)
+        self.mix = nn.Conv2d(16, 24, 3, padding=1)
+        self.head = nn.Conv2d(24, 5, 1)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.mix(self.middle(relu(self.bn(self.stem(x))))).relu())
+
+
+class EqualParts(Remembering):
+    width = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 4
+
+    def middle(self, x: Tensor) -> Tensor:
+        a, b, c, d = torch.split(x, self.width, 1)
+        return torch.cat([a, b.relu(), c.sigmoid(), d.tanh()], 1)
+
+
+class ListedParts(Remembering):
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes = [10, 6]
+
+    def middle(self, x: Tensor) -> Tensor:
+        a, b = torch.split(x, self.sizes, 1)
+        return torch.cat([b.sigmoid(), a], 1)
+
+
+class SlicedParts(Remembering):
+    def __init__(self) -> None:
+        super().__init__()
+        self.split_at = 5
+
+    def middle(self, x: Tensor) -> Tensor:
+        return torch.cat([x[:, : self.split_at].tanh(), x[:, self.split_at:]], 1)
+
+
+class ShuffledView(Remembering):
+    def __init__(self) -> None:
+        super().__init__()
+        self.groups, self.width = 2, 16
+
+    def middle(self, x: Tensor) -> Tensor:
+        b, _, h, w = x.shape
+        return x.view(b, self.groups, self.width // self.groups, h, w).transpose(1, 2).reshape(b, self.width, h, w)
+
+
+class FixedBlur(Remembering):
+    def __init__(self) -> None:
+        super().__init__()
+        self.channels = 16
+        self.register_buffer("kernel", torch.rand(16, 1, 3, 3))
+
+    def middle(self, x: Tensor) -> Tensor:
+        return conv2d(x, self.kernel, padding=1, groups=self.channels)
+
+
+class PlainTensorAttribute(Remembering):
+    def __init__(self) -> None:
+        super().__init__()
+        self.offset = torch.randn(1, 16, 1, 1)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return x + self.offset.to(x.dtype)
+
+
+MENDED = {
+    EqualParts: {"width"},
+    ListedParts: {"sizes"},
+    SlicedParts: {"split_at"},
+    ShuffledView: {"width"},
+    FixedBlur: {"channels"},
+    PlainTensorAttribute: set(),
+}
+OWN_LAYERS = {"in_channels", "out_channels", "groups", "num_features"}
+
+
+@pytest.mark.parametrize("kind", MENDED, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("share", [0.7, 0.4])
+def test_remembered_widths_are_mended_and_listed(kind: type[Remembering], share: float) -> None:
+    model = random_statistics(kind()).eval()
+    inputs = torch.randn(2, 3, 8, 8)
+    slim, plan = torchslim.prune(model, inputs, macs=share, only=["stem"])
+    assert slim.stem.out_channels < 16, plan.left_alone
+    assert {mend.attribute for mend in plan.mends if mend.module == ""} - OWN_LAYERS == MENDED[kind]
+    assert torchslim.verify(model, slim, plan, inputs) < 1e-12
+    if kind is not PlainTensorAttribute:  # which .double() does not convert
+        assert oracle_error(model, slim, plan, inputs) < 1e-12
+    for mend in plan.mends:
+        assert getattr(model.get_submodule(mend.module), mend.attribute) in (mend.old, list(
+            mend.old) if isinstance(mend.old, tuple) else mend.old)
+
+
+class Hardcoded(Remembering):
+    def middle(self, x: Tensor) -> Tensor:
+        return x.view(x.shape[0], 16, -1).view(x.shape)
+
+
+def test_what_cannot_be_mended_stays_with_its_reason() -> None:
+    model = random_statistics(Hardcoded()).eval()
+    inputs = torch.randn(2, 3, 8, 8)
+    slim, plan = torchslim.prune(model, inputs, macs=0.6)
+    assert slim.stem.out_channels == 16
+    assert slim.mix.out_channels < 24
+    (reason,) = [entry.reason for entry in plan.left_alone if entry.name == "stem" and entry.channels == 16]
+    assert reason == "remembers a width in `model` (aten.view)"
+    assert torchslim.verify(model, slim, plan, inputs) < 1e-12
+
+
+def test_planning_leaves_the_attributes_of_the_model_as_they_were() -> None:
+    model = ListedParts().eval()
+    before = {name: dict(module.__dict__) for name, module in model.named_modules()}
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    torchslim.plan(model, torch.randn(1, 3, 8, 8), macs=0.5)
+    for name, module in model.named_modules():
+        assert module.__dict__.keys() == before[name].keys()
+        assert all(module.__dict__[key] is item for key, item in before[name].items())
+    assert model.sizes == [10, 6]
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
