@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torchslim.exporting import export
     from torchslim.latency import measure
     from torchslim.plans import Plan
+    from torchslim.presets import preset
     from torchslim.profiler import Profile, profile
     from torchslim.proof import verify
     from torchslim.pruning import plan, prune
@@ -35,6 +36,7 @@ _HOME = {
     "load": "store",
     "measure": "latency",
     "plan": "pruning",
+    "preset": "presets",
     "profile": "profiler",
     "prune": "pruning",
     "register_rule": "rules",
@@ -55,6 +57,7 @@ __all__ = [
     "load",
     "measure",
     "plan",
+    "preset",
     "profile",
     "prune",
     "register_rule",

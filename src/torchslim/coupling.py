@@ -34,8 +34,9 @@ class Member:
         name: the tensor's qualified name.
         dim: its dimension. Dimension 1 of a grouped convolution counts the input channels over all groups.
         indices: shape (channels, n): the n indices that each channel of the group touches.
-        role: "makes" (a filter whose output the channel is), "reads" (weights that read the channel) or "follows"
-            (bias, norm, depthwise filter, ...).
+        role: "makes" (a filter whose output the channel is), "reads" (weights that read the channel), "gates" (a
+            filter whose one number scales the channel's whole map, as in squeeze-and-excitation) or "follows" (bias,
+            norm, depthwise filter, ...).
         scale: True for the scale of a norm layer.
         groups: above 1 for dimension 1 of a grouped convolution.
     """
@@ -371,12 +372,18 @@ class _Builder:
         rank = np.zeros(self.count, dtype=np.int64)
         for classes in order.values():
             rank[classes] = np.arange(len(classes))
-        made = {int(labels[0]) for labels in self.space.made}
+        made: dict[int, int] = {}
+        largest = np.zeros(self.count, dtype=np.int64)
+        for labels, size in self.space.made:
+            made[int(labels[0])] = max(size, made.get(int(labels[0]), 0))
+            np.maximum.at(largest, self.of[labels], size)
         read = {int(labels[0]) for labels, _ in self.space.read}
         found: dict[int, list[Member]] = {group: [] for group in order}
         for raw, touch in zip(self.space.touches, self.touches, strict=True):
             first = int(raw.labels[0])
             role = "makes" if first in made else "reads" if first in read else "follows"
+            if made.get(first) == 1 and largest[touch.labels].max() > 1:
+                role = "gates"
             scale = touch.name in self.space.scales
             in_group = place[touch.labels]
             for group in np.unique(in_group).tolist():

@@ -7,7 +7,8 @@
     │   └── TraceError          the model failed on the given inputs while it was being traced
     ├── PlanError               no plan meets the request, or a plan does not fit the model
     ├── ProofError              a cut network does not equal its silenced original
-    ├── CheckpointError         a file is not what it should be: corrupt, cut short, made for another model
+    ├── CheckpointError         a file is not what it should be (corrupt, cut short, made for another model), or
+    │                           can't be written
     ├── ExportError             an exported model could not be written or disagrees with the eager one
     └── TrainingError           training went wrong: a loss that is not a number, no data
 
@@ -55,7 +56,7 @@ class ProofError(TorchslimError, ArithmeticError):
 
 
 class CheckpointError(TorchslimError):
-    """A file is not what it should be."""
+    """A file is not what it should be, or can't be written."""
 
 
 class ExportError(TorchslimError):

@@ -96,7 +96,7 @@ class LabelSpace:
     blocks: list[Labels] = field(default_factory=list)
     parts: list[Labels] = field(default_factory=list)
     read: list[tuple[Labels, int]] = field(default_factory=list)
-    made: list[Labels] = field(default_factory=list)
+    made: list[tuple[Labels, int]] = field(default_factory=list)
     joined: list[Labels] = field(default_factory=list)
     costs: list[Cost] = field(default_factory=list)
     scales: set[str] = field(default_factory=set)
@@ -231,6 +231,10 @@ class LabelSpace:
             kept = a if a is not None else b
             assert kept is not None
             self.freeze(kept, f"{what} in {op.where}")
+
+    def makes(self, labels: Labels, size: int) -> None:
+        """Weights with these labels make channels, on maps of `size` positions."""
+        self.made.append((labels, size))
 
     def reads(self, value: Value, labels: Labels, size: int) -> None:
         """Weights with these labels read channels, from maps of `size` positions."""

@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +21,7 @@ from torch import Tensor, nn
 from torchslim import sources
 from torchslim.calling import unwrap
 from torchslim.errors import CheckpointError, PlanError, RequestError
+from torchslim.files import write_whole
 from torchslim.plans import Plan
 from torchslim.surgery import apply
 from torchslim.wording import dims, first_line
@@ -172,23 +170,7 @@ def _check_storable(name: str, value: object) -> None:
 
 
 def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-    try:
-        save_file(tensors, draft, {_KEY: json.dumps(metadata)})
-        with draft.open("r+b") as file:
-            os.fsync(file.fileno())
-        draft.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: could not be written: {first_line(error)}; "
-                              "nothing was left behind; free space or choose another place") from error
-    finally:
-        draft.unlink(missing_ok=True)
-    with suppress(OSError, AttributeError):  # so that the name survives a power cut too
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    write_whole(path, lambda draft: save_file(tensors, draft, {_KEY: json.dumps(metadata)}), (SafetensorError,))
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from torchslim.errors import CheckpointError, RequestError
+from torchslim.files import write_text, write_whole
 from torchslim.pipeline.settings import Settings
 from torchslim.pipeline.state import RunFolder
-from torchslim.train.files import write_text, write_whole
 
 
 def settings(out: Path, **changes: object) -> Settings:

@@ -172,7 +172,7 @@ class Partial(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.in_place:
             x = x.clone()
-            x[:, :self.part] = self.layer(x[:, :self.part])
+            x[:, :self.part] = self.layer(x[:, :self.part].clone())
             return x
         a, b = torch.split(x, [self.part, x.shape[1] - self.part], 1)
         return torch.cat([self.layer(a), b], 1)

@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import torchslim
 from torchslim import sources
 from torchslim.errors import ProofError, RequestError
+from torchslim.files import write_text
 from torchslim.latency import Latency, measure, onnx_runner
 from torchslim.pipeline.settings import Settings
 from torchslim.pipeline.state import RunFolder
@@ -26,7 +27,6 @@ from torchslim.plans import Plan
 from torchslim.pruning import TOLERANCE
 from torchslim.store import load, save
 from torchslim.train import Data, History, Progress, evaluate, fit, load_data
-from torchslim.train.files import write_text
 from torchslim.train.objective import logits
 from torchslim.train.recipe import MOMENTUM
 from torchslim.train.seeding import mix, seeded

@@ -144,7 +144,7 @@ class RunFolder:
                                   "--restart") from error
 
     def _write(self) -> None:
-        from torchslim.train.files import write_text
+        from torchslim.files import write_text
 
         state = {"format": FORMAT, "settings": self._identity, "threads": self.threads, "found": self.found}
         write_text(self.file("state.json"), json.dumps(state, indent=1, allow_nan=False))

@@ -9,9 +9,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+from contextlib import suppress
 from pathlib import Path
 
-from torchslim.errors import RequestError
+from torchslim.files import write_text
 from torchslim.report.record import Record
 
 __all__ = ["Record", "render", "write"]
@@ -39,23 +40,11 @@ def write(record: Record, path: str | os.PathLike[str]) -> Path:
     """Write the page of `record` to `path`, whole or not at all; folders are made as needed.
 
     Raises:
-        RequestError: the file cannot be written there.
+        CheckpointError: the file cannot be written there.
     """
     target = Path(path)
     text = render(record)
-    beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
+    with suppress(OSError):  # what is wrong with the folder shows when the file is written
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            # A name may hold what UTF-8 cannot (a lone surrogate); better a question mark than no page.
-            with beside.open("w", encoding="utf-8", errors="replace", newline="\n") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, target)
-        finally:
-            beside.unlink(missing_ok=True)
-    except OSError as error:
-        raise RequestError(f"{target}: the report cannot be written ({error.strerror or error}); "
-                           "give a path in a folder that can be written to") from error
+    write_text(target, text)
     return target

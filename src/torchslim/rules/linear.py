@@ -34,7 +34,7 @@ def convolution(space: LabelSpace, op: Op) -> None:
     else:
         out = _grouped(space, op, into, groups)
     if out is not None and not depthwise:
-        space.made.append(out)
+        space.makes(out, prod(op.output.shape[2:]))
     if bias is not None:
         space.tie(space.along(bias, 0, op), out, op, "the bias of channels that can't be cut")
     _new_channels(space, op, out, 1)
@@ -112,7 +112,7 @@ def matmul(space: LabelSpace, op: Op) -> None:
             space.reads(weight, read, 1)
         labels = space.along(weight, made, op)
         if labels is not None:
-            space.made.append(labels)
+            space.makes(labels, op.output.shape[-2])
     else:
         for labels in (inner_a, inner_b):
             if labels is not None:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from torchslim.errors import CheckpointError
-from torchslim.train.files import write_whole
+from torchslim.files import write_whole
 from torchslim.wording import first_line
 
 FORMAT = 1

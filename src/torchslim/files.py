@@ -11,11 +11,16 @@ from torchslim.errors import CheckpointError
 from torchslim.wording import first_line
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+def write_whole(path: Path, write: Callable[[Path], object], failures: tuple[type[Exception], ...] = ()) -> None:
     """Let `write` make a file under another name in the same folder, and rename it when it is on the disk.
 
-    The other name starts with a point and ends with `.tmp`; a process that is killed may leave it behind, and
-    the next one overwrites it.
+    The other name starts with a point and ends with `.tmp`; only a process that is killed leaves it behind, and the
+    next one overwrites it.
+
+    Args:
+        path: the final name.
+        write: writes the file that it is given.
+        failures: errors of `write`, beside `OSError`, that mean that the file can't be written.
 
     Raises:
         CheckpointError: the file can't be written (a full disk, no permission).
@@ -25,12 +30,16 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         write(draft)
         with draft.open("r+b") as file:
             os.fsync(file.fileno())
+        draft.chmod(0o666 & ~_umask())  # some writers make files that only their owner can read
         draft.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            draft.unlink(missing_ok=True)
+    except Exception as error:
+        if not isinstance(error, (OSError, *failures)):
+            raise
         raise CheckpointError(f"{path}: could not be written: {first_line(error)}; nothing was left behind; "
                               "free space or choose another place") from error
+    finally:  # Ctrl-C too leaves nothing
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
     with suppress(OSError, AttributeError):  # so that the name survives a power cut too
         folder = os.open(path.parent, os.O_RDONLY)
         try:
@@ -40,9 +49,16 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text, whole or not at all.
+    """Write a text, whole or not at all; what UTF-8 cannot hold (a lone surrogate) becomes a question mark.
 
     Raises:
         CheckpointError: the file can't be written.
     """
-    write_whole(path, lambda draft: draft.write_text(text, encoding="utf-8"))
+    write_whole(path, lambda draft: draft.write_bytes(text.encode("utf-8", errors="replace")))
+
+
+def _umask() -> int:
+    # It can only be read by setting it.
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

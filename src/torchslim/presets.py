@@ -1,0 +1,68 @@
+"""What to cut in well-known networks: `only=` patterns by network and strategy.
+
+"inner" leaves the channels that cross a shortcut alone; "all" cuts them too, every layer on a shortcut keeping the same
+channels. The rows follow network slimming (Liu et al. 2017) as practised for each family: they name the convolutions
+whose batch norm's scales decide. They are narrower than `shortcuts=False` and `shortcuts=True`, which cut whatever can
+be cut.
+"""
+
+from __future__ import annotations
+
+from torchslim.errors import RequestError
+
+Patterns = tuple[str, ...]
+
+_BASIC_INNER = ("layer?.*.conv1",)
+_BASIC_ALL = (*_BASIC_INNER, "conv1", "layer?.*.conv2", "layer?.*.downsample.*")
+_BOTTLENECK_INNER = ("layer?.*.conv1", "layer?.*.conv2")
+_BOTTLENECK_ALL = (*_BOTTLENECK_INNER, "conv1", "layer?.*.conv3", "layer?.*.downsample.*")
+# torchvision's MobileNetV2 calls the expansion conv.0.0 and the projection conv.2; features.0 and 1 come first.
+_EXPANSIONS = ("features.[2-9].conv.0.0", "features.1[0-9].conv.0.0")
+_PROJECTIONS = ("features.[2-9].conv.2", "features.1[0-9].conv.2")
+# The body of torchvision's Faster R-CNN is its ResNet under another name.
+_BODY = tuple(f"backbone.body.{pattern}" for pattern in _BOTTLENECK_INNER)
+_BODY_ALL = tuple(f"backbone.body.{pattern}" for pattern in _BOTTLENECK_ALL)
+
+PRESETS: dict[str, dict[str, Patterns]] = {
+    # network                    what "inner" cuts                          what "all" cuts
+    "resnet18":                {"inner": _BASIC_INNER,                      "all": _BASIC_ALL},
+    "resnet50":                {"inner": _BOTTLENECK_INNER,                 "all": _BOTTLENECK_ALL},
+    "resnetv2_18":             {"inner": ("stages.*.conv1",),
+                                "all": ("stages.*.conv1", "stages.*.conv2", "stem.conv", "stages.*.downsample.*")},
+    "seresnet18":              {"inner": _BASIC_INNER,                      "all": _BASIC_ALL},
+    "seresnet50":              {"inner": _BOTTLENECK_INNER,                 "all": _BOTTLENECK_ALL},
+    "resnext50_32x4d":         {"inner": _BOTTLENECK_INNER,                 "all": _BOTTLENECK_ALL},
+    "mobilenet_v2":            {"inner": _EXPANSIONS,                       "all": (*_EXPANSIONS, *_PROJECTIONS)},
+    "shufflenet_v2_x1_0":      {"inner": ("stage?.0.branch2.0",)},
+    # In the middle flow, blocks 4 to 11, the third separable convolution meets the residual: so do the layers before.
+    "legacy_xception":         {"inner": ("block[4-9].rep.[14].pointwise", "block1[01].rep.[14].pointwise"),
+                                "all": ("block[4-9].rep.*.pointwise", "block1[01].rep.*.pointwise",
+                                        "block3.rep.4.pointwise", "block3.skip")},
+    "xception41":              {"inner": ("blocks.[3-9].stack.conv[12].conv_pw", "blocks.10.stack.conv[12].conv_pw"),
+                                "all": ("blocks.[3-9].stack.conv?.conv_pw", "blocks.10.stack.conv?.conv_pw",
+                                        "blocks.2.stack.conv3.conv_pw", "blocks.2.shortcut.conv")},
+    # Each bn1 of a dense layer sees the channels of all layers before it: the layers that make these are named.
+    "densenet121":             {"inner": ("features.denseblock?.denselayer*.conv1",),
+                                "all": ("features.denseblock?.denselayer*.conv?", "features.conv0",
+                                        "features.transition?.conv")},
+    "darknet53":               {"inner": ("stages.*.conv1.conv",),
+                                "all": ("stages.*.conv1.conv", "stages.*.conv2.conv", "stages.*.conv_down.conv")},
+    "fasterrcnn_resnet50_fpn": {"inner": _BODY,
+                                "all": (*_BODY_ALL, "backbone.fpn.*", "rpn.head.conv*", "roi_heads.box_head.*")},
+}
+
+
+def preset(network: str, strategy: str) -> Patterns:
+    """The `only=` patterns of a strategy for a network: `plan(model, inputs, only=preset("resnet50", "inner"), ...)`.
+
+    Raises:
+        RequestError: no such network, or no such strategy for it.
+    """
+    name = network.rpartition(":")[2]
+    if name not in PRESETS:
+        raise RequestError(f"preset: no presets for {network!r}; there are some for {', '.join(sorted(PRESETS))}; "
+                           "any other network takes shortcuts=False or only= patterns of its own")
+    if strategy not in PRESETS[name]:
+        raise RequestError(f"preset: {name} has no strategy {strategy!r}; wanted "
+                           f"{' or '.join(repr(known) for known in PRESETS[name])}")
+    return PRESETS[name][strategy]
