@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+# Before torch is loaded: threads that wait must not take the cores from the other worker.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -11,6 +16,9 @@ SEARCH = {"deadline": None, "derandomize": True, "print_blob": True,
 settings.register_profile("normal", max_examples=100, **SEARCH)
 settings.register_profile("nightly", max_examples=2000, **{**SEARCH, "derandomize": False})
 settings.load_profile("normal")
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

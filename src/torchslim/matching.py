@@ -47,6 +47,10 @@ def at_slim_widths(model: nn.Module, inputs: Inputs, coupling: Coupling, shares:
     sizes: dict[str, dict[int, int]] = {}
     for touch in coupling.touches:
         kept = round(float(shares[touch.labels].sum()))
+        if kept < 2 <= len(touch.labels):
+            # A dimension of size 1 broadcasts: its channel could not be told from none.
+            return Failure(f"`{touch.name}` would keep one channel of dimension {touch.dim}",
+                           frozenset(touch.labels.tolist()))
         if kept < len(touch.labels):
             sizes.setdefault(touch.name, {})[touch.dim] = kept // touch.groups
     with resized(model, sizes, ()):
