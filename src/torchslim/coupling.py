@@ -239,6 +239,14 @@ class _Builder:
         self.touches = tuple(Touch(t.name, t.dim, self.of[t.labels], t.groups) for t in space.touches)
         self.tapes = tuple(Tape(graph, {key: tuple(self.of[t] for t in own) for key, own in by_value.items()})
                            for graph, by_value in zip(graphs, tracks, strict=True))
+        self._keep_torn_rows()
+
+    def _keep_torn_rows(self) -> None:
+        """Copies of one channel in rows that differ: what goes from one row would shift the others."""
+        for rows in self.space.rows:
+            distinct = {frozenset(row) for row in self.of[rows.labels].tolist()}
+            if sum(map(len, distinct)) > len(frozenset().union(*distinct)):
+                self.space.freeze(rows.labels, "copies of a channel lie in unequal rows")
 
     def coupling(self) -> Coupling:
         """The finished value."""

@@ -314,6 +314,7 @@ def _finished(coupling: Coupling, run: SlimRun, selection: Selection, scores: Sc
              "rounding and minimum width leave" for b in budgets if b.met > b.asked]
     mixed = list(dict.fromkeys(m.reason for m in coupling.mixed if (shares[m.labels] == 0).any()))
     notes += [f"approximate: {reason}" for reason in mixed]
+    notes += _unreached(coupling)
     notes += [f"no rule for {name}: what it reads stays" for name in coupling.unknown]
     settings = {"importance": choice.importance if isinstance(choice.importance, str) else "callable",
                 "scope": choice.scope if isinstance(choice.scope, str) else dict(choice.scope),
@@ -323,6 +324,19 @@ def _finished(coupling: Coupling, run: SlimRun, selection: Selection, scores: Sc
     return Plan(kept=kept, readers=readers, grouped=grouped, mends=run.mends, budgets=budgets,
                 predicted={"macs": Meter(coupling.macs)(shares), "params": Meter(coupling.params)(shares)},
                 left_alone=_left_alone(coupling, left_alone), notes=tuple(notes), settings=settings)
+
+
+def _unreached(coupling: Coupling) -> list[str]:
+    """A note on parameters that no run read: what they read may be cut, and they are not."""
+    graph = coupling.tapes[0].graph
+    unread = {name for name, value in graph.state.items() if value.source == "parameter"}
+    for tape in coupling.tapes:
+        unread -= tape.graph.read()
+    layers = sorted({name.rpartition(".")[0] or name for name in unread})
+    if not layers or len(coupling.tapes) > 1:
+        return []
+    return [f"no run read {', '.join(layers[:3])}{' and others' if len(layers) > 3 else ''}: in train mode the network "
+            "fails on these inputs; if these layers are used in training, give inputs that it trains on"]
 
 
 def _left_alone(coupling: Coupling, reasons: Mapping[int, str]) -> tuple[LeftAlone, ...]:

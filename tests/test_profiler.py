@@ -1,0 +1,120 @@
+"""Counts against published ones and torch's own counter, and a model that is left as it was."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import torchslim
+from helpers import count, counted_macs
+
+# parameters and multiply-adds at 224 x 224, as published for torchvision's models
+PUBLISHED = {
+    "mobilenet_v2": (3_504_872, 300_774_272),
+    "mobilenet_v3_small": (2_542_856, 56_510_400),
+    "mobilenet_v3_large": (5_483_032, 216_589_760),
+    "shufflenet_v2_x0_5": (1_366_792, 40_476_448),
+    "shufflenet_v2_x1_0": (2_278_604, 144_907_992),
+    "shufflenet_v2_x1_5": (3_503_624, 295_759_392),
+    "shufflenet_v2_x2_0": (7_393_996, 583_253_464),
+    "squeezenet1_0": (1_248_424, 818_924_576),
+    "squeezenet1_1": (1_235_496, 349_151_936),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_counts(name: str) -> None:
+    profile = torchslim.profile(torchslim.create_model(name), torch.randn(1, 3, 224, 224))
+    assert (profile.params, profile.macs) == PUBLISHED[name]
+    assert profile.flops == 2 * profile.macs
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vgg11", "densenet121", "inception_v3", "efficientnet_b0",
+                                  "convnext_tiny", "swin_t", "vit_b_16", "regnet_x_400mf", "fcn_resnet50", "r3d_18"])
+def test_macs_equal_those_of_torchs_own_counter(name: str) -> None:
+    model = torchslim.create_model(name)
+    shape = (2, 3, 8, 64, 64) if name == "r3d_18" else (2, 3, 224, 224)
+    inputs = torch.randn(shape)
+    profile = torchslim.profile(model, inputs)
+    assert profile.macs == counted_macs(model, inputs)
+    assert profile.params == profile.trainable == count(model)
+    assert profile.macs == sum(layer.macs for layer in profile.layers)
+    assert profile.params == sum(layer.params for layer in profile.layers)
+    assert profile.unknown == ()
+
+
+class Odd(nn.Module):
+    """Shared, functional, transposed, tied, frozen and dead parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared = nn.Conv2d(4, 4, 3, padding=1)
+        self.up = nn.ConvTranspose2d(4, 2, 2, stride=2)
+        self.kernel = nn.Parameter(torch.randn(3, 2, 1, 1))
+        self.twin = nn.Conv2d(4, 4, 3, padding=1)
+        self.twin.weight = self.shared.weight
+        self.dead = nn.Linear(7, 5)
+        self.dead.weight.requires_grad_(False)
+
+    def forward(self, x: Tensor, *, times: int = 3) -> Tensor:
+        for _ in range(times):
+            x = self.shared(x)
+        return nn.functional.conv2d(self.up(self.twin(x)), self.kernel)
+
+
+def test_shared_functional_transposed_tied_and_dead_parts() -> None:
+    model = Odd()
+    profile = torchslim.profile(model, torch.randn(2, 4, 6, 6))
+    convolution = 2 * 36 * 4 * 4 * 9
+    assert profile.macs == 4 * convolution + 2 * 36 * 4 * 2 * 4 + 2 * 144 * 2 * 3
+    assert profile.macs == counted_macs(model, torch.randn(2, 4, 6, 6))
+    assert profile.params == count(model)
+    assert profile.trainable == count(model) - 35
+    assert profile.dead_params == 40
+    by_name = {layer.name: layer for layer in profile.layers}
+    assert (by_name["shared"].calls, by_name["shared"].macs) == (3, 3 * convolution)
+    assert by_name["twin"].params == 4  # its weight is counted where it first stands
+    assert by_name["up"].out_shape == (2, 2, 12, 12)
+    assert by_name[""].params == 6
+    assert (by_name["dead"].calls, by_name["dead"].out_shape) == (0, ())
+
+
+def test_inputs_come_in_four_forms() -> None:
+    model = Odd()
+    x = torch.randn(1, 4, 6, 6)
+    once = torchslim.profile(model, {"x": x, "times": 1}).macs
+    assert torchslim.profile(model, x).macs == torchslim.profile(model, (x,)).macs == once + 2 * 36 * 144
+    total = nn.Module()
+    total.forward = lambda images: sum(model(image[None]).sum() for image in images)  # type: ignore[method-assign]
+    assert torchslim.profile(total, [x[0], x[0]]).macs == 2 * torchslim.profile(model, x).macs
+
+
+def test_the_table_says_everything_and_the_data_is_json() -> None:
+    profile = torchslim.profile(Odd(), torch.randn(1, 4, 6, 6))
+    text = str(profile)
+    assert "40 parameters are never used by the forward pass" in text
+    assert "never run" in text
+    assert f"{profile.macs:,}" in text
+    assert json.loads(json.dumps(profile.to_dict()))["macs"] == profile.macs
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_any_dtype(dtype: torch.dtype) -> None:
+    model = torchslim.create_model("mobilenet_v3_small").to(dtype)
+    assert torchslim.profile(model, torch.randn(1, 3, 224, 224, dtype=dtype)).macs == 56_510_400
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = torchslim.create_model("googlenet").train()
+    model.conv1.eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    random_state = torch.get_rng_state()
+    torchslim.profile(model, torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1)))
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert model.training
+    assert not model.conv1.training
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
