@@ -508,8 +508,10 @@ def test_memory_formats() -> None:
 
 
 @pytest.mark.parametrize("function", [
-    functional.relu, functional.silu, functional.hardswish, functional.hardsigmoid, functional.hardtanh, torch.sigmoid, torch.tanh, functional.gelu, functional.leaky_relu, functional.elu,
-    functional.mish, functional.relu6, torch.relu_, functional.softplus, lambda x: functional.hardtanh(x, inplace=True), lambda x: functional.elu(x, inplace=True),
+    functional.relu, functional.silu, functional.hardswish, functional.hardsigmoid, functional.hardtanh,
+    torch.sigmoid, torch.tanh, functional.gelu, functional.leaky_relu, functional.elu,
+    functional.mish, functional.relu6, torch.relu_, functional.softplus,
+    lambda x: functional.hardtanh(x, inplace=True), lambda x: functional.elu(x, inplace=True),
     lambda x: torch.cat([x, x]), lambda x: torch.cat([x, x], -1), lambda x: torch.cat([x, x.half()], 1),
     lambda x: torch.cat([torch.empty(0), x], 1), lambda x: torch.cat([x[:, :, ::2], x[:, :, 1::2]], 2),
     lambda x: torch.cat([x.to(memory_format=torch.channels_last)] * 2, 1),

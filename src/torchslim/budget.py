@@ -96,15 +96,24 @@ def free_bundle(group: ChannelGroup, scores: Scores, round_to: int, least: int,
     return Bundle(group.name, group.classes[order], tuple(kept), tuple(accumulate(losses, max)), tied=False)
 
 
-def row_bundle(name: str, matrices: Sequence[Rows], scores: Scores, round_to: int, least: int) -> Bundle:
-    """Rows that lose equally many, whichever of their channels these are. `scores` are by class."""
+def row_bundle(name: str, matrices: Sequence[Rows], widths: Sequence[int], scores: Scores, round_to: int,
+               least: int) -> Bundle:
+    """Rows that lose equally many, whichever of their channels these are.
+
+    Args:
+        name: for messages.
+        matrices: the rows.
+        widths: of the layers that make the channels; these are rounded.
+        scores: by class.
+        round_to, least: as in `free_bundle`.
+    """
     rows = [np.unique(row) for matrix in matrices for row in matrix.labels]
     steps = gcd(*(len(row) for row in rows))
 
     def allowed(k: int) -> bool:
-        widths = [matrix.labels.size * k // steps for matrix in matrices]
         narrow = any(matrix.labels.shape[1] * k // steps < matrix.least for matrix in matrices)
-        return not narrow and all(width % round_to == 0 and width >= least for width in widths)
+        kept = [width * k // steps for width in widths]
+        return not narrow and all(width % round_to == 0 and width >= least for width in kept)
 
     kept = [steps, *(k for k in range(steps - 1, 0, -1) if allowed(k))]
     ranked = [np.sort(scores[row]) for row in rows]

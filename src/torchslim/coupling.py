@@ -218,6 +218,7 @@ def couple(graphs: Sequence[Graph], *, allow_approximate: bool = False,
     for place, graph in enumerate(graphs):
         tracks.append(space.new_tape())
         space.unmetered = place > 0
+        space.batch = next((value.shape[0] for value in graph.inputs if value.shape), 1)
         for op in graph.ops:
             move_labels(space, op)
         for value in graph.outputs:

@@ -80,7 +80,7 @@ class LabelSpace:
     """The labels of one coupling run, and all that the operations declared of them.
 
     `known_grouped` names the weights of convolutions that are grouped in the original network: slimmed to one channel a
-    group, such a convolution looks depthwise and is not.
+    group, such a convolution looks depthwise and is not. `batch` is the first size of the tape's first input.
 
     Mutable while the rules run over the tapes; `coupling` reads it afterwards.
     """
@@ -88,6 +88,7 @@ class LabelSpace:
     allow_approximate: bool = False
     known_grouped: frozenset[str] = frozenset()
     unmetered: bool = False
+    batch: int = 1
     count: int = 0
     touches: list[Touch] = field(default_factory=list)
     unions: list[tuple[Labels, Labels]] = field(default_factory=list)

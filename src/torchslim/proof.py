@@ -64,7 +64,8 @@ def differences(model: nn.Module, slim: nn.Module, plan: Plan, inputs: Inputs) -
     wide = map_tensors(lambda t: t.double() if t.is_floating_point() else t, inputs)
     approximate = bool(plan.settings.get("allow_approximate"))
     mixing = mixing_what_stays(silenced, wide, plan.kept) if approximate else nullcontext()
-    with _watched(silenced, lambda name, _, output: layers.setdefault(name, []).append(output)), mixing, plain_attention():
+    watched = _watched(silenced, lambda name, _, output: layers.setdefault(name, []).append(output))
+    with watched, mixing, plain_attention():
         expected = _outputs(silenced, wide)
     found_so_far: list[Difference] = []
     # A tied tensor goes by the first of its names.

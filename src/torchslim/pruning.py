@@ -31,7 +31,7 @@ from torchslim.calling import Inputs, unwrap
 from torchslim.coupling import ChannelGroup, Coupling, Scaling, couple, tapes
 from torchslim.errors import ProofError, RequestError
 from torchslim.importance import Scores, score
-from torchslim.labels import Rows
+from torchslim.labels import Rows, Touch
 from torchslim.matching import SlimRun, at_slim_widths, chosen_classes, culprits, kept_indices
 from torchslim.plans import Budget, LeftAlone, Plan
 from torchslim.proof import differences
@@ -204,8 +204,13 @@ def _limits(coupling: Coupling, asked: Mapping[str, float | None]) -> list[Limit
 
 
 def _channel_meter(coupling: Coupling) -> Meter:
-    made = {(m.name, m.dim) for group in coupling.groups for m in group.members if m.role == "makes"}
-    return Meter([Scaling(len(t.labels), (t.labels,)) for t in coupling.touches if (t.name, t.dim) in made])
+    return Meter([Scaling(len(touch.labels), (touch.labels,)) for touch in _made(coupling)])
+
+
+def _made(coupling: Coupling) -> list[Touch]:
+    """The dimensions along which layers make channels: what is meant by their widths."""
+    makes = {(m.name, m.dim) for group in coupling.groups for m in group.members if m.role in ("makes", "gates")}
+    return [touch for touch in coupling.touches if (touch.name, touch.dim) in makes]
 
 
 def _protected(coupling: Coupling, choice: Choice) -> dict[int, str]:
@@ -240,21 +245,24 @@ def _bundles(model: nn.Module, coupling: Coupling, choice: Choice,
     scores = np.zeros(coupling.classes)
     for group, own in zip(free, found, strict=True):
         scores[group.classes] = own
-    in_rows = np.zeros(coupling.classes, dtype=bool)
+    in_any_row = np.zeros(coupling.classes, dtype=bool)
+    made = _made(coupling)
     bundles = []
     for matrices in tied:
         classes = np.unique(np.concatenate([m.labels.ravel() for m in matrices]))
-        in_rows[classes] = True
+        in_rows = np.zeros(coupling.classes, dtype=bool)
+        in_rows[classes] = in_any_row[classes] = True
         if not any(one in left_alone for one in classes.tolist()):
             name = next(g.name for g in coupling.groups if g.classes[0] in classes)
-            bundles.append(row_bundle(name, matrices, scores, choice.round_to, choice.min_channels))
+            widths = [int(in_rows[touch.labels].sum()) for touch in made if in_rows[touch.labels].any()]
+            bundles.append(row_bundle(name, matrices, widths, scores, choice.round_to, choice.min_channels))
     needed = np.zeros(coupling.classes, dtype=bool)
     for part in coupling.parts:
         # Channels that stay anyway count; of equal ones the first is taken.
         worth = [(one not in left_alone, -scores[one], one) for one in np.unique(part).tolist()]
         needed[[one for *_, one in sorted(worth)[:2]]] = True
     bundles += [free_bundle(group, own, choice.round_to, choice.min_channels, needed[group.classes])
-                for group, own in zip(free, found, strict=True) if not in_rows[group.classes].any()]
+                for group, own in zip(free, found, strict=True) if not in_any_row[group.classes].any()]
     return bundles, scores
 
 

@@ -112,7 +112,7 @@ def matmul(space: LabelSpace, op: Op) -> None:
             space.reads(weight, read, 1)
         labels = space.along(weight, made, op)
         if labels is not None:
-            space.makes(labels, op.output.shape[-2])
+            space.makes(labels, max(1, op.output.shape[-2] // max(1, space.batch)))  # positions, not pictures
     else:
         for labels in (inner_a, inner_b):
             if labels is not None:
