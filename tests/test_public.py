@@ -23,9 +23,9 @@ PUBLIC = [
 
 # Nothing imports what stands later in this list; modules of one subpackage may import each other.
 ORDER = [
-    "__init__", "errors", "wording", "files", "plans", "calling", "graph", "labels", "trace", "rules", "coupling",
-    "profiler", "latency", "importance", "budget", "widths", "surgery", "mending", "matching", "reference", "proof",
-    "pruning", "presets", "libraries", "sources", "store", "exporting", "train", "report", "pipeline", "cli",
+    "__init__", "errors", "wording", "files", "plans", "calling", "graph", "labels", "trace", "rules", "tapes",
+    "coupling", "profiler", "latency", "importance", "budget", "widths", "surgery", "mending", "matching",
+    "reference", "proof", "pruning", "presets", "libraries", "sources", "store", "exporting", "train", "report", "pipeline", "cli",
 ]
 
 # Imports against the order, each inside a function: a saved model is a source of models, and has a source itself.

@@ -16,10 +16,11 @@ from math import gcd
 import numpy as np
 from numpy.typing import NDArray
 
-from torchslim.coupling import ChannelGroup, Coupling, Index, Scaling
+from torchslim.coupling import ChannelGroup, Coupling, Scaling
 from torchslim.errors import RequestError
 from torchslim.importance import Scores
 from torchslim.labels import Rows
+from torchslim.tapes import Index
 
 Shares = NDArray[np.float64]
 

@@ -85,12 +85,16 @@ def score(groups: tuple[ChannelGroup, ...], state: Mapping[str, Tensor],
             finite number a channel.
     """
     if callable(importance):
-        found = [np.asarray(_plain(importance(group)), dtype=np.float64) for group in groups]
+        found = [_numbers(group, importance(group)) for group in groups]
     elif importance == "random":
         numbers = np.random.default_rng(seed)
         found = [numbers.random(group.channels) for group in groups]
     elif importance in CRITERIA:
         weights = Weights(state)
+        for group in groups:
+            if any(state[member.name].is_meta for member in group.members):
+                raise RequestError(f"importance {importance!r}: the weights of `{group.name}` are on the meta device and "
+                                   "hold no numbers; load them, or use importance='random'")
         found = [CRITERIA[importance](group, weights) for group in groups]
     else:
         raise RequestError(f"importance: unknown criterion {importance!r}; wanted one of "
@@ -103,8 +107,12 @@ def score(groups: tuple[ChannelGroup, ...], state: Mapping[str, Tensor],
     return found
 
 
-def _plain(scores: object) -> object:
-    return scores.detach().cpu().numpy() if isinstance(scores, Tensor) else scores
+def _numbers(group: ChannelGroup, scores: object) -> Scores:
+    try:
+        return np.asarray(scores.detach().double().cpu() if isinstance(scores, Tensor) else scores, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise RequestError(f"importance: `{group.name}` got {type(scores).__name__} ({error}), wanted "
+                           f"{group.channels} numbers, one a channel") from error
 
 
 def _sums(tensor: Tensor, dim: int, groups: int, power: int) -> Scores:

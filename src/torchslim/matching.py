@@ -16,12 +16,13 @@ from torch import nn
 
 from torchslim.budget import Selection, Shares
 from torchslim.calling import Inputs
-from torchslim.coupling import Coupling, Index, couple
+from torchslim.coupling import Coupling, couple
 from torchslim.errors import PlanError
 from torchslim.importance import Scores
 from torchslim.mending import mended
 from torchslim.plans import Mend
 from torchslim.surgery import resized
+from torchslim.tapes import Index
 from torchslim.widths import outdated
 
 

@@ -17,11 +17,12 @@ from torch import nn
 
 from torchslim.budget import Shares
 from torchslim.calling import Inputs
-from torchslim.coupling import Coupling, Tape, retrace
+from torchslim.coupling import Coupling
 from torchslim.errors import TraceError
 from torchslim.graph import Graph, Op, Value
 from torchslim.plans import Mend
 from torchslim.surgery import resized
+from torchslim.tapes import Tape, retrace
 
 Sizes = Mapping[str, Mapping[int, int]]
 

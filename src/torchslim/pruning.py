@@ -28,7 +28,7 @@ from torchslim.budget import (
     select,
 )
 from torchslim.calling import Inputs, unwrap
-from torchslim.coupling import ChannelGroup, Coupling, Scaling, couple, tapes
+from torchslim.coupling import ChannelGroup, Coupling, Scaling, couple
 from torchslim.errors import ProofError, RequestError
 from torchslim.importance import Scores, score
 from torchslim.labels import Rows, Touch
@@ -36,6 +36,7 @@ from torchslim.matching import SlimRun, at_slim_widths, chosen_classes, culprits
 from torchslim.plans import Budget, LeftAlone, Plan
 from torchslim.proof import differences
 from torchslim.surgery import apply, tensors_of
+from torchslim.tapes import tapes
 
 Scope = str | Mapping[str, float]
 

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchslim.calling import Inputs
-from torchslim.coupling import Coupling, Index, Tape, couple
+from torchslim.coupling import Coupling, couple
 from torchslim.errors import ProofError
 from torchslim.graph import Op, Value
 from torchslim.plans import Kept
+from torchslim.tapes import Index, Tape
 from torchslim.trace import operation_name, trace
 
 

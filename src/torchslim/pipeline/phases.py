@@ -7,9 +7,6 @@ undisturbed one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -21,18 +18,17 @@ from torchslim import sources
 from torchslim.errors import ProofError, RequestError
 from torchslim.files import write_text
 from torchslim.latency import Latency, measure, onnx_runner
-from torchslim.pipeline.settings import Settings
-from torchslim.pipeline.state import RunFolder
+from torchslim.pipeline.run import Run
+from torchslim.pipeline.summary import histogram, record_of
 from torchslim.plans import Plan
 from torchslim.pruning import TOLERANCE
-from torchslim.store import load, save
-from torchslim.train import Data, History, Progress, evaluate, fit, load_data
+from torchslim.report import write
+from torchslim.train import History, evaluate
 from torchslim.train.objective import logits
 from torchslim.train.recipe import MOMENTUM
 from torchslim.train.seeding import mix, seeded
 from torchslim.wording import dims, first_line
 
-SMOOTHING = 0.1
 # The other phases' learning rates, as shares of the baseline's: scales must move far in few epochs; after the cut
 # little is left to repair, and much to spoil.
 SPARSIFY_RATE, FINETUNE_RATE = 2.0, 0.1
@@ -41,57 +37,6 @@ SPARSIFY_RATE, FINETUNE_RATE = 2.0, 0.1
 REACH = 1.15
 
 Found = dict[str, Any]
-
-
-@dataclass
-class Run:
-    """What the phases share."""
-
-    settings: Settings
-    folder: RunFolder
-    threads: int
-    watch: Callable[[Progress], None]
-
-    @cached_property
-    def data(self) -> Data:
-        """The data."""
-        return load_data(self.settings.data, size=self.settings.size, seed=self.settings.seed)
-
-    @cached_property
-    def source(self) -> sources.Source:
-        """Where the model comes from, with as many classes as the data has."""
-        return sources.resolve(self.settings.model).with_defaults(num_classes=len(self.data.classes))
-
-    @property
-    def steps(self) -> int:
-        """Training steps in an epoch."""
-        return -(-len(self.data.train) // self.settings.batch_size)  # type: ignore[arg-type]
-
-    @cached_property
-    def inputs(self) -> torch.Tensor:
-        """One picture's worth of noise, to trace and to prove with."""
-        generator = torch.Generator().manual_seed(mix(self.settings.seed, 0))
-        return torch.randn(1, *self.data.shape, generator=generator)
-
-    def model(self, name: str) -> nn.Module:
-        """The model stored under a name."""
-        # The caller asked for this very model to be built, so its source is trusted.
-        return load(self.folder.file(name), trust_source=True)
-
-    def plan(self) -> Plan:
-        """The plan."""
-        return Plan.from_json(self.folder.file("plan.json").read_text(encoding="utf-8"))
-
-    def store(self, model: nn.Module, name: str, plan: Plan | None = None) -> None:
-        """Keep a model under a name."""
-        save(model, self.folder.file(name), plan=plan, source=self.source)
-
-    def train(self, model: nn.Module, phase: str, number: int, **options: Any) -> History:
-        """Train, going on from where an interrupted run stopped."""
-        settings = self.settings
-        return fit(model, self.data, batch_size=settings.batch_size, label_smoothing=SMOOTHING,
-                   seed=mix(settings.seed, number), checkpoint=self.folder.file(f"{phase}.checkpoint"),
-                   progress=self.watch, workers=settings.workers, **options)
 
 
 def baseline(run: Run) -> Found:
@@ -131,8 +76,6 @@ def pressure(model: nn.Module, rate: float, steps: int) -> float:
 
 def plan(run: Run) -> Found:
     """Choose channels by one threshold over the whole network, those on shortcuts included."""
-    from torchslim.pipeline.summary import histogram
-
     model = run.model(_uncut(run))
     decided = _decide(run, model)
     found = histogram(model, run.inputs, decided, run.settings.importance, run.settings.seed)
@@ -192,9 +135,6 @@ def export(run: Run) -> Found:
 
 def report(run: Run) -> Found:
     """Write what was measured, as data and as one page."""
-    from torchslim.pipeline.summary import record_of
-    from torchslim.report import write
-
     record = record_of(run)
     write(record, run.folder.file("report.html"))
     write_text(run.folder.file("record.json"), record.to_json())

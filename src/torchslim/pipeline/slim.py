@@ -135,6 +135,7 @@ def _due(folder: RunFolder, settings: Settings) -> list[Phase]:
 
 def _work(settings: Settings, folder: RunFolder, threads: int, progress: Watch) -> None:
     from torchslim.pipeline import phases as works
+    from torchslim.pipeline.run import Run
 
     phases, due = wanted(settings), _due(folder, settings)
     for number, phase in enumerate(phases, start=1):
@@ -146,7 +147,7 @@ def _work(settings: Settings, folder: RunFolder, threads: int, progress: Watch) 
             tell("skip", 1.0)
             continue
         tell("begin")
-        run = works.Run(settings, folder, threads, _watcher(tell))
+        run = Run(settings, folder, threads, _watcher(tell))
         found = getattr(works, phase.work)(run)
         folder.finish(phase.name, found)
         folder.file(f"{phase.name}.checkpoint").unlink(missing_ok=True)

@@ -9,7 +9,7 @@ import platform
 from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,14 +18,12 @@ from torch import Tensor, nn
 
 import torchslim
 from torchslim.importance import score
+from torchslim.pipeline.run import Run
 from torchslim.plans import Plan
 from torchslim.report.record import Curve, LayerChange, Measured, Record, Sample, ScoreHistogram, Timing
 from torchslim.surgery import tensors_of
 from torchslim.train.dataset import Data
 from torchslim.train.objective import logits
-
-if TYPE_CHECKING:
-    from torchslim.pipeline.phases import Run
 
 Values = NDArray[np.float64]
 

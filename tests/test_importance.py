@@ -1,0 +1,252 @@
+"""How much each channel matters: the formulas by hand, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import torchslim as ts
+from helpers import Calls, conv, random_statistics
+from torchslim.coupling import ChannelGroup
+from torchslim.errors import RequestError
+from torchslim.importance import CRITERIA, Weights, score
+from torchslim.surgery import tensors_of
+
+X = torch.randn(2, 3, 8, 8)
+
+
+def network() -> nn.Sequential:
+    return random_statistics(nn.Sequential(conv(3, 6), nn.BatchNorm2d(6), nn.ReLU(), conv(6, 4), nn.Flatten(),
+                                           nn.Linear(256, 2)))
+
+
+def group_of(model: nn.Module, layer: str, x: Tensor = X) -> ChannelGroup:
+    return next(group for group in ts.groups(model, x) if layer in group.makers)
+
+
+def scores(model: nn.Module, layer: str, importance: Any, **options: Any) -> list[float]:
+    [found] = score((group_of(model, layer),), tensors_of(model), importance, **options)
+    return found.tolist()
+
+
+def relative(values: Tensor) -> list[float]:
+    return (values / values.mean()).tolist()
+
+
+# Formulas
+
+
+def test_l2_is_the_root_mean_square_of_what_makes_and_reads() -> None:
+    model = network()
+    own, reader = model[0].weight.double(), model[3].weight.double()
+    squares = own.square().sum((1, 2, 3)) + reader.square().sum((0, 2, 3))
+    expected = (squares / (27 + 36)).sqrt()
+    assert scores(model, "0", "l2") == pytest.approx(relative(expected), rel=1e-6)
+
+
+def test_l1_is_the_mean_of_what_makes_and_reads() -> None:
+    model = network()
+    own, reader = model[0].weight.double(), model[3].weight.double()
+    expected = (own.abs().sum((1, 2, 3)) + reader.abs().sum((0, 2, 3))) / (27 + 36)
+    assert scores(model, "0", "l1") == pytest.approx(relative(expected), rel=1e-6)
+
+
+def test_flattened_readers_count_every_column() -> None:
+    model = network()
+    own, columns = model[3].weight.double(), model[5].weight.double().view(2, 4, 64)
+    expected = ((own.square().sum((1, 2, 3)) + columns.square().sum((0, 2))) / (54 + 128)).sqrt()
+    assert scores(model, "3", "l2") == pytest.approx(relative(expected), rel=1e-6)
+
+
+def test_grouped_readers_count_their_own_filters() -> None:
+    model = random_statistics(nn.Sequential(conv(3, 8), conv(8, 12, groups=4), conv(12, 2)))
+    own = model[0].weight.double().square().sum((1, 2, 3))
+    reader = model[1].weight.double().view(4, 3, 2, 9).square().sum((1, 3)).flatten()
+    assert scores(model, "0", "l2") == pytest.approx(relative(((own + reader) / (27 + 27)).sqrt()), rel=1e-6)
+
+
+def test_transposed_layers_make_along_their_second_dimension() -> None:
+    model = random_statistics(nn.Sequential(nn.ConvTranspose2d(3, 6, 2), conv(6, 2)))
+    own = model[0].weight.double().abs().sum((0, 2, 3))
+    reader = model[1].weight.double().abs().sum((0, 2, 3))
+    assert scores(model, "0", "l1") == pytest.approx(relative((own + reader) / (12 + 18)), rel=1e-6)
+
+
+def test_all_layers_of_a_shortcut_count() -> None:
+    model = random_statistics(Calls(lambda s, x: s.c(s.a(x) + s.b(x)), a=conv(3, 6), b=conv(3, 6), c=conv(6, 2)))
+    total = sum(layer.weight.double().abs().sum((1, 2, 3)) for layer in (model.a, model.b))
+    total = total + model.c.weight.double().abs().sum((0, 2, 3))
+    assert scores(model, "a", "l1") == pytest.approx(relative(total), rel=1e-6)
+
+
+def test_bn_scale_is_the_mean_size_of_the_scales() -> None:
+    model = network()
+    assert scores(model, "0", "bn_scale") == pytest.approx(model[1].weight.abs().tolist(), rel=1e-6)
+    both = random_statistics(Calls(lambda s, x: s.c(s.m(s.a(x)) + s.n(s.b(x))), a=conv(3, 6), b=conv(3, 6),
+                                   m=nn.BatchNorm2d(6), n=nn.BatchNorm2d(6), c=conv(6, 2)))
+    expected = (both.m.weight.abs() + both.n.weight.abs()) / 2
+    assert scores(both, "a", "bn_scale") == pytest.approx(expected.tolist(), rel=1e-6)
+
+
+def test_fpgm_is_the_sum_of_distances_to_the_other_filters() -> None:
+    model = network()
+    filters = model[0].weight.double().flatten(1)
+    expected = torch.stack([sum((a - b).norm() for b in filters) for a in filters])
+    assert scores(model, "0", "fpgm") == pytest.approx(relative(expected), rel=1e-6)
+
+
+def test_fpgm_finds_the_filter_that_others_stand_in_for() -> None:
+    model = network()
+    with torch.no_grad():
+        model[0].weight[4] = model[0].weight[[0, 1, 2, 3, 5]].mean(0)
+    assert int(np.argmin(scores(model, "0", "fpgm"))) == 4
+
+
+@pytest.mark.parametrize("importance", ["l1", "l2", "fpgm"])
+def test_scores_of_all_zeros_are_zeros(importance: str) -> None:
+    model = network()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert scores(model, "0", importance) == [0.0] * 6
+
+
+@pytest.mark.parametrize("importance", ["l1", "l2", "fpgm"])
+def test_scores_are_relative_to_their_groups_mean(importance: str) -> None:
+    model = network()
+    before = scores(model, "0", importance)
+    assert np.mean(before) == pytest.approx(1.0)
+    with torch.no_grad():
+        for layer in (model[0], model[3]):
+            layer.weight *= 100
+    assert scores(model, "0", importance) == pytest.approx(before, rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("importance", [*CRITERIA, "random"])
+def test_every_criterion_ranks_every_dtype(importance: str, dtype: torch.dtype) -> None:
+    model = network().to(dtype)
+    for own in score((group_of(model, "0", X.to(dtype)),), tensors_of(model), importance):
+        assert own.dtype == np.float64
+        assert own.shape == (6,)
+
+
+def test_sums_are_made_once_for_all_groups() -> None:
+    model = random_statistics(Calls(lambda s, x: s.c(torch.cat([s.a(x), s.b(x)], 1)), a=conv(3, 4), b=conv(3, 6),
+                                    c=conv(10, 2)))
+    weights = Weights(tensors_of(model))
+    reader = {name: next(m for m in group_of(model, name).members if m.role == "reads") for name in "ab"}
+    expected = model.c.weight.double().abs().sum((0, 2, 3))
+    assert weights.sums(reader["a"], 1) == pytest.approx(expected[:4].detach().numpy(), rel=1e-6)
+    assert weights.sums(reader["b"], 1) == pytest.approx(expected[4:].detach().numpy(), rel=1e-6)
+
+
+# Random and callables
+
+
+def test_random_depends_on_the_seed_alone() -> None:
+    model = network()
+    assert scores(model, "0", "random", seed=1) == scores(network(), "0", "random", seed=1)
+    assert scores(model, "0", "random", seed=1) != scores(model, "0", "random", seed=2)
+    before = torch.get_rng_state()
+    scores(model, "0", "random")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("kind", [
+    list, tuple, np.array, torch.tensor, lambda values: torch.tensor(values, dtype=torch.bfloat16),
+    lambda values: torch.tensor(values, requires_grad=True)])
+def test_a_callable_scores_each_group(kind: Any) -> None:
+    model = network()
+    asked: list[str] = []
+
+    def importance(group: ChannelGroup) -> Any:
+        asked.append(group.name)
+        return kind([float(i) for i in range(group.channels)])
+
+    assert scores(model, "0", importance) == [0.0, 1, 2, 3, 4, 5]
+    plan = ts.plan(model, X, scope={"0": 0.5}, importance=importance)
+    assert plan.kept["0.weight"][0] == (3, 4, 5)
+    assert plan.settings["importance"] == "callable"
+    assert asked == ["0", "0", "3"]
+
+
+def test_only_groups_that_may_be_cut_are_scored() -> None:
+    def importance(group: ChannelGroup) -> list[int]:
+        assert group.name == "3"
+        assert not group.frozen
+        return list(range(group.channels))
+
+    assert ts.plan(network(), X, channels=0.9, only=["3"], importance=importance).kept["3.weight"][0]
+
+
+# What is refused
+
+
+def test_an_unknown_name_lists_the_known() -> None:
+    with pytest.raises(RequestError, match=r"unknown criterion 'l3'; wanted one of bn_scale, fpgm, l1, l2, .*"
+                                           r"random, or a callable\(group\)"):
+        ts.plan(network(), X, macs=0.5, importance="l3")
+
+
+@pytest.mark.parametrize(("returned", "message"), [
+    ([1.0] * 5, r"`0` got scores of shape \(5,\), wanted \(6,\)"),
+    (1.0, r"`0` got scores of shape \(\), wanted \(6,\)"),
+    ([[1.0] * 6], r"`0` got scores of shape \(1, 6\), wanted \(6,\)"),
+    ([1.0] * 5 + [float("nan")], r"`0` got scores of shape \(6,\) with values that are not finite"),
+    ([1.0] * 5 + [float("inf")], "not finite"),
+])
+def test_scores_that_are_not_one_finite_number_a_channel_are_refused(returned: Any, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        scores(network(), "0", lambda _: returned)
+
+
+@pytest.mark.parametrize("returned", [None, "high", [None] * 6, ["a"] * 6, {"a": 1}])
+def test_scores_that_are_no_numbers_are_refused(returned: Any) -> None:
+    with pytest.raises(RequestError, match="importance: `0`"):
+        scores(network(), "0", lambda _: returned)
+
+
+def test_weights_that_are_not_finite_are_refused() -> None:
+    model = network()
+    with torch.no_grad():
+        model[0].weight[2, 0, 0, 0] = float("nan")
+    with pytest.raises(RequestError, match=r"`0` got scores .* not finite"):
+        ts.plan(model, X, macs=0.5)
+
+
+def test_bn_scale_without_a_norm_names_the_group() -> None:
+    with pytest.raises(RequestError, match=r"'bn_scale': no batch norm scales the channels of `3`; use importance="
+                                           r"'l2', or exclude the layer"):
+        ts.plan(network(), X, macs=0.5, importance="bn_scale")
+    plan = ts.plan(network(), X, macs=0.7, importance="bn_scale", exclude=["3"])
+    assert "3.weight" in plan.kept
+    assert 0 not in plan.kept["3.weight"]
+
+
+def test_weights_without_data_are_refused_by_name() -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(conv(3, 6), conv(6, 2))
+    with pytest.raises(RequestError, match=r"`0`.*meta device.*random"):
+        ts.plan(model, X, macs=0.5)
+    assert ts.plan(model, X, macs=0.5, importance="random").kept
+
+
+# Ties
+
+
+@pytest.mark.parametrize("importance", ["l1", "l2", "fpgm", "bn_scale"])
+def test_equal_scores_break_by_position(importance: str) -> None:
+    """The same plan on every machine: of equal channels the first go."""
+    model = network()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(0.25)
+    options = {"scope": {"0": 0.5}, "exclude": ["3"], "importance": importance}
+    plan = ts.plan(model, X, **options)
+    assert plan.kept["0.weight"][0] == (3, 4, 5)
+    assert ts.plan(model, X, **options) == plan
