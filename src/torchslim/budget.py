@@ -150,7 +150,7 @@ class Selection:
 
 
 def select(coupling: Coupling, bundles: Sequence[Bundle], limits: Sequence[Limit],
-           floor: Mapping[int, int] | None = None) -> Selection:
+           floor: Mapping[int, int] | None = None, evenly: bool = False) -> Selection:
     """The fewest and least important removals that meet every limit, or all that can go where none do.
 
     Args:
@@ -158,6 +158,7 @@ def select(coupling: Coupling, bundles: Sequence[Bundle], limits: Sequence[Limit
         bundles: what can be removed.
         limits: the budgets.
         floor: removals that are made in any case, by place of the bundle.
+        evenly: all bundles go down together, so that none takes back more than its last removal.
     """
     start = [0 if floor is None else floor.get(place, 0) for place in range(len(bundles))]
     # Every removal in the order of what it loses; ties break by position.
@@ -184,12 +185,12 @@ def select(coupling: Coupling, bundles: Sequence[Bundle], limits: Sequence[Limit
             low = middle + 1
     removals = first(low)
     if met(removals):
-        _give_back(removals, start, owners[:low], met)
+        _give_back(removals, start, owners[:low], met, evenly)
     return Selection(tuple(bundles), tuple(removals))
 
 
 def _give_back(removals: list[int], start: Sequence[int], owners: Sequence[int],
-               met: Callable[[Sequence[int]], bool]) -> None:
+               met: Callable[[Sequence[int]], bool], evenly: bool) -> None:
     """The last removal may have been a large one: take back what the limits still allow, most important first."""
     tried: set[int] = set()
     for place in reversed(owners):
@@ -199,6 +200,8 @@ def _give_back(removals: list[int], start: Sequence[int], owners: Sequence[int],
             removals[place] -= 1
             if not met(removals):
                 removals[place] += 1
+                break
+            if evenly:
                 break
         tried.add(place)
         if len(tried) >= 32:

@@ -302,7 +302,7 @@ def _select(coupling: Coupling, bundles: Sequence[Bundle], limits: Sequence[Limi
                 ruled.append(place)
     fixed = [Bundle(b.name, b.classes, b.kept[: floor[p] + 1], b.losses[: floor[p]], b.tied) if p in ruled else b
              for p, b in enumerate(bundles)]
-    return select(coupling, fixed, limits, floor)
+    return select(coupling, fixed, limits, floor, evenly=choice.scope == "uniform")
 
 
 def _uniform(bundle: Bundle) -> Bundle:

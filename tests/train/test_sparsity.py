@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import torchslim
 from torchslim.errors import RequestError
 from torchslim.plans import Plan
 from torchslim.train import Slimming
@@ -49,6 +50,13 @@ def test_a_plan_narrows_it_to_the_scales_it_cuts() -> None:
     penalty = Slimming(net, Plan(kept={"3.weight": {0: (0,)}, "4.weight": {0: (0,)}}), weight=1.0)
     assert penalty.names == ("4.weight",)
     torch.testing.assert_close(penalty(), net[4].weight.abs().sum())
+
+
+def test_groups_narrow_it_to_the_scales_of_channels_that_can_be_cut() -> None:
+    net = model()  # the last convolution's channels are the output: its norm scales nothing that can go
+    penalty = Slimming(net, torchslim.groups(net, torch.randn(1, 3, 8, 8)), weight=1.0)
+    assert penalty.names == ("1.weight",)
+    torch.testing.assert_close(penalty(), net[1].weight.abs().sum())
 
 
 def test_a_shared_norm_counts_once() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from torchslim.coupling import ChannelGroup
 from torchslim.errors import RequestError
 from torchslim.plans import Plan
 
@@ -21,18 +23,20 @@ class Slimming:
 
     Args:
         model: the model that is trained.
-        plan: None for every batch norm with a scale, or a plan: those whose scales it cuts.
+        plan_or_groups: None for every batch norm with a scale; a plan, for those whose scales it cuts; or channel
+            groups (`torchslim.groups`), for those that scale channels that can be cut.
         weight: of the penalty, per unit of scale.
 
     Attributes:
         names: the parameters that are pressed.
 
     Raises:
-        RequestError: a weight that is negative or no number, a model without such scales, or a plan that cuts
-            none of them.
+        RequestError: a weight that is negative or no number, a model without such scales, or a plan
+            or groups with none of them.
     """
 
-    def __init__(self, model: nn.Module, plan: Plan | None = None, weight: float = 1e-4) -> None:
+    def __init__(self, model: nn.Module, plan_or_groups: Plan | Iterable[ChannelGroup] | None = None,
+                 weight: float = 1e-4) -> None:
         if not (weight >= 0 and math.isfinite(weight)):
             raise RequestError(f"Slimming: weight={weight} found, a number from 0 wanted; try 1e-4")
         # named_modules gives a shared module once, so that it is not pressed twice
@@ -41,11 +45,12 @@ class Slimming:
         if not scales:
             raise RequestError(f"Slimming: {type(model).__name__} has no batch norm with a scale, so nothing "
                                "can be pressed; train without sparsity and score by importance='l2'")
-        if plan is not None:
-            scales = {name: scale for name, scale in scales.items() if name in plan.kept}
+        if plan_or_groups is not None:
+            named = _named(plan_or_groups)
+            scales = {name: scale for name, scale in scales.items() if name in named}
             if not scales:
-                raise RequestError("Slimming: the plan cuts no scale of a batch norm of this model; "
-                                   "give the plan that was made for it, or none")
+                raise RequestError("Slimming: the plan or the groups cut no scale of a batch norm of this model; "
+                                   "give those that were made for it, or none")
         self.weight = weight
         self.names = tuple(scales)
         self._scales = list(scales.values())
@@ -53,3 +58,9 @@ class Slimming:
     def __call__(self) -> Tensor:
         """The penalty, a scalar with gradient."""
         return self.weight * torch.stack([scale.abs().sum() for scale in self._scales]).sum()
+
+
+def _named(plan_or_groups: Plan | Iterable[ChannelGroup]) -> set[str]:
+    if isinstance(plan_or_groups, Plan):
+        return set(plan_or_groups.kept)
+    return {member.name for group in plan_or_groups if not group.frozen for member in group.members if member.scale}
