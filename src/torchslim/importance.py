@@ -93,8 +93,8 @@ def score(groups: tuple[ChannelGroup, ...], state: Mapping[str, Tensor],
         weights = Weights(state)
         for group in groups:
             if any(state[member.name].is_meta for member in group.members):
-                raise RequestError(f"importance {importance!r}: the weights of `{group.name}` are on the meta device and "
-                                   "hold no numbers; load them, or use importance='random'")
+                raise RequestError(f"importance {importance!r}: the weights of `{group.name}` are on the meta device "
+                                   "and hold no numbers; load them, or use importance='random'")
         found = [CRITERIA[importance](group, weights) for group in groups]
     else:
         raise RequestError(f"importance: unknown criterion {importance!r}; wanted one of "

@@ -71,7 +71,7 @@ def test_a_model_that_is_a_norm() -> None:
 @pytest.mark.parametrize(("net", "plan", "weight", "words"), [
     (nn.Sequential(nn.Conv2d(3, 4, 3)), None, 1e-4, "no batch norm with a scale"),
     (nn.Sequential(nn.BatchNorm2d(3, affine=False)), None, 1e-4, "no batch norm with a scale"),
-    (nn.Sequential(nn.BatchNorm2d(3)), Plan(kept={"other.weight": {0: (0,)}}), 1e-4, "the plan cuts no scale"),
+    (nn.Sequential(nn.BatchNorm2d(3)), Plan(kept={"other.weight": {0: (0,)}}), 1e-4, "cut no scale of a batch norm"),
     (nn.Sequential(nn.BatchNorm2d(3)), None, -1.0, "weight=-1.0"),
     (nn.Sequential(nn.BatchNorm2d(3)), None, float("nan"), "weight=nan"),
 ])
