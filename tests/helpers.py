@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import random
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -189,3 +190,8 @@ class Untouched:
 def bits(tensor: Tensor) -> bytes:
     """A tensor's elements, byte for byte: not-a-number equals itself."""
     return tensor.detach().cpu().contiguous().numpy().tobytes()
+
+
+def heeds_ctrl_c() -> None:
+    """For `Popen(preexec_fn=)`: what a shell started in the background ignores, its children would ignore too."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)

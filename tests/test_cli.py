@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import torchslim
+from helpers import heeds_ctrl_c
 from torchslim import cli
 from torchslim.cli.common import amount, example, shape
 from torchslim.errors import CheckpointError, RequestError, TorchslimError
@@ -224,7 +225,7 @@ def test_examples_suit_the_model() -> None:
 
 def run(code: str, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, text=True)
+                            stderr=subprocess.PIPE, text=True, preexec_fn=heeds_ctrl_c)
 
 
 def test_ctrl_c_ends_a_command_with_one_line() -> None:

@@ -6,10 +6,13 @@ import json
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import torchslim
-from helpers import count, counted_macs
+from helpers import Untouched, count, counted_macs
+from torchslim.errors import TraceError
 
 # parameters and multiply-adds at 224 x 224, as published for torchvision's models
 PUBLISHED = {
@@ -118,3 +121,109 @@ def test_the_model_is_left_as_it_was() -> None:
     assert not model.conv1.training
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_every_column_by_hand() -> None:
+    """A convolution of 3 -> 4 channels on 6 x 6, batch norm, and a linear layer on the flattened map."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 5))
+    profile = torchslim.profile(model, torch.randn(2, 3, 6, 6))
+    convolution, linear = 2 * 36 * 4 * 27, 2 * 144 * 5
+    assert (profile.macs, profile.flops) == (convolution + linear, 2 * (convolution + linear))
+    assert profile.params == (108 + 4) + 8 + (720 + 5)
+    assert profile.activations == 2 * 144 + 2 * 5
+    read_and_written = (2 * 108 + 108 + 4 + 2 * 144) + (5 + 2 * 144 + 720 + 2 * 5)
+    assert profile.memory_access == read_and_written
+    assert [tuple(vars(layer).values()) for layer in profile.layers] == [
+        ("0", "Conv2d", 112, convolution, (2, 3, 6, 6), (2, 4, 6, 6), 1),
+        ("1", "BatchNorm2d", 8, 0, (2, 4, 6, 6), (2, 4, 6, 6), 1),
+        ("3", "Linear", 725, linear, (2, 144), (2, 5), 1)]
+    assert str(profile).splitlines() == [
+        "layer    kind         params   MACs  output",
+        "0        Conv2d          112  7,776  2x4x6x6",
+        "1        BatchNorm2d       8      0  2x4x6x6",
+        "3        Linear          725  1,440  2x5",
+        "total                    845  9,216"]
+
+
+@pytest.mark.parametrize("model", [
+    nn.MultiheadAttention(8, 2, batch_first=True), nn.TransformerEncoderLayer(8, 2, 16, batch_first=True),
+], ids=["attention", "encoder"])
+def test_attention_is_counted(model: nn.Module) -> None:
+    x = torch.randn(2, 5, 8)
+    inputs = (x, x, x) if isinstance(model, nn.MultiheadAttention) else (x,)
+    assert torchslim.profile(model, inputs).macs == counted_macs(model, *inputs) > 0
+
+
+class ReadsData(nn.Module):
+    """Its control flow depends on what it sees; it counts its calls and moves its statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.norm, self.calls = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.norm.train()
+        while x.abs().max().item() > 1:
+            x = x / 2
+        return self.norm(self.body(x)) + nn.functional.scaled_dot_product_attention(x, x, x)
+
+
+def test_a_model_that_reads_data_is_counted_and_left_as_it_was() -> None:
+    model, x = ReadsData(), torch.randn(2, 3, 8, 8)
+    before = Untouched(model)
+    profile = torchslim.profile(model, x)
+    before.check()
+    assert profile.macs == 2 * 64 * 81 + 2 * (2 * 3 * 8 * 8 * 8)
+    assert profile.unknown == ()
+
+
+def test_a_detector_is_counted_as_torch_counts_it() -> None:
+    model = torchvision.models.detection.ssdlite320_mobilenet_v3_large(
+        weights=None, weights_backbone=None, num_classes=3).eval()
+    picture = torch.rand(3, 64, 64)
+    before = Untouched(model)
+    profile = torchslim.profile(model, [picture])
+    before.check()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model([picture])
+    assert profile.macs == counter.get_total_flops() // 2
+    assert profile.dead_params == 0
+
+
+def test_operations_without_a_rule_are_named() -> None:
+    class Unknown(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.linalg.det(x @ x)
+
+    profile = torchslim.profile(Unknown(), torch.randn(3, 4, 4))
+    assert profile.macs == 3 * 64
+    assert profile.unknown == ("aten._linalg_det",)
+    assert str(profile).endswith("not counted, no rule for: aten._linalg_det")
+
+
+def test_parameters_in_lists_count_for_the_module_that_holds_the_list() -> None:
+    class Listed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scales = nn.ParameterList([nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(4))])
+            self.free = nn.Parameter(torch.ones(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.scales[0] + self.free.sum()
+
+    profile = torchslim.profile(Listed(), torch.randn(2, 3))
+    assert (profile.params, profile.dead_params) == (9, 4)
+    assert {layer.name: layer.params for layer in profile.layers} == {"": 2, "scales": 7}
+
+
+def test_wrapped_and_weightless_models() -> None:
+    x = torch.randn(1, 3, 32, 32)
+    model = torchslim.create_model("shufflenet_v2_x0_5", num_classes=5)
+    expected = torchslim.profile(model, x)
+    assert torchslim.profile(nn.DataParallel(model), x) == expected
+    assert torchslim.profile(torch.compile(model), x) == expected
+    assert torchslim.profile(model.to("meta"), x) == expected
+    with pytest.raises(TraceError, match="failed while the model was run"):
+        torchslim.profile(model, torch.randn(1, 4, 32, 32))
+    assert torchslim.profile(nn.ReLU(), x).layers == ()

@@ -140,3 +140,115 @@ def test_a_plan_for_another_model_is_refused_by_name(plan: Plan, message: str) -
         torchslim.apply(small(), plan)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_device_is_kept() -> None:
+    model = small().to("meta")
+    slim = torchslim.apply(model, torchslim.plan(small(), INPUTS, macs=0.5))
+    assert {t.device.type for t in slim.state_dict().values()} == {"meta"}
+    assert slim(INPUTS.to("meta")).shape == small()(INPUTS).shape
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_cuda_device_is_kept() -> None:
+    model, x = small().cuda(), INPUTS.cuda()
+    slim, plan = torchslim.prune(model, x, macs=0.5)
+    assert {t.device for t in slim.state_dict().values()} == {x.device}
+    assert torchslim.verify(model, slim, plan, x) < 1e-12
+
+
+def test_volumes_keep_their_memory_format() -> None:
+    model = nn.Sequential(nn.Conv3d(3, 8, 3), nn.Conv3d(8, 4, 1)).to(memory_format=torch.channels_last_3d)
+    slim = torchslim.apply(model, torchslim.plan(model, torch.randn(1, 3, 4, 4, 4), macs=0.5))
+    assert slim[0].weight.is_contiguous(memory_format=torch.channels_last_3d)
+    assert not slim[0].weight.is_contiguous()
+
+
+def test_gradients_are_not_carried_over() -> None:
+    model = small()
+    model(INPUTS).sum().backward()
+    slim = torchslim.apply(model, torchslim.plan(model, INPUTS, macs=0.5))
+    assert all(p.grad is None for name, p in slim.named_parameters() if name.startswith(("stem", "grouped")))
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_shared_modules_stay_shared() -> None:
+    model = small()
+    model.same = model.stem
+    slim = torchslim.apply(model, torchslim.plan(model, INPUTS, macs=0.5))
+    assert slim.same is slim.stem
+    assert slim.stem is not model.stem
+
+
+class Holding(Small):
+    """Holds a plain tensor for every channel, one for every class, and one that learns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = torch.arange(16.0).view(16, 1, 1)
+        self.anchors = torch.arange(5.0)
+        self.learnt = torch.zeros(16, 1, 1, requires_grad=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn(self.stem(x)) - self.mean + self.learnt
+        return self.head(self.grouped(y.relu()).relu()) + self.anchors.view(5, 1, 1)
+
+
+def test_plain_tensor_attributes_are_cut_or_copied() -> None:
+    model = random_statistics(Holding()).eval()
+    plan = torchslim.plan(model, INPUTS, macs=0.5)
+    slim = torchslim.apply(model, plan)
+    assert slim.mean.flatten().tolist() == list(map(float, plan.kept["stem.weight"][0]))
+    assert plan.kept["mean"] == {0: plan.kept["stem.weight"][0]}
+    assert slim.learnt.requires_grad
+    assert slim.learnt.is_leaf
+    assert torch.equal(slim.anchors, model.anchors)
+    assert slim.anchors is not model.anchors
+    assert model.mean.shape == (16, 1, 1)
+    assert torchslim.verify(model, slim, plan, INPUTS) < 1e-12
+
+
+def test_a_plan_that_cuts_nothing_gives_an_equal_copy() -> None:
+    model = small()
+    slim = torchslim.apply(model, torchslim.plan(model, INPUTS, macs=1.0))
+    assert slim is not model
+    assert {name: bits(t) for name, t in slim.state_dict().items()} == {
+        name: bits(t) for name, t in model.state_dict().items()}
+    assert torch.equal(slim(INPUTS), model(INPUTS))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_scripted_models_are_refused_by_every_entrance() -> None:
+    scripted = torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)))
+    plan = Plan(kept={})
+    for entrance in (lambda: torchslim.apply(scripted, plan), lambda: torchslim.plan(scripted, INPUTS, macs=0.5),
+                     lambda: torchslim.profile(scripted, INPUTS), lambda: torchslim.groups(scripted, INPUTS),
+                     lambda: torchslim.prune(scripted, INPUTS, macs=0.5),
+                     lambda: torchslim.verify(scripted, scripted, plan, INPUTS)):
+        with pytest.raises(UnsupportedModel, match="scripted"):
+            entrance()
+
+
+def test_a_model_that_cannot_be_copied_is_refused_by_name() -> None:
+    class Locked(Small):
+        def __deepcopy__(self, memo: dict[int, object]) -> Small:
+            raise TypeError("no copies")
+
+    with pytest.raises(UnsupportedModel, match=r"Locked can't be copied \(no copies\); copy\.deepcopy"):
+        torchslim.apply(Locked(), Plan(kept={}))
+
+
+def test_a_model_compiled_in_place() -> None:
+    model = small()
+    plan = torchslim.plan(model, INPUTS, macs=0.5)
+    model.compile(backend="eager")
+    assert torchslim.plan(model, INPUTS, macs=0.5) == plan
+    assert torch.equal(torchslim.apply(model, plan)(INPUTS), torchslim.apply(small(), plan)(INPUTS))
+
+
+def test_slim_models_may_be_cut_again() -> None:
+    model = small()
+    slim, _ = torchslim.prune(model, INPUTS, macs=0.7)
+    slimmer, plan = torchslim.prune(slim, INPUTS, macs=0.5)
+    assert plan.budgets[0].before == torchslim.profile(slim, INPUTS).macs
+    assert torchslim.verify(slim, slimmer, plan, INPUTS) < 1e-12

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 import torchslim
+from helpers import heeds_ctrl_c
 from torchslim import cli
 from torchslim.cli.slim import Bars, Lines
 from torchslim.errors import ProofError, RequestError, TrainingError
@@ -135,7 +136,8 @@ def command(settings: Settings) -> list[str]:
 
 def start_and(settings: Settings, signal_: int, when: Callable[[Path], bool]) -> str:
     """Start the command and send it a signal as soon as its folder looks so; what it said on stderr."""
-    with subprocess.Popen(command(settings), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command(settings), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                          preexec_fn=heeds_ctrl_c) as process:
         deadline = time.monotonic() + 120
         while process.poll() is None and not when(settings.out) and time.monotonic() < deadline:
             time.sleep(0.005)
