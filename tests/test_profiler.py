@@ -138,11 +138,11 @@ def test_every_column_by_hand() -> None:
         ("1", "BatchNorm2d", 8, 0, (2, 4, 6, 6), (2, 4, 6, 6), 1),
         ("3", "Linear", 725, linear, (2, 144), (2, 5), 1)]
     assert str(profile).splitlines() == [
-        "layer    kind         params   MACs  output",
-        "0        Conv2d          112  7,776  2x4x6x6",
-        "1        BatchNorm2d       8      0  2x4x6x6",
-        "3        Linear          725  1,440  2x5",
-        "total                    845  9,216"]
+        "layer  kind         params   MACs  output",
+        "0      Conv2d          112  7,776  2x4x6x6",
+        "1      BatchNorm2d       8      0  2x4x6x6",
+        "3      Linear          725  1,440  2x5",
+        "total                  845  9,216"]
 
 
 @pytest.mark.parametrize("model", [
