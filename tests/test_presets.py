@@ -15,7 +15,7 @@ from torchslim.presets import PRESETS
 RESNET = r"layer\d\.\d\."
 BASIC = {"inner": RESNET + r"bn1", "all": RESNET + r"(bn[12]|downsample\.1)|bn1"}
 BOTTLENECK = {"inner": RESNET + r"bn[12]", "all": RESNET + r"(bn[123]|downsample\.1)|bn1"}
-# network: strategy: the batch norms (by full match) whose channels the documents' lists name
+# network: strategy: the batch norms (by full match) whose channels the strategy cuts
 NORMS = {
     "resnet18": BASIC,
     "resnet50": BOTTLENECK,
