@@ -95,14 +95,6 @@ def oracle_error(model: nn.Module, slim: nn.Module, plan: Plan, *inputs: Tensor)
                for a, b in zip(expected, found, strict=True))
 
 
-def liveliness(model: nn.Module, inputs: Tensor) -> float:
-    """How much the outputs change with the inputs' sign, relative: a network that hears nothing proves nothing."""
-    wide = copy.deepcopy(model).double().eval()
-    with torch.no_grad():
-        one, other = (next(tensors(wide(sign * inputs.double()))) for sign in (1, -1))
-    return float((one - other).abs().max() / one.abs().max())
-
-
 def counted_macs(model: nn.Module, *inputs: Tensor, **keywords: Tensor) -> int:
     """Multiply-adds as torch's own counter has them, from a run on the meta device."""
     def to_meta(named: Any) -> dict[str, Tensor]:

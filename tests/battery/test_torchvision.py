@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import torchslim
-from helpers import check_training, count, counted_macs, liveliness, oracle_error, random_statistics
+from helpers import check_training, count, counted_macs, oracle_error, random_statistics
 from torchslim.plans import Plan
 
 # name: an image side that the architecture takes (Inception's auxiliary head wants all of 299)
