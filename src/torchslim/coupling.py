@@ -102,6 +102,7 @@ class Coupling:
         parts: classes that become tensors of their own, of which two must stay.
         macs, params: the costs.
         touches: every cut-able dimension, with the class of each index.
+        reading: the dimensions, by tensor name, along which weights read channels.
         signatures: for each class a number that says which dimensions, and which group of a grouped convolution, it
             touches, and which operations change it; 0 for one that touches none.
         tapes: the runs that this was learned from.
@@ -117,6 +118,7 @@ class Coupling:
     macs: tuple[Scaling, ...]
     params: tuple[Scaling, ...]
     touches: tuple[Touch, ...]
+    reading: frozenset[tuple[str, int]]
     signatures: NDArray[np.uint64]
     tapes: tuple[Tape, ...]
     unknown: tuple[str, ...]
@@ -185,6 +187,7 @@ class _Builder:
     def __init__(self, space: LabelSpace, graphs: Sequence[Graph], tracks: Sequence[Mapping[int, Tracks]]) -> None:
         self.space = space
         self.graph = graphs[0]
+        self.tracks = tracks
         self.of = _classes(space.count, space.unions)
         self.count = int(self.of.max()) + 1 if space.count else 0
         self.touches = tuple(Touch(t.name, t.dim, self.of[t.labels], t.groups) for t in space.touches)
@@ -208,6 +211,7 @@ class _Builder:
             macs=tuple(Scaling(c.macs, tuple(self.of[labels] for labels in c.along)) for c in self.space.costs),
             params=self._params(),
             touches=self.touches,
+            reading=self._reading(),
             signatures=self._signatures(blocks=True),
             tapes=self.tapes,
             unknown=tuple(sorted(self.space.unknown)),
@@ -263,35 +267,45 @@ class _Builder:
         return tuple(Scaling(value.numel, tuple(along.get(name, ())))
                      for name, value in self.graph.state.items() if value.source == "parameter")
 
+    def _reading(self) -> frozenset[tuple[str, int]]:
+        """A tied weight may make channels along a dimension in one place and read along it in another."""
+        first = {int(labels[0]) for labels, _ in self.space.read}
+        return frozenset((touch.name, touch.dim) for touch in self.space.touches if int(touch.labels[0]) in first)
+
     def _signatures(self, blocks: bool) -> NDArray[np.uint64]:
         """A number for each class: equal for classes that touch the same dimensions equally often.
 
         With `blocks`, the groups of a grouped convolution count as dimensions of their own, and what happens to the
         channels counts, too.
         """
-        signatures = np.zeros(self.count, dtype=np.uint64)
-        for touch in self.touches:
-            np.add.at(signatures, touch.labels, _number(touch.name, touch.dim))
+        own = np.zeros(self.space.count, dtype=np.uint64)
+        for touch in self.space.touches:
+            np.add.at(own, touch.labels, _number(touch.name, touch.dim))
         for place, rows in enumerate(self.space.blocks if blocks else ()):
             for block, labels in enumerate(rows):
-                np.add.at(signatures, self.of[labels], _number("block", place, block))
+                np.add.at(own, labels, _number("block", place, block))
+        signatures = np.zeros(self.count, dtype=np.uint64)
+        np.add.at(signatures, self.of, own)
         if blocks:
-            self._tell_apart(signatures)
+            self._tell_apart(signatures, own)
         return signatures
 
-    def _tell_apart(self, signatures: NDArray[np.uint64]) -> None:
+    def _tell_apart(self, signatures: NDArray[np.uint64], own: NDArray[np.uint64]) -> None:
         """Channels of the same weights may be treated differently: one half of them pooled, say, the other not.
 
-        Only on the meta device are a run's operations sure to be the same at other widths.
+        What changes a channel counts, with the weights that each argument came from (`own`, by label): in a difference
+        it matters what is taken from what. Only on the meta device are a run's operations sure to be the same at other
+        widths.
         """
         touched = signatures != 0
-        for place, tape in enumerate(self.tapes):
+        for place, (tape, tracks) in enumerate(zip(self.tapes, self.tracks, strict=True)):
             changing = (op for op in tape.graph.ops if tape.graph.device == "meta" and not keeps_values(op))
             for op in changing:
-                for value in op.outputs:
-                    for track in tape.tracks.get(value.id, ()) if value is not None else ():
-                        classes = track[touched[track]]
-                        np.add.at(signatures, classes, _number(op.name, op.index, place))
+                for position, value in enumerate(op.inputs):
+                    number = _number(op.name, op.index, place, position)
+                    for track in tracks.get(value.id, ()):
+                        labels = track.ravel()[touched[self.of[track.ravel()]]]
+                        np.add.at(signatures, self.of[labels], number ^ own[labels])
 
     def _groups(self) -> tuple[ChannelGroup, ...]:
         signatures = self._signatures(blocks=False)

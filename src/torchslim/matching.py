@@ -153,7 +153,6 @@ def kept_indices(coupling: Coupling, slim: Coupling, chosen: Index) -> tuple[
     """What stays of each tensor, in the slim run's order; the grouped weights; and the dimensions that read."""
     kept: dict[str, dict[int, tuple[int, ...]]] = {}
     grouped: dict[str, tuple[int, int]] = {}
-    reading = {(m.name, m.dim) for group in coupling.groups for m in group.members if m.role == "reads"}
     readers = []
     for touch in slim.touches:
         before = coupling.by_dimension[touch.name, touch.dim]
@@ -161,7 +160,7 @@ def kept_indices(coupling: Coupling, slim: Coupling, chosen: Index) -> tuple[
         if len(index) == len(before.labels) and (index == np.arange(len(index))).all():
             continue
         kept.setdefault(touch.name, {})[touch.dim] = tuple(index.tolist())
-        if (touch.name, touch.dim) in reading:
+        if (touch.name, touch.dim) in coupling.reading:
             readers.append((touch.name, touch.dim))
         if touch.groups > 1:
             grouped[touch.name] = (before.groups, touch.groups)

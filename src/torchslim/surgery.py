@@ -123,19 +123,26 @@ def _mend(model: nn.Module, mend: Mend) -> None:
     setattr(owner, mend.attribute, new)
 
 
+def _narrow(tensor: Tensor, dims: Mapping[int, int]) -> Tensor:
+    """A view of as many elements as a slim tensor has, laid out as that one will be: torch may choose by the layout."""
+    shape = [dims.get(dim, size) for dim, size in enumerate(tensor.shape)]
+    if 0 in tensor.stride():  # expanded: there are not so many elements
+        return tensor[tuple(slice(size) for size in shape)]
+    layout = torch.empty(shape, device="meta").to(memory_format=_memory_format(tensor))
+    return tensor.as_strided(shape, layout.stride(), tensor.storage_offset())
+
+
 @contextmanager
 def resized(model: nn.Module, sizes: Mapping[str, Mapping[int, int]], mends: Sequence[Mend]) -> Iterator[None]:
-    """The model itself with narrower tensors while the block runs: views of the first entries, nothing is copied.
+    """The model itself with narrower tensors while the block runs: views of their storage, nothing is copied.
 
     Good for learning what shapes the slim model will have, at the price of a trace.
     """
     state = tensors_of(model)
     views: dict[int, Tensor] = {}
     for name, dims in sizes.items():
-        view = state[name].detach()
-        for dim, size in dims.items():
-            view = view.narrow(dim, 0, size)
-        views[id(state[name])] = nn.Parameter(view, requires_grad=False) if isinstance(
+        view = _narrow(state[name].detach(), dims)
+        views[id(state[name])] = nn.Parameter(view, requires_grad=state[name].requires_grad) if isinstance(
             state[name], nn.Parameter) else view
     spaces: list[dict[str, Any]] = []
     for module in model.modules():
