@@ -23,8 +23,9 @@ PUBLIC = [
 
 # Nothing imports what stands later in this list; modules of one subpackage may import each other.
 ORDER = [
-    "__init__", "errors", "wording", "files", "plans", "calling", "graph", "labels", "trace", "rules", "tapes",
-    "coupling", "profiler", "latency", "importance", "budget", "widths", "surgery", "mending", "matching",
+    "__init__", "errors", "wording", "files", "plans", "calling", "modules", "graph", "labels", "untouched", "shapes",
+    "blindness", "trace", "rules", "tapes", "coupling", "profiler", "latency", "importance", "budget", "widths",
+    "copying", "surgery", "mending", "matching",
     "reference", "proof", "pruning", "presets", "libraries", "sources", "store", "exporting", "train", "report",
     "pipeline", "cli",
 ]

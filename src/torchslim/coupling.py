@@ -198,7 +198,9 @@ class _Builder:
         self.tracks = tracks
         self.of = _classes(space.count, space.unions)
         self.count = int(self.of.max()) + 1 if space.count else 0
-        self.touches = tuple(Touch(t.name, t.dim, self.of[t.labels], t.groups) for t in space.touches)
+        same: dict[bytes, Index] = {}  # a layer's weight, bias and norm have the same channels: one array for all
+        self.touches = tuple(Touch(t.name, t.dim, same.setdefault(classes.tobytes(), classes), t.groups)
+                             for t in space.touches for classes in (self.of[t.labels],))
         self._keep_torn_rows()
 
     def tapes(self) -> tuple[Tape, ...]:
@@ -371,15 +373,14 @@ class _Builder:
             largest[classes] = np.maximum(largest[classes], size)
         read = {int(labels[0]) for labels, _ in self.space.read}
         found: dict[int, list[Member]] = {group: [] for group in order}
-        indices: dict[bytes, list[tuple[int, Index]]] = {}
+        indices: dict[int, list[tuple[int, Index]]] = {}
         for raw, touch in zip(self.space.touches, self.touches, strict=True):
             first = int(raw.labels[0])
             role = "makes" if first in made else "reads" if first in read else "follows"
             if made.get(first) == 1 and largest[touch.labels].max() > 1:
                 role = "gates"
             scale = touch.name in self.space.scales
-            # A layer's weight, bias and norm have the same channels: their indices are sorted once.
-            key = touch.labels.tobytes()
+            key = id(touch.labels)
             if key not in indices:
                 indices[key] = _indices_by_group(place[touch.labels], rank[touch.labels], order)
             for group, own in indices[key]:
