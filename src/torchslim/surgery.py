@@ -33,7 +33,7 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
         if name not in state:
             raise PlanError(f"`{name}`: the plan cuts this tensor and the model has none of that name; "
                             "apply the plan to the model that it was made for")
-        memo[id(state[name])] = _cut(state[name], name, dims, plan.grouped.get(name))
+        memo[id(state[name])] = cut_tensor(state[name], name, dims, plan.grouped.get(name))
     try:
         slim = copy.deepcopy(model, memo)
     except (RuntimeError, TypeError, AttributeError) as error:
@@ -55,8 +55,18 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def _cut(tensor: Tensor, name: str, dims: Mapping[int, Sequence[int]], groups: tuple[int, int] | None) -> Tensor:
-    """The kept part of a tensor, contiguous in the tensor's own memory format."""
+def cut_tensor(tensor: Tensor, name: str, dims: Mapping[int, Sequence[int]], groups: tuple[int, int] | None) -> Tensor:
+    """The kept part of a tensor, contiguous in the tensor's own memory format.
+
+    Args:
+        tensor: a parameter, a buffer, or an optimizer's state of the same shape.
+        name: the parameter's, for messages.
+        dims: the plan for it: what stays of each dimension that is cut.
+        groups: the groups of a grouped convolution before and after.
+
+    Raises:
+        PlanError: an index out of range, or filters that can't be split into the groups.
+    """
     for dim, index in dims.items():
         size = tensor.shape[dim] if dim < tensor.dim() else 0
         if groups is not None and dim == 1:
