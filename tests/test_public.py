@@ -24,8 +24,8 @@ PUBLIC = [
 # Nothing imports what stands later in this list; modules of one subpackage may import each other.
 ORDER = [
     "__init__", "errors", "wording", "files", "plans", "calling", "graph", "labels", "trace", "rules", "tapes",
-    "coupling", "profiler", "latency", "importance", "budget", "widths", "surgery", "optimizers", "mending", "matching",
-    "reference", "proof", "pruning", "presets", "libraries", "sources", "store", "exporting", "train", "report",
+    "channels", "coupling", "profiler", "latency", "importance", "budget", "widths", "surgery", "optimizers", "mending",
+    "matching", "reference", "proof", "pruning", "presets", "libraries", "sources", "store", "exporting", "train", "report",
     "pipeline", "cli",
 ]
 

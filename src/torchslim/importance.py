@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from torchslim.coupling import ChannelGroup, Member
+from torchslim.channels import ChannelGroup, Member
 from torchslim.errors import RequestError
 
 Scores = NDArray[np.float64]
