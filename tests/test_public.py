@@ -25,8 +25,8 @@ PUBLIC = [
 ORDER = [
     "__init__", "errors", "wording", "files", "plans", "calling", "graph", "labels", "trace", "rules", "tapes",
     "channels", "coupling", "profiler", "latency", "importance", "budget", "widths", "surgery", "optimizers", "mending",
-    "matching", "reference", "proof", "pruning", "presets", "libraries", "sources", "store", "exporting", "train", "report",
-    "pipeline", "cli",
+    "matching", "reference", "proof", "pruning", "presets", "libraries", "sources", "store", "exporting", "train",
+    "report", "pipeline", "cli",
 ]
 
 # Imports against the order, each inside a function: a saved model is a source of models, and has a source itself.
