@@ -16,7 +16,8 @@ from math import gcd
 import numpy as np
 from numpy.typing import NDArray
 
-from torchslim.coupling import ChannelGroup, Coupling, Scaling
+from torchslim.channels import ChannelGroup
+from torchslim.coupling import Coupling, Scaling
 from torchslim.errors import RequestError
 from torchslim.importance import Scores
 from torchslim.labels import Rows

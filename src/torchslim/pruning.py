@@ -28,7 +28,8 @@ from torchslim.budget import (
     select,
 )
 from torchslim.calling import Inputs, unwrap
-from torchslim.coupling import ChannelGroup, Coupling, Scaling, couple
+from torchslim.channels import ChannelGroup
+from torchslim.coupling import Coupling, Scaling, couple
 from torchslim.errors import ProofError, RequestError
 from torchslim.importance import score
 from torchslim.labels import Rows, Touch

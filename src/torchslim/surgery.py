@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from itertools import accumulate
@@ -33,13 +33,12 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
     model = unwrap(model)
     state = tensors_of(model)
     memo: dict[int, Any] = {}
-    index = cache(_Index)
+    index = cache(Index)
     for name, dims in plan.kept.items():
         if name not in state:
             raise PlanError(f"`{name}`: the plan cuts this tensor and the model has none of that name; "
                             "apply the plan to the model that it was made for")
-        memo[id(state[name])] = _cut(state[name], name, {dim: index(tuple(own)) for dim, own in dims.items()},
-                                     plan.grouped.get(name))
+        memo[id(state[name])] = cut_tensor(state[name], name, dims, plan.grouped.get(name), index)
     try:
         slim = copied(model, memo)
     except (RuntimeError, TypeError, AttributeError) as error:
@@ -50,7 +49,7 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
     return slim
 
 
-class _Index:
+class Index:
     """Indices that stay: many tensors keep the same."""
 
     def __init__(self, kept: tuple[int, ...]) -> None:
@@ -65,9 +64,22 @@ class _Index:
         return self.tensor
 
 
-def _cut(tensor: Tensor, name: str, dims: Mapping[int, _Index], groups: tuple[int, int] | None) -> Tensor:
-    """The kept part of a tensor, contiguous in the tensor's own memory format."""
-    for dim, index in dims.items():
+def cut_tensor(tensor: Tensor, name: str, dims: Mapping[int, Sequence[int]], groups: tuple[int, int] | None,
+               index_of: Callable[[tuple[int, ...]], Index] = Index) -> Tensor:
+    """The kept part of a tensor, contiguous in the tensor's own memory format.
+
+    Args:
+        tensor: a parameter, a buffer, or an optimizer's state of the same shape.
+        name: the parameter's, for messages.
+        dims: the plan for it: what stays of each dimension that is cut.
+        groups: the groups of a grouped convolution before and after.
+        index_of: makes an `Index` of what stays; one that remembers saves time where many tensors keep the same.
+
+    Raises:
+        PlanError: an index out of range, or filters that can't be split into the groups.
+    """
+    indices = {dim: index_of(tuple(kept)) for dim, kept in dims.items()}
+    for dim, index in indices.items():
         size = tensor.shape[dim] if dim < tensor.dim() else 0
         if groups is not None and dim == 1:
             size *= groups[0]
@@ -77,10 +89,10 @@ def _cut(tensor: Tensor, name: str, dims: Mapping[int, _Index], groups: tuple[in
     with torch.no_grad():
         part = tensor.detach()
         if groups is not None and 1 in dims:
-            part = _cut_grouped(part, name, {dim: index.kept for dim, index in dims.items()}, groups)
+            part = _cut_grouped(part, name, dims, groups)
         else:
             # The dimension that loses most goes first.
-            for dim, index in sorted(dims.items(), key=lambda item: len(item[1].kept) / tensor.shape[item[0]]):
+            for dim, index in sorted(indices.items(), key=lambda item: len(item[1].kept) / tensor.shape[item[0]]):
                 part = part.index_select(dim, index.on(part.device))
         part = part.contiguous(memory_format=_memory_format(tensor))
     if isinstance(tensor, nn.Parameter):
