@@ -68,7 +68,7 @@ def _stages(network: Network, row: Row) -> Any:
     yield
     slim = torchslim.apply(original, plan)
     row["seconds"] = time.perf_counter() - start
-    row |= _described(plan, row["params"])
+    row |= _described(plan, row["params"], size[0])
     row["stage"] = "works"
     yield
     pair = make_inputs(network, proof, 2)
@@ -148,10 +148,12 @@ def _targets(pictures: list[Tensor]) -> list[dict[str, Tensor]]:
 
 # --- what is found ------------------------------------------------------------------------------------------
 
-def _described(plan: Plan, params: int) -> Row:
+def _described(plan: Plan, params: int, colours: int) -> Row:
     (budget,) = plan.budgets
     reasons: dict[str, Row] = {}
     for entry in plan.left_alone:
+        if entry.reason == "the network's output" or (entry.channels == colours and entry.reason.startswith("reads ")):
+            continue  # outputs and pictures stay in every network
         known = reasons.setdefault(_short(entry.reason), {"channels": 0, "groups": 0, "example": entry.reason[:300]})
         known["channels"] += entry.channels
         known["groups"] += 1

@@ -29,8 +29,8 @@ nothing is downloaded. Each network is planned for one input of the size given a
 - A row *approximate* has `allow_approximate=True`: channels that a layer norm or its like mixes are cut as well; it is
   exact against the original whose norms mix only what stays.
 - Sizes are channels, (frames,) height, width. Two sizes: planned at the first; run, proven and trained at the second.
-- *Left alone* counts groups of channels and says why, most channels first; every network's outputs are left alone, and
-  not listed.
+- *Left alone* counts groups of channels and says why, most channels first. Outputs and the pictures' colours are left
+  alone in every network, and not listed.
 
 """
 
@@ -113,7 +113,7 @@ def _remarks(row: Row) -> Iterator[str]:
             yield f"**{row[key]}**"
     if row.get("original_trains", True) is not True:
         yield "the original does not train on these inputs either"
-    reasons = {reason: entry for reason, entry in row.get("frozen", {}).items() if reason != "the network's output"}
+    reasons = row.get("frozen", {})
     for reason, entry in list(reasons.items())[:3]:
         yield f"{reason} ({entry['groups']})"
     if len(reasons) > 3:
