@@ -22,10 +22,10 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from torchslim.calling import Inputs, arguments, map_tensors, tensors_in, unwrap
 from torchslim.errors import PlanError, ProofError
+from torchslim.modules import tensors_of
 from torchslim.plans import Plan
 from torchslim.reference import mixing_what_stays
-from torchslim.surgery import tensors_of
-from torchslim.trace import plain_attention
+from torchslim.untouched import plain_attention
 
 
 def verify(model: nn.Module, slim: nn.Module, plan: Plan, inputs: Inputs) -> float:

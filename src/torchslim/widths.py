@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from torchslim.modules import names_of_modules
 from torchslim.plans import Mend
 
 Facts = dict[str, int | tuple[int, ...]]
+Shape = Callable[[Tensor], Sequence[int]]
 
 
-def _convolution(layer: _ConvNd) -> Facts:
-    first, second = layer.weight.shape[:2]
-    depthwise = layer.groups > 1 and layer.groups == layer.in_channels and layer.weight.shape[1] == 1
+def _convolution(layer: _ConvNd, shape: Shape) -> Facts:
+    first, second = shape(layer.weight)[:2]
+    depthwise = layer.groups > 1 and layer.groups == layer.in_channels and second == 1
     if isinstance(layer, _ConvTransposeNd):
         groups = first if depthwise else layer.groups
         return {"in_channels": first, "out_channels": second * groups, "groups": groups}
@@ -25,33 +27,33 @@ def _convolution(layer: _ConvNd) -> Facts:
     return {"in_channels": second * groups, "out_channels": first, "groups": groups}
 
 
-def _linear(layer: nn.Linear) -> Facts:
-    return {"out_features": layer.weight.shape[0], "in_features": layer.weight.shape[1]}
+def _linear(layer: nn.Linear, shape: Shape) -> Facts:
+    return {"out_features": shape(layer.weight)[0], "in_features": shape(layer.weight)[1]}
 
 
-def _norm(layer: _NormBase) -> Facts:
+def _norm(layer: _NormBase, shape: Shape) -> Facts:
     held = layer.weight if layer.weight is not None else layer.running_mean
-    return {} if held is None else {"num_features": held.shape[0]}
+    return {} if held is None else {"num_features": shape(held)[0]}
 
 
-def _layer_norm(layer: Any) -> Facts:
-    return {} if layer.weight is None else {"normalized_shape": tuple(layer.weight.shape)}
+def _layer_norm(layer: Any, shape: Shape) -> Facts:
+    return {} if layer.weight is None else {"normalized_shape": tuple(shape(layer.weight))}
 
 
-def _group_norm(layer: nn.GroupNorm) -> Facts:
+def _group_norm(layer: nn.GroupNorm, shape: Shape) -> Facts:
     if layer.weight is None:
         return {}
-    channels = layer.weight.shape[0]
+    channels = shape(layer.weight)[0]
     # One group a channel is what makes it an instance norm: that must stay so.
     return {"num_channels": channels,
             "num_groups": channels if layer.num_groups == layer.num_channels else layer.num_groups}
 
 
-def _prelu(layer: nn.PReLU) -> Facts:
-    return {"num_parameters": layer.weight.shape[0]}
+def _prelu(layer: nn.PReLU, shape: Shape) -> Facts:
+    return {"num_parameters": shape(layer.weight)[0]}
 
 
-_LAYERS: tuple[tuple[type[nn.Module], Callable[[Any], Facts]], ...] = (
+_LAYERS: tuple[tuple[type[nn.Module], Callable[[Any, Shape], Facts]], ...] = (
     (_ConvNd, _convolution),
     (nn.Linear, _linear),
     (_NormBase, _norm),
@@ -62,13 +64,16 @@ _LAYERS: tuple[tuple[type[nn.Module], Callable[[Any], Facts]], ...] = (
 )
 
 
-def outdated(model: nn.Module) -> list[Mend]:
-    """What torch's layers in `model` remember that their tensors' shapes contradict."""
+def outdated(model: nn.Module, shape: Shape = lambda tensor: tensor.shape) -> list[Mend]:
+    """What torch's layers in `model` remember that their tensors' shapes contradict.
+
+    `shape` gives a tensor's shape: that which it has, or that which it is going to have.
+    """
     mends = []
-    for name, module in model.named_modules():
+    for module, name in names_of_modules(model).items():
         for kind, facts in _LAYERS:
             if isinstance(module, kind):
-                for attribute, new in facts(module).items():
+                for attribute, new in facts(module, shape).items():
                     old = getattr(module, attribute)
                     old = tuple(old) if isinstance(old, list | tuple) else old
                     if old != new:
