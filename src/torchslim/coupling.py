@@ -254,7 +254,9 @@ class _Builder:
         found: dict[tuple[int, bytes], Rows] = {}
         for rows in self.space.rows:
             classes = self.of[rows.labels]
-            if len(classes) > 1 and not (classes == classes[:1]).all():
+            # Rows of one channel each are positions of that channel, which goes from all of them or none.
+            positions = rows.least > 1 < classes.shape[1] and (classes == classes[:, :1]).all()
+            if len(classes) > 1 and not positions and not (classes == classes[:1]).all():
                 key = classes.shape[0], classes.tobytes()
                 least = max(rows.least, found[key].least if key in found else 0)
                 found[key] = Rows(classes, least, found[key].place if key in found else rows.place)

@@ -54,8 +54,9 @@ def at_slim_widths(model: nn.Module, inputs: Inputs, coupling: Coupling, shares:
                            frozenset(touch.labels.tolist()))
         if kept < len(touch.labels):
             sizes.setdefault(touch.name, {})[touch.dim] = kept // touch.groups
+    always = {(mend.module, mend.attribute) for mend in outdated(model)}
     with resized(model, sizes, ()):
-        known = outdated(model)
+        known = [mend for mend in outdated(model) if (mend.module, mend.attribute) not in always]
     run, mends = mended(model, inputs, coupling, shares, sizes, known)
     if run.op is not None and run.tape is not None:
         values = (*run.op.inputs, *(value for value in run.op.outputs if value is not None))

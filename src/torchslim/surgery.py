@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchslim.calling import unwrap
 from torchslim.errors import PlanError, UnsupportedModel
 from torchslim.plans import Mend, Plan
+from torchslim.widths import computed
 
 
 def apply(model: nn.Module, plan: Plan) -> nn.Module:
@@ -28,20 +29,32 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
     """
     model = unwrap(model)
     state = tensors_of(model)
-    memo: dict[int, Any] = {}
+    parts: dict[int, Any] = {}
+    left_behind = computed(model)
     for name, dims in plan.kept.items():
         if name not in state:
             raise PlanError(f"`{name}`: the plan cuts this tensor and the model has none of that name; "
                             "apply the plan to the model that it was made for")
-        memo[id(state[name])] = _cut(state[name], name, dims, plan.grouped.get(name))
+        for own in (name, *left_behind.get(name, ())):
+            parts[id(state[own])] = _cut(state[own], own, dims, plan.grouped.get(name))
     try:
-        slim = copy.deepcopy(model, memo)
+        slim = copied(model, parts)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise UnsupportedModel(f"model: {type(model).__name__} can't be copied ({error}); "
                                "copy.deepcopy(model) must work") from error
     for mend in plan.mends:
         _mend(slim, mend)
     return slim
+
+
+def copied(model: nn.Module, parts: Mapping[int, Any] | None = None) -> nn.Module:
+    """A deep copy in which `parts` stand in for the tensors with these ids.
+
+    Tensors that are a computation's result have no deep copy of torch's own. Hooks such as those of
+    `torch.nn.utils.weight_norm` and `prune` leave them behind, and compute them anew before each call.
+    """
+    memo = {id(t): t.detach().clone() for t in tensors_of(model).values() if not t.is_leaf}
+    return copy.deepcopy(model, {**memo, **(parts or {})})
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:

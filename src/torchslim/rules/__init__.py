@@ -38,6 +38,12 @@ def keeps_values(op: Op) -> bool:
     return row is not None and (row.labels is elementwise.passing or op.name.removesuffix("_") in shape.ROWS)
 
 
+def multiplies(op: Op) -> bool:
+    """True for an operation that has multiply-adds: a convolution or a matrix product."""
+    row = row_of(op)
+    return row is not None and row.macs is not None
+
+
 def move_labels(space: LabelSpace, op: Op) -> None:
     """Apply an operation's row to the labels; freeze what an unknown operation reads."""
     row = row_of(op)

@@ -122,9 +122,21 @@ def slices(space: LabelSpace, op: Op) -> None:
                 _by_position(space, track, dim, op)
             elif part.size < track.size:
                 space.part(part)
+                _like_its_siblings(space, track, start or 0, part.shape[dim], step)
             track = part
         tracks.append(track)
     space.set(op.output, tracks)
+
+
+def _like_its_siblings(space: LabelSpace, track: Labels, start: int, size: int, step: int) -> None:
+    """A slice that is one of n equal parts (`x[:, :c // 2]`, `x[:, ::2]`): they lose equally many, as in a chunk."""
+    whole = track.size
+    if max(track.shape) < whole or whole % size or size == 1:
+        return
+    if step == 1 and start % size == 0:
+        space.equal_groups(track.reshape(-1, size), least=2)
+    elif step * size == whole and 0 <= start < step:
+        space.equal_groups(track.reshape(size, step).T, least=2)
 
 
 def select(space: LabelSpace, op: Op) -> None:
