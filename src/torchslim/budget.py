@@ -35,6 +35,7 @@ class Meter:
         self.sizes = np.array([len(labels) for _, labels in along], dtype=np.float64)
         self.index = np.concatenate([labels for _, labels in along]) if along else np.zeros(0, dtype=np.int64)
         self.starts = np.concatenate([[0], np.cumsum(self.sizes)[:-1]]).astype(np.int64) if along else self.owner
+        self.firsts = np.flatnonzero(np.diff(self.owner, prepend=-1))  # where the dimensions of each count begin
 
     @property
     def total(self) -> int:
@@ -47,7 +48,7 @@ class Meter:
             return self.total
         kept = np.rint(np.add.reduceat(shares[self.index], self.starts))
         scaled = self.amounts.copy()
-        np.multiply.at(scaled, self.owner, kept / self.sizes)
+        scaled[self.owner[self.firsts]] *= np.multiply.reduceat(kept / self.sizes, self.firsts)
         return int(np.rint(scaled).sum())
 
 
@@ -149,6 +150,44 @@ class Selection:
         return shares
 
 
+class _Order:
+    """Every removal in the order of what it loses, and the shares that are left after the first few.
+
+    Ties between equal losses break by position.
+    """
+
+    def __init__(self, bundles: Sequence[Bundle], start: Sequence[int], classes: int) -> None:
+        self.bundles, self.start, self.classes = bundles, start, classes
+        steps = sorted((loss, place, level) for place, bundle in enumerate(bundles)
+                       for level, loss in enumerate(bundle.losses) if level >= start[place])
+        self.owners = [place for _, place, _ in steps]
+        # The number of removals after which each class is gone; those of tied rows fade, and are seen to apart.
+        self.gone_after = np.full(classes, len(steps) + 1)
+        ranks: list[list[int]] = [[0] * level for level in start]
+        for rank, place in enumerate(self.owners, start=1):
+            ranks[place].append(rank)
+        for bundle, own in zip(bundles, ranks, strict=True):
+            if not bundle.tied:
+                lost = -np.diff(bundle.kept)
+                self.gone_after[bundle.classes[: int(lost.sum())]] = np.repeat(own, lost)
+        self.tied = [(place, bundle) for place, bundle in enumerate(bundles) if bundle.tied]
+
+    def first(self, count: int) -> list[int]:
+        """How far each bundle goes down with the first `count` removals."""
+        removals = list(self.start)
+        for place in self.owners[:count]:
+            removals[place] += 1
+        return removals
+
+    def shares(self, count: int) -> Shares:
+        """Kept share of every class after the first `count` removals."""
+        shares = (self.gone_after > count).astype(np.float64)
+        removals = self.first(count) if self.tied else ()
+        for place, bundle in self.tied:
+            shares[bundle.classes] = bundle.shares(removals[place])
+        return shares
+
+
 def select(coupling: Coupling, bundles: Sequence[Bundle], limits: Sequence[Limit],
            floor: Mapping[int, int] | None = None, evenly: bool = False) -> Selection:
     """The fewest and least important removals that meet every limit, or all that can go where none do.
@@ -161,51 +200,41 @@ def select(coupling: Coupling, bundles: Sequence[Bundle], limits: Sequence[Limit
         evenly: all bundles go down together, so that none takes back more than its last removal.
     """
     start = [0 if floor is None else floor.get(place, 0) for place in range(len(bundles))]
-    # Every removal in the order of what it loses; ties break by position.
-    steps = sorted((bundle.losses[level], place, level) for place, bundle in enumerate(bundles)
-                   for level in range(start[place], len(bundle.losses)))
-    owners = [place for _, place, _ in steps]
+    order = _Order(bundles, start, coupling.classes)
 
-    def met(removals: Sequence[int]) -> bool:
-        shares = Selection(tuple(bundles), tuple(removals)).shares(coupling.classes)
+    def met(shares: Shares) -> bool:
         return all(limit.meter(shares) <= limit.most for limit in limits)
 
-    def first(count: int) -> list[int]:
-        removals = list(start)
-        for place in owners[:count]:
-            removals[place] += 1
-        return removals
-
-    low, high = 0, len(owners)
+    low, high = 0, len(order.owners)
     while low < high:
         middle = (low + high) // 2
-        if met(first(middle)):
+        if met(order.shares(middle)):
             high = middle
         else:
             low = middle + 1
-    removals = first(low)
-    if met(removals):
-        _give_back(removals, start, owners[:low], met, evenly)
+    removals, shares = order.first(low), order.shares(low)
+    if met(shares):
+        _give_back(removals, shares, order, low, met, evenly)
     return Selection(tuple(bundles), tuple(removals))
 
 
-def _give_back(removals: list[int], start: Sequence[int], owners: Sequence[int],
-               met: Callable[[Sequence[int]], bool], evenly: bool) -> None:
+GIVING_BACK = 32
+"""How many bundles may take back removals that a limit leaves room for."""
+
+
+def _give_back(removals: list[int], shares: Shares, order: _Order, count: int, met: Callable[[Shares], bool],
+               evenly: bool) -> None:
     """The last removal may have been a large one: take back what the limits still allow, most important first."""
-    tried: set[int] = set()
-    for place in reversed(owners):
-        if place in tried:
-            continue
-        while removals[place] > start[place]:
-            removals[place] -= 1
-            if not met(removals):
-                removals[place] += 1
+    for place in list(dict.fromkeys(reversed(order.owners[:count])))[:GIVING_BACK]:
+        bundle = order.bundles[place]
+        while removals[place] > order.start[place]:
+            shares[bundle.classes] = bundle.shares(removals[place] - 1)
+            if not met(shares):
+                shares[bundle.classes] = bundle.shares(removals[place])
                 break
+            removals[place] -= 1
             if evenly:
                 break
-        tried.add(place)
-        if len(tried) >= 32:
-            return
 
 
 def as_count(asked: float, total: int, resource: str) -> int:

@@ -7,7 +7,7 @@ channels can be removed one by one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
@@ -19,7 +19,7 @@ from torch import nn
 from torchslim.calling import Inputs
 from torchslim.graph import Graph
 from torchslim.labels import Labels, LabelSpace, Mixed, Rows, Touch, Tracks
-from torchslim.rules import keeps_values, move_labels
+from torchslim.rules import move_labels, tells_apart
 from torchslim.tapes import Index, Tape, tapes
 
 
@@ -103,13 +103,11 @@ class Coupling:
         macs, params: the costs.
         touches: every cut-able dimension, with the class of each index.
         reading: the dimensions, by tensor name, along which weights read channels.
-        signatures: for each class a number that says which dimensions, and which group of a grouped convolution, it
-            touches, and which operations change it; 0 for one that touches none.
-        tapes: the runs that this was learned from.
+        graphs: the runs that this was learned from.
         unknown: operations without a rule.
         mixed: where the first tape mixes channels by value, and the caller allowed to cut them all the same; the
             labels are classes.
-        build_groups: makes the groups, when they are first asked for: a slim run's never are.
+        builder: makes what only some callers ask for, when they first do.
     """
 
     classes: int
@@ -119,16 +117,26 @@ class Coupling:
     params: tuple[Scaling, ...]
     touches: tuple[Touch, ...]
     reading: frozenset[tuple[str, int]]
-    signatures: NDArray[np.uint64]
-    tapes: tuple[Tape, ...]
+    graphs: tuple[Graph, ...]
     unknown: tuple[str, ...]
     mixed: tuple[Mixed, ...]
-    build_groups: Callable[[], tuple[ChannelGroup, ...]]
+    builder: _Builder
 
     @cached_property
     def groups(self) -> tuple[ChannelGroup, ...]:
         """Every channel group, frozen ones too, in the order of the tape."""
-        return self.build_groups()
+        return self.builder.groups()
+
+    @cached_property
+    def tapes(self) -> tuple[Tape, ...]:
+        """The runs, with the classes of each value's elements."""
+        return self.builder.tapes()
+
+    @cached_property
+    def signatures(self) -> NDArray[np.uint64]:
+        """For each class a number that says which dimensions, and which group of a grouped convolution, it touches, and
+        which operations change it; 0 for one that touches none."""
+        return self.builder.signatures(blocks=True)
 
     @cached_property
     def grouped(self) -> frozenset[str]:
@@ -186,14 +194,16 @@ class _Builder:
 
     def __init__(self, space: LabelSpace, graphs: Sequence[Graph], tracks: Sequence[Mapping[int, Tracks]]) -> None:
         self.space = space
-        self.graph = graphs[0]
+        self.graphs = tuple(graphs)
         self.tracks = tracks
         self.of = _classes(space.count, space.unions)
         self.count = int(self.of.max()) + 1 if space.count else 0
         self.touches = tuple(Touch(t.name, t.dim, self.of[t.labels], t.groups) for t in space.touches)
-        self.tapes = tuple(Tape(graph, {key: tuple(self.of[t] for t in own) for key, own in by_value.items()})
-                           for graph, by_value in zip(graphs, tracks, strict=True))
         self._keep_torn_rows()
+
+    def tapes(self) -> tuple[Tape, ...]:
+        return tuple(Tape(graph, {key: tuple(self.of[t] for t in own) for key, own in by_value.items()})
+                     for graph, by_value in zip(self.graphs, self.tracks, strict=True))
 
     def _keep_torn_rows(self) -> None:
         """Copies of one channel in rows that differ: what goes from one row would shift the others."""
@@ -212,11 +222,10 @@ class _Builder:
             params=self._params(),
             touches=self.touches,
             reading=self._reading(),
-            signatures=self._signatures(blocks=True),
-            tapes=self.tapes,
+            graphs=self.graphs,
             unknown=tuple(sorted(self.space.unknown)),
             mixed=tuple(Mixed(self.of[m.labels], m.reason, m.op) for m in self.space.mixed),
-            build_groups=self._groups,
+            builder=self,
         )
 
     def _reasons(self) -> dict[int, str]:
@@ -235,20 +244,22 @@ class _Builder:
     def _shortcuts(self) -> NDArray[np.bool_]:
         """Classes that are joined with others, or that several weights read at the same resolution."""
         flags = self._flags(self.space.joined)
-        readers: dict[int, dict[int, int]] = {}
         home = {int(t.labels[0]): place for place, t in enumerate(self.space.touches)}
         largest = np.zeros(self.count, dtype=np.int64)
         for labels, size in self.space.read:
-            np.maximum.at(largest, self.of[labels], size)
+            classes = self.of[labels]
+            largest[classes] = np.maximum(largest[classes], size)
+        # A class has several readers if its first and its last differ.
+        first, last = np.full(self.count, np.iinfo(np.int64).max), np.full(self.count, np.iinfo(np.int64).min)
         for place, (labels, size) in enumerate(self.space.read):
             reader = home.get(int(labels[0]), -1 - place)
-            for one in np.unique(self.of[labels]):
-                # A gate reads the map's mean: one position where another reader sees the whole map.
-                if size > 1 or largest[one] == 1:
-                    readers.setdefault(int(one), {})[reader] = size
-        for one, seen in readers.items():
-            flags[one] |= len(seen) > 1
-        return flags
+            classes = self.of[labels]
+            # A gate reads the map's mean: one position where another reader sees the whole map.
+            if size == 1:
+                classes = classes[largest[classes] == 1]
+            first[classes] = np.minimum(first[classes], reader)
+            last[classes] = np.maximum(last[classes], reader)
+        return flags | (first < last)
 
     def _rows(self) -> tuple[Rows, ...]:
         found: dict[tuple[int, bytes], Rows] = {}
@@ -267,14 +278,14 @@ class _Builder:
         for touch in self.touches:
             along.setdefault(touch.name, []).append(touch.labels)
         return tuple(Scaling(value.numel, tuple(along.get(name, ())))
-                     for name, value in self.graph.state.items() if value.source == "parameter")
+                     for name, value in self.graphs[0].state.items() if value.source == "parameter")
 
     def _reading(self) -> frozenset[tuple[str, int]]:
         """A tied weight may make channels along a dimension in one place and read along it in another."""
         first = {int(labels[0]) for labels, _ in self.space.read}
         return frozenset((touch.name, touch.dim) for touch in self.space.touches if int(touch.labels[0]) in first)
 
-    def _signatures(self, blocks: bool) -> NDArray[np.uint64]:
+    def signatures(self, blocks: bool) -> NDArray[np.uint64]:
         """A number for each class: equal for classes that touch the same dimensions equally often.
 
         With `blocks`, the groups of a grouped convolution count as dimensions of their own, and what happens to the
@@ -295,13 +306,14 @@ class _Builder:
     def _tell_apart(self, signatures: NDArray[np.uint64], own: NDArray[np.uint64]) -> None:
         """Channels of the same weights may be treated differently: one half of them pooled, say, the other not.
 
-        What changes a channel counts, with the weights that each argument came from (`own`, by label): in a difference
-        it matters what is taken from what. Only on the meta device are a run's operations sure to be the same at other
-        widths.
+        What changes a channel, or moves what is in it, counts, with the weights that each argument came from (`own`, by
+        label): in a difference it matters what is taken from what. Only on the meta device are a run's operations sure
+        to be the same at other widths.
         """
         touched = signatures != 0
-        for place, (tape, tracks) in enumerate(zip(self.tapes, self.tracks, strict=True)):
-            changing = (op for op in tape.graph.ops if tape.graph.device == "meta" and not keeps_values(op))
+        for place, (graph, tracks) in enumerate(zip(self.graphs, self.tracks, strict=True)):
+            changing = (op for op in graph.ops if graph.device == "meta"
+                        and tells_apart(op, [track for value in op.inputs for track in tracks.get(value.id, ())]))
             for op in changing:
                 for position, value in enumerate(op.inputs):
                     number = _number(op.name, op.index, place, position)
@@ -309,8 +321,8 @@ class _Builder:
                         labels = track.ravel()[touched[self.of[track.ravel()]]]
                         np.add.at(signatures, self.of[labels], number ^ own[labels])
 
-    def _groups(self) -> tuple[ChannelGroup, ...]:
-        signatures = self._signatures(blocks=False)
+    def groups(self) -> tuple[ChannelGroup, ...]:
+        signatures = self.signatures(blocks=False)
         reasons = self._reasons()
         shortcut = self._shortcuts()
         reason_of = np.zeros(self.count, dtype=np.int64)
@@ -318,10 +330,10 @@ class _Builder:
         for one, reason in reasons.items():
             reason_of[one] = texts.index(reason) + 1
         touched = self._flags([t.labels for t in self.space.touches])
-        keys = np.stack([signatures, reason_of.astype(np.uint64), shortcut.astype(np.uint64)])
-        _, group_of = np.unique(keys[:, touched], axis=1, return_inverse=True)
+        keys = signatures ^ (reason_of.astype(np.uint64) * _number("reason")) ^ (shortcut * _number("shortcut"))
+        _, group_of = np.unique(keys[touched], return_inverse=True)
         place = np.full(self.count, -1)
-        place[touched] = group_of.ravel()
+        place[touched] = group_of
         order = self._by_first_touch(place, int(place.max()) + 1 if touched.any() else 0)
         members = self._members(place, order)
         built = []
@@ -335,13 +347,20 @@ class _Builder:
 
     def _by_first_touch(self, place: Index, count: int) -> dict[int, Index]:
         """The classes of each group in the order in which parameters first touch them."""
-        seen = np.concatenate([t.labels for t in self.touches]) if self.touches else np.zeros(0, dtype=np.int64)
-        classes, first = np.unique(seen, return_index=True)
-        classes = classes[np.argsort(first, kind="stable")]
-        by_group: dict[int, list[int]] = {}
-        for one, group in zip(classes.tolist(), place[classes].tolist(), strict=True):
-            by_group.setdefault(group, []).append(one)
-        return {group: np.array(members) for group, members in by_group.items()}
+        first = np.full(self.count, -1)
+        total = 0
+        for touch in reversed(self.touches):
+            total += len(touch.labels)
+            # Of equal entries the last one written counts: the first of the touch.
+            first[touch.labels[::-1]] = total - np.arange(len(touch.labels))[::-1]
+        classes = np.flatnonzero(first >= 0)
+        classes = classes[np.argsort(-first[classes])]
+        # Group by group, in the order in which the groups are first met.
+        group_of = place[classes]
+        by_group = np.argsort(group_of, kind="stable")
+        starts = np.searchsorted(group_of[by_group], np.arange(count + 1))
+        met = sorted(range(count), key=lambda group: by_group[starts[group]])
+        return {group: classes[by_group[starts[group]:starts[group + 1]]] for group in met}
 
     def _members(self, place: Index, order: dict[int, Index]) -> dict[int, list[Member]]:
         rank = np.zeros(self.count, dtype=np.int64)
@@ -351,22 +370,34 @@ class _Builder:
         largest = np.zeros(self.count, dtype=np.int64)
         for labels, size in self.space.made:
             made[int(labels[0])] = max(size, made.get(int(labels[0]), 0))
-            np.maximum.at(largest, self.of[labels], size)
+            classes = self.of[labels]
+            largest[classes] = np.maximum(largest[classes], size)
         read = {int(labels[0]) for labels, _ in self.space.read}
         found: dict[int, list[Member]] = {group: [] for group in order}
+        indices: dict[bytes, list[tuple[int, Index]]] = {}
         for raw, touch in zip(self.space.touches, self.touches, strict=True):
             first = int(raw.labels[0])
             role = "makes" if first in made else "reads" if first in read else "follows"
             if made.get(first) == 1 and largest[touch.labels].max() > 1:
                 role = "gates"
             scale = touch.name in self.space.scales
-            in_group = place[touch.labels]
-            for group in np.unique(in_group).tolist():
-                positions = np.flatnonzero(in_group == group)
-                by_rank = positions[np.argsort(rank[touch.labels[positions]], kind="stable")]
-                indices = by_rank.reshape(len(order[group]), -1)
-                found[group].append(Member(touch.name, touch.dim, indices, role, scale, touch.groups))
+            # A layer's weight, bias and norm have the same channels: their indices are sorted once.
+            key = touch.labels.tobytes()
+            if key not in indices:
+                indices[key] = _indices_by_group(place[touch.labels], rank[touch.labels], order)
+            for group, own in indices[key]:
+                found[group].append(Member(touch.name, touch.dim, own, role, scale, touch.groups))
         return found
+
+
+def _indices_by_group(groups: Index, ranks: Index, order: Mapping[int, Index]) -> list[tuple[int, Index]]:
+    """The indices of a dimension, given each one's group and rank there: for each group, shape (channels, n)."""
+    found = []
+    for group in np.unique(groups).tolist():
+        positions = np.flatnonzero(groups == group)
+        by_rank = positions[np.argsort(ranks[positions], kind="stable")]
+        found.append((group, by_rank.reshape(len(order[group]), -1)))
+    return found
 
 
 def _classes(count: int, unions: Sequence[tuple[Labels, Labels]]) -> Index:
@@ -385,7 +416,8 @@ def _classes(count: int, unions: Sequence[tuple[Labels, Labels]]) -> Index:
                 if np.array_equal(further, parent):
                     break
                 parent = further
-    return np.unique(parent, return_inverse=True)[1].astype(np.int64)
+    roots = parent == np.arange(count)
+    return np.asarray((np.cumsum(roots) - 1)[parent])
 
 
 def _number(*parts: str | int) -> np.uint64:

@@ -99,6 +99,7 @@ class Graph:
         calls: how often each module was called; a module that was never reached is missing.
         training: True for a run in train mode.
         device: "meta" where shapes alone were run, else "real".
+        blind: True where the model's code read no width: at other widths it runs the same operations.
     """
 
     ops: tuple[Op, ...]
@@ -110,6 +111,7 @@ class Graph:
     calls: Mapping[str, int]
     training: bool
     device: str
+    blind: bool
 
     def read(self) -> set[str]:
         """Names of the parameters, buffers and attributes that some operation read."""

@@ -8,11 +8,12 @@ remembers a width, it shows.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from torch import nn
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from torchslim.budget import Selection, Shares
 from torchslim.calling import Inputs
@@ -20,17 +21,31 @@ from torchslim.coupling import Coupling, couple
 from torchslim.errors import PlanError
 from torchslim.importance import Scores
 from torchslim.mending import mended
+from torchslim.modules import tensors_of
 from torchslim.plans import Mend
 from torchslim.surgery import resized
 from torchslim.tapes import Index
 from torchslim.widths import outdated
 
+Kept = dict[str, dict[int, tuple[int, ...]]]
+
 
 @dataclass(frozen=True, eq=False)
-class SlimRun:
-    """The coupling of the network run at its slim widths, and the attributes mended for that."""
+class Cut:
+    """What stays where the network is cut as selected.
 
-    coupling: Coupling
+    Attributes:
+        stays: of each class of channels, whether it does.
+        kept: the indices that stay of each tensor and dimension, in the slim network's order.
+        grouped: the groups of each grouped convolution that is cut, before and after.
+        readers: the dimensions in `kept` that read channels.
+        mends: what remembers a width, and its new value.
+    """
+
+    stays: NDArray[np.bool_]
+    kept: Kept
+    grouped: dict[str, tuple[int, int]]
+    readers: tuple[tuple[str, int], ...]
     mends: tuple[Mend, ...]
 
 
@@ -42,21 +57,82 @@ class Failure:
     classes: frozenset[int]
 
 
-def at_slim_widths(model: nn.Module, inputs: Inputs, coupling: Coupling, shares: Shares,
-                   allow_approximate: bool, ties: Collection[int]) -> SlimRun | Failure:
-    """Run the network at the widths that the shares give, mending what remembers the old ones."""
-    sizes: dict[str, dict[int, int]] = {}
+def cut_as(selection: Selection, model: nn.Module, inputs: Inputs, coupling: Coupling, scores: Scores,
+           allow_approximate: bool, ties: Collection[int]) -> Cut | Failure:
+    """What stays of the network where it is cut as selected, or why it can't be."""
+    shares = selection.shares(coupling.classes)
     for touch in coupling.touches:
-        kept = round(float(shares[touch.labels].sum()))
-        if kept < 2 <= len(touch.labels):
+        if len(touch.labels) >= 2 and round(float(shares[touch.labels].sum())) < 2:
             # A dimension of size 1 broadcasts: its channel could not be told from none.
             return Failure(f"`{touch.name}` would keep one channel of dimension {touch.dim}",
                            frozenset(touch.labels.tolist()))
+    return foreseen(model, coupling, selection, scores) or _at_slim_widths(
+        model, inputs, coupling, selection, scores, allow_approximate, ties)
+
+
+def foreseen(model: nn.Module, coupling: Coupling, selection: Selection, scores: Scores) -> Cut | None:
+    """The cut of a network whose code reads no width: it will run as it ran, so that nothing need be run.
+
+    None where it might not, or where rows of one channel set are tied to others, and only a run tells their order.
+    """
+    if not all(graph.blind for graph in coupling.graphs):
+        return None
+    stays = np.ones(coupling.classes, dtype=bool)
+    for bundle, level in zip(selection.bundles, selection.removals, strict=True):
+        if not level:
+            continue
+        if not bundle.tied:
+            stays[bundle.classes] = bundle.shares(level) > 0
+            continue
+        own = set(bundle.classes.tolist())
+        matrices = [rows.labels for rows in coupling.rows if int(rows.labels.flat[0]) in own]
+        if len(matrices) != 1 or matrices[0].size != len(own):
+            return None
+        for row in matrices[0]:
+            gone = len(row) - len(row) * bundle.kept[level] // bundle.kept[0]
+            stays[row[np.lexsort((-row, scores[row]))[:gone]]] = False
+    kept: Kept = {}
+    for touch in coupling.touches:
+        mask = stays[touch.labels]
+        if not mask.all():
+            kept.setdefault(touch.name, {})[touch.dim] = tuple(np.flatnonzero(mask).tolist())
+    kept = {name: dict(sorted(dims.items())) for name, dims in kept.items()}
+    grouped = {t.name: (t.groups, t.groups) for t in coupling.touches if t.groups > 1 and t.dim in kept.get(t.name, {})}
+    readers = tuple((t.name, t.dim) for t in coupling.touches
+                    if t.dim in kept.get(t.name, {}) and (t.name, t.dim) in coupling.reading)
+    mends = _newly_outdated(model, outdated(model, _slim_shapes(model, coupling, kept)))
+    return Cut(stays, kept, grouped, readers, tuple(mends))
+
+
+def _newly_outdated(model: nn.Module, found: Sequence[Mend]) -> list[Mend]:
+    """Those of the mends that the cut asks for: what contradicts the whole network's own tensors is left alone."""
+    always = {(mend.module, mend.attribute) for mend in outdated(model)}
+    return [mend for mend in found if (mend.module, mend.attribute) not in always]
+
+
+def _slim_shapes(model: nn.Module, coupling: Coupling, kept: Kept) -> Callable[[Tensor], Sequence[int]]:
+    """Of each tensor of the model, the shape that it will have."""
+    state = tensors_of(model)
+    shapes: dict[int, list[int]] = {}
+    for name, dims in kept.items():
+        shape = shapes[id(state[name])] = list(state[name].shape)
+        for dim, index in dims.items():
+            shape[dim] = len(index) // coupling.by_dimension[name, dim].groups
+    return lambda tensor: shapes.get(id(tensor)) or tensor.shape
+
+
+def _at_slim_widths(model: nn.Module, inputs: Inputs, coupling: Coupling, selection: Selection, scores: Scores,
+                    allow_approximate: bool, ties: Collection[int]) -> Cut | Failure:
+    """Run the network at the selected widths, mending what remembers the old ones, and match its channels."""
+    shares = selection.shares(coupling.classes)
+    sizes: dict[str, dict[int, int]] = {}
+    for touch in coupling.touches:
+        kept = round(float(shares[touch.labels].sum()))
         if kept < len(touch.labels):
             sizes.setdefault(touch.name, {})[touch.dim] = kept // touch.groups
-    always = {(mend.module, mend.attribute) for mend in outdated(model)}
     with resized(model, sizes, ()):
-        known = [mend for mend in outdated(model) if (mend.module, mend.attribute) not in always]
+        narrow = outdated(model)
+    known = _newly_outdated(model, narrow)
     run, mends = mended(model, inputs, coupling, shares, sizes, known)
     if run.op is not None and run.tape is not None:
         values = (*run.op.inputs, *(value for value in run.op.outputs if value is not None))
@@ -67,7 +143,10 @@ def at_slim_widths(model: nn.Module, inputs: Inputs, coupling: Coupling, shares:
     strangers = _strangers(coupling, slim, shares)
     if strangers:
         return Failure("in the slim network its channels would reach other weights than in the original", strangers)
-    return SlimRun(slim, mends)
+    chosen = _chosen_classes(coupling, slim, shares, scores)
+    stays = coupling.signatures == 0
+    stays[chosen[chosen >= 0]] = True
+    return Cut(stays, *_kept_indices(coupling, slim, chosen), mends)
 
 
 def _strangers(coupling: Coupling, slim: Coupling, shares: Shares) -> frozenset[int]:
@@ -93,8 +172,8 @@ def _strangers(coupling: Coupling, slim: Coupling, shares: Shares) -> frozenset[
     return blamed or frozenset(np.flatnonzero(shares < 1).tolist())
 
 
-def culprits(model: nn.Module, inputs: Inputs, coupling: Coupling, selection: Selection, failure: Failure,
-             allow_approximate: bool, ties: Collection[int]) -> list[int]:
+def culprits(failure: Failure, selection: Selection, model: nn.Module, inputs: Inputs, coupling: Coupling,
+             scores: Scores, allow_approximate: bool, ties: Collection[int]) -> list[int]:
     """Places of the bundles that can't be cut as selected.
 
     Those that the failure blames, if the rest goes well without them; halved as long as both halves go wrong by
@@ -103,9 +182,8 @@ def culprits(model: nn.Module, inputs: Inputs, coupling: Coupling, selection: Se
 
     def works(places: Sequence[int]) -> bool:
         chosen = set(places)
-        removals = tuple(n if p in chosen else 0 for p, n in enumerate(selection.removals))
-        shares = Selection(selection.bundles, removals).shares(coupling.classes)
-        return isinstance(at_slim_widths(model, inputs, coupling, shares, allow_approximate, ties), SlimRun)
+        part = Selection(selection.bundles, tuple(n if p in chosen else 0 for p, n in enumerate(selection.removals)))
+        return isinstance(cut_as(part, model, inputs, coupling, scores, allow_approximate, ties), Cut)
 
     def failing(places: list[int]) -> list[int]:
         if not places or works(places):
@@ -127,13 +205,12 @@ def culprits(model: nn.Module, inputs: Inputs, coupling: Coupling, selection: Se
     return found
 
 
-def chosen_classes(coupling: Coupling, slim: Coupling, selection: Selection, scores: Scores) -> Index:
+def _chosen_classes(coupling: Coupling, slim: Coupling, shares: Shares, scores: Scores) -> Index:
     """For each class of channels of the slim run, the class of the original that it is.
 
     Classes are matched within those that touch the same dimensions. Their number is the slim run's; where more are at
     hand (rows of which only the count was selected), the best stay.
     """
-    shares = selection.shares(coupling.classes)
     originals: dict[int, list[int]] = {}
     for one in np.flatnonzero(shares > 0).tolist():
         originals.setdefault(int(coupling.signatures[one]), []).append(one)
@@ -149,10 +226,10 @@ def chosen_classes(coupling: Coupling, slim: Coupling, selection: Selection, sco
     return chosen
 
 
-def kept_indices(coupling: Coupling, slim: Coupling, chosen: Index) -> tuple[
-        dict[str, dict[int, tuple[int, ...]]], dict[str, tuple[int, int]], tuple[tuple[str, int], ...]]:
+def _kept_indices(coupling: Coupling, slim: Coupling, chosen: Index) -> tuple[
+        Kept, dict[str, tuple[int, int]], tuple[tuple[str, int], ...]]:
     """What stays of each tensor, in the slim run's order; the grouped weights; and the dimensions that read."""
-    kept: dict[str, dict[int, tuple[int, ...]]] = {}
+    kept: Kept = {}
     grouped: dict[str, tuple[int, int]] = {}
     readers = []
     for touch in slim.touches:

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -23,11 +22,12 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from torchslim.calling import Inputs, arguments, map_tensors, tensors_in, unwrap
 from torchslim.errors import PlanError, ProofError
+from torchslim.modules import tensors_of
 from torchslim.plans import Plan
 from torchslim.reference import changed_before_read, same_channels
-from torchslim.surgery import copied, tensors_of
-from torchslim.trace import plain_attention
-from torchslim.widths import weight_source
+from torchslim.surgery import copied
+from torchslim.untouched import plain_attention
+from torchslim.widths import weight_of
 
 
 def verify(model: nn.Module, slim: nn.Module, plan: Plan, inputs: Inputs) -> float:
@@ -70,13 +70,14 @@ def differences(model: nn.Module, slim: nn.Module, plan: Plan, inputs: Inputs) -
         expected = _outputs(silenced, wide)
     found_so_far: list[Difference] = []
     # A tied tensor goes by the first of its names.
-    names = {tensor: name for name, tensor in reversed(list(silenced.named_parameters(remove_duplicate=False)))}
+    names: dict[Tensor, str] = {
+        tensor: name for name, tensor in reversed(list(silenced.named_parameters(remove_duplicate=False)))}
 
     def compare(name: str, layer: nn.Module, output: Tensor) -> None:
         if not layers.get(name):
             raise ProofError(f"verify: `{name}` runs more often in the slim network than in the original")
         original = silenced.get_submodule(name)
-        weight = attrgetter(weight_source(original))(original)
+        weight = weight_of(original)
         part = _kept_part(layers[name].pop(0), layer, weight, plan.kept.get(names.get(weight, ""), {}))
         # A layer of the model's own making may do more than its weight says.
         if part.shape == output.shape or _is_torchs_own(layer):

@@ -30,12 +30,13 @@ from torchslim.budget import (
 from torchslim.calling import Inputs, unwrap
 from torchslim.coupling import ChannelGroup, Coupling, Scaling, couple
 from torchslim.errors import ProofError, RequestError
-from torchslim.importance import Scores, score
+from torchslim.importance import score
 from torchslim.labels import Rows, Touch
-from torchslim.matching import SlimRun, at_slim_widths, chosen_classes, culprits, kept_indices
+from torchslim.matching import Cut, culprits, cut_as
+from torchslim.modules import tensors_of
 from torchslim.plans import Budget, LeftAlone, Plan
 from torchslim.proof import differences
-from torchslim.surgery import apply, tensors_of
+from torchslim.surgery import apply
 from torchslim.tapes import tapes
 
 Scope = str | Mapping[str, float]
@@ -62,6 +63,8 @@ class _Trouble:
 
     def without_impossible(self, bundle: Bundle) -> Bundle:
         """The bundle without the widths that the network was seen not to run at."""
+        if not self.impossible:
+            return bundle
         first = int(bundle.classes.min())
         kept = [n for n in bundle.kept if (first, n) not in self.impossible]
         losses = tuple(bundle.losses[bundle.kept.index(n) - 1] for n in kept[1:])
@@ -159,17 +162,16 @@ def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params:
         left_alone = {**_protected(coupling, choice), **trouble.frozen(coupling)}
         bundles, scores = _bundles(model, coupling, choice, left_alone)
         selection = _select(coupling, [trouble.without_impossible(b) for b in bundles], limits, choice)
-        run = at_slim_widths(model, inputs, coupling, selection.shares(coupling.classes), allow_approximate,
-                             trouble.ties)
-        if isinstance(run, SlimRun):
+        cut = cut_as(selection, model, inputs, coupling, scores, allow_approximate, trouble.ties)
+        if isinstance(cut, Cut):
             break
         ties = len(trouble.ties)
-        for place in culprits(model, inputs, coupling, selection, run, allow_approximate, trouble.ties):
-            trouble.meet(coupling, selection.bundles[place], selection.removals[place], run.reason)
+        for place in culprits(cut, selection, model, inputs, coupling, scores, allow_approximate, trouble.ties):
+            trouble.meet(coupling, selection.bundles[place], selection.removals[place], cut.reason)
         if len(trouble.ties) > ties:
             coupling = couple(graphs, allow_approximate=allow_approximate, ties=trouble.ties)
             limits = _limits(coupling, asked)
-    return _finished(coupling, run, selection, scores, limits, choice, left_alone)
+    return _finished(coupling, cut, limits, choice, left_alone)
 
 
 def prune(model: nn.Module, inputs: Inputs, **options: Any) -> tuple[nn.Module, Plan]:
@@ -311,13 +313,9 @@ def _uniform(bundle: Bundle) -> Bundle:
     return Bundle(bundle.name, bundle.classes, bundle.kept, losses, bundle.tied)
 
 
-def _finished(coupling: Coupling, run: SlimRun, selection: Selection, scores: Scores,
-              limits: Sequence[Limit], choice: Choice, left_alone: Mapping[int, str]) -> Plan:
-    chosen = chosen_classes(coupling, run.coupling, selection, scores)
-    kept, grouped, readers = kept_indices(coupling, run.coupling, chosen)
-    shares = np.zeros(coupling.classes)
-    shares[coupling.signatures == 0] = 1.0
-    shares[chosen[chosen >= 0]] = 1.0
+def _finished(coupling: Coupling, cut: Cut, limits: Sequence[Limit], choice: Choice,
+              left_alone: Mapping[int, str]) -> Plan:
+    shares = cut.stays.astype(np.float64)
     budgets = tuple(Budget(limit.resource, limit.meter.total, limit.most, limit.meter(shares)) for limit in limits)
     notes = [f"{b.resource}: asked for at most {b.asked:,}, and {b.met:,} is the least that the protected channels, "
              "rounding and minimum width leave" for b in budgets if b.met > b.asked]
@@ -330,19 +328,18 @@ def _finished(coupling: Coupling, run: SlimRun, selection: Selection, scores: Sc
                 "shortcuts": choice.shortcuts, "round_to": choice.round_to, "min_channels": choice.min_channels,
                 "only": list(choice.only), "exclude": list(choice.exclude),
                 "allow_approximate": bool(mixed), "seed": choice.seed}
-    return Plan(kept=kept, readers=readers, grouped=grouped, mends=run.mends, budgets=budgets,
+    return Plan(kept=cut.kept, readers=cut.readers, grouped=cut.grouped, mends=cut.mends, budgets=budgets,
                 predicted={"macs": Meter(coupling.macs)(shares), "params": Meter(coupling.params)(shares)},
                 left_alone=_left_alone(coupling, left_alone), notes=tuple(notes), settings=settings)
 
 
 def _unreached(coupling: Coupling) -> list[str]:
     """A note on parameters that no run read: what they read may be cut, and they are not."""
-    graph = coupling.tapes[0].graph
-    unread = {name for name, value in graph.state.items() if value.source == "parameter"}
-    for tape in coupling.tapes:
-        unread -= tape.graph.read()
+    unread = {name for name, value in coupling.graphs[0].state.items() if value.source == "parameter"}
+    for graph in coupling.graphs:
+        unread -= graph.read()
     layers = sorted({name.rpartition(".")[0] or name for name in unread})
-    if not layers or len(coupling.tapes) > 1:
+    if not layers or len(coupling.graphs) > 1:
         return []
     return [f"no run read {', '.join(layers[:3])}{' and others' if len(layers) > 3 else ''}: in train mode the network "
             "fails on these inputs; if these layers are used in training, give inputs that it trains on"]

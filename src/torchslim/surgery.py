@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from torchslim.calling import unwrap
 from torchslim.errors import PlanError, UnsupportedModel
+from torchslim.modules import named_modules, tensors_of
 from torchslim.plans import Mend, Plan
 from torchslim.widths import computed
 
@@ -55,17 +56,6 @@ def copied(model: nn.Module, parts: Mapping[int, Any] | None = None) -> nn.Modul
     """
     memo = {id(t): t.detach().clone() for t in tensors_of(model).values() if not t.is_leaf}
     return copy.deepcopy(model, {**memo, **(parts or {})})
-
-
-def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters, buffers and plain tensor attributes by qualified name, tied ones under each of their names."""
-    found: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    found.update(model.named_buffers(remove_duplicate=False))
-    for prefix, module in model.named_modules():
-        for key, item in module.__dict__.items():
-            if isinstance(item, Tensor):
-                found[f"{prefix}.{key}" if prefix else key] = item
-    return found
 
 
 def _cut(tensor: Tensor, name: str, dims: Mapping[int, Sequence[int]], groups: tuple[int, int] | None) -> Tensor:
@@ -158,7 +148,7 @@ def resized(model: nn.Module, sizes: Mapping[str, Mapping[int, int]], mends: Seq
         views[id(state[name])] = nn.Parameter(view, requires_grad=state[name].requires_grad) if isinstance(
             state[name], nn.Parameter) else view
     spaces: list[dict[str, Any]] = []
-    for module in model.modules():
+    for _, module in named_modules(model):
         spaces += [module._parameters, module._buffers, module.__dict__]
     replaced = [(space, key, item) for space in spaces for key, item in list(space.items()) if id(item) in views]
     old = [(model.get_submodule(mend.module), mend) for mend in mends]

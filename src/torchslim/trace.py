@@ -9,22 +9,24 @@ are put back, after exceptions too.
 
 from __future__ import annotations
 
-import random
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
-import numpy
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from torchslim.blindness import WidthWatch, parametrised, remembers_groups
 from torchslim.calling import Inputs, arguments, map_tensors, tensors_in, unwrap
 from torchslim.errors import TraceError
 from torchslim.graph import Graph, Op, Value
+from torchslim.modules import named_tensors, names_of_modules
+from torchslim.shapes import at_sight
+from torchslim.untouched import plain_attention, untouched
 
 
 class _NeedsData(Exception):
@@ -66,16 +68,17 @@ def trace(model: nn.Module, inputs: Inputs, *, training: bool = False, meta: boo
 
 
 def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], training: bool, meta: bool) -> Graph:
-    names = {module: name for name, module in reversed(list(model.named_modules()))}
+    names = names_of_modules(model)
     recorder = _Recorder(model, names, meta)
-    with _untouched(model, keep_buffers=not meta), torch.no_grad(), plain_attention():
+    with untouched(model, keep_buffers=not meta), torch.no_grad(), plain_attention():
         # Not model.train(): a user's override of it may do more than set the flag.
         for module in names:
-            module.training = training
+            if module.training != training:
+                module.training = training
         if meta:
             args, kwargs = map_tensors(_to_meta, args), map_tensors(_to_meta, kwargs)
         recorder.take_inputs((args, kwargs))
-        with recorder.module_names(), recorder:
+        with recorder.module_names(), recorder.watch, recorder:
             try:
                 output = model(*args, **kwargs)
             except Exception as error:
@@ -86,7 +89,8 @@ def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], traini
                     "of the model")
                 failure.ops = tuple(recorder.ops)
                 raise failure from error
-    return recorder.graph(output, training)
+    blind = meta and not (recorder.watch.saw or remembers_groups(model, recorder.ops) or parametrised(names))
+    return recorder.graph(output, training, blind)
 
 
 def _to_meta(tensor: Tensor) -> Tensor:
@@ -99,6 +103,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, model: nn.Module, names: Mapping[nn.Module, str], meta: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.meta = meta
+        self.watch = WidthWatch()
         self.names = names
         self.stack: list[str] = []
         self.failed_in = ""
@@ -115,18 +120,12 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._take_state(model)
 
     def _take_state(self, model: nn.Module) -> None:
-        kinds: tuple[tuple[str, Iterator[tuple[str, Tensor]]], ...] = (
-            ("parameter", model.named_parameters(remove_duplicate=False)),
-            ("buffer", model.named_buffers(remove_duplicate=False)),
-            ("attribute", _tensor_attributes(model)),
-        )
-        for kind, entries in kinds:
-            for name, tensor in entries:
-                found = self.known.get(id(tensor))
-                if found is not None:
-                    self.aliases[name] = found[1].name
-                else:
-                    self.state[name] = self._new(tensor, kind, name=name, static=True)
+        for kind, name, tensor in named_tensors(model):
+            found = self.known.get(id(tensor))
+            if found is not None:
+                self.aliases[name] = found[1].name
+            else:
+                self.state[name] = self._new(tensor, kind, name=name, static=True)
 
     def take_inputs(self, tree: Any) -> None:
         """Make the given tensors the run's inputs."""
@@ -142,17 +141,16 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         found = self.known.get(id(tensor))
         return found[1] if found is not None else self._new(tensor, "constant", static=True)
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Tell torch not to guard every single operation against its compiler, which is not at work here."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         read: list[Value] = []
-
-        def note(tensor: Tensor) -> Value:
-            value = self._value(tensor)
-            read.append(value)
-            return value
-
-        noted_args = _map(note, args)
-        noted_kwargs = {key: _map(note, (item,))[0] for key, item in kwargs.items()} if kwargs else kwargs
+        noted_args = self._noted(args, read)
+        noted_kwargs = dict(zip(kwargs, self._noted(kwargs.values(), read), strict=True)) if kwargs else kwargs
         result = self._on_meta(func, args, kwargs) if self.meta else func(*args, **kwargs)
         static = all(value.static for value in read)
         outputs = tuple(self._output(tensor, static) for tensor in _flat(result))
@@ -160,6 +158,18 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.ops.append(Op(len(self.ops), operation_name(func), func, noted_args, noted_kwargs, outputs,
                                self.stack[-1] if self.stack else ""))
         return result
+
+    def _noted(self, items: Iterable[Any], read: list[Value]) -> tuple[Any, ...]:
+        """Arguments with each tensor replaced by its value, which is also added to `read`."""
+        noted = []
+        for item in items:
+            if isinstance(item, Tensor):
+                item = self._value(item)
+                read.append(item)
+            elif isinstance(item, list | tuple) and any(isinstance(part, Tensor) for part in item):
+                item = type(item)(self._noted(item, read))
+            noted.append(item)
+        return tuple(noted)
 
     def _output(self, tensor: Tensor | None, static: bool) -> Value | None:
         if tensor is None:
@@ -171,17 +181,18 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self._new(tensor, "operation", static=static)
 
     def _on_meta(self, func: Any, args: Any, kwargs: Any) -> Any:
+        name = operation_name(func)
+        result = None if kwargs else at_sight(name, args)
+        if result is not None:
+            return result
         tensors = [t for t in _flat((*args, *kwargs.values())) if t is not None]
         persistent = any(found[1].name for t in tensors if (found := self.known.get(id(t))) is not None)
         if tensors and not persistent and not any(t.is_meta for t in tensors):
             return func(*args, **kwargs)  # plain constants: their data may matter, and costs little
-        if operation_name(func) in _READS_DATA and tensors:
+        if name in _READS_DATA and tensors:
             raise _NeedsData(f"{func} reads data")
-        meta_args = _map(self._stand_in, args)
-        short = _SHORT_CUTS.get(operation_name(func))
-        result = short(*meta_args) if short is not None and not kwargs else None
-        if result is None:
-            result = func(*meta_args, **{key: _map(self._stand_in, (item,))[0] for key, item in kwargs.items()})
+        result = func(*_map(self._stand_in, args),
+                      **{key: _map(self._stand_in, (item,))[0] for key, item in kwargs.items()})
         # In-place operations on a stood-in tensor must give the tensor itself back to the model.
         return _map(lambda t: self.originals.get(id(t), t), (result,))[0]
 
@@ -219,14 +230,15 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for handle in handles:
                 handle.remove()
 
-    def graph(self, output: Any, training: bool) -> Graph:
+    def graph(self, output: Any, training: bool, blind: bool) -> Graph:
         """The finished tape."""
         outputs = tuple(self._value(tensor) for tensor in tensors_in(output))
         modules = {name: type(module).__name__ for module, name in self.names.items()}
         return Graph(tuple(self.ops), self.inputs, outputs, self.state, self.aliases, modules, self.calls, training,
-                     "meta" if self.meta else "real")
+                     "meta" if self.meta else "real", blind)
 
 
+@cache
 def operation_name(func: Any) -> str:
     """The name of a torch operation without its overload, such as "aten.convolution"."""
     return str(func._schema.name).replace("::", ".")
@@ -250,102 +262,3 @@ def _flat(tree: Any) -> list[Tensor | None]:
     if isinstance(tree, list | tuple):
         return [tensor for item in tree for tensor in _flat(item)]
     return []
-
-
-def _same_shape(x: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(x)
-
-
-def _in_place(x: Tensor, *_: Any) -> Tensor:
-    return x
-
-
-def _batch_norm(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    empty = x.new_empty((0,))
-    return torch.empty_like(x), empty, empty
-
-
-def _cat(tensors: list[Tensor], dim: int = 0) -> Tensor | None:
-    first = tensors[0]
-    if not all(t.dim() == first.dim() and t.is_contiguous() for t in tensors):
-        return None  # legacy empty tensors and other memory formats: torch knows best
-    if any(t.shape[d] != first.shape[d] for t in tensors for d in range(first.dim()) if d != dim % first.dim()):
-        return None  # torch words the error
-    shape = list(first.shape)
-    shape[dim] = sum(t.shape[dim] for t in tensors)
-    return first.new_empty(shape)
-
-
-# Meta kernels written in Python cost more than the operation they stand for; these shapes are known at sight.
-_SHORT_CUTS: dict[str, Callable[..., Any]] = {
-    "aten.native_batch_norm": _batch_norm,
-    "aten._native_batch_norm_legit_no_training": _batch_norm,
-    "aten.cat": _cat,
-    **{f"aten.{name}": _same_shape for name in ("relu", "silu", "hardtanh", "hardswish", "hardsigmoid", "sigmoid",
-                                                "gelu", "leaky_relu", "elu", "tanh", "mish")},
-    **{f"aten.{name}_": _in_place for name in ("relu", "silu", "hardtanh", "hardswish", "hardsigmoid", "sigmoid",
-                                               "leaky_relu", "elu", "tanh", "mish")},
-}
-
-
-def _tensor_attributes(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Plain tensors that modules hold as attributes: constants that their authors did not register."""
-    for prefix, module in model.named_modules():
-        for key, item in module.__dict__.items():
-            if isinstance(item, Tensor):
-                yield (f"{prefix}.{key}" if prefix else key), item
-
-
-@contextmanager
-def _untouched(model: nn.Module, keep_buffers: bool) -> Iterator[None]:
-    """Put attributes, registries, buffer contents and the random state back, whatever happens inside."""
-    spaces: list[dict[str, Any]] = []
-    for module in model.modules():
-        spaces += [module.__dict__, module._parameters, module._buffers, module._modules]
-    saved = [(space, dict(space), {key: item.copy() for key, item in space.items() if type(item) in (list, dict)})
-             for space in spaces]
-    contents = [(b, b.detach().clone()) for b in model.buffers()] if keep_buffers else []
-    python, numbers = random.getstate(), numpy.random.get_state()
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
-    with torch.random.fork_rng(devices=devices):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            numpy.random.set_state(numbers)
-            for space, before, copies in saved:
-                _put_back(space, before, copies)
-            with torch.no_grad():
-                for buffer, content in contents:
-                    # Batch norm in train mode writes without counting a version.
-                    if not torch.equal(buffer, content):
-                        buffer.copy_(content)
-
-
-def _put_back(space: dict[str, Any], before: dict[str, Any], copies: dict[str, Any]) -> None:
-    if len(space) != len(before) or any(space.get(key) is not item for key, item in before.items()):
-        space.clear()
-        space.update(before)
-    for key, copy in copies.items():
-        item = space[key]
-        if item is before[key] and item is not space and list(map(id, _parts(item))) != list(map(id, _parts(copy))):
-            item.clear()
-            item.extend(copy) if isinstance(item, list) else item.update(copy)
-
-
-def _parts(item: list[Any] | dict[Any, Any]) -> Iterator[Any]:
-    yield from item
-    if isinstance(item, dict):
-        yield from item.values()
-
-
-@contextmanager
-def plain_attention() -> Iterator[None]:
-    """Run attention as products and softmax: fused kernels hide what is inside, and which is taken can change."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)

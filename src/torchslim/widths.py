@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from operator import attrgetter
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
@@ -15,9 +13,11 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from torchslim.modules import names_of_modules
 from torchslim.plans import Mend
 
 Facts = dict[str, int | tuple[int, ...]]
+Shape = Callable[[Tensor], Sequence[int]]
 
 
 def computed(model: nn.Module) -> dict[str, list[str]]:
@@ -46,26 +46,22 @@ def _computed_by(hook: Any) -> tuple[str, str] | None:
     return None
 
 
-def weight_source(layer: nn.Module) -> str:
-    """The tensor that a layer's weight has its shape from: "weight", or what the weight is computed of.
+def weight_of(layer: nn.Module) -> Tensor:
+    """The tensor that a layer's weight has its shape from: the weight, or what it is computed of.
 
-    The weight itself is not asked for: computing it may fail at new widths, and a spectral norm changes each time.
+    A computed weight itself is not asked for: that may fail at new widths, and a spectral norm changes each time.
     """
     if is_parametrized(layer, "weight"):
         held = layer.get_submodule("parametrizations.weight")
-        own = dict([*held.named_parameters(recurse=False), *held.named_buffers(recurse=False)])
-        return f"parametrizations.weight.{max(own, key=lambda name: own[name].numel())}"
-    hooks = map(_computed_by, layer._forward_pre_hooks.values())
-    return next((source for name, source in filter(None, hooks) if name == "weight"), "weight")
+        return max((*held.parameters(recurse=False), *held.buffers(recurse=False)), key=Tensor.numel)
+    hooks = filter(None, map(_computed_by, layer._forward_pre_hooks.values()))
+    source = next((source for name, source in hooks if name == "weight"), "weight")
+    weight: Tensor = getattr(layer, source)
+    return weight
 
 
-def _weight_shape(layer: nn.Module) -> torch.Size:
-    weight: Tensor = attrgetter(weight_source(layer))(layer)
-    return weight.shape
-
-
-def _convolution(layer: _ConvNd) -> Facts:
-    first, second = _weight_shape(layer)[:2]
+def _convolution(layer: _ConvNd, shape: Shape) -> Facts:
+    first, second = shape(weight_of(layer))[:2]
     depthwise = layer.groups > 1 and layer.groups == layer.in_channels and second == 1
     if isinstance(layer, _ConvTransposeNd):
         groups = first if depthwise else layer.groups
@@ -75,38 +71,38 @@ def _convolution(layer: _ConvNd) -> Facts:
     return {"in_channels": second * groups, "out_channels": first, "groups": groups}
 
 
-def _linear(layer: nn.Linear) -> Facts:
-    shape = _weight_shape(layer)
-    return {"out_features": shape[0], "in_features": shape[1]}
+def _linear(layer: nn.Linear, shape: Shape) -> Facts:
+    out_features, in_features = shape(weight_of(layer))
+    return {"out_features": out_features, "in_features": in_features}
 
 
-def _embedding(layer: nn.Embedding) -> Facts:
-    return {"embedding_dim": _weight_shape(layer)[1]}
+def _embedding(layer: nn.Embedding, shape: Shape) -> Facts:
+    return {"embedding_dim": shape(weight_of(layer))[1]}
 
 
-def _norm(layer: _NormBase) -> Facts:
+def _norm(layer: _NormBase, shape: Shape) -> Facts:
     held = layer.weight if layer.weight is not None else layer.running_mean
-    return {} if held is None else {"num_features": held.shape[0]}
+    return {} if held is None else {"num_features": shape(held)[0]}
 
 
-def _layer_norm(layer: Any) -> Facts:
-    return {} if layer.weight is None else {"normalized_shape": tuple(layer.weight.shape)}
+def _layer_norm(layer: Any, shape: Shape) -> Facts:
+    return {} if layer.weight is None else {"normalized_shape": tuple(shape(layer.weight))}
 
 
-def _group_norm(layer: nn.GroupNorm) -> Facts:
+def _group_norm(layer: nn.GroupNorm, shape: Shape) -> Facts:
     if layer.weight is None:
         return {}
-    channels = layer.weight.shape[0]
+    channels = shape(layer.weight)[0]
     # One group a channel is what makes it an instance norm: that must stay so.
     return {"num_channels": channels,
             "num_groups": channels if layer.num_groups == layer.num_channels else layer.num_groups}
 
 
-def _prelu(layer: nn.PReLU) -> Facts:
-    return {"num_parameters": layer.weight.shape[0]}
+def _prelu(layer: nn.PReLU, shape: Shape) -> Facts:
+    return {"num_parameters": shape(layer.weight)[0]}
 
 
-_LAYERS: tuple[tuple[type[nn.Module], Callable[[Any], Facts]], ...] = (
+_LAYERS: tuple[tuple[type[nn.Module], Callable[[Any, Shape], Facts]], ...] = (
     (_ConvNd, _convolution),
     (nn.Linear, _linear),
     (nn.Embedding, _embedding),
@@ -118,13 +114,16 @@ _LAYERS: tuple[tuple[type[nn.Module], Callable[[Any], Facts]], ...] = (
 )
 
 
-def outdated(model: nn.Module) -> list[Mend]:
-    """What torch's layers in `model` remember that their tensors' shapes contradict."""
+def outdated(model: nn.Module, shape: Shape = lambda tensor: tensor.shape) -> list[Mend]:
+    """What torch's layers in `model` remember that their tensors' shapes contradict.
+
+    `shape` gives a tensor's shape: that which it has, or that which it is going to have.
+    """
     mends = []
-    for name, module in model.named_modules():
+    for module, name in names_of_modules(model).items():
         for kind, facts in _LAYERS:
             if isinstance(module, kind):
-                for attribute, new in facts(module).items():
+                for attribute, new in facts(module, shape).items():
                     old = getattr(module, attribute)
                     old = tuple(old) if isinstance(old, list | tuple) else old
                     if old != new:

@@ -62,6 +62,26 @@ def test_parts_that_are_joined_again(function: Any, share: float) -> None:
     assert cut.size("b.weight") == cut.size("c.weight", 1)
 
 
+@pytest.mark.parametrize("way", [
+    lambda y: y.roll(1, 0), lambda y: y.roll(3), lambda y: y.flip(3), lambda y: y.transpose(2, 3),
+    lambda y: y.permute(0, 1, 3, 2), lambda y: functional.pad(y[:, :, 1:], (0, 0, 0, 1)),
+    lambda y: y[:, :, torch.tensor([3, 1, 2, 0, 7, 6, 5, 4])], lambda y: y.index_select(3, torch.arange(7, -1, -1)),
+    lambda y: y.unfold(2, 1, 1)[:, :, [0, 2, 1, 3, 4, 5, 6, 7]].squeeze(-1), lambda y: y.mT,
+], ids=["batch", "all", "mirrored", "transposed", "permuted", "shifted", "indexed", "selected", "unfolded", "turned"])
+@pytest.mark.parametrize("half", ["first", "second"])
+def test_a_half_whose_pixels_move_is_no_other_half(way: Any, half: str) -> None:
+    """Temporal shift and its kin: both halves reach the same weights, and only one of them is moved."""
+    def function(_: Any, y: Tensor) -> Tensor:
+        middle = y.shape[1] // 2
+        left, right = y[:, :middle], y[:, middle:]
+        return torch.cat([way(left), right] if half == "first" else [left, way(right)], 1)
+
+    cut = Cut(joined(function), X)
+    first = cut.kept("a.weight") if "a.weight" in cut.plan.kept else tuple(range(16))
+    assert sum(one < 8 for one in first) == sum(one >= 8 for one in first)
+    assert cut.size("b.weight") == cut.size("c.weight", 1)
+
+
 def test_each_slice_by_itself_or_both() -> None:
     """One half is read twice, and once more by a layer of its own."""
     def function(s: Any, y: Tensor) -> Tensor:

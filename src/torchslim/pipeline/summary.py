@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 import torchslim
 from torchslim.importance import score
+from torchslim.modules import tensors_of
 from torchslim.pipeline.run import Run
 from torchslim.plans import Plan
 from torchslim.report.record import Curve, LayerChange, Measured, Record, Sample, ScoreHistogram, Timing
-from torchslim.surgery import tensors_of
 from torchslim.train.dataset import Data
 from torchslim.train.objective import logits
 

@@ -11,13 +11,13 @@ An operation without a row is no guess: its labels are frozen and its name is li
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
 from torchslim.errors import RequestError
 from torchslim.graph import Op
-from torchslim.labels import LabelSpace
+from torchslim.labels import Labels, LabelSpace
 from torchslim.rules import elementwise, linear, mixing, shape, spatial
 from torchslim.rules.row import Row
 
@@ -36,6 +36,11 @@ def keeps_values(op: Op) -> bool:
     """True for an operation that moves or copies elements, and changes none."""
     row = row_of(op)
     return row is not None and (row.labels is elementwise.passing or op.name.removesuffix("_") in shape.ROWS)
+
+
+def tells_apart(op: Op, tracks: Sequence[Labels]) -> bool:
+    """True for an operation after which the channels that it worked on differ from others of the same weights."""
+    return not keeps_values(op) or shape.moves_within(op, tracks)
 
 
 def multiplies(op: Op) -> bool:

@@ -1,0 +1,47 @@
+"""A model's modules and tensors by name, in one walk.
+
+torch's own iterators say the same through a chain of generators as deep as the module tree, and a network of a few
+hundred modules is walked several times for every plan.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+def named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Every module under each of its qualified names, parents first; "" is the model itself."""
+    stack, found = [("", model)], []
+    while stack:
+        prefix, module = stack.pop()
+        found.append((prefix, module))
+        start = f"{prefix}." if prefix else ""
+        stack += [(start + key, child) for key, child in reversed(module._modules.items()) if child is not None]
+    return found
+
+
+def names_of_modules(model: nn.Module) -> dict[nn.Module, str]:
+    """The first name of each module."""
+    return {module: name for name, module in reversed(named_modules(model))}
+
+
+def named_tensors(model: nn.Module) -> list[tuple[str, str, Tensor]]:
+    """Kind ("parameter", "buffer" or "attribute"), qualified name and value of every tensor that modules hold.
+
+    Parameters come first, then buffers, then plain tensors held as attributes: constants that their authors did not
+    register. A tied tensor comes under each of its names.
+    """
+    parameters: list[tuple[str, str, Tensor]] = []
+    buffers: list[tuple[str, str, Tensor]] = []
+    attributes: list[tuple[str, str, Tensor]] = []
+    for prefix, module in named_modules(model):
+        start = f"{prefix}." if prefix else ""
+        parameters += [("parameter", start + key, t) for key, t in module._parameters.items() if t is not None]
+        buffers += [("buffer", start + key, t) for key, t in module._buffers.items() if t is not None]
+        attributes += [("attribute", start + key, t) for key, t in module.__dict__.items() if isinstance(t, Tensor)]
+    return [*parameters, *buffers, *attributes]
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters, buffers and plain tensor attributes by qualified name, tied ones under each of their names."""
+    return {name: tensor for _, name, tensor in named_tensors(model)}

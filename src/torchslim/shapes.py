@@ -1,0 +1,86 @@
+"""Shapes known at sight: what some operations return on the meta device, without asking torch.
+
+torch's meta kernels are often written in Python and cost more than the operation that they stand for. Each function
+here takes an operation's arguments and returns what the operation would, with the right sizes, or None where torch
+knows better (errors, unusual memory formats). Same-shaped results are views: nobody looks at the data of a meta tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def at_sight(name: str, args: tuple[Any, ...]) -> Any:
+    """What an operation returns on meta tensors, or None where torch has to be asked."""
+    function = _SHAPES.get(name)
+    if function is None or not args:
+        return None
+    first = args[0]
+    # Weights are real and stay so; what is computed of them alone is torch's business.
+    on_meta = first.is_meta if isinstance(first, Tensor) else all(t.is_meta for t in first)
+    return function(*args) if on_meta else None
+
+
+def _empty(like: Tensor, shape: Sequence[int]) -> Tensor:
+    return torch.empty(shape, dtype=like.dtype, device="meta")
+
+
+def _same(x: Tensor, *_: Any) -> Tensor | None:
+    return x.detach() if x.is_floating_point() else None
+
+
+def _in_place(x: Tensor, *_: Any) -> Tensor:
+    return x
+
+
+def _batch_norm(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return x.detach(), _empty(x, (0,)), _empty(x, (0,))
+
+
+def _cat(tensors: list[Tensor], dim: int = 0) -> Tensor | None:
+    first = tensors[0]
+    if not all(t.dim() == first.dim() and t.dtype == first.dtype and t.is_contiguous() for t in tensors):
+        return None  # legacy empty tensors, promotion, other memory formats
+    if any(t.shape[d] != first.shape[d] for t in tensors for d in range(first.dim()) if d != dim % first.dim()):
+        return None
+    shape = list(first.shape)
+    shape[dim] = sum(t.shape[dim] for t in tensors)
+    return _empty(first, shape)
+
+
+def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int],
+                 dilation: list[int], transposed: bool, _output_padding: list[int], groups: int) -> Tensor | None:
+    width, spatial = x.shape[1:2], weight.dim() - 2
+    if (transposed or x.dim() != weight.dim() or len(stride) != spatial or x.dtype != weight.dtype
+            or not (x.is_contiguous() and weight.is_contiguous())):
+        return None
+    filters, read, *kernel = weight.shape
+    if width[0] != read * groups or filters % groups or (bias is not None and bias.shape != (filters,)):
+        return None
+    sizes = [(size + 2 * p - d * (k - 1) - 1) // s + 1
+             for size, p, d, k, s in zip(x.shape[2:], padding, dilation, kernel, stride, strict=True)]
+    return _empty(x, (x.shape[0], filters, *sizes)) if min(sizes, default=0) > 0 else None
+
+
+def _add(x: Tensor, y: Any) -> Tensor | None:
+    same = isinstance(y, Tensor) and y.shape == x.shape and y.dtype == x.dtype and x.stride() == y.stride()
+    return x.detach() if same else None
+
+
+_ACTIVATIONS = ("relu", "silu", "hardtanh", "hardswish", "hardsigmoid", "sigmoid", "leaky_relu", "elu", "tanh", "mish")
+
+_SHAPES: dict[str, Callable[..., Any]] = {
+    "aten.native_batch_norm": _batch_norm,
+    "aten._native_batch_norm_legit_no_training": _batch_norm,
+    "aten.cat": _cat,
+    "aten.convolution": _convolution,
+    "aten.add": _add,
+    "aten.mul": _add,
+    "aten.gelu": _same,
+    **{f"aten.{name}": _same for name in _ACTIVATIONS},
+    **{f"aten.{name}_": _in_place for name in _ACTIVATIONS},
+}
