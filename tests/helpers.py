@@ -63,8 +63,9 @@ def silenced_oracle(model: nn.Module, plan: Plan) -> nn.Module:
     silenced = copied(model).double().eval()
     for name, dims in plan.kept.items():
         owner, _, attribute = name.rpartition(".")
-        if _computes(silenced.get_submodule(owner.removesuffix(".parametrizations.weight")), name):
-            _deafen(silenced.get_submodule(owner.removesuffix(".parametrizations.weight")), dims)
+        home = silenced.get_submodule(owner.removesuffix(".parametrizations.weight"))
+        if _computes(home, name):
+            _deafen(home, dims, 1 if name in plan.grouped else getattr(home, "groups", 1))
             continue
         layer = silenced.get_submodule(owner)
         if attribute != "weight":
@@ -86,19 +87,24 @@ def silenced_oracle(model: nn.Module, plan: Plan) -> nn.Module:
 
 
 def _computes(layer: nn.Module, name: str) -> bool:
-    """Whether a layer computes its weight, of this tensor: zeros in the one need not be zeros in the other."""
+    """Whether a layer computes its weight, of this tensor: zeros in the one need not be zeros in the other.
+
+    A layer of a test's own says with `reads` which of its tensors reads its input.
+    """
+    if name.rpartition(".")[2] == getattr(layer, "reads", None):
+        return True
     if not isinstance(layer, _ConvNd | nn.Linear):
         return False
     changed = not type(layer).__module__.startswith("torch.nn.modules.") and name.endswith(".weight")
     return changed or ".parametrizations.weight.original" in name or name.endswith(("weight_v", "weight_orig"))
 
 
-def _deafen(layer: nn.Module, dims: Mapping[int, tuple[int, ...]]) -> None:
+def _deafen(layer: nn.Module, dims: Mapping[int, tuple[int, ...]], groups: int) -> None:
     """Let a layer see zeros where a removed channel was; all groups of a computed weight keep the same inputs."""
     reads = 0 if isinstance(layer, _ConvTransposeNd) else 1
     if reads not in dims:
         return
-    last, groups = isinstance(layer, nn.Linear), getattr(layer, "groups", 1)
+    last = isinstance(layer, nn.Linear)
 
     def silence(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         channels = args[0].dim() - 1 if last else 1
