@@ -115,7 +115,7 @@ def couple(graphs: Sequence[Graph], *, allow_approximate: bool = False,
         known_grouped: as in `LabelSpace`.
         ties: places of rows (see `Rows`) whose n-th channels are made one.
     """
-    space = LabelSpace(allow_approximate=allow_approximate, known_grouped=known_grouped)
+    space = LabelSpace(allow_approximate=allow_approximate, known_grouped=known_grouped, kernels=graphs[0].kernels)
     tracks = []
     for place, graph in enumerate(graphs):
         tracks.append(space.new_tape())

@@ -99,6 +99,7 @@ class Graph:
         calls: how often each module was called; a module that was never reached is missing.
         training: True for a run in train mode.
         device: "meta" where shapes alone were run, else "real".
+        kernels: names of the tensors that hold a convolution layer's filters: their last dimensions are positions.
         blind: True where the model's code read no width: at other widths it runs the same operations.
     """
 
@@ -111,6 +112,7 @@ class Graph:
     calls: Mapping[str, int]
     training: bool
     device: str
+    kernels: frozenset[str]
     blind: bool
 
     def read(self) -> set[str]:

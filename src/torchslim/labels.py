@@ -80,13 +80,15 @@ class LabelSpace:
     """The labels of one coupling run, and all that the operations declared of them.
 
     `known_grouped` names the weights of convolutions that are grouped in the original network: slimmed to one channel a
-    group, such a convolution looks depthwise and is not. `batch` is the first size of the tape's first input.
+    group, such a convolution looks depthwise and is not. `kernels` names filters, whose last dimensions are positions
+    and no channels. `batch` is the first size of the tape's first input.
 
     Mutable while the rules run over the tapes; `coupling` reads it afterwards.
     """
 
     allow_approximate: bool = False
     known_grouped: frozenset[str] = frozenset()
+    kernels: frozenset[str] = frozenset()
     unmetered: bool = False
     batch: int = 1
     count: int = 0
@@ -124,7 +126,8 @@ class LabelSpace:
         """The tracks of a value; those of parameters and buffers are made when first asked for."""
         if not value.name:
             return self._tracks.get(value.id, ())
-        own = (self._state_dim(value, dim) for dim in range(len(value.shape)) if value.shape[dim] > 1)
+        dims = 2 if value.name in self.kernels else len(value.shape)
+        own = (self._state_dim(value, dim) for dim in range(dims) if value.shape[dim] > 1)
         return tuple(labels for labels in own if labels is not None)
 
     def _state_dim(self, value: Value, dim: int) -> Labels | None:

@@ -52,9 +52,10 @@ class Cut:
 
 @dataclass(frozen=True, eq=False)
 class Failure:
-    """Why the network can't be cut to the selected widths, and the classes of channels that are to blame."""
+    """Why the network can't be cut to the selected widths, where it shows, and the classes that are to blame."""
 
     reason: str
+    where: str
     classes: frozenset[int]
 
 
@@ -66,7 +67,7 @@ def cut_as(selection: Selection, model: nn.Module, inputs: Inputs, coupling: Cou
         if len(touch.labels) >= 2 and round(float(shares[touch.labels].sum())) < 2:
             # A dimension of size 1 broadcasts: its channel could not be told from none.
             return Failure(f"`{touch.name}` would keep one channel of dimension {touch.dim}",
-                           frozenset(touch.labels.tolist()))
+                           touch.name, frozenset(touch.labels.tolist()))
     return foreseen(model, coupling, selection, scores) or _at_slim_widths(
         model, inputs, coupling, selection, scores, allow_approximate, ties)
 
@@ -134,13 +135,13 @@ def _at_slim_widths(model: nn.Module, inputs: Inputs, coupling: Coupling, select
     run, mends = mended(model, inputs, coupling, shares, sizes, _outdated(model, sizes))
     if run.op is not None and run.tape is not None:
         values = (*run.op.inputs, *(value for value in run.op.outputs if value is not None))
-        return Failure(run.reason, frozenset(int(one) for value in values
+        return Failure(run.reason, run.op.where, frozenset(int(one) for value in values
                                              for track in run.tape.tracks.get(value.id, ()) for one in track.ravel()))
     slim = couple(run.graphs, allow_approximate=allow_approximate, known_grouped=coupling.grouped,
                   ties=ties)
     strangers = _strangers(coupling, slim, shares)
     if strangers:
-        return Failure("in the slim network its channels would reach other weights than in the original", strangers)
+        return Failure("in the slim network its channels would reach other weights than in the original", "", strangers)
     chosen = _chosen_classes(coupling, slim, shares, scores)
     stays = coupling.signatures == 0
     stays[chosen[chosen >= 0]] = True

@@ -9,7 +9,7 @@ and a width that the model's code remembers shows up here and not in the user's 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -39,57 +39,12 @@ from torchslim.plans import Budget, LeftAlone, Plan
 from torchslim.proof import differences
 from torchslim.surgery import apply
 from torchslim.tapes import tapes
+from torchslim.trouble import Trouble
 
 Scope = str | Mapping[str, float]
 
 TOLERANCE = 1e-6
 """Largest relative error at which `prune` accepts a cut; a correct one is at about 1e-15."""
-
-
-WIDTHS_TRIED = 4
-"""How many widths of tied rows may turn out impossible before the rows are left alone."""
-
-
-@dataclass
-class _Trouble:
-    """What planning has run into, and does not try again.
-
-    Rows that must lose equally many may fit at one width and not at the next. So some widths are tried; then the n-th
-    channels of all rows are tied together, which keeps every order; then they stay.
-    """
-
-    impossible: set[tuple[int, int]] = field(default_factory=set)
-    ties: set[int] = field(default_factory=set)
-    stays: list[tuple[str, int, int, str]] = field(default_factory=list)
-
-    def without_impossible(self, bundle: Bundle) -> Bundle:
-        """The bundle without the widths that the network was seen not to run at."""
-        if not self.impossible:
-            return bundle
-        first = int(bundle.classes.min())
-        able = np.array([(first, n) not in self.impossible for n in bundle.kept.tolist()])
-        return Bundle(bundle.name, bundle.classes, bundle.kept[able], bundle.losses[able[1:]], bundle.tied)
-
-    def meet(self, coupling: Coupling, bundle: Bundle, level: int, reason: str) -> None:
-        """Take note that a bundle can't be cut to this level."""
-        first = int(bundle.classes.min())
-        own = set(bundle.classes.tolist())
-        rows = [rows for rows in coupling.rows if rows.labels.flat[0] in own] if bundle.tied else []
-        untied = {r.place for r in rows} - self.ties
-        if rows and sum(known == first for known, _ in self.impossible) < WIDTHS_TRIED:
-            self.impossible.add((first, int(bundle.kept[level])))
-        elif untied:
-            self.impossible.clear()  # classes are numbered anew
-            self.ties |= untied
-        else:
-            for touch in coupling.touches:
-                hit = np.flatnonzero(np.isin(touch.labels, bundle.classes))
-                if len(hit):
-                    self.stays += [(touch.name, touch.dim, place, reason) for place in hit.tolist()]
-
-    def frozen(self, coupling: Coupling) -> dict[int, str]:
-        """Class of channels -> why it stays, in the numbering of this coupling."""
-        return {int(coupling.by_dimension[name, dim].labels[place]): reason for name, dim, place, reason in self.stays}
 
 
 @dataclass(frozen=True)
@@ -157,7 +112,7 @@ def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params:
     graphs = tapes(model, inputs)
     coupling = couple(graphs, allow_approximate=allow_approximate)
     limits = _limits(coupling, asked)
-    trouble = _Trouble()
+    trouble = Trouble()
     while True:
         left_alone = {**_protected(coupling, choice), **trouble.frozen(coupling)}
         bundles, scores = _bundles(model, coupling, choice, left_alone)
@@ -166,9 +121,13 @@ def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params:
         if isinstance(cut, Cut):
             break
         ties = len(trouble.ties)
-        for place in culprits(cut, selection, model, inputs, coupling, scores, allow_approximate, trouble.ties):
-            trouble.meet(coupling, selection.bundles[place], selection.removals[place], cut.reason)
+        places = trouble.known_culprits(selection, cut) or culprits(
+            cut, selection, model, inputs, coupling, scores, allow_approximate, trouble.ties)
+        trouble.remember(selection, places, cut)
+        for place in places:
+            trouble.meet(coupling, selection, place, cut.reason)
         if len(trouble.ties) > ties:
+            trouble.renumbered()
             coupling = couple(graphs, allow_approximate=allow_approximate, ties=trouble.ties)
             limits = _limits(coupling, asked)
     return _finished(coupling, cut, limits, choice, {**_stuck(selection.bundles), **left_alone})

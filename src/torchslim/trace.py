@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -239,7 +240,15 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         outputs = tuple(self._value(tensor) for tensor in tensors_in(output))
         modules = {name: type(module).__name__ for module, name in self.names.items()}
         return Graph(tuple(self.ops), self.inputs, outputs, self.state, self.aliases, modules, self.calls, training,
-                     "meta" if self.meta else "real", blind)
+                     "meta" if self.meta else "real", self._kernels(), blind)
+
+    def _kernels(self) -> frozenset[str]:
+        """Filters of convolution layers, parametrised ones included."""
+        ranks = {name: 2 + len(module.kernel_size) for module, name in self.names.items()
+                 if isinstance(module, _ConvNd)}
+        owned = ((name, value, name.partition(".parametrizations.")[0] if ".parametrizations." in name
+                  else name.rpartition(".")[0]) for name, value in self.state.items())
+        return frozenset(name for name, value, owner in owned if len(value.shape) == ranks.get(owner))
 
 
 @cache
