@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 
 import numpy as np
@@ -95,6 +96,33 @@ def _new_channels(space: LabelSpace, op: Op, labels: Labels | None, dim: int) ->
         space.set(op.output, [along_dim(labels, dim, len(op.output.shape))])
 
 
+def _as_convolution(op: Op) -> Op:
+    """A deformable convolution as the plain one of the same weights."""
+    x, weight, _, _, bias = op.args[:5]
+    stride, padding, dilation = (op.args[place:place + 2] for place in (5, 7, 9))
+    return replace(op, args=(x, weight, bias, stride, padding, dilation, False, (0, 0), op.args[11]))
+
+
+def deformable(space: LabelSpace, op: Op) -> None:
+    """torchvision.deform_conv2d(x, weight, offset, mask, bias, ..., groups, offset_groups, use_mask).
+
+    Where it samples is no channel that could go. Equal runs of the input's channels share their offsets.
+    """
+    x, offset, mask = op.args[0], *op.args[2:4]
+    for value in (offset, mask):
+        space.freeze_value(value, f"coordinates in {op.where}")
+    channels, runs = space.along(x, 1, op), op.args[12]
+    if channels is not None and runs > 1:
+        space.equal_groups(channels.reshape(runs, -1), least=1)
+        space.blocks.append(channels.reshape(runs, -1))
+    convolution(space, _as_convolution(op))
+
+
+def deformable_macs(op: Op) -> int:
+    """As of a plain convolution: finding the samples is not counted."""
+    return convolution_macs(_as_convolution(op))
+
+
 def matmul_macs(op: Op) -> int:
     """(..., n, k) @ (..., k, m): n x k x m, over the batch."""
     a, b = _factors(op)
@@ -162,6 +190,7 @@ CONVOLUTION = Row(convolution, convolution_macs)
 ROWS = {
     "aten.convolution": CONVOLUTION,
     "aten._convolution": CONVOLUTION,
+    "torchvision.deform_conv2d": Row(deformable, deformable_macs),
     "aten.mm": MATMUL,
     "aten.bmm": MATMUL,
     "aten.addmm": MATMUL,
