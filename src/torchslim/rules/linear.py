@@ -8,7 +8,7 @@ from math import prod
 import numpy as np
 
 from torchslim.graph import Op, Value
-from torchslim.labels import Labels, LabelSpace, Tracks, along_dim
+from torchslim.labels import Labels, LabelSpace, Tracks
 from torchslim.rules.row import Row
 
 
@@ -38,7 +38,7 @@ def convolution(space: LabelSpace, op: Op) -> None:
         space.makes(out, prod(op.output.shape[2:]))
     if bias is not None:
         space.tie(space.along(bias, 0, op), out, op, "the bias of channels that can't be cut")
-    _new_channels(space, op, out, 1)
+    space.set_along(op.output, 1, out)
     space.meter(op, convolution_macs(op), (out,) if depthwise else (out, into))
 
 
@@ -89,11 +89,6 @@ def _keep_kernel(space: LabelSpace, op: Op, weight: Value) -> None:
     for track in () if weight.name else space.tracks(weight):
         if track.shape[0] == track.shape[1] == 1:
             space.freeze(track, f"kernel size in {op.where}")
-
-
-def _new_channels(space: LabelSpace, op: Op, labels: Labels | None, dim: int) -> None:
-    if labels is not None:
-        space.set(op.output, [along_dim(labels, dim, len(op.output.shape))])
 
 
 def _as_convolution(op: Op) -> Op:
