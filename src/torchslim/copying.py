@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from collections.abc import Mapping
 from functools import cache
 from types import BuiltinFunctionType, FunctionType, NoneType
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from torchslim.modules import named_modules
+from torchslim.modules import named_modules, named_tensors
 
 _ATOMIC = frozenset({NoneType, bool, int, float, complex, str, bytes, type, FunctionType, BuiltinFunctionType,
                      torch.dtype, torch.Size})
@@ -25,8 +26,14 @@ _OWN_WAYS = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__g
              "__slots__")
 
 
-def copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """A deep copy of a model, with `memo` as `copy.deepcopy` takes it: object id -> what to put in its place."""
+def copied(model: nn.Module, parts: Mapping[int, Any] | None = None) -> nn.Module:
+    """A deep copy of a model in which `parts` stand in for the objects with these ids.
+
+    Tensors that are a computation's result have no deep copy of torch's own. Hooks such as those of
+    `torch.nn.utils.weight_norm` and `prune` leave them behind, and compute them anew before each call.
+    """
+    memo: dict[int, Any] = {id(t): t.detach().clone() for _, _, t in named_tensors(model) if not t.is_leaf}
+    memo.update(parts or {})
     for _, module in reversed(named_modules(model)):  # children come first, and are found in the memo
         kind: Any = type(module)
         if id(module) not in memo and _copies_plainly(kind):

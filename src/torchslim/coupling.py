@@ -20,7 +20,7 @@ from torchslim.calling import Inputs
 from torchslim.channels import ChannelGroup, ChannelGroups, Member
 from torchslim.graph import Graph
 from torchslim.labels import Labels, LabelSpace, Mixed, Rows, Touch, Tracks
-from torchslim.rules import keeps_values, move_labels
+from torchslim.rules import move_labels, tells_apart
 from torchslim.tapes import Index, Tape, tapes
 
 
@@ -209,7 +209,9 @@ class _Builder:
         found: dict[tuple[int, bytes], Rows] = {}
         for rows in self.space.rows:
             classes = self.of[rows.labels]
-            if len(classes) > 1 and not (classes == classes[:1]).all():
+            # Rows of one channel each are positions of that channel, which goes from all of them or none.
+            positions = rows.least > 1 < classes.shape[1] and (classes == classes[:, :1]).all()
+            if len(classes) > 1 and not positions and not (classes == classes[:1]).all():
                 key = classes.shape[0], classes.tobytes()
                 least = max(rows.least, found[key].least if key in found else 0)
                 found[key] = Rows(classes, least, found[key].place if key in found else rows.place)
@@ -248,13 +250,14 @@ class _Builder:
     def _tell_apart(self, signatures: NDArray[np.uint64], own: NDArray[np.uint64]) -> None:
         """Channels of the same weights may be treated differently: one half of them pooled, say, the other not.
 
-        What changes a channel counts, with the weights that each argument came from (`own`, by label): in a difference
-        it matters what is taken from what. Only on the meta device are a run's operations sure to be the same at other
-        widths.
+        What changes a channel, or moves what is in it, counts, with the weights that each argument came from (`own`, by
+        label): in a difference it matters what is taken from what. Only on the meta device are a run's operations sure
+        to be the same at other widths.
         """
         touched = signatures != 0
         for place, (graph, tracks) in enumerate(zip(self.graphs, self.tracks, strict=True)):
-            changing = (op for op in graph.ops if graph.device == "meta" and not keeps_values(op))
+            changing = (op for op in graph.ops if graph.device == "meta"
+                        and tells_apart(op, [track for value in op.inputs for track in tracks.get(value.id, ())]))
             for op in changing:
                 for position, value in enumerate(op.inputs):
                     number = _number(op.name, op.index, place, position)

@@ -110,14 +110,15 @@ def foreseen(model: nn.Module, coupling: Coupling, selection: Selection, scores:
 
 
 def _outdated(model: nn.Module, sizes: Sizes) -> list[Mend]:
-    """What torch's own layers remember that is going to be outdated."""
+    """What torch's own layers remember that the cut makes outdated; what contradicts its tensors now is left alone."""
     state = tensors_of(model)
     shapes = {id(state[name]): [dims.get(dim, size) for dim, size in enumerate(state[name].shape)]
               for name, dims in sizes.items()}
     if not parametrised(model.modules()):
         return outdated(model, lambda tensor: shapes.get(id(tensor)) or tensor.shape)
+    always = {(mend.module, mend.attribute) for mend in outdated(model)}
     with resized(model, sizes, ()):  # a computed weight has its shape from those that it is computed of
-        return outdated(model)
+        return [mend for mend in outdated(model) if (mend.module, mend.attribute) not in always]
 
 
 def _at_slim_widths(model: nn.Module, inputs: Inputs, coupling: Coupling, selection: Selection, scores: Scores,

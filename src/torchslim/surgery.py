@@ -17,6 +17,7 @@ from torchslim.copying import copied
 from torchslim.errors import PlanError, UnsupportedModel
 from torchslim.modules import named_modules, tensors_of
 from torchslim.plans import Mend, Plan
+from torchslim.widths import computed
 
 
 def apply(model: nn.Module, plan: Plan) -> nn.Module:
@@ -32,15 +33,17 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
     """
     model = unwrap(model)
     state = tensors_of(model)
-    memo: dict[int, Any] = {}
+    parts: dict[int, Any] = {}
+    left_behind = computed(model)
     index = cache(Index)
     for name, dims in plan.kept.items():
         if name not in state:
             raise PlanError(f"`{name}`: the plan cuts this tensor and the model has none of that name; "
                             "apply the plan to the model that it was made for")
-        memo[id(state[name])] = cut_tensor(state[name], name, dims, plan.grouped.get(name), index)
+        for own in (name, *left_behind.get(name, ())):
+            parts[id(state[own])] = cut_tensor(state[own], own, dims, plan.grouped.get(name), index)
     try:
-        slim = copied(model, memo)
+        slim = copied(model, parts)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise UnsupportedModel(f"model: {type(model).__name__} can't be copied ({error}); "
                                "copy.deepcopy(model) must work") from error

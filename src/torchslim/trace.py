@@ -221,9 +221,11 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.failed_in = self.stack[-1]
                 self.calls[self.failed_in] = self.calls.get(self.failed_in, 0) + 1
 
-        def leave(module: nn.Module, _args: Any, _output: Any) -> None:
+        def leave(module: nn.Module, _args: Any, output: Any) -> None:
             if threading.get_ident() == thread and module in self.names and self.stack:
                 self.stack.pop()
+                if output is not None:  # it has not failed
+                    self.failed_in = self.stack[-1] if self.stack else ""
 
         handles = (register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True))
         try:

@@ -12,13 +12,13 @@ An operation without a row is no guess: its labels are frozen and its name is li
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
 from torchslim.errors import RequestError
 from torchslim.graph import Op
-from torchslim.labels import LabelSpace
+from torchslim.labels import Labels, LabelSpace
 from torchslim.rules import elementwise, linear, mixing, positions, shape, spatial
 from torchslim.rules.row import Row
 
@@ -39,6 +39,17 @@ def keeps_values(op: Op) -> bool:
     row = row_of(op)
     moving = op.name.removesuffix("_")
     return row is not None and (row.labels is elementwise.passing or moving in shape.ROWS or moving in positions.ROWS)
+
+
+def tells_apart(op: Op, tracks: Sequence[Labels]) -> bool:
+    """True for an operation after which the channels that it worked on differ from others of the same weights."""
+    return not keeps_values(op) or shape.moves_within(op, tracks)
+
+
+def multiplies(op: Op) -> bool:
+    """True for an operation that has multiply-adds: a convolution or a matrix product."""
+    row = row_of(op)
+    return row is not None and row.macs is not None
 
 
 def move_labels(space: LabelSpace, op: Op) -> None:

@@ -106,6 +106,14 @@ def pixel_unshuffle(space: LabelSpace, op: Op) -> None:
                           for t in _unchanged_over(space, x, 2, op)])
 
 
+def unfolded(space: LabelSpace, op: Op) -> None:
+    """aten.im2col(x, kernel, ...): (N, C, H, W) -> (N, C k k, L), or without the batch: k k rows a channel."""
+    x, kernel = op.args[:2]
+    tracks = [np.squeeze(t, axis=-1) for t in _unchanged_over(space, x, 2, op)]
+    size = kernel[0] * kernel[1]
+    space.set(op.output, [np.repeat(t, size, axis=-2) if t.shape[-2] > 1 else t for t in tracks])
+
+
 def shuffle_channels(space: LabelSpace, op: Op) -> None:
     """aten.channel_shuffle(x, groups)."""
     x, groups = op.args[:2]
@@ -125,7 +133,7 @@ _BY_NDIM: dict[int, tuple[str, ...]] = {
         "_upsample_nearest_exact1d", "reflection_pad1d", "replication_pad1d", "_adaptive_avg_pool1d"),
     2: ("avg_pool2d", "max_pool2d_with_indices", "_adaptive_avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d",
         "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d", "_upsample_nearest_exact2d",
-        "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "reflection_pad2d", "replication_pad2d", "im2col_",
+        "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "reflection_pad2d", "replication_pad2d",
         "fractional_max_pool2d", "mkldnn_max_pool2d", "max_pool2d"),
     3: ("avg_pool3d", "max_pool3d_with_indices", "_adaptive_avg_pool3d", "adaptive_avg_pool3d", "adaptive_max_pool3d",
         "upsample_nearest3d", "upsample_trilinear3d", "_upsample_nearest_exact3d", "reflection_pad3d",
@@ -137,6 +145,7 @@ _OTHERS: dict[str, Callable[[LabelSpace, Op], None]] = {
     "aten.grid_sampler_3d": grid_sample,
     "aten.pixel_shuffle": pixel_shuffle,
     "aten.pixel_unshuffle": pixel_unshuffle,
+    "aten.im2col": unfolded,
     "aten.channel_shuffle": shuffle_channels,
     "aten.native_channel_shuffle": shuffle_channels,
     "torchvision.roi_align": region_pool,
