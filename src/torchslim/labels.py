@@ -148,6 +148,11 @@ class LabelSpace:
         if kept and not value.name:
             self._tracks[value.id] = kept
 
+    def set_along(self, value: Value, dim: int, labels: Labels | None) -> None:
+        """Give an operation's result the labels of one dimension; None where it can't be cut."""
+        if labels is not None:
+            self.set(value, [along_dim(labels, dim % len(value.shape), len(value.shape))])
+
     def blank(self, value: Value) -> None:
         """Label a tensor of equal elements (zeros, ones, uninitialised): it is cut along with whatever it meets."""
         self.set(value, (along_dim(self.fresh(size), dim, len(value.shape))

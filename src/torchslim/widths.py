@@ -1,8 +1,9 @@
-"""Attributes of torch's own layers that remember a width (`in_channels`, `groups`, `num_features`, ...)."""
+"""Attributes of torch's and torchvision's layers that remember a width (`in_channels`, `groups`, ...)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -114,6 +115,13 @@ _LAYERS: tuple[tuple[type[nn.Module], Callable[[Any, Shape], Facts]], ...] = (
 )
 
 
+def _layers() -> Iterator[tuple[type[nn.Module], Callable[[Any, Shape], Facts]]]:
+    yield from _LAYERS
+    deformable = sys.modules.get("torchvision.ops.deform_conv")  # not worth an import of torchvision
+    if deformable is not None:
+        yield deformable.DeformConv2d, _convolution
+
+
 def _today(tensor: Tensor) -> Sequence[int]:
     return tensor.shape
 
@@ -125,8 +133,9 @@ def outdated(model: nn.Module, shape: Shape = _today) -> list[Mend]:
     contradicts its shape today is not reported.
     """
     mends = []
+    layers = tuple(_layers())
     for module, name in names_of_modules(model).items():
-        for kind, facts in _LAYERS:
+        for kind, facts in layers:
             if isinstance(module, kind):
                 for attribute, new in facts(module, shape).items():
                     old = getattr(module, attribute)

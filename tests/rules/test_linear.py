@@ -10,9 +10,10 @@ import torch
 from movement import Movement
 from torch import Tensor, nn
 from torch.nn import functional
+from torchvision.ops import DeformConv2d
 
 import torchslim as ts
-from helpers import Calls, conv, counted_macs
+from helpers import Calls, conv, counted_macs, random_statistics
 from torchslim import rules
 from torchslim.channels import ChannelGroup
 from torchslim.coupling import Coupling, couple, tapes
@@ -351,3 +352,47 @@ def test_rules_leave_weights_without_a_name_readable() -> None:
 def test_pointwise_operations_of_torch_need_no_row() -> None:
     assert "aten.erfinv" not in rules.ROWS
     assert Movement(lambda _, x: x.tanh().erfinv(), SHAPE).check().free
+
+
+# Deformable convolutions
+
+
+class Deformed(nn.Module):
+    """Samples where a convolution of the same features says, weighs the samples, and reads the result."""
+
+    def __init__(self, groups: int, offset_groups: int, masked: bool, out: int = 12) -> None:
+        super().__init__()
+        self.stem, self.head = conv(3, 12), conv(out, 2)
+        self.offsets = conv(12, 2 * 9 * offset_groups)
+        self.mask = conv(12, 9 * offset_groups) if masked else None
+        self.deformed = DeformConv2d(12, out, 3, padding=1, groups=groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        mask = None if self.mask is None else self.mask(x).sigmoid()
+        return self.head(self.deformed(x, self.offsets(x), mask).relu())
+
+
+@pytest.mark.parametrize(("groups", "offset_groups", "masked", "out"), [
+    (1, 1, False, 12), (1, 1, True, 10), (3, 1, False, 12), (1, 3, True, 12), (3, 2, True, 12), (12, 1, True, 12),
+    (12, 3, False, 24)])
+def test_a_deformable_convolution(groups: int, offset_groups: int, masked: bool, out: int) -> None:
+    model = random_statistics(Deformed(groups, offset_groups, masked, out)).double()
+    with torch.no_grad():  # no layer that random_statistics knows
+        model.deformed.weight.normal_()
+    x = torch.randn(1, 3, 7, 7, dtype=torch.float64)
+    assert ts.profile(model, x).unknown == ()
+    groups_of = ts.groups(model, x)
+    assert made_by(groups_of, "offsets").frozen == "coordinates in `deformed` (torchvision.deform_conv2d)"
+    assert not made_by(groups_of, "stem").frozen
+    plan = ts.plan(model, x, scope={"*": 0.5}, importance="random")
+    slim = ts.apply(model, plan)
+    assert (slim.stem.out_channels, slim.deformed.in_channels, slim.deformed.out_channels) == (6, 6, out // 2)
+    assert slim.deformed.groups == (6 if groups == 12 else groups)
+    assert ts.verify(model, slim, plan, x) < 1e-12
+    assert plan.predicted["macs"] == ts.profile(slim, x).macs
+    before = {layer.name: layer.macs for layer in ts.profile(model, x).layers}
+    assert before["deformed"] == 49 * out * 9 * 12 // groups
+    for run in range(offset_groups):  # each keeps its share
+        own = range(12 // offset_groups * run, 12 // offset_groups * (run + 1))
+        assert sum(channel in own for channel in plan.kept["stem.weight"][0]) == 6 // offset_groups

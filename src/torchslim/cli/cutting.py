@@ -1,4 +1,4 @@
-"""`prune`: plan, cut, prove, save."""
+"""`prune`: plan, cut, prove, save; or show what would be cut."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from torchslim.cli.common import Json, Model, Seed, Shapes, amount, example, pri
 from torchslim.errors import ProofError, RequestError
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from torchslim.plans import Plan
     from torchslim.sources import Source
 
 Keep = Annotated[str | None, typer.Option(
@@ -25,13 +28,16 @@ def register(app: typer.Typer) -> None:
 
 def prune(
     model: Model,
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", show_default=False,
-                                      help="Where to save the slim model: slim.safetensors.")],
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", show_default=False,
+                                             help="Where to save the slim model: slim.safetensors.")] = None,
     macs: Keep = None,
     params: Keep = None,
     importance: Annotated[str, typer.Option(help="What ranks the channels: l2, l1, bn_scale, ...")] = "l2",
     shortcuts: Annotated[bool, typer.Option(help="Also cut channels that shortcuts share.")] = True,
     round_to: Annotated[int, typer.Option(min=1, help="Keep multiples of this many channels.")] = 1,
+    show: Annotated[bool, typer.Option("--show", help=(
+        "Draw the layers as a tree: widths, what is cut together, what stays and why. Needs no --out, and no "
+        "budget."))] = False,
     seed: Seed = 0,
     shapes: Shapes = None,
     as_json: Json = False,
@@ -41,20 +47,60 @@ def prune(
     The proof compares the slim model with the original in which the removed channels are silenced.
     """
     import torchslim
-    from torchslim.pruning import TOLERANCE
     from torchslim.sources import build, resolve
 
     limits = {"macs": amount("--macs", macs), "params": amount("--params", params)}
-    if not any(limits.values()):
-        raise RequestError("prune: no budget; give --macs 0.5, --params 1.5M or both")
-    if not out.parent.is_dir():  # before the work, not after it
-        raise RequestError(f"--out {out}: lies in a folder that does not exist; make {out.parent} first")
+    _check(limits, out, show)
     source = resolve(model)
     original, inputs = build(source), example(source, shapes, seed)
     if _is_random(source):
         say(f"note: {source} has random weights; ?weights=DEFAULT asks for trained ones")
-    plan = torchslim.plan(original, inputs, macs=limits["macs"], params=limits["params"],
-                          importance=importance, shortcuts=shortcuts, round_to=round_to, seed=seed)
+    plan = None
+    if any(limits.values()):
+        plan = torchslim.plan(original, inputs, macs=limits["macs"], params=limits["params"],
+                              importance=importance, shortcuts=shortcuts, round_to=round_to, seed=seed)
+    data: dict[str, Any] = {"model": str(source)}
+    if show:
+        data |= _show(str(source), original, inputs, plan, as_json)
+    if plan is not None and out is not None:
+        data |= _cut(original, inputs, plan, source, out, as_json)
+    elif plan is not None and not as_json:
+        _print_table([(budget.resource, budget.before, budget.met) for budget in plan.budgets])
+    if plan is not None:
+        data |= {"left_alone": [{"name": group.name, "channels": group.channels, "reason": group.reason}
+                                for group in plan.left_alone], "notes": list(plan.notes)}
+    if as_json:
+        print_json(data)
+
+
+def _check(limits: dict[str, float | int | None], out: Path | None, show: bool) -> None:
+    """Raise for a request that could not end well: before the work, not after it."""
+    if not any(limits.values()) and (out is not None or not show):
+        raise RequestError("prune: no budget; give --macs 0.5, --params 1.5M or both")
+    if out is None and not show:
+        raise RequestError("prune: nowhere to save the slim model; give --out slim.safetensors, or --show to see what "
+                           "would be cut")
+    if out is not None and not out.parent.is_dir():
+        raise RequestError(f"--out {out}: lies in a folder that does not exist; make {out.parent} first")
+
+
+def _show(title: str, original: nn.Module, inputs: Any, plan: Plan | None, as_json: bool) -> dict[str, Any]:
+    """Draw the tree; what it shows, as data."""
+    import torchslim
+    from torchslim.cli import tree
+
+    groups = tree.with_layers(original, torchslim.groups(original, inputs))
+    shown = tree.layers(original, groups, plan)
+    if not as_json:
+        tree.draw(title, shown, planned=plan is not None)
+    return tree.as_data(shown, groups)
+
+
+def _cut(original: nn.Module, inputs: Any, plan: Plan, source: Source, out: Path, as_json: bool) -> dict[str, Any]:
+    """Cut, prove, save and tell; what came of it, as data."""
+    import torchslim
+    from torchslim.pruning import TOLERANCE
+
     slim = torchslim.apply(original, plan)
     error = torchslim.verify(original, slim, plan, inputs)
     if not error <= TOLERANCE:
@@ -62,27 +108,19 @@ def prune(
                          f"most {TOLERANCE:.0e} is accepted; nothing was saved")
     before, after = torchslim.profile(original, inputs), torchslim.profile(slim, inputs)
     torchslim.save(slim, out, plan=plan, source=source)
-    if as_json:
-        print_json({
-            "model": str(source), "out": str(out), "error": error,
-            "params": {"before": before.params, "after": after.params},
-            "macs": {"before": before.macs, "after": after.macs},
-            "left_alone": [{"name": group.name, "channels": group.channels, "reason": group.reason}
-                           for group in plan.left_alone],
-            "notes": list(plan.notes),
-        })
-        return
-    _print_result(before, after)
-    for note in plan.notes:
-        print(f"note: {note}")
-    print(f"proof: differs from the silenced original by {error:.1e}")
-    if plan.left_alone:
-        print(f"left alone: {len(plan.left_alone)} channel groups (--json lists them with their reasons)")
-    print(f"saved: {out}")
+    if not as_json:
+        _print_table([("parameters", before.params, after.params), ("multiply-adds", before.macs, after.macs)])
+        for note in plan.notes:
+            print(f"note: {note}")
+        print(f"proof: differs from the silenced original by {error:.1e}")
+        if plan.left_alone:
+            print(f"left alone: {len(plan.left_alone)} channel groups (--json lists them with their reasons)")
+        print(f"saved: {out}")
+    return {"out": str(out), "error": error, "params": {"before": before.params, "after": after.params},
+            "macs": {"before": before.macs, "after": after.macs}}
 
 
-def _print_result(before: Any, after: Any) -> None:
-    rows = (("parameters", before.params, after.params), ("multiply-adds", before.macs, after.macs))
+def _print_table(rows: list[tuple[str, int, int]]) -> None:
     print_table(("", "before", "after", "kept"), [
         (name, f"{old:,}", f"{new:,}", f"{new / old:.1%}" if old else "-") for name, old, new in rows])
 

@@ -77,6 +77,7 @@ def register_rule(name: str, *, cost: Callable[[Op], int] | None = None,
         name: the operation as `namespace::name`, such as "torchvision::deform_conv2d".
         cost: from an `Op` to its multiply-adds; leave out for an operation that has none.
         labels: moves the labels of an `Op` through a `LabelSpace`; leave out to freeze what the operation reads.
+            docs/custom-operations.md shows how.
 
     Raises:
         RequestError: the name has no namespace.

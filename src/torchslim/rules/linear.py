@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 
 import numpy as np
 
 from torchslim.graph import Op, Value
-from torchslim.labels import Labels, LabelSpace, Tracks, along_dim
+from torchslim.labels import Labels, LabelSpace, Tracks
 from torchslim.rules.row import Row
 
 
@@ -37,7 +38,7 @@ def convolution(space: LabelSpace, op: Op) -> None:
         space.makes(out, prod(op.output.shape[2:]))
     if bias is not None:
         space.tie(space.along(bias, 0, op), out, op, "the bias of channels that can't be cut")
-    _new_channels(space, op, out, 1)
+    space.set_along(op.output, 1, out)
     space.meter(op, convolution_macs(op), (out,) if depthwise else (out, into))
 
 
@@ -90,9 +91,31 @@ def _keep_kernel(space: LabelSpace, op: Op, weight: Value) -> None:
             space.freeze(track, f"kernel size in {op.where}")
 
 
-def _new_channels(space: LabelSpace, op: Op, labels: Labels | None, dim: int) -> None:
-    if labels is not None:
-        space.set(op.output, [along_dim(labels, dim, len(op.output.shape))])
+def _as_convolution(op: Op) -> Op:
+    """A deformable convolution as the plain one of the same weights."""
+    x, weight, _, _, bias = op.args[:5]
+    stride, padding, dilation = (op.args[place:place + 2] for place in (5, 7, 9))
+    return replace(op, args=(x, weight, bias, stride, padding, dilation, False, (0, 0), op.args[11]))
+
+
+def deformable(space: LabelSpace, op: Op) -> None:
+    """torchvision.deform_conv2d(x, weight, offset, mask, bias, ..., groups, offset_groups, use_mask).
+
+    Where it samples is no channel that could go. Equal runs of the input's channels share their offsets.
+    """
+    x, offset, mask = op.args[0], *op.args[2:4]
+    for value in (offset, mask):
+        space.freeze_value(value, f"coordinates in {op.where}")
+    channels, runs = space.along(x, 1, op), op.args[12]
+    if channels is not None and runs > 1:
+        space.equal_groups(channels.reshape(runs, -1), least=1)
+        space.blocks.append(channels.reshape(runs, -1))
+    convolution(space, _as_convolution(op))
+
+
+def deformable_macs(op: Op) -> int:
+    """As of a plain convolution: finding the samples is not counted."""
+    return convolution_macs(_as_convolution(op))
 
 
 def matmul_macs(op: Op) -> int:
@@ -164,7 +187,7 @@ def embedding(space: LabelSpace, op: Op) -> None:
     made = space.along(weight, 1, op)
     if made is not None:
         space.makes(made, prod(indices.shape[1:]))
-    _new_channels(space, op, made, len(op.output.shape) - 1)
+    space.set_along(op.output, -1, made)
 
 
 MATMUL = Row(matmul, matmul_macs)
@@ -173,6 +196,7 @@ CONVOLUTION = Row(convolution, convolution_macs)
 ROWS = {
     "aten.convolution": CONVOLUTION,
     "aten._convolution": CONVOLUTION,
+    "torchvision.deform_conv2d": Row(deformable, deformable_macs),
     "aten.embedding": Row(embedding),
     "aten.mm": MATMUL,
     "aten.bmm": MATMUL,
