@@ -15,7 +15,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -35,8 +35,8 @@ from torchslim.rules.row import Row
 
 TESTS = Path(__file__).parent
 # What a rule may declare, and what leaving it out means.
-DECLARED: dict[str, Any] = {"freeze": None, "union": None, "equal_groups": None, "part": None, "mix": True,
-                            "reads": None, "makes": None, "meter": None, "_merge_into": None}
+DECLARED: dict[str, Any] = {"freeze": None, "union": None, "equal_groups": None, "equal_rows": None, "part": None,
+                            "mix": True, "reads": None, "makes": None, "meter": None, "_merge_into": None}
 
 Labels = Callable[[LabelSpace, Op], None]
 
@@ -66,23 +66,30 @@ def observing(known: Known) -> Row:
     """The same row, which notes what it declares."""
 
     def labels(space: LabelSpace, op: Op) -> None:
+        # Not by `tracks`, which makes labels for parameters.
+        in_rows = any(sum(size > 1 for size in track.shape) > 1
+                      for value in op.inputs for track in space._tracks.get(value.id, ()))
+        within: list[str] = []
+
         def noting(name: str) -> Any:
             plain = getattr(LabelSpace, name)
 
             def noted(self: LabelSpace, *args: Any, **kwargs: Any) -> Any:
-                known.declares.add(name)
-                return plain(self, *args, **kwargs)
+                # Rows that came in were declared where they arose.
+                if name != "set" and not ({"equal_rows"} & {name, *within} and (in_rows or name == "equal_groups")):
+                    known.declares.add(name)
+                within.append(name)
+                try:
+                    return plain(self, *args, **kwargs)
+                finally:
+                    within.pop()
+                    known.labels_results |= name == "set" and args[0].id in self._tracks
             return noted
 
-        before = {name: LabelSpace.__dict__[name] for name in DECLARED}
-        for name in DECLARED:
-            setattr(LabelSpace, name, noting(name))
-        try:
+        with ExitStack() as stack:
+            for name in (*DECLARED, "set"):
+                stack.enter_context(patched(LabelSpace, name, noting(name)))
             known.row.labels(space, op)
-        finally:
-            for name, plain in before.items():
-                setattr(LabelSpace, name, plain)
-        known.labels_results |= any(out is not None and space.tracks(out) for out in op.outputs)
 
     return replace(known.row, labels=labels)
 
@@ -126,7 +133,8 @@ def mutants(known: Known) -> Iterator[tuple[str, Row | None]]:
     if known.matters:
         yield "has no row", None
     if known.labels_results:
-        yield "labels are rolled", rolled(known.row)
+        if known.row.labels is not rules.elementwise.blank:  # labels that are new anyway
+            yield "labels are rolled", rolled(known.row)
         yield "labels are dropped", unlabelled(known.row)
     for name in sorted(known.declares):
         yield f"forgets to {name.strip('_')}", without(known.row, name)
@@ -169,7 +177,7 @@ class Mutations:
                 if name in rules.ROWS:
                     if name in self.known:
                         reached.add(name)
-                        self.known[name].matters |= self.fallback(op, name) is not self.known[name].row
+                        self.known[name].matters |= not self.replaceable(op, name)
                     break
             return plain(op)
 
@@ -189,13 +197,10 @@ class Mutations:
             rules.ROWS.clear()
             rules.ROWS.update(before)
 
-    def fallback(self, op: Op, name: str) -> Row | None:
-        """The row that the operation would have without this one."""
-        other = op.name.removesuffix("_")
-        if other != name and other in self.known:
-            return self.known[other].row
-        pointwise = torch.Tag.pointwise in getattr(op.overload, "tags", ())
-        return rules.elementwise.POINTWISE if pointwise else None
+    def replaceable(self, op: Op, name: str) -> bool:
+        """Whether the operation would be treated alike without this row: as any other pointwise one."""
+        alike = (rules.elementwise.pointwise, rules.elementwise.passing)
+        return torch.Tag.pointwise in getattr(op.overload, "tags", ()) and self.known[name].row.labels in alike
 
     def try_one(self, name: str, what: str, row: Row | None, tests: Sequence[Any]) -> None:
         before = dict(rules.ROWS)
