@@ -40,6 +40,11 @@ def random_statistics(model: nn.Module, seed: int = 0) -> nn.Module:
                     normal(module.running_mean, 0.0, 0.3)
                     normal(module.running_var, 0.0, 0.2)
                     module.running_var.exp_()
+        for parameter in model.parameters():
+            # What starts constant: zeroed scales, layer scales of a millionth, the scales of other norms.
+            first = parameter.flatten()[0]
+            if parameter.numel() > 1 and (parameter == first).all():
+                normal(parameter, float(first) if abs(first) > 0.1 or first == 0 else 0.3, 0.2)
     return model
 
 

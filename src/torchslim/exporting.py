@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from torchslim.calling import Inputs, arguments, map_tensors, tensors_in, unwrap
+from torchslim.copying import copied
 from torchslim.errors import ExportError, MissingExtra, RequestError
 from torchslim.latency import evaluating, in_order, onnx_runner
-from torchslim.surgery import copied
 from torchslim.wording import dims, first_line
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from torchslim import sources
 from torchslim.calling import unwrap
+from torchslim.copying import copied
 from torchslim.errors import CheckpointError, PlanError, RequestError
 from torchslim.files import write_whole
 from torchslim.plans import Plan
-from torchslim.surgery import apply, copied
+from torchslim.surgery import apply
 from torchslim.wording import dims, first_line
 
 FORMAT = 1

@@ -13,7 +13,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from torchslim.modules import names_of_modules
+from torchslim.modules import named_modules, names_of_modules
 from torchslim.plans import Mend
 
 Facts = dict[str, int | tuple[int, ...]]
@@ -26,7 +26,7 @@ def computed(model: nn.Module) -> dict[str, list[str]]:
     By the name of the parameter that it is computed of: for `conv.weight_v` the attribute `conv.weight`.
     """
     found: dict[str, list[str]] = {}
-    for prefix, module in model.named_modules():
+    for prefix, module in named_modules(model):
         for hook in module._forward_pre_hooks.values():
             name = _computed_by(hook)
             if name is not None and isinstance(module.__dict__.get(name[0]), Tensor):
@@ -114,10 +114,15 @@ _LAYERS: tuple[tuple[type[nn.Module], Callable[[Any, Shape], Facts]], ...] = (
 )
 
 
-def outdated(model: nn.Module, shape: Shape = lambda tensor: tensor.shape) -> list[Mend]:
+def _today(tensor: Tensor) -> Sequence[int]:
+    return tensor.shape
+
+
+def outdated(model: nn.Module, shape: Shape = _today) -> list[Mend]:
     """What torch's layers in `model` remember that their tensors' shapes contradict.
 
-    `shape` gives a tensor's shape: that which it has, or that which it is going to have.
+    `shape` gives a tensor's shape: that which it has, or that which it is going to have. In the latter case what
+    contradicts its shape today is not reported.
     """
     mends = []
     for module, name in names_of_modules(model).items():
@@ -126,6 +131,6 @@ def outdated(model: nn.Module, shape: Shape = lambda tensor: tensor.shape) -> li
                 for attribute, new in facts(module, shape).items():
                     old = getattr(module, attribute)
                     old = tuple(old) if isinstance(old, list | tuple) else old
-                    if old != new:
+                    if old != new and (shape is _today or facts(module, _today)[attribute] == old):
                         mends.append(Mend(name, attribute, old, new))
     return mends

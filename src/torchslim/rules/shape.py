@@ -21,7 +21,12 @@ from torchslim.rules.row import Row
 def view(space: LabelSpace, op: Op) -> None:
     """Reshapes of any kind: the result's own shape says how."""
     x = op.args[0]
-    space.set(op.output, [reshape_track(track, x.shape, op.output.shape) for track in space.tracks(x)])
+    # Without elements (no detections, say) the sizes need not add up; then nobody can tell what goes where.
+    old, new = ([size or 1 for size in value.shape] for value in (x, op.output))
+    if prod(old) != prod(new):
+        space.freeze_value(x, f"reshaped without elements in {op.where}")
+        return
+    space.set(op.output, [reshape_track(track, old, new) for track in space.tracks(x)])
 
 
 def reshape_track(track: Labels, old: Sequence[int], new: Sequence[int]) -> Labels:
@@ -292,38 +297,6 @@ def generic(*positions: int) -> Callable[[LabelSpace, Op], None]:
     return labels
 
 
-def index(space: LabelSpace, op: Op) -> None:
-    """aten.index(x, indices): positions of remembered numbers; dimensions that are not indexed pass."""
-    x, indices = op.args[:2]
-    for value in indices:
-        if value is not None:
-            space.freeze_value(value, f"positions in {op.where}")
-    used = [dim for dim, value in enumerate(indices) if value is not None]
-    together = used == list(range(used[0], used[-1] + 1)) if used else True
-    tracks = []
-    for track in space.tracks(x):
-        if any(track.shape[dim] > 1 for dim in used) or not together or not used:
-            space.freeze(track, f"picked by position in {op.where}")
-            continue
-        width = len(op.output.shape) - (track.ndim - len(used))
-        shape = [*track.shape[: used[0]], *(1,) * width, *track.shape[used[-1] + 1:]]
-        tracks.append(track.reshape(shape))
-    space.set(op.output, tracks)
-
-
-def index_select(space: LabelSpace, op: Op) -> None:
-    """aten.index_select(x, dim, index) and gather: channels picked by remembered numbers stay."""
-    x, dim, positions = op.args[:3]
-    space.freeze_value(positions, f"positions in {op.where}")
-    tracks = []
-    for track in space.tracks(x):
-        if track.shape[dim] > 1:
-            space.freeze(track, f"picked by position in {op.where}")
-        else:
-            tracks.append(track)
-    space.set(op.output, tracks)
-
-
 # Where each of these names the dimensions along which it picks or moves.
 _DIMS = {"flip": (1, "dims"), "roll": (2, "dims"), "slice": (1, "dim"), "select": (1, "dim"),
          "unfold": (1, "dimension"), "index_select": (1, "dim"), "gather": (1, "dim")}
@@ -347,7 +320,7 @@ def moves_within(op: Op, tracks: Sequence[Labels]) -> bool:
     if name in ("permute", "transpose", "t"):
         order = _reordered(op, np.arange(len(x.shape)))
         return [dim for dim in order if dim in plain] != plain
-    return False
+    return name in ("index_put", "_unsafe_index_put")
 
 
 def _reordered(op: Op, dims: Labels) -> list[int]:
@@ -358,12 +331,6 @@ def _reordered(op: Op, dims: Labels) -> list[int]:
     dims[a], dims[b] = dims[b], dims[a]
     found: list[int] = dims.tolist()
     return found
-
-
-def write_at(space: LabelSpace, op: Op) -> None:
-    """index_put and scatter: written by position, so that everything involved stays."""
-    for value in op.inputs:
-        space.freeze_value(value, f"written by position in {op.where}")
 
 
 _ROWS: dict[tuple[str, ...], Callable[[LabelSpace, Op], None]] = {
@@ -384,9 +351,6 @@ _ROWS: dict[tuple[str, ...], Callable[[LabelSpace, Op], None]] = {
     ("flip",): generic(1),
     ("roll",): generic(2),
     ("unfold",): generic(),
-    ("index", "_unsafe_index"): index,
-    ("index_select", "gather"): index_select,
-    ("index_put", "_unsafe_index_put", "scatter", "index_add", "index_copy"): write_at,
 }
 
 ROWS = {f"aten.{name}": Row(function) for names, function in _ROWS.items() for name in names}
