@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint types nightly clean
+.PHONY: demo test lint types nightly mutations clean
 
 demo: $(VENV)/.demo
 	$(BIN)/torchslim demo
@@ -21,6 +21,10 @@ types: $(VENV)/.dev
 # The property tests with many more random networks than `make test` tries.
 nightly: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 tests/property --hypothesis-profile=nightly
+
+# Breaks every rule in turn and expects a test to fail.
+mutations: $(VENV)/.dev
+	$(BIN)/python tests/mutations.py
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -72,23 +72,28 @@ def silenced_oracle(model: nn.Module, plan: Plan) -> nn.Module:
         if _computes(home, name):
             _deafen(home, dims, 1 if name in plan.grouped else getattr(home, "groups", 1))
             continue
-        layer = silenced.get_submodule(owner)
-        if attribute != "weight":
-            continue
-        with torch.no_grad():
-            if isinstance(layer, _ConvTransposeNd) and 0 in dims:
-                if layer.groups == 1:  # a depthwise one passes its channels on
-                    layer.weight[_missing(dims[0], layer.in_channels)] = 0
-                else:
-                    assert layer.weight.shape[1] == 1
-            elif isinstance(layer, _ConvNd) and not isinstance(layer, _ConvTransposeNd) and 1 in dims:
-                filters, width = layer.out_channels // layer.groups, layer.in_channels // layer.groups
-                for channel in _missing(dims[1], layer.in_channels):
-                    group = channel // width
-                    layer.weight[group * filters:(group + 1) * filters, channel % width] = 0
-            elif isinstance(layer, nn.Linear) and 1 in dims:
-                layer.weight[:, _missing(dims[1], layer.in_features)] = 0
+        if attribute == "weight":
+            for layer in silenced.modules():
+                if layer is home or getattr(layer, "weight", None) is home.weight:
+                    _silence(layer, dims)
     return silenced
+
+
+def _silence(layer: nn.Module, dims: Mapping[int, tuple[int, ...]]) -> None:
+    """Zeros in a layer's own weight, where it reads what is removed."""
+    with torch.no_grad():
+        if isinstance(layer, _ConvTransposeNd) and 0 in dims:
+            if layer.groups == 1:  # a depthwise one passes its channels on
+                layer.weight[_missing(dims[0], layer.in_channels)] = 0
+            else:
+                assert layer.weight.shape[1] == 1
+        elif isinstance(layer, _ConvNd) and not isinstance(layer, _ConvTransposeNd) and 1 in dims:
+            filters, width = layer.out_channels // layer.groups, layer.in_channels // layer.groups
+            for channel in _missing(dims[1], layer.in_channels):
+                group = channel // width
+                layer.weight[group * filters:(group + 1) * filters, channel % width] = 0
+        elif isinstance(layer, nn.Linear) and 1 in dims:
+            layer.weight[:, _missing(dims[1], layer.in_features)] = 0
 
 
 def _computes(layer: nn.Module, name: str) -> bool:

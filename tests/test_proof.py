@@ -68,7 +68,7 @@ def test_values_that_are_not_finite_are_an_error(value: float) -> None:
 def test_outputs_of_another_shape_are_an_error() -> None:
     model, slim, plan, inputs = pruned("resnet18")
     slim.fc = nn.Linear(slim.fc.in_features, 7)
-    with pytest.raises(ProofError, match=r"`fc` gives \(1, 7\)"):
+    with pytest.raises(ProofError, match=r"\(1, 7\)"):
         torchslim.verify(model, slim, plan, inputs)
 
 

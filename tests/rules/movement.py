@@ -38,7 +38,7 @@ class Movement:
         self.x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
         self.model = Calls(lambda s, x: function(s, s.copying(x)), copying=copying, **children).double().eval()
         self.graph: Graph = trace(self.model, self.x)
-        self.space = LabelSpace(allow_approximate=allow_approximate)
+        self.space = LabelSpace(allow_approximate=allow_approximate, batch=shape[0])
         for op in self.graph.ops:
             move_labels(self.space, op)
         labels = self.space.along(self.graph.state["copying.weight"], 0, self.graph.ops[0])

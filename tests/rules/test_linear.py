@@ -213,6 +213,17 @@ def test_attention_between_tokens() -> None:
     assert not moved.space.unknown
 
 
+def test_an_embedding_makes_its_columns_and_keeps_its_rows() -> None:
+    coupling = coupled(Calls(lambda s, x: s.fc(s.words(x)), words=nn.Embedding(7, 6), fc=nn.Linear(6, 2)),
+                       torch.randint(0, 7, (2, 5)))
+    assert classes(coupling, "words.weight", 1) == classes(coupling, "fc.weight", 1)
+    group = made_by(coupling.groups, "words")
+    assert {(m.name, m.dim): m.role for m in group.members} == {
+        ("words.weight", 1): "makes", ("fc.weight", 1): "reads"}
+    rows = next(g for g in coupling.groups if any((m.name, m.dim) == ("words.weight", 0) for m in g.members))
+    assert rows.frozen == "picked by position in `words` (aten.embedding)"
+
+
 def test_bias_of_channels_that_stay() -> None:
     x = torch.randn(1, 3, 5, 5)
     coupling = coupled(Calls(lambda s, x: s.b(s.a(x)[:, :1].repeat(1, 4, 1, 1)), a=conv(3, 4), b=conv(4, 2)), x)

@@ -66,22 +66,21 @@ POINTWISE = Row(pointwise)
 
 ROWS = {
     **{f"aten.{name}": POINTWISE for name in (
-        "add", "sub", "mul", "div", "where", "copy_", "copy", "_prelu_kernel", "prelu", "masked_fill", "masked_fill_",
+        "add", "sub", "mul", "div", "where", "copy", "_prelu_kernel", "masked_fill",
         "lerp", "addcmul", "addcdiv", "floor_divide", "remainder", "logical_or", "logical_and", "hardswish",
-        "hardsigmoid", "hardtanh", "relu", "relu6", "silu", "mish", "gelu", "leaky_relu", "elu", "sigmoid", "tanh",
+        "hardsigmoid", "hardtanh", "relu", "silu", "mish", "gelu", "leaky_relu", "elu", "sigmoid", "tanh",
         "softplus", "clamp", "pow", "threshold", "rsub", "rsqrt", "sqrt")},
     **{f"aten.{name}": Row(passing) for name in (
-        "native_dropout", "alias", "detach", "detach_", "clone", "contiguous", "_to_copy", "lift_fresh",
-        "lift_fresh_copy", "bernoulli_", "bernoulli", "fill_", "zero_", "_conj", "resolve_conj", "resolve_neg",
-        "dropout", "dropout_", "feature_dropout", "alpha_dropout", "uniform_", "normal_", "rrelu_with_noise",
-        "rrelu_with_noise_functional", "_assert_tensor_metadata", "set_data", "requires_grad_")},
+        "native_dropout", "alias", "detach", "clone", "_to_copy", "lift_fresh", "lift_fresh_copy",
+        "bernoulli", "fill_", "zero_", "_conj", "uniform_", "normal_", "rrelu_with_noise",
+        "rrelu_with_noise_functional")},
     "aten.as_strided": Row(restrided),
     **{f"aten.{name}": Row(blank) for name in (
         "zeros", "ones", "empty", "full", "empty_strided", "empty_permuted", "scalar_tensor")},
     **{f"aten.{name}": Row(like) for name in (
         "zeros_like", "ones_like", "empty_like", "full_like", "new_zeros", "new_ones", "new_empty", "new_full",
-        "rand_like", "randn_like", "new_empty_strided", "bernoulli.p")},
+        "rand_like", "randn_like", "new_empty_strided")},
     **{f"aten.{name}": Row(silent) for name in (
         "arange", "linspace", "eye", "rand", "randn", "randint", "randperm", "logspace", "tril_indices",
-        "triu_indices", "hann_window", "_local_scalar_dense", "sym_size", "equal", "nonzero", "_assert_async")},
+        "triu_indices", "hann_window")},
 }

@@ -135,7 +135,7 @@ ROWS = {
         "mean", "sum", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean", "prod", "any", "all",
         "logsumexp", "linalg_vector_norm", "norm", "argmax", "argmin")},
     **{f"aten.{name}": Row(softmax) for name in ("_softmax", "_log_softmax", "cumsum", "_safe_softmax")},
-    **{f"aten.{name}": Row(whole) for name in ("topk", "sort", "_unique2", "searchsorted", "bincount")},
+    **{f"aten.{name}": Row(whole) for name in ("topk", "sort", "_unique2", "searchsorted", "bincount", "nonzero")},
     **{f"aten.{name}": Row(multiplied_out) for name in ("mv", "dot", "vdot")},
     "aten._weight_norm_interface": Row(weight_norm),
     "torchvision.nms": Row(whole),

@@ -72,8 +72,8 @@ def write_at(space: LabelSpace, op: Op) -> None:
 _ROWS: dict[tuple[str, ...], Callable[[LabelSpace, Op], None]] = {
     ("index", "_unsafe_index"): index,
     ("index_select", "gather"): index_select,
-    ("index_put", "index_put_", "_unsafe_index_put"): index_put,
-    ("scatter", "scatter_", "index_add", "index_copy"): write_at,
+    ("index_put", "_unsafe_index_put"): index_put,
+    ("scatter", "index_add", "index_copy"): write_at,
 }
 
 ROWS = {f"aten.{name}": Row(function) for names, function in _ROWS.items() for name in names}

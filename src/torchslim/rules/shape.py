@@ -317,10 +317,10 @@ def moves_within(op: Op, tracks: Sequence[Labels]) -> bool:
         return not named or any(dim % len(x.shape) in plain for dim in named)
     if name in ("index", "_unsafe_index"):
         return any(op.args[1][dim] is not None for dim in plain if dim < len(op.args[1]))
-    if name in ("permute", "transpose", "swapaxes", "t", "numpy_T"):
+    if name in ("permute", "transpose", "t"):
         order = _reordered(op, np.arange(len(x.shape)))
         return [dim for dim in order if dim in plain] != plain
-    return False
+    return name in ("index_put", "_unsafe_index_put")
 
 
 def _reordered(op: Op, dims: Labels) -> list[int]:
@@ -334,19 +334,19 @@ def _reordered(op: Op, dims: Labels) -> list[int]:
 
 
 _ROWS: dict[tuple[str, ...], Callable[[LabelSpace, Op], None]] = {
-    ("view", "_unsafe_view", "reshape", "_reshape_alias", "flatten", "unflatten"): view,
+    ("view", "_unsafe_view", "_reshape_alias"): view,
     ("permute",): moved(np.transpose),
-    ("transpose", "transpose_", "swapaxes"): moved(_transpose),
-    ("t", "t_", "numpy_T"): moved(_transpose),
-    ("unsqueeze", "unsqueeze_"): moved(_unsqueeze),
-    ("squeeze", "squeeze_"): squeeze,
+    ("transpose",): moved(_transpose),
+    ("t",): moved(_transpose),
+    ("unsqueeze",): moved(_unsqueeze),
+    ("squeeze",): squeeze,
     ("expand",): expand,
     ("repeat",): repeat,
     ("slice",): slices,
     ("select",): select,
-    ("split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_chunk", "split_copy"): split,
+    ("split", "split_with_sizes", "unsafe_split", "split_copy"): split,
     ("unbind",): unbind,
-    ("cat", "concat"): cat,
+    ("cat",): cat,
     ("stack",): stack,
     ("flip",): generic(1),
     ("roll",): generic(2),

@@ -129,13 +129,13 @@ def shuffle_channels(space: LabelSpace, op: Op) -> None:
 
 
 _BY_NDIM: dict[int, tuple[str, ...]] = {
-    1: ("avg_pool1d", "max_pool1d_with_indices", "adaptive_avg_pool1d", "upsample_nearest1d", "upsample_linear1d",
-        "_upsample_nearest_exact1d", "reflection_pad1d", "replication_pad1d", "_adaptive_avg_pool1d"),
-    2: ("avg_pool2d", "max_pool2d_with_indices", "_adaptive_avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d",
+    1: ("upsample_nearest1d", "upsample_linear1d", "_upsample_nearest_exact1d", "reflection_pad1d",
+        "replication_pad1d"),
+    2: ("avg_pool2d", "max_pool2d_with_indices", "_adaptive_avg_pool2d", "adaptive_max_pool2d",
         "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d", "_upsample_nearest_exact2d",
         "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "reflection_pad2d", "replication_pad2d",
-        "fractional_max_pool2d", "mkldnn_max_pool2d", "max_pool2d"),
-    3: ("avg_pool3d", "max_pool3d_with_indices", "_adaptive_avg_pool3d", "adaptive_avg_pool3d", "adaptive_max_pool3d",
+        "fractional_max_pool2d"),
+    3: ("avg_pool3d", "max_pool3d_with_indices", "_adaptive_avg_pool3d", "adaptive_max_pool3d",
         "upsample_nearest3d", "upsample_trilinear3d", "_upsample_nearest_exact3d", "reflection_pad3d",
         "replication_pad3d"),
 }
@@ -147,7 +147,6 @@ _OTHERS: dict[str, Callable[[LabelSpace, Op], None]] = {
     "aten.pixel_unshuffle": pixel_unshuffle,
     "aten.im2col": unfolded,
     "aten.channel_shuffle": shuffle_channels,
-    "aten.native_channel_shuffle": shuffle_channels,
     "torchvision.roi_align": region_pool,
     "torchvision.roi_pool": region_pool,
 }
