@@ -160,7 +160,7 @@ def _described(plan: Plan, params: int, colours: int) -> Row:
     ordered = dict(sorted(reasons.items(), key=lambda item: -item[1]["channels"])[:8])
     unusual = [note for note in plan.notes if not note.startswith(("macs: ", "approximate: "))]
     return {"macs": budget.before, "macs_kept": budget.share, "params_kept": plan.predicted["params"] / params,
-            "frozen": ordered, "frozen_groups": len(plan.left_alone), "notes": unusual,
+            "frozen": ordered, "notes": unusual,
             "mixes": any(entry.reason.startswith("channels are ") and "_softmax" not in entry.reason
                          for entry in plan.left_alone)}
 

@@ -334,3 +334,14 @@ def test_joined_along_another_dimension_they_become_one() -> None:
     assert not moved.frozen.any()
     assert [sorted(np.flatnonzero(moved.classes == one).tolist()) for one in dict.fromkeys(moved.classes)] == [
         [0, 7], [1, 6], [2, 5], [3, 4]]
+
+
+def test_a_class_token_beside_tokens_with_labels_of_their_own() -> None:
+    """Where each token got a label (from its position's parameter), the channels pass all the same."""
+    def function(s: Any, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).transpose(1, 2) + s.place.weight
+        return torch.cat([s.token.weight.unsqueeze(0).expand(2, -1, -1), tokens], 1)
+
+    moved = Movement(function, (2, 8, 4, 4), place=torch.nn.Embedding(16, 8), token=torch.nn.Embedding(1, 8)).check()
+    assert moved.free
+    assert moved.counts == [2 * 17] * 8

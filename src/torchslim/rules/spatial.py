@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 
 import numpy as np
 
@@ -106,6 +107,27 @@ def pixel_unshuffle(space: LabelSpace, op: Op) -> None:
                           for t in _unchanged_over(space, x, 2, op)])
 
 
+def im2col(space: LabelSpace, op: Op) -> None:
+    """aten.im2col(x, kernel, ...), `nn.Unfold`: (C, H, W) -> (C k k, positions)."""
+    x, kernel = op.args[:2]
+    tracks = _unchanged_over(space, x, 2, op)
+    space.set(op.output, [np.repeat(t[..., 0], prod(kernel), axis=-2) if t.shape[-3] > 1 else t[..., 0]
+                          for t in tracks])
+
+
+def col2im(space: LabelSpace, op: Op) -> None:
+    """aten.col2im(x, size, kernel, ...), `nn.Fold`: (C k k, positions) -> (C, H, W); the k k of one result are one."""
+    x, _, kernel = op.args[:3]
+    tracks = []
+    for track in _unchanged_over(space, x, 1, op):
+        if track.shape[-2] > 1:
+            blocks = track.reshape(*track.shape[:-2], -1, prod(kernel))
+            space.union(blocks, blocks[..., :1])
+            track = blocks[..., :1]
+        tracks.append(np.expand_dims(track, -1))
+    space.set(op.output, tracks)
+
+
 def shuffle_channels(space: LabelSpace, op: Op) -> None:
     """aten.channel_shuffle(x, groups)."""
     x, groups = op.args[:2]
@@ -125,7 +147,7 @@ _BY_NDIM: dict[int, tuple[str, ...]] = {
         "_upsample_nearest_exact1d", "reflection_pad1d", "replication_pad1d", "_adaptive_avg_pool1d"),
     2: ("avg_pool2d", "max_pool2d_with_indices", "_adaptive_avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d",
         "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d", "_upsample_nearest_exact2d",
-        "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "reflection_pad2d", "replication_pad2d", "im2col_",
+        "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "reflection_pad2d", "replication_pad2d",
         "fractional_max_pool2d", "mkldnn_max_pool2d", "max_pool2d"),
     3: ("avg_pool3d", "max_pool3d_with_indices", "_adaptive_avg_pool3d", "adaptive_avg_pool3d", "adaptive_max_pool3d",
         "upsample_nearest3d", "upsample_trilinear3d", "_upsample_nearest_exact3d", "reflection_pad3d",
@@ -135,6 +157,8 @@ _OTHERS: dict[str, Callable[[LabelSpace, Op], None]] = {
     "aten.constant_pad_nd": pad,
     "aten.grid_sampler_2d": grid_sample,
     "aten.grid_sampler_3d": grid_sample,
+    "aten.im2col": im2col,
+    "aten.col2im": col2im,
     "aten.pixel_shuffle": pixel_shuffle,
     "aten.pixel_unshuffle": pixel_unshuffle,
     "aten.channel_shuffle": shuffle_channels,
