@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 
 SEARCH = {"deadline": None, "derandomize": True, "print_blob": True,
           "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
-settings.register_profile("normal", max_examples=100, **SEARCH)
+settings.register_profile("normal", max_examples=200, **SEARCH)
 settings.register_profile("nightly", max_examples=2000, **{**SEARCH, "derandomize": False})
 settings.load_profile("normal")
 

@@ -65,16 +65,22 @@ def silenced_oracle(model: nn.Module, plan: Plan) -> nn.Module:
 
     Made from `plan.kept` and the types of the modules alone.
     """
-    silenced = copy.deepcopy(model).double().eval()
+    silenced = copied(model).double().eval()
     for name, dims in plan.kept.items():
         owner, _, attribute = name.rpartition(".")
+        home = silenced.get_submodule(owner.removesuffix(".parametrizations.weight"))
+        if _computes(home, name):
+            _deafen(home, dims, 1 if name in plan.grouped else getattr(home, "groups", 1))
+            continue
         layer = silenced.get_submodule(owner)
         if attribute != "weight":
             continue
         with torch.no_grad():
             if isinstance(layer, _ConvTransposeNd) and 0 in dims:
-                assert layer.groups == 1
-                layer.weight[_missing(dims[0], layer.in_channels)] = 0
+                if layer.groups == 1:  # a depthwise one passes its channels on
+                    layer.weight[_missing(dims[0], layer.in_channels)] = 0
+                else:
+                    assert layer.weight.shape[1] == 1
             elif isinstance(layer, _ConvNd) and not isinstance(layer, _ConvTransposeNd) and 1 in dims:
                 filters, width = layer.out_channels // layer.groups, layer.in_channels // layer.groups
                 for channel in _missing(dims[1], layer.in_channels):
@@ -83,6 +89,41 @@ def silenced_oracle(model: nn.Module, plan: Plan) -> nn.Module:
             elif isinstance(layer, nn.Linear) and 1 in dims:
                 layer.weight[:, _missing(dims[1], layer.in_features)] = 0
     return silenced
+
+
+def _computes(layer: nn.Module, name: str) -> bool:
+    """Whether a layer computes its weight, of this tensor: zeros in the one need not be zeros in the other.
+
+    A layer of a test's own says with `reads` which of its tensors reads its input.
+    """
+    if name.rpartition(".")[2] == getattr(layer, "reads", None):
+        return True
+    if not isinstance(layer, _ConvNd | nn.Linear):
+        return False
+    changed = not type(layer).__module__.startswith("torch.nn.modules.") and name.endswith(".weight")
+    return changed or ".parametrizations.weight.original" in name or name.endswith(("weight_v", "weight_orig"))
+
+
+def _deafen(layer: nn.Module, dims: Mapping[int, tuple[int, ...]], groups: int) -> None:
+    """Let a layer see zeros where a removed channel was; all groups of a computed weight keep the same inputs."""
+    reads = 0 if isinstance(layer, _ConvTransposeNd) else 1
+    if reads not in dims:
+        return
+    last = isinstance(layer, nn.Linear)
+
+    def silence(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        channels = args[0].dim() - 1 if last else 1
+        width = args[0].shape[channels] // groups
+        gone = [group * width + place for group in range(groups) for place in _missing(dims[reads], width)]
+        return (args[0].index_fill(channels, torch.tensor(gone, dtype=torch.long), 0), *args[1:])
+
+    layer.register_forward_pre_hook(silence)
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy, also where hooks left the results of a computation behind (old-style weight norm)."""
+    left = [t for m in model.modules() for t in m.__dict__.values() if isinstance(t, Tensor) and not t.is_leaf]
+    return copy.deepcopy(model, {id(t): t.detach().clone() for t in left})
 
 
 def _missing(kept: tuple[int, ...], size: int) -> list[int]:
@@ -94,7 +135,7 @@ def oracle_error(model: nn.Module, slim: nn.Module, plan: Plan, *inputs: Tensor)
     wide = [x.double() if x.is_floating_point() else x for x in inputs]
     with torch.no_grad():
         expected = list(tensors(silenced_oracle(model, plan)(*wide)))
-        found = list(tensors(copy.deepcopy(slim).double().eval()(*wide)))
+        found = list(tensors(copied(slim).double().eval()(*wide)))
     assert [t.shape for t in expected] == [t.shape for t in found]
     return max(float((a - b).abs().max() / a.abs().max().clamp_min(1e-300))
                for a, b in zip(expected, found, strict=True))
@@ -125,7 +166,7 @@ def count(model: nn.Module) -> int:
 
 def check_training(model: nn.Module, *inputs: Tensor) -> set[str]:
     """One step forward and backward in train mode; the parameters that got a gradient, each of them finite."""
-    trained = copy.deepcopy(model).train()
+    trained = copied(model).train()
     outputs = [t for t in tensors(trained(*inputs)) if t.is_floating_point()]
     torch.stack([t.float().square().mean() for t in outputs]).sum().backward()
     reached = {name: p.grad for name, p in trained.named_parameters() if p.grad is not None}

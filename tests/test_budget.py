@@ -12,7 +12,8 @@ from torch import Tensor, nn
 import torchslim as ts
 from helpers import Calls, conv, count, counted_macs, random_statistics
 from torchslim.budget import Meter, as_count, matches
-from torchslim.coupling import ChannelGroup, Scaling
+from torchslim.channels import ChannelGroup
+from torchslim.coupling import Scaling
 from torchslim.errors import RequestError, TraceError
 from torchslim.plans import Plan
 

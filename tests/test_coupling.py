@@ -12,7 +12,8 @@ from torch.nn import functional
 
 import torchslim as ts
 from helpers import Calls, Untouched, conv
-from torchslim.coupling import ChannelGroup, Coupling, _classes, couple, tapes
+from torchslim.channels import ChannelGroup
+from torchslim.coupling import Coupling, _classes, couple, tapes
 from torchslim.errors import TraceError
 from torchslim.trace import trace
 
@@ -55,11 +56,34 @@ def test_a_chain() -> None:
 
 def test_a_group_says_what_it_is() -> None:
     model = nn.Sequential(conv(3, 4), nn.ReLU(), conv(4, 2))
-    assert [str(group) for group in ts.groups(model, X)] == [
+    groups = ts.groups(model, X)
+    assert [str(group) for group in groups] == [
         "0: 3 channels, frozen: reads channels that can't be cut in `0` (aten.convolution)\n"
         "    reads   0.weight [dim 1]",
         "0: 4 channels, free\n    makes   0.weight [dim 0]\n    follows 0.bias [dim 0]\n    reads   2.weight [dim 1]",
         "2: 2 channels, frozen: the network's output\n    makes   2.weight [dim 0]\n    follows 2.bias [dim 0]"]
+    head = "3 channel groups, 9 channels; can be cut: 4 channels in 1 of them"
+    assert str(groups) == repr(groups) == "\n".join([head, *map(str, groups)])
+    assert repr(groups[1]) == "<ChannelGroup 0: 4 channels, free>"
+    assert isinstance(groups, tuple)
+
+
+def test_groups_print_at_a_glance() -> None:
+    """A line for each role, as wide as a terminal; a layer's tensors together."""
+    model = torchvision.models.resnet18()
+    groups = ts.groups(model, torch.randn(1, 3, 64, 64))
+    text = str(groups)
+    assert max(map(len, (line for line in text.splitlines() if "frozen" not in line))) <= 116
+    assert "\n".join([
+        "conv1: 64 channels, on a shortcut",
+        "    makes   conv1.weight [dim 0], layer1.0.conv2.weight [dim 0], layer1.1.conv2.weight [dim 0]",
+        "    follows bn1.weight, .bias, .running_mean, .running_var [dim 0], and 2 more",
+        "    reads   layer1.0.conv1.weight [dim 1], layer1.1.conv1.weight [dim 1], and 2 more",
+        "layer1.0.conv1: 64 channels, free"]) in text
+    assert len(text.splitlines()) == 1 + sum(1 + len({m.role for m in group.members}) for group in groups)
+    whole = str(groups[1]).splitlines()
+    assert len(whole) == 1 + len({(m.layer, m.role) for m in groups[1].members})
+    assert "    reads   layer2.0.downsample.0.weight [dim 1]" in whole
 
 
 def test_a_residual_sum_ties_its_branches() -> None:

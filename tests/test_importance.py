@@ -250,3 +250,37 @@ def test_equal_scores_break_by_position(importance: str) -> None:
     plan = ts.plan(model, X, **options)
     assert plan.kept["0.weight"][0] == (3, 4, 5)
     assert ts.plan(model, X, **options) == plan
+
+
+@pytest.mark.parametrize("importance", ["l1", "l2", "fpgm", "bn_scale"])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+def test_plans_do_not_depend_on_the_number_of_threads(name: str, importance: str) -> None:
+    torch.manual_seed(0)
+    model = random_statistics(ts.create_model(name, num_classes=10))
+    threads = torch.get_num_threads()
+    texts = set()
+    try:
+        for count in (1, 2, 3, 7):
+            torch.set_num_threads(count)
+            plan = ts.plan(model, torch.rand(1, 3, 64, 64), macs=0.5, importance=importance)
+            texts.add(plan.to_json())
+    finally:
+        torch.set_num_threads(threads)
+    assert len(texts) == 1
+
+
+def test_filters_that_are_equal_score_equally_however_many_threads_add() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(conv(128, 32), nn.ReLU(), conv(32, 4))
+    with torch.no_grad():
+        model[0].weight[16:] = model[0].weight[:16]
+    group, threads = group_of(model, "0", torch.randn(1, 128, 8, 8)), torch.get_num_threads()
+    found = []
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            found.append(score((group,), tensors_of(model), "fpgm")[0].tolist())
+    finally:
+        torch.set_num_threads(threads)
+    assert found[0] == found[1] == found[2]
+    assert found[0][:16] == found[0][16:]

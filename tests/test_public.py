@@ -17,16 +17,16 @@ import torchslim
 PACKAGE = Path(torchslim.__file__).parent
 
 PUBLIC = [
-    "Plan", "Profile", "apply", "create_model", "errors", "export", "groups", "list_models", "load", "measure",
-    "plan", "preset", "profile", "prune", "register_rule", "save", "train", "verify",
+    "Plan", "Profile", "apply", "carry_optimizer", "create_model", "errors", "export", "groups", "list_models", "load",
+    "measure", "plan", "preset", "profile", "prune", "register_rule", "save", "train", "verify",
 ]
 
 # Nothing imports what stands later in this list; modules of one subpackage may import each other.
 ORDER = [
-    "__init__", "errors", "wording", "files", "plans", "calling", "graph", "labels", "trace", "rules", "tapes",
-    "coupling", "profiler", "latency", "importance", "budget", "widths", "surgery", "mending", "matching",
-    "reference", "proof", "pruning", "presets", "libraries", "sources", "store", "exporting", "train", "report",
-    "pipeline", "cli",
+    "__init__", "errors", "wording", "files", "plans", "calling", "modules", "graph", "labels", "untouched", "shapes",
+    "blindness", "trace", "rules", "tapes", "channels", "coupling", "profiler", "latency", "importance", "budget",
+    "widths", "copying", "surgery", "optimizers", "mending", "matching", "reference", "proof", "pruning", "presets",
+    "libraries", "sources", "store", "exporting", "train", "report", "pipeline", "cli",
 ]
 
 # Imports against the order, each inside a function: a saved model is a source of models, and has a source itself.

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torchslim.coupling import groups
     from torchslim.exporting import export
     from torchslim.latency import measure
+    from torchslim.optimizers import carry_optimizer
     from torchslim.plans import Plan
     from torchslim.presets import preset
     from torchslim.profiler import Profile, profile
@@ -29,6 +30,7 @@ _HOME = {
     "Plan": "plans",
     "Profile": "profiler",
     "apply": "surgery",
+    "carry_optimizer": "optimizers",
     "create_model": "sources",
     "export": "exporting",
     "groups": "coupling",
@@ -49,6 +51,7 @@ __all__ = [
     "Plan",
     "Profile",
     "apply",
+    "carry_optimizer",
     "create_model",
     "errors",
     "export",

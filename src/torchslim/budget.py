@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from math import gcd
 
 import numpy as np
 from numpy.typing import NDArray
 
-from torchslim.coupling import ChannelGroup, Coupling, Scaling
+from torchslim.channels import ChannelGroup
+from torchslim.coupling import Coupling, Scaling
 from torchslim.errors import RequestError
 from torchslim.importance import Scores
 from torchslim.labels import Rows
@@ -66,8 +67,8 @@ class Bundle:
 
     name: str
     classes: Index
-    kept: tuple[int, ...]
-    losses: tuple[float, ...]
+    kept: Index
+    losses: Scores
     tied: bool
 
     def shares(self, level: int) -> Shares:
@@ -87,15 +88,13 @@ def free_bundle(group: ChannelGroup, scores: Scores, round_to: int, least: int,
     `needed` ones stay too.
     """
     least = max(least, 2, int(needed.sum()))
-    kept = [group.channels, *(n for n in range(group.channels - 1, 0, -1) if n % round_to == 0 and n >= least)]
+    fewer = np.arange(group.channels - 1, least - 1, -1)
+    kept = np.concatenate([[group.channels], fewer[fewer % round_to == 0]])
     order = np.lexsort((scores, needed))
     ranked = scores[order]
-    gone = [group.channels - n for n in kept]
-    if round_to == 1:
-        losses = ranked[: len(gone) - 1].tolist()
-    else:
-        losses = [float(ranked[a:b].mean()) for a, b in pairwise(gone)]
-    return Bundle(group.name, group.classes[order], tuple(kept), tuple(accumulate(losses, max)), tied=False)
+    gone = group.channels - kept
+    losses = np.add.reduceat(ranked[: gone[-1]], gone[:-1]) / np.diff(gone) if len(kept) > 1 else np.zeros(0)
+    return Bundle(group.name, group.classes[order], kept, np.maximum.accumulate(losses), tied=False)
 
 
 def row_bundle(name: str, matrices: Sequence[Rows], widths: Sequence[int], scores: Scores, round_to: int,
@@ -109,21 +108,31 @@ def row_bundle(name: str, matrices: Sequence[Rows], widths: Sequence[int], score
         scores: by class.
         round_to, least: as in `free_bundle`.
     """
-    rows = [np.unique(row) for matrix in matrices for row in matrix.labels]
-    steps = gcd(*(len(row) for row in rows))
+    blocks = [block for matrix in matrices for block in _distinct(matrix.labels)]
+    steps = gcd(*(block.shape[1] for block in blocks))
 
     def allowed(k: int) -> bool:
         narrow = any(matrix.labels.shape[1] * k // steps < matrix.least for matrix in matrices)
         kept = [width * k // steps for width in widths]
         return not narrow and all(width % round_to == 0 and width >= least for width in kept)
 
-    kept = [steps, *(k for k in range(steps - 1, 0, -1) if allowed(k))]
-    ranked = [np.sort(scores[row]) for row in rows]
+    kept = np.array([steps, *(k for k in range(steps - 1, 0, -1) if allowed(k))])
+    ranked = [np.sort(scores[block], axis=1) for block in blocks]
     losses = []
-    for before, after in pairwise(kept):
-        parts = [row[(steps - before) * len(row) // steps:(steps - after) * len(row) // steps] for row in ranked]
-        losses.append(float(np.mean(np.concatenate(parts))))
-    return Bundle(name, np.unique(np.concatenate(rows)), tuple(kept), tuple(accumulate(losses, max)), tied=True)
+    for before, after in pairwise(kept.tolist()):
+        parts = [block[:, (steps - before) * block.shape[1] // steps:(steps - after) * block.shape[1] // steps]
+                 for block in ranked]
+        losses.append(float(np.mean(np.concatenate([part.ravel() for part in parts]))))
+    classes = np.unique(np.concatenate([block.ravel() for block in blocks]))
+    return Bundle(name, classes, kept, np.maximum.accumulate(np.array(losses)), tied=True)
+
+
+def _distinct(rows: Index) -> list[Index]:
+    """The rows without repetitions: as one matrix where there are none, else each by itself."""
+    ordered = np.sort(rows, axis=1)
+    if (np.diff(ordered, axis=1) > 0).all():
+        return [ordered]
+    return [np.unique(row)[None] for row in rows]
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,26 +167,27 @@ class _Order:
 
     def __init__(self, bundles: Sequence[Bundle], start: Sequence[int], classes: int) -> None:
         self.bundles, self.start, self.classes = bundles, start, classes
-        steps = sorted((loss, place, level) for place, bundle in enumerate(bundles)
-                       for level, loss in enumerate(bundle.losses) if level >= start[place])
-        self.owners = [place for _, place, _ in steps]
+        counts = [len(bundle.losses) - first for bundle, first in zip(bundles, start, strict=True)]
+        places = np.repeat(np.arange(len(bundles)), counts)
+        losses = np.concatenate([np.zeros(0), *(b.losses[first:] for b, first in zip(bundles, start, strict=True))])
+        order = np.argsort(losses, kind="stable")
+        self.owners = places[order]
         # The number of removals after which each class is gone; those of tied rows fade, and are seen to apart.
-        self.gone_after = np.full(classes, len(steps) + 1)
-        ranks: list[list[int]] = [[0] * level for level in start]
-        for rank, place in enumerate(self.owners, start=1):
-            ranks[place].append(rank)
-        for bundle, own in zip(bundles, ranks, strict=True):
+        self.gone_after = np.full(classes, len(order) + 1)
+        rank = np.empty(len(order), dtype=np.int64)
+        rank[order] = np.arange(1, len(order) + 1)
+        ends = np.cumsum([0, *counts])
+        for place, bundle in enumerate(bundles):
             if not bundle.tied:
+                ranks = np.concatenate([np.zeros(start[place], dtype=np.int64), rank[ends[place]:ends[place + 1]]])
                 lost = -np.diff(bundle.kept)
-                self.gone_after[bundle.classes[: int(lost.sum())]] = np.repeat(own, lost)
+                self.gone_after[bundle.classes[: lost.sum()]] = np.repeat(ranks, lost)
         self.tied = [(place, bundle) for place, bundle in enumerate(bundles) if bundle.tied]
 
     def first(self, count: int) -> list[int]:
         """How far each bundle goes down with the first `count` removals."""
-        removals = list(self.start)
-        for place in self.owners[:count]:
-            removals[place] += 1
-        return removals
+        counts = np.bincount(self.owners[:count], minlength=len(self.bundles))
+        return [first + int(more) for first, more in zip(self.start, counts, strict=True)]
 
     def shares(self, count: int) -> Shares:
         """Kept share of every class after the first `count` removals."""
@@ -225,16 +235,19 @@ GIVING_BACK = 32
 def _give_back(removals: list[int], shares: Shares, order: _Order, count: int, met: Callable[[Shares], bool],
                evenly: bool) -> None:
     """The last removal may have been a large one: take back what the limits still allow, most important first."""
-    for place in list(dict.fromkeys(reversed(order.owners[:count])))[:GIVING_BACK]:
-        bundle = order.bundles[place]
-        while removals[place] > order.start[place]:
-            shares[bundle.classes] = bundle.shares(removals[place] - 1)
-            if not met(shares):
-                shares[bundle.classes] = bundle.shares(removals[place])
-                break
-            removals[place] -= 1
-            if evenly:
-                break
+    for place in list(dict.fromkeys(order.owners[:count][::-1].tolist()))[:GIVING_BACK]:
+        bundle, now = order.bundles[place], removals[place]
+        # The lowest level that still meets the limits, by bisection: a cost does not fall as channels come back.
+        low, high = max(order.start[place], now - 1) if evenly else order.start[place], now
+        while low < high:
+            middle = (low + high) // 2
+            shares[bundle.classes] = bundle.shares(middle)
+            if met(shares):
+                high = middle
+            else:
+                low = middle + 1
+        removals[place] = high
+        shares[bundle.classes] = bundle.shares(high)
 
 
 def as_count(asked: float, total: int, resource: str) -> int:

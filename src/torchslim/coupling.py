@@ -17,71 +17,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from torchslim.calling import Inputs
+from torchslim.channels import ChannelGroup, ChannelGroups, Member
 from torchslim.graph import Graph
 from torchslim.labels import Labels, LabelSpace, Mixed, Rows, Touch, Tracks
-from torchslim.rules import keeps_values, move_labels
+from torchslim.rules import move_labels, tells_apart
 from torchslim.tapes import Index, Tape, tapes
-
-
-@dataclass(frozen=True, eq=False)
-class Member:
-    """A dimension of a parameter, buffer or plain tensor attribute that a group's channels touch.
-
-    Attributes:
-        name: the tensor's qualified name.
-        dim: its dimension. Dimension 1 of a grouped convolution counts the input channels over all groups.
-        indices: shape (channels, n): the n indices that each channel of the group touches.
-        role: "makes" (a filter whose output the channel is), "reads" (weights that read the channel), "gates" (a
-            filter whose one number scales the channel's whole map, as in squeeze-and-excitation) or "follows" (bias,
-            norm, depthwise filter, ...).
-        scale: True for the scale of a norm layer.
-        groups: above 1 for dimension 1 of a grouped convolution.
-    """
-
-    name: str
-    dim: int
-    indices: Index
-    role: str
-    scale: bool
-    groups: int
-
-    @property
-    def layer(self) -> str:
-        """Qualified name of the module that owns the tensor."""
-        return self.name.rpartition(".")[0]
-
-
-@dataclass(frozen=True, eq=False)
-class ChannelGroup:
-    """Channels that touch the same dimensions of the same parameters; each lives or dies with all that it touches.
-
-    Attributes:
-        name: the first layer that makes the channels.
-        channels: how many there are.
-        members: what each touches.
-        shortcut: True if a tensor of the group enters an addition or concatenation, or has several readers (the gates
-            of squeeze-and-excitation aside).
-        frozen: why the channels can't be cut; empty if they can.
-        classes: the numbers of these channels among all of the network's.
-    """
-
-    name: str
-    channels: int
-    members: tuple[Member, ...]
-    shortcut: bool
-    frozen: str
-    classes: Index
-
-    @property
-    def makers(self) -> tuple[str, ...]:
-        """The layers whose output channels these are."""
-        return tuple(dict.fromkeys(m.layer for m in self.members if m.role == "makes"))
-
-    def __str__(self) -> str:
-        state = f"frozen: {self.frozen}" if self.frozen else "on a shortcut" if self.shortcut else "free"
-        lines = [f"{self.name or '(model)'}: {self.channels} channels, {state}"]
-        lines += [f"    {m.role:<8}{m.name} [dim {m.dim}]" for m in self.members]
-        return "\n".join(lines)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +63,7 @@ class Coupling:
     builder: _Builder
 
     @cached_property
-    def groups(self) -> tuple[ChannelGroup, ...]:
+    def groups(self) -> ChannelGroups:
         """Every channel group, frozen ones too, in the order of the tape."""
         return self.builder.groups()
 
@@ -149,8 +89,10 @@ class Coupling:
         return {(touch.name, touch.dim): touch for touch in self.touches}
 
 
-def groups(model: nn.Module, inputs: Inputs, *, allow_approximate: bool = False) -> tuple[ChannelGroup, ...]:
+def groups(model: nn.Module, inputs: Inputs, *, allow_approximate: bool = False) -> ChannelGroups:
     """The channel groups of a model: what lives or dies together, and why a frozen group is frozen.
+
+    A tuple of groups that prints as a list of them; a group by itself prints all that it touches.
 
     Args:
         model: any convolutional network; it is left as it was.
@@ -198,7 +140,9 @@ class _Builder:
         self.tracks = tracks
         self.of = _classes(space.count, space.unions)
         self.count = int(self.of.max()) + 1 if space.count else 0
-        self.touches = tuple(Touch(t.name, t.dim, self.of[t.labels], t.groups) for t in space.touches)
+        same: dict[bytes, Index] = {}  # a layer's weight, bias and norm have the same channels: one array for all
+        self.touches = tuple(Touch(t.name, t.dim, same.setdefault(classes.tobytes(), classes), t.groups)
+                             for t in space.touches for classes in (self.of[t.labels],))
         self._keep_torn_rows()
 
     def tapes(self) -> tuple[Tape, ...]:
@@ -265,7 +209,9 @@ class _Builder:
         found: dict[tuple[int, bytes], Rows] = {}
         for rows in self.space.rows:
             classes = self.of[rows.labels]
-            if len(classes) > 1 and not (classes == classes[:1]).all():
+            # Rows of one channel each are positions of that channel, which goes from all of them or none.
+            positions = rows.least > 1 < classes.shape[1] and (classes == classes[:, :1]).all()
+            if len(classes) > 1 and not positions and not (classes == classes[:1]).all():
                 key = classes.shape[0], classes.tobytes()
                 least = max(rows.least, found[key].least if key in found else 0)
                 found[key] = Rows(classes, least, found[key].place if key in found else rows.place)
@@ -304,13 +250,14 @@ class _Builder:
     def _tell_apart(self, signatures: NDArray[np.uint64], own: NDArray[np.uint64]) -> None:
         """Channels of the same weights may be treated differently: one half of them pooled, say, the other not.
 
-        What changes a channel counts, with the weights that each argument came from (`own`, by label): in a difference
-        it matters what is taken from what. Only on the meta device are a run's operations sure to be the same at other
-        widths.
+        What changes a channel, or moves what is in it, counts, with the weights that each argument came from (`own`, by
+        label): in a difference it matters what is taken from what. Only on the meta device are a run's operations sure
+        to be the same at other widths.
         """
         touched = signatures != 0
         for place, (graph, tracks) in enumerate(zip(self.graphs, self.tracks, strict=True)):
-            changing = (op for op in graph.ops if graph.device == "meta" and not keeps_values(op))
+            changing = (op for op in graph.ops if graph.device == "meta"
+                        and tells_apart(op, [track for value in op.inputs for track in tracks.get(value.id, ())]))
             for op in changing:
                 for position, value in enumerate(op.inputs):
                     number = _number(op.name, op.index, place, position)
@@ -318,7 +265,7 @@ class _Builder:
                         labels = track.ravel()[touched[self.of[track.ravel()]]]
                         np.add.at(signatures, self.of[labels], number ^ own[labels])
 
-    def groups(self) -> tuple[ChannelGroup, ...]:
+    def groups(self) -> ChannelGroups:
         signatures = self.signatures(blocks=False)
         reasons = self._reasons()
         shortcut = self._shortcuts()
@@ -340,7 +287,7 @@ class _Builder:
             reason = texts[reason_of[classes[0]] - 1] if reason_of[classes[0]] else ""
             built.append(ChannelGroup(makers[0].layer or makers[0].name, len(classes), tuple(own),
                                       bool(shortcut[classes[0]]), reason, classes))
-        return tuple(built)
+        return ChannelGroups(built)
 
     def _by_first_touch(self, place: Index, count: int) -> dict[int, Index]:
         """The classes of each group in the order in which parameters first touch them."""
@@ -371,15 +318,14 @@ class _Builder:
             largest[classes] = np.maximum(largest[classes], size)
         read = {int(labels[0]) for labels, _ in self.space.read}
         found: dict[int, list[Member]] = {group: [] for group in order}
-        indices: dict[bytes, list[tuple[int, Index]]] = {}
+        indices: dict[int, list[tuple[int, Index]]] = {}
         for raw, touch in zip(self.space.touches, self.touches, strict=True):
             first = int(raw.labels[0])
             role = "makes" if first in made else "reads" if first in read else "follows"
             if made.get(first) == 1 and largest[touch.labels].max() > 1:
                 role = "gates"
             scale = touch.name in self.space.scales
-            # A layer's weight, bias and norm have the same channels: their indices are sorted once.
-            key = touch.labels.tobytes()
+            key = id(touch.labels)
             if key not in indices:
                 indices[key] = _indices_by_group(place[touch.labels], rank[touch.labels], order)
             for group, own in indices[key]:

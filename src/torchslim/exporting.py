@@ -10,7 +10,6 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from copy import deepcopy
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import chain
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from torchslim.calling import Inputs, arguments, map_tensors, tensors_in, unwrap
+from torchslim.copying import copied
 from torchslim.errors import ExportError, MissingExtra, RequestError
 from torchslim.latency import evaluating, in_order, onnx_runner
 from torchslim.wording import dims, first_line
@@ -165,7 +165,7 @@ def _on_cpu(model: nn.Module, call: Call) -> tuple[nn.Module, Call]:
     held = chain(model.parameters(), model.buffers(), tensors_in(call))
     if all(tensor.device.type == "cpu" for tensor in held):
         return model, call
-    return deepcopy(model).cpu(), map_tensors(Tensor.cpu, call)
+    return copied(model).cpu(), map_tensors(Tensor.cpu, call)
 
 
 def _doubled(call: Call) -> Call:

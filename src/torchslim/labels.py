@@ -154,7 +154,7 @@ class LabelSpace:
         """The labels at one position are one."""
         if a is b:
             return
-        left, right = np.broadcast_arrays(a, b)
+        left, right = (a, b) if a.shape == b.shape else np.broadcast_arrays(a, b)
         self.unions.append((left.ravel(), right.ravel()))
 
     def freeze(self, labels: Labels, reason: str) -> None:
@@ -208,7 +208,8 @@ class LabelSpace:
         for track in self.tracks(value):
             if track.shape[dim] == 1:
                 continue
-            rows = np.moveaxis(track, dim, -1).reshape(-1, track.shape[dim])
+            rows = (track.reshape(1, -1) if track.size == track.shape[dim]
+                    else np.moveaxis(track, dim, -1).reshape(-1, track.shape[dim]))
             for row in rows[1:]:
                 self.union(rows[0], row)
             if found is not None:

@@ -8,19 +8,20 @@ remembers a width, it shows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
+from torchslim.blindness import parametrised
 from torchslim.budget import Selection, Shares
 from torchslim.calling import Inputs
 from torchslim.coupling import Coupling, couple
 from torchslim.errors import PlanError
 from torchslim.importance import Scores
-from torchslim.mending import mended
+from torchslim.mending import Sizes, mended
 from torchslim.modules import tensors_of
 from torchslim.plans import Mend
 from torchslim.surgery import resized
@@ -61,7 +62,7 @@ def cut_as(selection: Selection, model: nn.Module, inputs: Inputs, coupling: Cou
            allow_approximate: bool, ties: Collection[int]) -> Cut | Failure:
     """What stays of the network where it is cut as selected, or why it can't be."""
     shares = selection.shares(coupling.classes)
-    for touch in coupling.touches:
+    for touch in {id(touch.labels): touch for touch in coupling.touches}.values():
         if len(touch.labels) >= 2 and round(float(shares[touch.labels].sum())) < 2:
             # A dimension of size 1 broadcasts: its channel could not be told from none.
             return Failure(f"`{touch.name}` would keep one channel of dimension {touch.dim}",
@@ -92,26 +93,32 @@ def foreseen(model: nn.Module, coupling: Coupling, selection: Selection, scores:
             gone = len(row) - len(row) * bundle.kept[level] // bundle.kept[0]
             stays[row[np.lexsort((-row, scores[row]))[:gone]]] = False
     kept: Kept = {}
+    sizes: dict[str, dict[int, int]] = {}
+    indices: dict[int, tuple[int, ...]] = {}
     for touch in coupling.touches:
-        mask = stays[touch.labels]
-        if not mask.all():
-            kept.setdefault(touch.name, {})[touch.dim] = tuple(np.flatnonzero(mask).tolist())
+        if id(touch.labels) not in indices:
+            indices[id(touch.labels)] = tuple(np.flatnonzero(stays[touch.labels]).tolist())
+        index = indices[id(touch.labels)]
+        if len(index) < len(touch.labels):
+            kept.setdefault(touch.name, {})[touch.dim] = index
+            sizes.setdefault(touch.name, {})[touch.dim] = len(index) // touch.groups
     kept = {name: dict(sorted(dims.items())) for name, dims in kept.items()}
     grouped = {t.name: (t.groups, t.groups) for t in coupling.touches if t.groups > 1 and t.dim in kept.get(t.name, {})}
     readers = tuple((t.name, t.dim) for t in coupling.touches
                     if t.dim in kept.get(t.name, {}) and (t.name, t.dim) in coupling.reading)
-    return Cut(stays, kept, grouped, readers, tuple(outdated(model, _slim_shapes(model, coupling, kept))))
+    return Cut(stays, kept, grouped, readers, tuple(_outdated(model, sizes)))
 
 
-def _slim_shapes(model: nn.Module, coupling: Coupling, kept: Kept) -> Callable[[Tensor], Sequence[int]]:
-    """Of each tensor of the model, the shape that it will have."""
+def _outdated(model: nn.Module, sizes: Sizes) -> list[Mend]:
+    """What torch's own layers remember that the cut makes outdated; what contradicts its tensors now is left alone."""
     state = tensors_of(model)
-    shapes: dict[int, list[int]] = {}
-    for name, dims in kept.items():
-        shape = shapes[id(state[name])] = list(state[name].shape)
-        for dim, index in dims.items():
-            shape[dim] = len(index) // coupling.by_dimension[name, dim].groups
-    return lambda tensor: shapes.get(id(tensor)) or tensor.shape
+    shapes = {id(state[name]): [dims.get(dim, size) for dim, size in enumerate(state[name].shape)]
+              for name, dims in sizes.items()}
+    if not parametrised(model.modules()):
+        return outdated(model, lambda tensor: shapes.get(id(tensor)) or tensor.shape)
+    always = {(mend.module, mend.attribute) for mend in outdated(model)}
+    with resized(model, sizes, ()):  # a computed weight has its shape from those that it is computed of
+        return [mend for mend in outdated(model) if (mend.module, mend.attribute) not in always]
 
 
 def _at_slim_widths(model: nn.Module, inputs: Inputs, coupling: Coupling, selection: Selection, scores: Scores,
@@ -119,13 +126,12 @@ def _at_slim_widths(model: nn.Module, inputs: Inputs, coupling: Coupling, select
     """Run the network at the selected widths, mending what remembers the old ones, and match its channels."""
     shares = selection.shares(coupling.classes)
     sizes: dict[str, dict[int, int]] = {}
+    labels = {id(touch.labels): touch.labels for touch in coupling.touches}
+    kept = {key: round(float(shares[own].sum())) for key, own in labels.items()}
     for touch in coupling.touches:
-        kept = round(float(shares[touch.labels].sum()))
-        if kept < len(touch.labels):
-            sizes.setdefault(touch.name, {})[touch.dim] = kept // touch.groups
-    with resized(model, sizes, ()):
-        known = outdated(model)
-    run, mends = mended(model, inputs, coupling, shares, sizes, known)
+        if kept[id(touch.labels)] < len(touch.labels):
+            sizes.setdefault(touch.name, {})[touch.dim] = kept[id(touch.labels)] // touch.groups
+    run, mends = mended(model, inputs, coupling, shares, sizes, _outdated(model, sizes))
     if run.op is not None and run.tape is not None:
         values = (*run.op.inputs, *(value for value in run.op.outputs if value is not None))
         return Failure(run.reason, frozenset(int(one) for value in values
@@ -143,25 +149,18 @@ def _at_slim_widths(model: nn.Module, inputs: Inputs, coupling: Coupling, select
 
 def _strangers(coupling: Coupling, slim: Coupling, shares: Shares) -> frozenset[int]:
     """Classes of the original whose number in the slim run is not what it must be."""
-    signatures = coupling.signatures.tolist()
-    whole = ((shares == 0) | (shares == 1)).tolist()
-    available: dict[int, int] = {}
-    exact: dict[int, int] = {}
-    for signature, share, sure in zip(signatures, shares.tolist(), whole, strict=True):
-        available[signature] = available.get(signature, 0) + 1
-        if sure:
-            exact[signature] = exact.get(signature, 0) + int(share)
-    needed: dict[int, int] = {}
-    for signature in slim.signatures.tolist():
-        needed[signature] = needed.get(signature, 0) + 1
-    wrong = {signature for signature in {*available, *needed} - {0}
-             if needed.get(signature, 0) > available.get(signature, 0)
-             or (signature in exact and exact[signature] != needed.get(signature, 0))}
-    if not wrong:
+    kinds, kind_of = np.unique(np.concatenate([coupling.signatures, slim.signatures]), return_inverse=True)
+    before, after = kind_of[: coupling.classes], kind_of[coupling.classes:]
+    available, needed = (np.bincount(part, minlength=len(kinds)) for part in (before, after))
+    sure = (shares == 0) | (shares == 1)
+    certain = np.bincount(before[sure], minlength=len(kinds)) > 0
+    exact = np.bincount(before[sure], weights=shares[sure], minlength=len(kinds))
+    wrong = (kinds != 0) & ((needed > available) | (certain & (exact != needed)))
+    if not wrong.any():
         return frozenset()
     # Where only unheard-of combinations turned up, every channel that was cut is suspect.
-    blamed = frozenset(one for one, signature in enumerate(signatures) if signature in wrong)
-    return blamed or frozenset(np.flatnonzero(shares < 1).tolist())
+    blamed = np.flatnonzero(wrong[before])
+    return frozenset((blamed if len(blamed) else np.flatnonzero(shares < 1)).tolist())
 
 
 def culprits(failure: Failure, selection: Selection, model: nn.Module, inputs: Inputs, coupling: Coupling,
@@ -203,18 +202,16 @@ def _chosen_classes(coupling: Coupling, slim: Coupling, shares: Shares, scores: 
     Classes are matched within those that touch the same dimensions. Their number is the slim run's; where more are at
     hand (rows of which only the count was selected), the best stay.
     """
-    originals: dict[int, list[int]] = {}
-    for one in np.flatnonzero(shares > 0).tolist():
-        originals.setdefault(int(coupling.signatures[one]), []).append(one)
-    wanted: dict[int, list[int]] = {}
-    for one, signature in enumerate(slim.signatures.tolist()):
-        wanted.setdefault(signature, []).append(one)
+    left = np.flatnonzero(shares > 0)
+    # By kind, and in each kind from the best to the worst; of equal ones the first is better.
+    left = left[np.lexsort((left, -scores[left], coupling.signatures[left]))]
+    ranked = coupling.signatures[left]
     chosen = np.full(slim.classes, -1, dtype=np.int64)
-    for signature, places in wanted.items():
-        if signature == 0:
-            continue
-        best = sorted(originals[signature], key=lambda one: (-scores[one], one))[: len(places)]
-        chosen[places] = sorted(best)
+    wanted = np.argsort(slim.signatures, kind="stable")
+    kinds, starts, counts = np.unique(slim.signatures[wanted], return_index=True, return_counts=True)
+    for kind, start, count, first in zip(kinds, starts, counts, np.searchsorted(ranked, kinds), strict=True):
+        if kind:
+            chosen[wanted[start:start + count]] = np.sort(left[first:first + count])
     return chosen
 
 
@@ -224,12 +221,15 @@ def _kept_indices(coupling: Coupling, slim: Coupling, chosen: Index) -> tuple[
     kept: Kept = {}
     grouped: dict[str, tuple[int, int]] = {}
     readers = []
+    found: dict[tuple[int, int], tuple[int, ...]] = {}
     for touch in slim.touches:
         before = coupling.by_dimension[touch.name, touch.dim]
-        index = _positions(before.labels, chosen[touch.labels])
-        if len(index) == len(before.labels) and (index == np.arange(len(index))).all():
+        key = id(before.labels), id(touch.labels)
+        if key not in found:
+            found[key] = tuple(_positions(before.labels, chosen[touch.labels]).tolist())
+        if found[key] == tuple(range(len(before.labels))):
             continue
-        kept.setdefault(touch.name, {})[touch.dim] = tuple(index.tolist())
+        kept.setdefault(touch.name, {})[touch.dim] = found[key]
         if (touch.name, touch.dim) in coupling.reading:
             readers.append((touch.name, touch.dim))
         if touch.groups > 1:

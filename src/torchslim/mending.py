@@ -114,7 +114,7 @@ def _same_elsewhere(model: nn.Module, inputs: Inputs, coupling: Coupling, shares
         for op in tape.graph.ops:
             module = model.get_submodule(op.module)
             wanted = [attribute for kind, attribute in kinds if type(module) is kind]
-            pool = _pool(tape, op, shares) if wanted else {}
+            pool = _pool(tape, op, shares) if wanted else _Pool({}, {})
             for attribute in wanted:
                 new = _translated(getattr(module, attribute, None), pool)
                 known = any((m.module, m.attribute) == (op.module, attribute) for m in (*current, *extra))
@@ -144,8 +144,15 @@ def _candidates(model: nn.Module, tape: Tape, op: Op, shares: Shares, done: Sequ
         path = path.rpartition(".")[0]
 
 
-def _pool(tape: Tape, op: Op, shares: Shares) -> dict[int, int]:
-    """Old width -> new width, for every width that the operation saw."""
+@dataclass(frozen=True)
+class _Pool:
+    """What an operation saw: old width -> new width, and the same for the sizes of its parts, in their order."""
+
+    widths: Mapping[int, int]
+    parts: Mapping[tuple[int, ...], tuple[int, ...]]
+
+
+def _pool(tape: Tape, op: Op, shares: Shares) -> _Pool:
     pool: dict[int, int] = {}
     for value in (*(v for v in op.outputs if v is not None), *op.inputs):
         for old, new in zip(value.shape, tape.shape(value, shares), strict=True):
@@ -155,7 +162,17 @@ def _pool(tape: Tape, op: Op, shares: Shares) -> dict[int, int]:
         for number in op.args[2:4]:
             if isinstance(number, int) and 0 < number < op.args[0].shape[op.args[1]]:
                 pool[number] = _kept_before(tape, op.args[0], op.args[1], number, shares)
-    return {old: new for old, new in pool.items() if old != new and old > 1}
+    return _Pool({old: new for old, new in pool.items() if old != new and old > 1}, _parts(tape, op, shares))
+
+
+def _parts(tape: Tape, op: Op, shares: Shares) -> dict[tuple[int, ...], tuple[int, ...]]:
+    """Sizes of the parts of a split: parts of one size may lose differently many, which no single number tells."""
+    outputs = [value for value in op.outputs if value is not None]
+    if len(outputs) < 2 or len({len(value.shape) for value in outputs}) > 1:
+        return {}
+    old, new = zip(*(value.shape for value in outputs), strict=True), zip(
+        *(tape.shape(value, shares) for value in outputs), strict=True)
+    return {before: after for before, after in zip(old, new, strict=True) if before != after}
 
 
 def _kept_before(tape: Tape, value: Value, dim: int, place: int, shares: Shares) -> int:
@@ -166,12 +183,12 @@ def _kept_before(tape: Tape, value: Value, dim: int, place: int, shares: Shares)
     return place
 
 
-def _translated(item: Any, pool: Mapping[int, int]) -> int | tuple[int, ...] | None:
+def _translated(item: Any, pool: _Pool) -> int | tuple[int, ...] | None:
     """An attribute's value at the new widths; None if it remembers none of the old ones."""
     if type(item) is int:
-        return pool.get(item)
+        return pool.widths.get(item)
     if isinstance(item, list | tuple) and item and all(type(part) is int for part in item):
-        new = tuple(pool.get(part, part) for part in item)
+        new = pool.parts.get(tuple(item), tuple(pool.widths.get(part, part) for part in item))
         return new if new != tuple(item) else None
     return None
 

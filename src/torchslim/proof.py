@@ -9,7 +9,6 @@ outputs barely depend on its inputs, or where a detector finds nothing.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -18,14 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._python_dispatch import _disable_current_modes
 
 from torchslim.calling import Inputs, arguments, map_tensors, tensors_in, unwrap
+from torchslim.copying import copied
 from torchslim.errors import PlanError, ProofError
 from torchslim.modules import tensors_of
 from torchslim.plans import Plan
-from torchslim.reference import mixing_what_stays
+from torchslim.reference import changed_before_read, same_channels
 from torchslim.untouched import plain_attention
+from torchslim.widths import weight_of
 
 
 def verify(model: nn.Module, slim: nn.Module, plan: Plan, inputs: Inputs) -> float:
@@ -58,26 +60,27 @@ class Difference:
 
 def differences(model: nn.Module, slim: nn.Module, plan: Plan, inputs: Inputs) -> list[Difference]:
     """What `verify` compares, in the order of the run: each call of each layer, then the network's outputs."""
-    silenced = silence(copy.deepcopy(unwrap(model)).double(), plan)
-    narrow = copy.deepcopy(unwrap(slim)).double()
+    silenced = silence(copied(unwrap(model)).double(), plan)
+    narrow = copied(unwrap(slim)).double()
     layers: dict[str, list[Tensor]] = {}
     wide = map_tensors(lambda t: t.double() if t.is_floating_point() else t, inputs)
-    approximate = bool(plan.settings.get("allow_approximate"))
-    mixing = mixing_what_stays(silenced, wide, plan.kept) if approximate else nullcontext()
+    mixing = same_channels(silenced, wide, plan) if _computes(silenced, wide, plan) else nullcontext()
     watched = _watched(silenced, lambda name, _, output: layers.setdefault(name, []).append(output))
     with watched, mixing, plain_attention():
         expected = _outputs(silenced, wide)
     found_so_far: list[Difference] = []
     # A tied tensor goes by the first of its names.
-    names = {tensor: name for name, tensor in reversed(list(silenced.named_parameters(remove_duplicate=False)))}
+    names: dict[Tensor, str] = {
+        tensor: name for name, tensor in reversed(list(silenced.named_parameters(remove_duplicate=False)))}
 
     def compare(name: str, layer: nn.Module, output: Tensor) -> None:
         if not layers.get(name):
             raise ProofError(f"verify: `{name}` runs more often in the slim network than in the original")
-        weight: Any = silenced.get_submodule(name).weight
-        part = _kept_part(layers[name].pop(0), layer, plan.kept.get(names.get(weight, ""), {}))
+        original = silenced.get_submodule(name)
+        weight = weight_of(original)
+        part = _kept_part(layers[name].pop(0), layer, weight, plan.kept.get(names.get(weight, ""), {}))
         # A layer of the model's own making may do more than its weight says.
-        if part.shape == output.shape or type(layer).__module__.startswith("torch.nn."):
+        if part.shape == output.shape or _is_torchs_own(layer):
             found_so_far.append(Difference(name, _error(part, output, name)))
 
     with _watched(narrow, compare):
@@ -87,6 +90,26 @@ def differences(model: nn.Module, slim: nn.Module, plan: Plan, inputs: Inputs) -
                          f"original's {[tuple(t.shape) for t in expected]}")
     ends = [Difference("the output", _error(a, b, "the output")) for a, b in zip(expected, found, strict=True)]
     return found_so_far + ends
+
+
+def _computes(model: nn.Module, inputs: Inputs, plan: Plan) -> bool:
+    """Whether zeros in the readers do not silence all: channels are mixed, or weights are computed of the readers."""
+    if plan.settings.get("allow_approximate"):
+        return True
+    own = {name for name, _ in plan.readers if not _is_layer(model, name)}
+    return bool(own) and changed_before_read(model, inputs, own)
+
+
+def _is_layer(model: nn.Module, name: str) -> bool:
+    """The weight of one of torch's own layers, which is read as it is."""
+    owner, _, attribute = name.rpartition(".")
+    return attribute == "weight" and _is_torchs_own(model.get_submodule(owner))
+
+
+def _is_torchs_own(layer: nn.Module) -> bool:
+    """Of one of torch's own classes, parametrised or not."""
+    kind = type(layer).__base__ if is_parametrized(layer) else type(layer)
+    return kind is not None and kind.__module__.startswith("torch.nn.modules.")
 
 
 def silence(model: nn.Module, plan: Plan) -> nn.Module:
@@ -126,8 +149,7 @@ def _watched(model: nn.Module, see: Callable[[str, nn.Module, Tensor], None]) ->
                     see(name, layer, output.clone())
         return seen
 
-    handles = [module.register_forward_hook(hook(name)) for name, module in model.named_modules()
-               if not next(module.children(), None) and isinstance(getattr(module, "weight", None), Tensor)]
+    handles = [module.register_forward_hook(hook(name)) for name, module in model.named_modules() if _weighs(module)]
     try:
         yield
     finally:
@@ -135,14 +157,23 @@ def _watched(model: nn.Module, see: Callable[[str, nn.Module, Tensor], None]) ->
             handle.remove()
 
 
-def _kept_part(expected: Tensor, layer: nn.Module, kept: Mapping[int, Sequence[int]]) -> Tensor:
-    """What the slim layer keeps of the original layer's output; `kept` is the plan for its weight."""
+def _weighs(module: nn.Module) -> bool:
+    """A layer with a weight of its own, computed or not."""
+    if is_parametrized(module, "weight"):
+        return True
+    inner = next(module.children(), None) is not None and not is_parametrized(module)
+    return not inner and isinstance(getattr(module, "weight", None), Tensor)
+
+
+def _kept_part(expected: Tensor, layer: nn.Module, weight: Tensor, kept: Mapping[int, Sequence[int]]) -> Tensor:
+    """What the slim layer keeps of the original layer's output; `kept` is the plan for its original `weight`."""
     makes, channels = 0, min(1, expected.dim() - 1)
     if isinstance(layer, _ConvNd):
-        makes = int(isinstance(layer, _ConvTransposeNd))
-        channels = expected.dim() + 1 - layer.weight.dim()  # 0 where the maps come without a batch
-    elif isinstance(layer, nn.Linear | nn.LayerNorm | nn.RMSNorm):
-        channels = expected.dim() - 1
+        # A transposed convolution makes its second dimension; where that is one a group, it goes by its inputs.
+        makes = int(isinstance(layer, _ConvTransposeNd) and (layer.groups == 1 or weight.shape[1] > 1))
+        channels = expected.dim() + 1 - weight.dim()  # 0 where the maps come without a batch
+    elif isinstance(layer, nn.Linear | nn.LayerNorm | nn.RMSNorm | nn.Embedding):
+        makes, channels = int(isinstance(layer, nn.Embedding)), expected.dim() - 1
     if makes not in kept or max(kept[makes]) >= expected.shape[channels]:
         return expected
     return expected.index_select(channels, torch.tensor(kept[makes], device=expected.device))

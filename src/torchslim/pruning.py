@@ -28,7 +28,8 @@ from torchslim.budget import (
     select,
 )
 from torchslim.calling import Inputs, unwrap
-from torchslim.coupling import ChannelGroup, Coupling, Scaling, couple
+from torchslim.channels import ChannelGroup
+from torchslim.coupling import Coupling, Scaling, couple
 from torchslim.errors import ProofError, RequestError
 from torchslim.importance import score
 from torchslim.labels import Rows, Touch
@@ -66,9 +67,8 @@ class _Trouble:
         if not self.impossible:
             return bundle
         first = int(bundle.classes.min())
-        kept = [n for n in bundle.kept if (first, n) not in self.impossible]
-        losses = tuple(bundle.losses[bundle.kept.index(n) - 1] for n in kept[1:])
-        return Bundle(bundle.name, bundle.classes, tuple(kept), losses, bundle.tied)
+        able = np.array([(first, n) not in self.impossible for n in bundle.kept.tolist()])
+        return Bundle(bundle.name, bundle.classes, bundle.kept[able], bundle.losses[able[1:]], bundle.tied)
 
     def meet(self, coupling: Coupling, bundle: Bundle, level: int, reason: str) -> None:
         """Take note that a bundle can't be cut to this level."""
@@ -77,7 +77,7 @@ class _Trouble:
         rows = [rows for rows in coupling.rows if rows.labels.flat[0] in own] if bundle.tied else []
         untied = {r.place for r in rows} - self.ties
         if rows and sum(known == first for known, _ in self.impossible) < WIDTHS_TRIED:
-            self.impossible.add((first, bundle.kept[level]))
+            self.impossible.add((first, int(bundle.kept[level])))
         elif untied:
             self.impossible.clear()  # classes are numbered anew
             self.ties |= untied
@@ -243,27 +243,30 @@ def _bundles(model: nn.Module, coupling: Coupling, choice: Choice,
              left_alone: dict[int, str]) -> tuple[list[Bundle], Shares]:
     """What can be removed, and the score of every class of channels."""
     tied = _tied_rows(coupling, left_alone)
-    free = [g for g in coupling.groups if not any(one in left_alone for one in g.classes.tolist())]
+    free = [g for g in coupling.groups if left_alone.keys().isdisjoint(g.classes.tolist())]
     found = score(tuple(free), tensors_of(model), choice.importance, choice.seed)
     scores = np.zeros(coupling.classes)
     for group, own in zip(free, found, strict=True):
         scores[group.classes] = own
     in_any_row = np.zeros(coupling.classes, dtype=bool)
+    stays = np.zeros(coupling.classes, dtype=bool)
+    stays[list(left_alone)] = True
     made = _made(coupling)
     bundles = []
     for matrices in tied:
-        classes = np.unique(np.concatenate([m.labels.ravel() for m in matrices]))
         in_rows = np.zeros(coupling.classes, dtype=bool)
-        in_rows[classes] = in_any_row[classes] = True
-        if not any(one in left_alone for one in classes.tolist()):
-            name = next(g.name for g in coupling.groups if g.classes[0] in classes)
-            widths = [int(in_rows[touch.labels].sum()) for touch in made if in_rows[touch.labels].any()]
-            bundles.append(row_bundle(name, matrices, widths, scores, choice.round_to, choice.min_channels))
+        in_rows[np.concatenate([m.labels.ravel() for m in matrices])] = True
+        in_any_row |= in_rows
+        if not (stays & in_rows).any():
+            name = next(g.name for g in coupling.groups if in_rows[g.classes[0]])
+            counts = [int(np.count_nonzero(in_rows[touch.labels])) for touch in made]
+            bundles.append(row_bundle(name, matrices, [n for n in counts if n], scores, choice.round_to,
+                                      choice.min_channels))
     needed = np.zeros(coupling.classes, dtype=bool)
     for part in coupling.parts:
         # Channels that stay anyway count; of equal ones the first is taken.
-        worth = [(one not in left_alone, -scores[one], one) for one in np.unique(part).tolist()]
-        needed[[one for *_, one in sorted(worth)[:2]]] = True
+        classes = np.unique(part)
+        needed[classes[np.lexsort((classes, -scores[classes], ~stays[classes]))[:2]]] = True
     bundles += [free_bundle(group, own, choice.round_to, choice.min_channels, needed[group.classes])
                 for group, own in zip(free, found, strict=True) if not in_any_row[group.classes].any()]
     return bundles, scores
@@ -271,20 +274,21 @@ def _bundles(model: nn.Module, coupling: Coupling, choice: Choice,
 
 def _tied_rows(coupling: Coupling, left_alone: dict[int, str]) -> list[list[Rows]]:
     """Matrices of rows, those that share a channel together. One channel that stays keeps all of them."""
-    home: dict[int, int] = {}
+    home = np.full(coupling.classes, -1)
     found: dict[int, list[Rows]] = {}
     for place, matrix in enumerate(coupling.rows):
-        classes = np.unique(matrix.labels).tolist()
-        met = {home[one] for one in classes if one in home}
-        found[place] = [matrix, *(other for old in sorted(met) for other in found.pop(old))]
-        for other in found[place]:
-            home.update(dict.fromkeys(np.unique(other.labels).tolist(), place))
-    for matrices in found.values():
-        classes = np.unique(np.concatenate([m.labels.ravel() for m in matrices])).tolist()
-        reason = next((left_alone[one] for one in classes if one in left_alone), None)
-        if reason is not None:
-            for one in classes:
-                left_alone.setdefault(one, f"must lose as many as channels that stay ({reason})")
+        classes = matrix.labels.ravel()
+        met = np.unique(home[classes])
+        found[place] = [matrix, *(other for old in met[met >= 0].tolist() for other in found.pop(old))]
+        home[np.isin(home, met[met >= 0])] = place
+        home[classes] = place
+    stays = np.zeros(coupling.classes, dtype=bool)
+    stays[list(left_alone)] = True
+    for place in np.unique(home[stays & (home >= 0)]).tolist():
+        own = np.flatnonzero(home == place)
+        reason = left_alone[int(own[stays[own]][0])]
+        for one in own.tolist():
+            left_alone.setdefault(one, f"must lose as many as channels that stay ({reason})")
     return list(found.values())
 
 
@@ -300,7 +304,7 @@ def _select(coupling: Coupling, bundles: Sequence[Bundle], limits: Sequence[Limi
             shares = [share for pattern, share in choice.scope.items() if matches(sorted(layers), [pattern])]
             if shares:
                 least = shares[0] * bundle.kept[0]
-                floor[place] = sum(count >= least for count in bundle.kept) - 1
+                floor[place] = int((bundle.kept >= least).sum()) - 1
                 ruled.append(place)
     fixed = [Bundle(b.name, b.classes, b.kept[: floor[p] + 1], b.losses[: floor[p]], b.tied) if p in ruled else b
              for p, b in enumerate(bundles)]
@@ -309,8 +313,7 @@ def _select(coupling: Coupling, bundles: Sequence[Bundle], limits: Sequence[Limi
 
 def _uniform(bundle: Bundle) -> Bundle:
     """The same channels in the same order, each removal priced by the share that is then gone."""
-    losses = tuple(1 - kept / bundle.kept[0] for kept in bundle.kept[1:])
-    return Bundle(bundle.name, bundle.classes, bundle.kept, losses, bundle.tied)
+    return Bundle(bundle.name, bundle.classes, bundle.kept, 1 - bundle.kept[1:] / bundle.kept[0], bundle.tied)
 
 
 def _finished(coupling: Coupling, cut: Cut, limits: Sequence[Limit], choice: Choice,

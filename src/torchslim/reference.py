@@ -1,13 +1,16 @@
-"""What an approximate cut is held against: the silenced original, whose norms see the channels that stay.
+"""What a cut is held against where zeros in the weights do not silence what is removed.
 
 A layer norm over fewer channels has another mean, so a cut there changes values, and no silenced original equals it. It
 is still right or wrong: run the original, and let each operation that mixes channels work on those that stay alone. The
 slim network must agree with that to rounding.
+
+A weight that is computed (`softplus(w)`, a standardised one) need not be zero where its parameter is: it is silenced
+where a convolution or a product reads it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,28 +22,43 @@ from torchslim.calling import Inputs
 from torchslim.coupling import Coupling, couple
 from torchslim.errors import ProofError
 from torchslim.graph import Op, Value
-from torchslim.plans import Kept
+from torchslim.plans import Plan
+from torchslim.rules import keeps_values, multiplies
 from torchslim.tapes import Index, Tape
 from torchslim.trace import operation_name, trace
 
 
-def mixing_what_stays(model: nn.Module, inputs: Inputs, kept: Kept) -> SameChannels:
-    """A mode under which a run of `model` mixes only the channels that stay.
+def same_channels(model: nn.Module, inputs: Inputs, plan: Plan) -> SameChannels:
+    """A mode under which a run of `model` mixes and reads only the channels that stay.
 
     Args:
         model: the silenced original; traced here for real, so that the same operations come in the same order.
         inputs: those of the run to come.
-        kept: the plan's.
+        plan: what stays.
     """
     coupling = couple([trace(model, inputs, meta=False)], allow_approximate=True)
     stays = np.ones(coupling.classes, dtype=bool)
     for touch in coupling.touches:
-        index = kept.get(touch.name, {}).get(touch.dim)
+        index = plan.kept.get(touch.name, {}).get(touch.dim)
         if index is not None:
             gone = np.ones(len(touch.labels), dtype=bool)
             gone[list(index)] = False
             stays[touch.labels[gone]] = False
     return SameChannels(coupling, stays)
+
+
+def changed_before_read(model: nn.Module, inputs: Inputs, names: Collection[str]) -> bool:
+    """Whether one of these parameters is worked on before a convolution or a product reads it."""
+    graph = trace(model, inputs)
+    as_it_is = {graph.state[name].id for name in names}
+    for op in graph.ops:
+        if as_it_is.isdisjoint(value.id for value in op.inputs):
+            continue
+        if keeps_values(op):
+            as_it_is.update(value.id for value in op.outputs if value is not None)
+        elif not multiplies(op):
+            return True
+    return False
 
 
 class SameChannels(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -52,6 +70,8 @@ class SameChannels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.touches = coupling.by_dimension
         self.stays = stays
         self.mixing = {m.op for m in coupling.mixed if not stays[m.labels].all()}
+        self.reading = {op.index for op in self.tape.graph.ops
+                        if multiplies(op) and any(map(self._computed, op.inputs))}
         self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -66,9 +86,22 @@ class SameChannels(TorchDispatchMode):  # type: ignore[no-untyped-call]
                                  "a network whose operations change from run to run can't be compared")
             return result
         self.count += 1
+        if op.index in self.reading:
+            args = [self._silenced(given, noted) for given, noted in zip(args, op.args, strict=True)]
         if op.index not in self.mixing:
             return func(*args, **kwargs)
         return self._on_what_stays(func, op, args, kwargs)
+
+    def _computed(self, value: Value) -> bool:
+        """A weight that is computed, and has channels that go."""
+        tracks = self.tape.tracks.get(value.id, ())
+        return value.static and not value.name and not all(self.stays[track].all() for track in tracks)
+
+    def _silenced(self, given: Any, noted: Any) -> Any:
+        if isinstance(noted, Value) and self._computed(noted):
+            for track in self.tape.tracks[noted.id]:
+                given = given.masked_fill(torch.from_numpy(~self.stays[track]).to(given.device), 0)
+        return given
 
     def _on_what_stays(self, func: Any, op: Op, args: Any, kwargs: Any) -> Any:
         narrow = [self._narrow(given, noted) for given, noted in zip(args, op.args, strict=True)]

@@ -66,9 +66,22 @@ def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[in
     return _empty(x, (x.shape[0], filters, *sizes)) if min(sizes, default=0) > 0 else None
 
 
-def _add(x: Tensor, y: Any) -> Tensor | None:
-    same = isinstance(y, Tensor) and y.shape == x.shape and y.dtype == x.dtype and x.stride() == y.stride()
-    return x.detach() if same else None
+def _arithmetic(x: Tensor, y: Any) -> Tensor | None:
+    if not isinstance(y, Tensor):
+        return x.detach() if x.is_floating_point() else None
+    if y.dtype != x.dtype or y.dim() != x.dim():
+        return None
+    if y.shape == x.shape:
+        return x.detach() if y.stride() == x.stride() else None
+    fits = all(b in (1, a) for a, b in zip(x.shape, y.shape, strict=True))
+    return x.detach() if fits and x.is_contiguous() and y.is_contiguous() else None
+
+
+def _mean(x: Tensor, dims: list[int] | None = None, keep: bool = False) -> Tensor | None:
+    if not dims or not x.is_contiguous() or not x.is_floating_point():
+        return None
+    gone = {dim % x.dim() for dim in dims}
+    return _empty(x, [1 if d in gone else n for d, n in enumerate(x.shape) if keep or d not in gone])
 
 
 _ACTIVATIONS = ("relu", "silu", "hardtanh", "hardswish", "hardsigmoid", "sigmoid", "leaky_relu", "elu", "tanh", "mish")
@@ -78,8 +91,9 @@ _SHAPES: dict[str, Callable[..., Any]] = {
     "aten._native_batch_norm_legit_no_training": _batch_norm,
     "aten.cat": _cat,
     "aten.convolution": _convolution,
-    "aten.add": _add,
-    "aten.mul": _add,
+    "aten.add": _arithmetic,
+    "aten.mul": _arithmetic,
+    "aten.mean": _mean,
     "aten.gelu": _same,
     **{f"aten.{name}": _same for name in _ACTIVATIONS},
     **{f"aten.{name}_": _in_place for name in _ACTIVATIONS},

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from torchslim import sources
 from torchslim.calling import unwrap
+from torchslim.copying import copied
 from torchslim.errors import CheckpointError, PlanError, RequestError
 from torchslim.files import write_whole
 from torchslim.plans import Plan
@@ -111,7 +111,7 @@ def load(path: str | Path, model: nn.Module | None = None, *, trust_source: bool
     path = Path(path)
     header, tensors = _read(path)
     rebuilt = _rebuild(path, header.source, trust_source) if model is None else unwrap(model)
-    slim = deepcopy(rebuilt) if model is not None and not header.plans else rebuilt
+    slim = copied(rebuilt) if model is not None and not header.plans else rebuilt
     try:
         for plan in header.plans:
             slim = apply(slim, plan)

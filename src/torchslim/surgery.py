@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
+from itertools import accumulate
+from operator import mul
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from torchslim.calling import unwrap
+from torchslim.copying import copied
 from torchslim.errors import PlanError, UnsupportedModel
 from torchslim.modules import named_modules, tensors_of
 from torchslim.plans import Mend, Plan
+from torchslim.widths import computed
 
 
 def apply(model: nn.Module, plan: Plan) -> nn.Module:
@@ -29,14 +33,17 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
     """
     model = unwrap(model)
     state = tensors_of(model)
-    memo: dict[int, Any] = {}
+    parts: dict[int, Any] = {}
+    left_behind = computed(model)
+    index = cache(Index)
     for name, dims in plan.kept.items():
         if name not in state:
             raise PlanError(f"`{name}`: the plan cuts this tensor and the model has none of that name; "
                             "apply the plan to the model that it was made for")
-        memo[id(state[name])] = _cut(state[name], name, dims, plan.grouped.get(name))
+        for own in (name, *left_behind.get(name, ())):
+            parts[id(state[own])] = cut_tensor(state[own], own, dims, plan.grouped.get(name), index)
     try:
-        slim = copy.deepcopy(model, memo)
+        slim = copied(model, parts)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise UnsupportedModel(f"model: {type(model).__name__} can't be copied ({error}); "
                                "copy.deepcopy(model) must work") from error
@@ -45,23 +52,52 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
     return slim
 
 
-def _cut(tensor: Tensor, name: str, dims: Mapping[int, Sequence[int]], groups: tuple[int, int] | None) -> Tensor:
-    """The kept part of a tensor, contiguous in the tensor's own memory format."""
-    for dim, index in dims.items():
+class Index:
+    """Indices that stay: many tensors keep the same."""
+
+    def __init__(self, kept: tuple[int, ...]) -> None:
+        self.kept = kept
+        self.least, self.most = min(kept, default=-1), max(kept, default=-1)
+        self.tensor = torch.tensor(kept)
+
+    def on(self, device: torch.device) -> Tensor:
+        """As a tensor on a device."""
+        if self.tensor.device != device:
+            self.tensor = torch.tensor(self.kept, device=device)
+        return self.tensor
+
+
+def cut_tensor(tensor: Tensor, name: str, dims: Mapping[int, Sequence[int]], groups: tuple[int, int] | None,
+               index_of: Callable[[tuple[int, ...]], Index] = Index) -> Tensor:
+    """The kept part of a tensor, contiguous in the tensor's own memory format.
+
+    Args:
+        tensor: a parameter, a buffer, or an optimizer's state of the same shape.
+        name: the parameter's, for messages.
+        dims: the plan for it: what stays of each dimension that is cut.
+        groups: the groups of a grouped convolution before and after.
+        index_of: makes an `Index` of what stays; one that remembers saves time where many tensors keep the same.
+
+    Raises:
+        PlanError: an index out of range, or filters that can't be split into the groups.
+    """
+    indices = {dim: index_of(tuple(kept)) for dim, kept in dims.items()}
+    for dim, index in indices.items():
         size = tensor.shape[dim] if dim < tensor.dim() else 0
         if groups is not None and dim == 1:
             size *= groups[0]
-        if not index or max(index) >= size or min(index) < 0:
-            raise PlanError(f"`{name}`: the plan keeps indices up to {max(index, default=-1)} of dimension {dim}, "
+        if index.least < 0 or index.most >= size:
+            raise PlanError(f"`{name}`: the plan keeps indices up to {index.most} of dimension {dim}, "
                             f"which has {size}; apply the plan to the model that it was made for")
     with torch.no_grad():
         part = tensor.detach()
         if groups is not None and 1 in dims:
             part = _cut_grouped(part, name, dims, groups)
         else:
-            for dim, index in dims.items():
-                part = part.index_select(dim, torch.tensor(index, device=part.device))
-        part = part.clone(memory_format=_memory_format(tensor))
+            # The dimension that loses most goes first.
+            for dim, index in sorted(indices.items(), key=lambda item: len(item[1].kept) / tensor.shape[item[0]]):
+                part = part.index_select(dim, index.on(part.device))
+        part = part.contiguous(memory_format=_memory_format(tensor))
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(part, requires_grad=tensor.requires_grad)
     return part.requires_grad_(tensor.requires_grad and tensor.is_leaf)
@@ -118,8 +154,11 @@ def _narrow(tensor: Tensor, dims: Mapping[int, int]) -> Tensor:
     shape = [dims.get(dim, size) for dim, size in enumerate(tensor.shape)]
     if 0 in tensor.stride():  # expanded: there are not so many elements
         return tensor[tuple(slice(size) for size in shape)]
-    layout = torch.empty(shape, device="meta").to(memory_format=_memory_format(tensor))
-    return tensor.as_strided(shape, layout.stride(), tensor.storage_offset())
+    layout = _memory_format(tensor)
+    if layout is torch.contiguous_format:
+        return tensor.as_strided(shape, [*accumulate(shape[:0:-1], mul, initial=1)][::-1], tensor.storage_offset())
+    strides = torch.empty(shape, device="meta").to(memory_format=layout).stride()
+    return tensor.as_strided(shape, strides, tensor.storage_offset())
 
 
 @contextmanager
@@ -137,7 +176,7 @@ def resized(model: nn.Module, sizes: Mapping[str, Mapping[int, int]], mends: Seq
     spaces: list[dict[str, Any]] = []
     for _, module in named_modules(model):
         spaces += [module._parameters, module._buffers, module.__dict__]
-    replaced = [(space, key, item) for space in spaces for key, item in list(space.items()) if id(item) in views]
+    replaced = [(space, key, item) for space in spaces for key, item in space.items() if id(item) in views]
     old = [(model.get_submodule(mend.module), mend) for mend in mends]
     values = [(owner, mend.attribute, getattr(owner, mend.attribute)) for owner, mend in old]
     try:

@@ -58,8 +58,8 @@ def tapes(model: nn.Module, inputs: Inputs) -> tuple[Graph, ...]:
 def retrace(model: nn.Module, inputs: Inputs, tape: Graph) -> Graph:
     """The tape of another run of the same kind: of the model at other widths, say."""
     if tape.training:
-        return trace(model, _paired(inputs), training=True)
-    return trace(model, inputs, meta=tape.device == "meta")
+        return trace(model, _paired(inputs), training=True, watch=False)
+    return trace(model, inputs, meta=tape.device == "meta", watch=False)
 
 
 def _paired(inputs: Inputs) -> Inputs:

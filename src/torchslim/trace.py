@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -41,7 +41,8 @@ _READS_DATA = frozenset({
 })
 
 
-def trace(model: nn.Module, inputs: Inputs, *, training: bool = False, meta: bool | None = None) -> Graph:
+def trace(model: nn.Module, inputs: Inputs, *, training: bool = False, meta: bool | None = None,
+          watch: bool = True) -> Graph:
     """The tape of one run of `model`.
 
     Args:
@@ -49,6 +50,7 @@ def trace(model: nn.Module, inputs: Inputs, *, training: bool = False, meta: boo
         inputs: a tensor, a tuple of arguments, a list (the one argument) or a dict of keywords.
         training: run in train mode, which is possible on the meta device only (batch-norm statistics stay untouched).
         meta: run on the meta device alone (True) or for real alone (False); by default for real where meta fails.
+        watch: find out whether the model's code reads widths; without it the tape says that it may.
 
     Raises:
         TraceError: the model itself fails on these inputs.
@@ -59,15 +61,17 @@ def trace(model: nn.Module, inputs: Inputs, *, training: bool = False, meta: boo
     held_on_meta = any(t.is_meta for t in (*tensors_in((args, kwargs)), *model.parameters()))
     if meta is not False:
         try:
-            return _run(model, args, kwargs, training, meta=True)
+            return _run(model, args, kwargs, training, True, watch)
         except TraceError:
             # Anything may go wrong on shapes without data; what the model does for real is what counts.
             if training or held_on_meta or meta:
                 raise
-    return _run(model, args, kwargs, training, meta=False)
+    return _run(model, args, kwargs, training, False, False)
 
 
-def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], training: bool, meta: bool) -> Graph:
+def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], training: bool, meta: bool,
+         watch: bool) -> Graph:
+    watched = WidthWatch() if watch else nullcontext()
     names = names_of_modules(model)
     recorder = _Recorder(model, names, meta)
     with untouched(model, keep_buffers=not meta), torch.no_grad(), plain_attention():
@@ -78,7 +82,7 @@ def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], traini
         if meta:
             args, kwargs = map_tensors(_to_meta, args), map_tensors(_to_meta, kwargs)
         recorder.take_inputs((args, kwargs))
-        with recorder.module_names(), recorder.watch, recorder:
+        with recorder.module_names(), watched, recorder:
             try:
                 output = model(*args, **kwargs)
             except Exception as error:
@@ -89,7 +93,8 @@ def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], traini
                     "of the model")
                 failure.ops = tuple(recorder.ops)
                 raise failure from error
-    blind = meta and not (recorder.watch.saw or remembers_groups(model, recorder.ops) or parametrised(names))
+    blind = (isinstance(watched, WidthWatch) and not watched.saw and not remembers_groups(model, recorder.ops)
+             and not parametrised(names))
     return recorder.graph(output, training, blind)
 
 
@@ -103,7 +108,6 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, model: nn.Module, names: Mapping[nn.Module, str], meta: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.meta = meta
-        self.watch = WidthWatch()
         self.names = names
         self.stack: list[str] = []
         self.failed_in = ""
@@ -217,9 +221,11 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.failed_in = self.stack[-1]
                 self.calls[self.failed_in] = self.calls.get(self.failed_in, 0) + 1
 
-        def leave(module: nn.Module, _args: Any, _output: Any) -> None:
+        def leave(module: nn.Module, _args: Any, output: Any) -> None:
             if threading.get_ident() == thread and module in self.names and self.stack:
                 self.stack.pop()
+                if output is not None:  # it has not failed
+                    self.failed_in = self.stack[-1] if self.stack else ""
 
         handles = (register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True))
         try:

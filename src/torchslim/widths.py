@@ -8,16 +8,60 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
-from torchslim.modules import names_of_modules
+from torchslim.modules import named_modules, names_of_modules
 from torchslim.plans import Mend
 
 Facts = dict[str, int | tuple[int, ...]]
 Shape = Callable[[Tensor], Sequence[int]]
 
 
+def computed(model: nn.Module) -> dict[str, list[str]]:
+    """What hooks of `torch.nn.utils` (weight norm, spectral norm, pruning) compute before each call.
+
+    By the name of the parameter that it is computed of: for `conv.weight_v` the attribute `conv.weight`.
+    """
+    found: dict[str, list[str]] = {}
+    for prefix, module in named_modules(model):
+        for hook in module._forward_pre_hooks.values():
+            name = _computed_by(hook)
+            if name is not None and isinstance(module.__dict__.get(name[0]), Tensor):
+                attribute, source = (f"{prefix}.{part}" if prefix else part for part in name)
+                found.setdefault(source, []).append(attribute)
+    return found
+
+
+def _computed_by(hook: Any) -> tuple[str, str] | None:
+    """The attribute that a hook sets, and the parameter that it computes this of."""
+    if isinstance(hook, WeightNorm):
+        return hook.name, f"{hook.name}_v"
+    if isinstance(hook, SpectralNorm):
+        return hook.name, f"{hook.name}_orig"
+    if isinstance(hook, BasePruningMethod):
+        return hook._tensor_name, f"{hook._tensor_name}_orig"
+    return None
+
+
+def weight_of(layer: nn.Module) -> Tensor:
+    """The tensor that a layer's weight has its shape from: the weight, or what it is computed of.
+
+    A computed weight itself is not asked for: that may fail at new widths, and a spectral norm changes each time.
+    """
+    if is_parametrized(layer, "weight"):
+        held = layer.get_submodule("parametrizations.weight")
+        return max((*held.parameters(recurse=False), *held.buffers(recurse=False)), key=Tensor.numel)
+    hooks = filter(None, map(_computed_by, layer._forward_pre_hooks.values()))
+    source = next((source for name, source in hooks if name == "weight"), "weight")
+    weight: Tensor = getattr(layer, source)
+    return weight
+
+
 def _convolution(layer: _ConvNd, shape: Shape) -> Facts:
-    first, second = shape(layer.weight)[:2]
+    first, second = shape(weight_of(layer))[:2]
     depthwise = layer.groups > 1 and layer.groups == layer.in_channels and second == 1
     if isinstance(layer, _ConvTransposeNd):
         groups = first if depthwise else layer.groups
@@ -28,7 +72,12 @@ def _convolution(layer: _ConvNd, shape: Shape) -> Facts:
 
 
 def _linear(layer: nn.Linear, shape: Shape) -> Facts:
-    return {"out_features": shape(layer.weight)[0], "in_features": shape(layer.weight)[1]}
+    out_features, in_features = shape(weight_of(layer))
+    return {"out_features": out_features, "in_features": in_features}
+
+
+def _embedding(layer: nn.Embedding, shape: Shape) -> Facts:
+    return {"embedding_dim": shape(weight_of(layer))[1]}
 
 
 def _norm(layer: _NormBase, shape: Shape) -> Facts:
@@ -56,6 +105,7 @@ def _prelu(layer: nn.PReLU, shape: Shape) -> Facts:
 _LAYERS: tuple[tuple[type[nn.Module], Callable[[Any, Shape], Facts]], ...] = (
     (_ConvNd, _convolution),
     (nn.Linear, _linear),
+    (nn.Embedding, _embedding),
     (_NormBase, _norm),
     (nn.LayerNorm, _layer_norm),
     (nn.RMSNorm, _layer_norm),
@@ -64,10 +114,15 @@ _LAYERS: tuple[tuple[type[nn.Module], Callable[[Any, Shape], Facts]], ...] = (
 )
 
 
-def outdated(model: nn.Module, shape: Shape = lambda tensor: tensor.shape) -> list[Mend]:
+def _today(tensor: Tensor) -> Sequence[int]:
+    return tensor.shape
+
+
+def outdated(model: nn.Module, shape: Shape = _today) -> list[Mend]:
     """What torch's layers in `model` remember that their tensors' shapes contradict.
 
-    `shape` gives a tensor's shape: that which it has, or that which it is going to have.
+    `shape` gives a tensor's shape: that which it has, or that which it is going to have. In the latter case what
+    contradicts its shape today is not reported.
     """
     mends = []
     for module, name in names_of_modules(model).items():
@@ -76,6 +131,6 @@ def outdated(model: nn.Module, shape: Shape = lambda tensor: tensor.shape) -> li
                 for attribute, new in facts(module, shape).items():
                     old = getattr(module, attribute)
                     old = tuple(old) if isinstance(old, list | tuple) else old
-                    if old != new:
+                    if old != new and (shape is _today or facts(module, _today)[attribute] == old):
                         mends.append(Mend(name, attribute, old, new))
     return mends

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import crafted
 import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -467,9 +468,57 @@ def mixed(draw: Draw, c: int) -> Built:
     return Mixed(how), {"mirror": c, "doubled": 2 * c}.get(how, c // 2)
 
 
+def computed(draw: Draw, c: int) -> Built:
+    out, k = widths(draw), pick(draw, 1, 3)
+    layer = crafted.computed(nn.Conv2d(c, out, k, padding=k // 2), pick(draw, *crafted.COMPUTED))
+    return nn.Sequential(layer, Act(pick(draw, "relu", "none"))), out
+
+
+def standardised(draw: Draw, c: int) -> Built:
+    out = widths(draw)
+    return crafted.Standardised(c, out), out
+
+
+def bare(draw: Draw, c: int) -> Built:
+    groups = pick(draw, 1, 1, c, *(g for g in (2, 3) if c % g == 0))
+    out = c if groups == c else groups * pick(draw, 2, 3, 4)
+    return crafted.Bare(c, out, groups), out
+
+
+def mixing(draw: Draw, c: int) -> Built:
+    out = widths(draw)
+    return crafted.Mixing(c, out), out
+
+
+def mirrored(draw: Draw, c: int) -> Built:
+    return crafted.Mirrored(c, widths(draw)), c
+
+
+def lambdas(draw: Draw, c: int) -> Built:
+    return crafted.lambdas(c, pick(draw, *crafted.LAMBDAS)), c
+
+
+def remembering(draw: Draw, c: int) -> Built:
+    return crafted.Remembering(c, pick(draw, *crafted.Remembering.HOWS)), c
+
+
+def sliced(draw: Draw, c: int) -> Built:
+    ways = tuple(crafted.WAYS)
+    return crafted.Sliced(pick(draw, *ways), pick(draw, *ways), draw(st.booleans()), draw(st.booleans())), c
+
+
+def split_attention(draw: Draw, c: int) -> Built:
+    groups = pick(draw, 1, 2) if c % 4 == 0 else 1
+    return crafted.SplitAttention(c, 4, groups), c
+
+
+def selective(draw: Draw, c: int) -> Built:
+    return crafted.Selective(c, draw(st.booleans())), c
+
+
 ANY = (conv, conv, depthwise, residual, projected, concat, dense, gate, select, twice, shared, up, blur, norm, scale,
-       space, mixed)
-EVEN = (halves, halves, partial, attention)
+       space, mixed, computed, computed, standardised, bare, mixing, mirrored, lambdas, remembering, selective)
+EVEN = (halves, halves, partial, attention, sliced, sliced, split_attention)
 DIVISIBLE = (grouped, shuffle)
 
 

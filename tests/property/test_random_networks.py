@@ -1,6 +1,6 @@
 """Random small networks, cut at random: always exact, never above the budget, always trainable.
 
-    pytest tests/property --hypothesis-profile=nightly      2000 networks instead of 100
+    pytest tests/property --hypothesis-profile=nightly      2000 networks instead of 200
 """
 
 from __future__ import annotations

@@ -14,7 +14,8 @@ from torch.nn import functional
 import torchslim as ts
 from helpers import Calls, conv, counted_macs
 from torchslim import rules
-from torchslim.coupling import ChannelGroup, Coupling, couple, tapes
+from torchslim.channels import ChannelGroup
+from torchslim.coupling import Coupling, couple, tapes
 from torchslim.errors import RequestError
 from torchslim.graph import Op
 from torchslim.labels import LabelSpace

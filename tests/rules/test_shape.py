@@ -282,6 +282,46 @@ def test_written_by_position_stays() -> None:
     assert Movement(function, (2, 8, 4, 4)).check().frozen[:2].all()
 
 
+def test_rows_written_into_blank_ones_carry_their_channels() -> None:
+    """How regions of several levels of a pyramid are gathered."""
+    def function(_: Any, x: Tensor) -> Tensor:
+        y = torch.zeros(3, 8, 4, 4, dtype=x.dtype)
+        y[torch.tensor([2, 0])] = x * 2
+        return y
+
+    moved = Movement(function, (2, 8, 4, 4)).check()
+    assert moved.free
+    assert moved.counts == [48] * 8
+
+
+def test_rows_written_into_what_cannot_be_cut_stay() -> None:
+    def function(_: Any, x: Tensor) -> Tensor:
+        y = torch.arange(384.0, dtype=x.dtype).view(3, 8, 4, 4)
+        y[torch.tensor([2, 0])] = x
+        return y
+
+    moved = Movement(function, (2, 8, 4, 4)).check()
+    assert moved.frozen.all()
+    assert "written by position in `model` (aten.index_put_)" in moved.reasons
+
+
+def test_tensors_without_elements_carry_their_labels() -> None:
+    """What a detector makes of no detections: the weights on the way are read all the same."""
+    def function(s: Any, x: Tensor) -> Tensor:
+        return s.linear(x.mean((2, 3))[:0].relu() * 2)
+
+    moved = Movement(function, (2, 8, 4, 4), linear=torch.nn.Linear(8, 3))
+    assert moved.free
+    read = moved.space.along(moved.graph.state["linear.weight"], 1, moved.graph.ops[-1])
+    assert moved.of[read].tolist() == moved.classes.tolist()
+
+
+def test_a_reshape_without_elements_that_does_not_add_up_stays() -> None:
+    moved = Movement(lambda _, x: x.mean((2, 3))[:0].reshape(-1, 3), (2, 8, 4, 4))
+    assert moved.frozen.all()
+    assert any(reason.startswith("reshaped without elements in `model` (aten.") for reason in moved.reasons)
+
+
 def test_written_into_a_slice_goes_with_it() -> None:
     def function(_: Any, x: Tensor) -> Tensor:
         y = torch.zeros(2, 8, 4, 4)

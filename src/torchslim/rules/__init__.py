@@ -3,6 +3,7 @@
     linear.py        convolutions and matrix products: where the multiply-adds are, and where channels are read and made
     elementwise.py   arithmetic and activations: labels at one position become one
     shape.py         views, permutations, splits, concatenations: labels move exactly as elements do
+    positions.py     reading and writing by remembered positions: what is picked by its number keeps it
     spatial.py       pooling, resizing, padding, region pooling: labels pass
     mixing.py        norms, softmax, reductions, sorting: channels may change each other's value
 
@@ -11,17 +12,18 @@ An operation without a row is no guess: its labels are frozen and its name is li
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
 from torchslim.errors import RequestError
 from torchslim.graph import Op
-from torchslim.labels import LabelSpace
-from torchslim.rules import elementwise, linear, mixing, shape, spatial
+from torchslim.labels import Labels, LabelSpace
+from torchslim.rules import elementwise, linear, mixing, positions, shape, spatial
 from torchslim.rules.row import Row
 
-ROWS: dict[str, Row] = {**elementwise.ROWS, **linear.ROWS, **mixing.ROWS, **shape.ROWS, **spatial.ROWS}
+ROWS: dict[str, Row] = {**elementwise.ROWS, **linear.ROWS, **mixing.ROWS, **positions.ROWS, **shape.ROWS,
+                        **spatial.ROWS}
 
 
 def row_of(op: Op) -> Row | None:
@@ -35,7 +37,19 @@ def row_of(op: Op) -> Row | None:
 def keeps_values(op: Op) -> bool:
     """True for an operation that moves or copies elements, and changes none."""
     row = row_of(op)
-    return row is not None and (row.labels is elementwise.passing or op.name.removesuffix("_") in shape.ROWS)
+    moving = op.name.removesuffix("_")
+    return row is not None and (row.labels is elementwise.passing or moving in shape.ROWS or moving in positions.ROWS)
+
+
+def tells_apart(op: Op, tracks: Sequence[Labels]) -> bool:
+    """True for an operation after which the channels that it worked on differ from others of the same weights."""
+    return not keeps_values(op) or shape.moves_within(op, tracks)
+
+
+def multiplies(op: Op) -> bool:
+    """True for an operation that has multiply-adds: a convolution or a matrix product."""
+    row = row_of(op)
+    return row is not None and row.macs is not None
 
 
 def move_labels(space: LabelSpace, op: Op) -> None:

@@ -13,7 +13,7 @@ _JOINING = frozenset({"aten.add", "aten.add_", "aten.sub", "aten.sub_", "aten.ma
 
 def pointwise(space: LabelSpace, op: Op) -> None:
     """Any element-wise operation of any number of tensors."""
-    values = [value for value in op.inputs if value.numel > 1]
+    values = [value for value in op.inputs if value.numel != 1]  # tensors without elements carry labels as well
     if not values:
         return
     tracks = space.merge(values, op)

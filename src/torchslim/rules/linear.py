@@ -156,12 +156,24 @@ def _along_last(track: Labels, space: LabelSpace) -> Labels:
     return first
 
 
+def embedding(space: LabelSpace, op: Op) -> None:
+    """aten.embedding(weight, indices): rows picked by number; the columns are channels that it makes."""
+    weight, indices = op.args[:2]
+    for track in (*space.tracks(indices), *(t for t in space.tracks(weight) if t.shape[0] > 1)):
+        space.freeze(track, f"picked by position in {op.where}")
+    made = space.along(weight, 1, op)
+    if made is not None:
+        space.makes(made, prod(indices.shape[1:]))
+    _new_channels(space, op, made, len(op.output.shape) - 1)
+
+
 MATMUL = Row(matmul, matmul_macs)
 CONVOLUTION = Row(convolution, convolution_macs)
 
 ROWS = {
     "aten.convolution": CONVOLUTION,
     "aten._convolution": CONVOLUTION,
+    "aten.embedding": Row(embedding),
     "aten.mm": MATMUL,
     "aten.bmm": MATMUL,
     "aten.addmm": MATMUL,

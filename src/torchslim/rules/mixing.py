@@ -59,6 +59,15 @@ def _mixed(space: LabelSpace, op: Op, tracks: Sequence[Labels], dims: Sequence[i
                           or space.mix(track, op)])
 
 
+def weight_norm(space: LabelSpace, op: Op) -> None:
+    """aten._weight_norm_interface(v, g, dim) -> g v / |v|, |v|: a norm for each index of one dimension."""
+    v, g = op.args[:2]
+    dim = op.argument(2, "dim", 0)
+    space.tie(space.along(v, dim, op), space.along(g, dim, op), op, "scales weights that can't be cut")
+    tracks = [t for t in space.tracks(v) if t.shape[dim] > 1 or space.mix(t, op)]
+    space.set(op.output, tracks)
+
+
 def reduction(space: LabelSpace, op: Op) -> None:
     """mean, sum, max, var over dimensions: what is reduced together is one; where that is all, it is mixed."""
     x = next(op.inputs)
@@ -110,6 +119,12 @@ def whole(space: LabelSpace, op: Op) -> None:
         space.freeze_value(value, f"compared as a whole in {op.where}")
 
 
+def multiplied_out(space: LabelSpace, op: Op) -> None:
+    """Products that leave a vector or a number, as in the power iterations of spectral norms."""
+    for value in op.inputs:
+        space.freeze_value(value, f"multiplied out as a whole in {op.where}")
+
+
 ROWS = {
     **{f"aten.{name}": Row(batch_norm) for name in (
         "native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit", "cudnn_batch_norm",
@@ -121,5 +136,7 @@ ROWS = {
         "logsumexp", "linalg_vector_norm", "norm", "argmax", "argmin")},
     **{f"aten.{name}": Row(softmax) for name in ("_softmax", "_log_softmax", "cumsum", "_safe_softmax")},
     **{f"aten.{name}": Row(whole) for name in ("topk", "sort", "_unique2", "searchsorted", "bincount")},
+    **{f"aten.{name}": Row(multiplied_out) for name in ("mv", "dot", "vdot")},
+    "aten._weight_norm_interface": Row(weight_norm),
     "torchvision.nms": Row(whole),
 }

@@ -21,7 +21,12 @@ from torchslim.rules.row import Row
 def view(space: LabelSpace, op: Op) -> None:
     """Reshapes of any kind: the result's own shape says how."""
     x = op.args[0]
-    space.set(op.output, [reshape_track(track, x.shape, op.output.shape) for track in space.tracks(x)])
+    # Without elements (no detections, say) the sizes need not add up; then nobody can tell what goes where.
+    old, new = ([size or 1 for size in value.shape] for value in (x, op.output))
+    if prod(old) != prod(new):
+        space.freeze_value(x, f"reshaped without elements in {op.where}")
+        return
+    space.set(op.output, [reshape_track(track, old, new) for track in space.tracks(x)])
 
 
 def reshape_track(track: Labels, old: Sequence[int], new: Sequence[int]) -> Labels:
@@ -122,9 +127,21 @@ def slices(space: LabelSpace, op: Op) -> None:
                 _by_position(space, track, dim, op)
             elif part.size < track.size:
                 space.part(part)
+                _like_its_siblings(space, track, start or 0, part.shape[dim], step)
             track = part
         tracks.append(track)
     space.set(op.output, tracks)
+
+
+def _like_its_siblings(space: LabelSpace, track: Labels, start: int, size: int, step: int) -> None:
+    """A slice that is one of n equal parts (`x[:, :c // 2]`, `x[:, ::2]`): they lose equally many, as in a chunk."""
+    whole = track.size
+    if max(track.shape) < whole or whole % size or size == 1:
+        return
+    if step == 1 and start % size == 0:
+        space.equal_groups(track.reshape(-1, size), least=2)
+    elif step * size == whole and 0 <= start < step:
+        space.equal_groups(track.reshape(size, step).T, least=2)
 
 
 def select(space: LabelSpace, op: Op) -> None:
@@ -282,42 +299,40 @@ def generic(*positions: int) -> Callable[[LabelSpace, Op], None]:
     return labels
 
 
-def index(space: LabelSpace, op: Op) -> None:
-    """aten.index(x, indices): positions of remembered numbers; dimensions that are not indexed pass."""
-    x, indices = op.args[:2]
-    for value in indices:
-        if value is not None:
-            space.freeze_value(value, f"positions in {op.where}")
-    used = [dim for dim, value in enumerate(indices) if value is not None]
-    together = used == list(range(used[0], used[-1] + 1)) if used else True
-    tracks = []
-    for track in space.tracks(x):
-        if any(track.shape[dim] > 1 for dim in used) or not together or not used:
-            space.freeze(track, f"picked by position in {op.where}")
-            continue
-        width = len(op.output.shape) - (track.ndim - len(used))
-        shape = [*track.shape[: used[0]], *(1,) * width, *track.shape[used[-1] + 1:]]
-        tracks.append(track.reshape(shape))
-    space.set(op.output, tracks)
+# Where each of these names the dimensions along which it picks or moves.
+_DIMS = {"flip": (1, "dims"), "roll": (2, "dims"), "slice": (1, "dim"), "select": (1, "dim"),
+         "unfold": (1, "dimension"), "index_select": (1, "dim"), "gather": (1, "dim")}
 
 
-def index_select(space: LabelSpace, op: Op) -> None:
-    """aten.index_select(x, dim, index) and gather: channels picked by remembered numbers stay."""
-    x, dim, positions = op.args[:3]
-    space.freeze_value(positions, f"positions in {op.where}")
-    tracks = []
-    for track in space.tracks(x):
-        if track.shape[dim] > 1:
-            space.freeze(track, f"picked by position in {op.where}")
-        else:
-            tracks.append(track)
-    space.set(op.output, tracks)
+def moves_within(op: Op, tracks: Sequence[Labels]) -> bool:
+    """Whether an operation moves or picks elements within their channels, which `tracks` tell.
+
+    Channels that are rolled over the batch, mirrored or cropped are other channels than those beside them that are not.
+    """
+    name, x = op.name.removeprefix("aten.").removesuffix("_"), op.args[0] if op.args else None
+    if not isinstance(x, Value) or not tracks:
+        return False
+    plain = [dim for dim, size in enumerate(x.shape) if size > 1 and all(track.shape[dim] == 1 for track in tracks)]
+    if name in _DIMS:
+        dims = op.argument(*_DIMS[name], default=0)
+        named = [dims] if isinstance(dims, int) else dims
+        return not named or any(dim % len(x.shape) in plain for dim in named)
+    if name in ("index", "_unsafe_index"):
+        return any(op.args[1][dim] is not None for dim in plain if dim < len(op.args[1]))
+    if name in ("permute", "transpose", "swapaxes", "t", "numpy_T"):
+        order = _reordered(op, np.arange(len(x.shape)))
+        return [dim for dim in order if dim in plain] != plain
+    return False
 
 
-def write_at(space: LabelSpace, op: Op) -> None:
-    """index_put and scatter: written by position, so that everything involved stays."""
-    for value in op.inputs:
-        space.freeze_value(value, f"written by position in {op.where}")
+def _reordered(op: Op, dims: Labels) -> list[int]:
+    """The dimensions in the order that a permutation or transposition leaves them in."""
+    if op.name == "aten.permute":
+        return [int(dims[dim]) for dim in op.args[1]]
+    a, b = op.args[1:3] if len(op.args) > 2 else (0, -1)
+    dims[a], dims[b] = dims[b], dims[a]
+    found: list[int] = dims.tolist()
+    return found
 
 
 _ROWS: dict[tuple[str, ...], Callable[[LabelSpace, Op], None]] = {
@@ -338,9 +353,6 @@ _ROWS: dict[tuple[str, ...], Callable[[LabelSpace, Op], None]] = {
     ("flip",): generic(1),
     ("roll",): generic(2),
     ("unfold",): generic(),
-    ("index", "_unsafe_index"): index,
-    ("index_select", "gather"): index_select,
-    ("index_put", "index_put_", "_unsafe_index_put", "scatter", "scatter_", "index_add", "index_copy"): write_at,
 }
 
 ROWS = {f"aten.{name}": Row(function) for names, function in _ROWS.items() for name in names}

@@ -107,15 +107,15 @@ def pixel_unshuffle(space: LabelSpace, op: Op) -> None:
                           for t in _unchanged_over(space, x, 2, op)])
 
 
-def im2col(space: LabelSpace, op: Op) -> None:
-    """aten.im2col(x, kernel, ...), `nn.Unfold`: (C, H, W) -> (C k k, positions)."""
+def unfolded(space: LabelSpace, op: Op) -> None:
+    """aten.im2col(x, kernel, ...): (N, C, H, W) -> (N, C k k, L), or without the batch: k k rows a channel."""
     x, kernel = op.args[:2]
-    tracks = _unchanged_over(space, x, 2, op)
-    space.set(op.output, [np.repeat(t[..., 0], prod(kernel), axis=-2) if t.shape[-3] > 1 else t[..., 0]
-                          for t in tracks])
+    tracks = [np.squeeze(t, axis=-1) for t in _unchanged_over(space, x, 2, op)]
+    size = kernel[0] * kernel[1]
+    space.set(op.output, [np.repeat(t, size, axis=-2) if t.shape[-2] > 1 else t for t in tracks])
 
 
-def col2im(space: LabelSpace, op: Op) -> None:
+def folded(space: LabelSpace, op: Op) -> None:
     """aten.col2im(x, size, kernel, ...), `nn.Fold`: (C k k, positions) -> (C, H, W); the k k of one result are one."""
     x, _, kernel = op.args[:3]
     tracks = []
@@ -157,10 +157,10 @@ _OTHERS: dict[str, Callable[[LabelSpace, Op], None]] = {
     "aten.constant_pad_nd": pad,
     "aten.grid_sampler_2d": grid_sample,
     "aten.grid_sampler_3d": grid_sample,
-    "aten.im2col": im2col,
-    "aten.col2im": col2im,
     "aten.pixel_shuffle": pixel_shuffle,
     "aten.pixel_unshuffle": pixel_unshuffle,
+    "aten.im2col": unfolded,
+    "aten.col2im": folded,
     "aten.channel_shuffle": shuffle_channels,
     "aten.native_channel_shuffle": shuffle_channels,
     "torchvision.roi_align": region_pool,

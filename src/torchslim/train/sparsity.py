@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from torchslim.coupling import ChannelGroup
+from torchslim.channels import ChannelGroup
 from torchslim.errors import RequestError
 from torchslim.plans import Plan
 
