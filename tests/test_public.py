@@ -25,8 +25,8 @@ PUBLIC = [
 ORDER = [
     "__init__", "errors", "wording", "files", "plans", "calling", "modules", "graph", "labels", "untouched", "shapes",
     "blindness", "trace", "rules", "tapes", "channels", "coupling", "profiler", "latency", "importance", "budget",
-    "widths", "copying", "surgery", "optimizers", "mending", "matching", "reference", "proof", "pruning", "presets",
-    "libraries", "sources", "store", "exporting", "train", "report", "pipeline", "cli",
+    "widths", "copying", "surgery", "optimizers", "mending", "matching", "float64", "reference", "proof", "pruning",
+    "presets", "libraries", "sources", "store", "exporting", "train", "report", "pipeline", "cli",
 ]
 
 # Imports against the order, each inside a function: a saved model is a source of models, and has a source itself.

@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torchslim.calling import Inputs, arguments, map_tensors, tensors_in, unwrap
 from torchslim.copying import copied
 from torchslim.errors import PlanError, ProofError
+from torchslim.float64 import in_float64
 from torchslim.modules import tensors_of
 from torchslim.plans import Plan
 from torchslim.reference import changed_before_read, same_channels
@@ -64,7 +65,8 @@ def differences(model: nn.Module, slim: nn.Module, plan: Plan, inputs: Inputs) -
     narrow = copied(unwrap(slim)).double()
     layers: dict[str, list[Tensor]] = {}
     wide = map_tensors(lambda t: t.double() if t.is_floating_point() else t, inputs)
-    mixing = same_channels(silenced, wide, plan) if _computes(silenced, wide, plan) else nullcontext()
+    with in_float64():
+        mixing = same_channels(silenced, wide, plan) if _computes(silenced, wide, plan) else nullcontext()
     watched = _watched(silenced, lambda name, _, output: layers.setdefault(name, []).append(output))
     with watched, mixing, plain_attention():
         expected = _outputs(silenced, wide)
@@ -79,8 +81,9 @@ def differences(model: nn.Module, slim: nn.Module, plan: Plan, inputs: Inputs) -
         original = silenced.get_submodule(name)
         weight = weight_of(original)
         part = _kept_part(layers[name].pop(0), layer, weight, plan.kept.get(names.get(weight, ""), {}))
-        # A layer of the model's own making may do more than its weight says.
-        if part.shape == output.shape or _is_torchs_own(layer):
+        # A layer of the model's own making may do more than its weight says, and a linear layer may work along
+        # positions, beside channels that its weight does not tell of: what follows them is compared.
+        if part.shape == output.shape or (_is_torchs_own(layer) and not isinstance(layer, nn.Linear)):
             found_so_far.append(Difference(name, _error(part, output, name)))
 
     with _watched(narrow, compare):
@@ -184,7 +187,7 @@ def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
         module.training = False
 
     args, kwargs = arguments(inputs)
-    with torch.no_grad():
+    with torch.no_grad(), in_float64():
         output: Any = model(*args, **kwargs)
     return list(tensors_in(output))
 

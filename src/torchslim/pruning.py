@@ -171,7 +171,7 @@ def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params:
         if len(trouble.ties) > ties:
             coupling = couple(graphs, allow_approximate=allow_approximate, ties=trouble.ties)
             limits = _limits(coupling, asked)
-    return _finished(coupling, cut, limits, choice, left_alone)
+    return _finished(coupling, cut, limits, choice, {**_stuck(selection.bundles), **left_alone})
 
 
 def prune(model: nn.Module, inputs: Inputs, **options: Any) -> tuple[nn.Module, Plan]:
@@ -349,10 +349,25 @@ def _unreached(coupling: Coupling) -> list[str]:
 
 
 def _left_alone(coupling: Coupling, reasons: Mapping[int, str]) -> tuple[LeftAlone, ...]:
+    """What stays, by group and reason; positions and other constants that no parameter shares are no channels."""
+    parameters = {name for name, value in coupling.graphs[0].state.items() if value.source == "parameter"}
     found: dict[tuple[str, str], int] = {}
     for group in coupling.groups:
+        if parameters.isdisjoint(m.name for m in group.members):
+            continue
         for one in group.classes.tolist():
             if one in reasons:
                 key = (group.name, reasons[one])
                 found[key] = found.get(key, 0) + 1
     return tuple(LeftAlone(name, count, reason) for (name, reason), count in found.items())
+
+
+def _stuck(bundles: Sequence[Bundle]) -> dict[int, str]:
+    """Class of channels -> why it stays, where a bundle has no smaller width to go to."""
+    found: dict[int, str] = {}
+    for bundle in bundles:
+        if len(bundle.kept) == 1:
+            why = ("no smaller number of channels fits all the rows that must lose equally many" if bundle.tied else
+                   "the least width already (a group keeps 2 channels; min_channels= and round_to= may ask for more)")
+            found.update(dict.fromkeys(bundle.classes.tolist(), why))
+    return found

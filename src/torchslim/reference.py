@@ -61,6 +61,9 @@ def changed_before_read(model: nn.Module, inputs: Inputs, names: Collection[str]
     return False
 
 
+_INCIDENTAL = frozenset({"aten.detach", "aten.alias"})
+
+
 class SameChannels(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Runs the operations that mix channels on the channels that stay, and puts zeros for the others."""
 
@@ -72,12 +75,15 @@ class SameChannels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.mixing = {m.op for m in coupling.mixed if not stays[m.labels].all()}
         self.reading = {op.index for op in self.tape.graph.ops
                         if multiplies(op) and any(map(self._computed, op.inputs))}
+        # Views that torch makes for its own ends come and go with the modes at work.
+        self.ops = [op for op in self.tape.graph.ops if op.name not in _INCIDENTAL]
         self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        ops = self.tape.graph.ops
-        op = ops[self.count] if self.count < len(ops) else None
+        if operation_name(func) in _INCIDENTAL:
+            return func(*args, **kwargs)
+        op = self.ops[self.count] if self.count < len(self.ops) else None
         if op is None or op.name != operation_name(func):
             result = func(*args, **kwargs)
             if _gives_tensors(result):
