@@ -322,6 +322,12 @@ def test_a_reshape_without_elements_that_does_not_add_up_stays() -> None:
     assert any(reason.startswith("reshaped without elements in `model` (aten.") for reason in moved.reasons)
 
 
+def test_filling_positions_along_space_leaves_the_channels_free() -> None:
+    places = torch.tensor([0, 2])
+    assert Movement(lambda _, x: x.index_fill(2, places, 3.0), (2, 8, 4, 4)).check().free
+    assert Movement(lambda _, x: x.relu().index_fill_(1, places, 3.0), (2, 8, 4, 4)).check().frozen.all()
+
+
 def test_written_into_a_slice_goes_with_it() -> None:
     def function(_: Any, x: Tensor) -> Tensor:
         y = torch.zeros(2, 8, 4, 4)

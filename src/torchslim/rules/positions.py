@@ -63,16 +63,6 @@ def index_put(space: LabelSpace, op: Op) -> None:
     space.set(op.output, passed)
 
 
-def index_fill(space: LabelSpace, op: Op) -> None:
-    """aten.index_fill(x, dim, positions, value): along other dimensions labels pass."""
-    x, dim, positions = op.args[:3]
-    space.freeze_value(positions, f"positions in {op.where}")
-    for track in space.tracks(x):
-        if track.shape[dim] > 1:
-            space.freeze(track, f"written by position in {op.where}")
-    space.set(op.output, space.tracks(x))
-
-
 def write_at(space: LabelSpace, op: Op) -> None:
     """Scatter and its kin: written by position, so that everything involved stays."""
     for value in op.inputs:
@@ -83,7 +73,6 @@ _ROWS: dict[tuple[str, ...], Callable[[LabelSpace, Op], None]] = {
     ("index", "_unsafe_index"): index,
     ("index_select", "gather"): index_select,
     ("index_put", "index_put_", "_unsafe_index_put"): index_put,
-    ("index_fill", "index_fill_"): index_fill,
     ("scatter", "scatter_", "index_add", "index_copy"): write_at,
 }
 
