@@ -10,6 +10,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -39,11 +40,13 @@ def main() -> None:
     if options.list:
         print("\n".join(f"{network.name:60} {network.section}" for network in chosen))
         return
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs would ignore it
     try:
         if not options.table_only:
             _run(chosen, rows, options)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
+    rows = _read(options.results)
     _write(options.results, rows)
     options.table.write_text(table(NETWORKS, rows, SETTINGS), encoding="utf-8")
 

@@ -55,9 +55,9 @@ def measure(network: Network, memory: int, send: Callable[[Row], None]) -> None:
 
 def _stages(network: Network, row: Row) -> Any:
     yield
-    original = lively(build(network)).eval()
     size = network.size or default_input(network.name)
     proof = network.proof or size
+    original = lively(build(network).eval(), make_inputs(network, proof, 2))
     inputs = make_inputs(network, size, 1)
     row |= {"size": size, "proof": proof, "params": sum(p.numel() for p in original.parameters()), "stage": "plan"}
     yield
@@ -98,20 +98,15 @@ def build(network: Network) -> nn.Module:
     return torchslim.create_model(f"{library}:{name}", **network.options)
 
 
-def lively(model: nn.Module, seed: int = 0) -> nn.Module:
+def lively(model: nn.Module, inputs: Inputs) -> nn.Module:
     """Random weights that keep signals at their size, and nothing constant.
 
     As built, networks hold statistics of zero and one, scales of zero and layer scales of a millionth: whole branches
     would be silent, and a wrong cut of theirs would go unheard.
     """
-    numbers = torch.Generator().manual_seed(seed)
-    weights = {}
-    for module in model.modules():
-        if isinstance(module, _ConvNd | nn.Linear) and isinstance(module.weight, nn.Parameter):
-            weights[id(module.weight)] = math.sqrt(2 / module.weight[0].numel())
-        if isinstance(module, _NormBase) and module.running_mean is not None and module.running_var is not None:
-            module.running_mean.normal_(0.0, 0.3, generator=numbers)
-            module.running_var.normal_(0.0, 0.2, generator=numbers).exp_()
+    numbers = torch.Generator().manual_seed(0)
+    weights = {id(module.weight): math.sqrt(2 / module.weight[0].numel()) for module in model.modules()
+               if isinstance(module, _ConvNd | nn.Linear) and isinstance(module.weight, nn.Parameter)}
     with torch.no_grad():
         for parameter in model.parameters():
             first = float(parameter.flatten()[0]) if parameter.numel() else 1.0
@@ -121,7 +116,32 @@ def lively(model: nn.Module, seed: int = 0) -> nn.Module:
                 # Biases and zeroed scales around zero, layer scales around 0.3, norms' scales around one.
                 center = first if abs(first) > 0.1 or first == 0 else 0.3
                 parameter.add_(torch.randn(parameter.shape, generator=numbers), alpha=0.2).add_(center - first)
+        _random_statistics(model, inputs, numbers)
     return model
+
+
+def _random_statistics(model: nn.Module, inputs: Inputs, numbers: torch.Generator) -> None:
+    """Statistics of batch norms around those of the network's own signals.
+
+    Around zero and one, signals would grow from layer to layer, and with them the rounding errors of a deep network.
+    """
+    norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.running_mean is not None]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+        norm.training = True
+    args, kwargs = arguments(inputs)
+    if norms:
+        model(*args, **kwargs)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.training = False
+        mean, variance = norm.running_mean, norm.running_var
+        assert mean is not None
+        assert variance is not None
+        variance.clamp_(min=1e-3)
+        mean.add_(0.3 * variance.sqrt() * torch.randn(mean.shape, generator=numbers))
+        variance.mul_((0.2 * torch.randn(variance.shape, generator=numbers)).exp())
 
 
 def make_inputs(network: Network, size: tuple[int, ...], batch: int) -> Inputs:
@@ -160,7 +180,7 @@ def _described(plan: Plan, params: int, colours: int) -> Row:
     ordered = dict(sorted(reasons.items(), key=lambda item: -item[1]["channels"])[:8])
     unusual = [note for note in plan.notes if not note.startswith(("macs: ", "approximate: "))]
     return {"macs": budget.before, "macs_kept": budget.share, "params_kept": plan.predicted["params"] / params,
-            "frozen": ordered, "frozen_groups": len(plan.left_alone), "notes": unusual,
+            "frozen": ordered, "notes": unusual,
             "mixes": any(entry.reason.startswith("channels are ") and "_softmax" not in entry.reason
                          for entry in plan.left_alone)}
 

@@ -16,8 +16,10 @@ _HEAD = """# Coverage
 What torchslim makes of every convolutional architecture of torchvision and of at least one network of every
 convolutional family of timm. Written by `python benchmarks/coverage.py`; see CONTRIBUTING.md.
 
-Settings: {settings}. Weights, biases, norm statistics and layer scales are random, so that every branch is heard;
-nothing is downloaded. Each network is planned for one input of the size given and runs in a process with one thread.
+Settings: {settings}.
+Weights, biases, norm statistics and layer scales are random, so that every branch is heard; nothing is downloaded.
+Each network is planned for one input of the size given, in a process with one thread. Detectors see small pictures and
+propose 50 regions; RAFT refines its flow three times.
 
 - **works**: plan and apply succeed, and the slim network's outputs have the original's shapes (two inputs, eval mode).
 - **trains**: one step forward and backward in train mode with two inputs, auxiliary heads and losses included
@@ -113,7 +115,7 @@ def _remarks(row: Row) -> Iterator[str]:
             yield f"**{row[key]}**"
     if row.get("original_trains", True) is not True:
         yield "the original does not train on these inputs either"
-    reasons = row.get("frozen", {})
+    reasons = {reason: entry for reason, entry in row.get("frozen", {}).items() if reason != "the network's output"}
     for reason, entry in list(reasons.items())[:3]:
         yield f"{reason} ({entry['groups']})"
     if len(reasons) > 3:

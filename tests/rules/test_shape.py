@@ -322,6 +322,12 @@ def test_a_reshape_without_elements_that_does_not_add_up_stays() -> None:
     assert any(reason.startswith("reshaped without elements in `model` (aten.") for reason in moved.reasons)
 
 
+def test_filling_positions_along_space_leaves_the_channels_free() -> None:
+    places = torch.tensor([0, 2])
+    assert Movement(lambda _, x: x.index_fill(2, places, 3.0), (2, 8, 4, 4)).check().free
+    assert Movement(lambda _, x: x.relu().index_fill_(1, places, 3.0), (2, 8, 4, 4)).check().frozen.all()
+
+
 def test_written_into_a_slice_goes_with_it() -> None:
     def function(_: Any, x: Tensor) -> Tensor:
         y = torch.zeros(2, 8, 4, 4)
@@ -374,3 +380,14 @@ def test_joined_along_another_dimension_they_become_one() -> None:
     assert not moved.frozen.any()
     assert [sorted(np.flatnonzero(moved.classes == one).tolist()) for one in dict.fromkeys(moved.classes)] == [
         [0, 7], [1, 6], [2, 5], [3, 4]]
+
+
+def test_a_class_token_beside_tokens_with_labels_of_their_own() -> None:
+    """Where each token got a label (from its position's parameter), the channels pass all the same."""
+    def function(s: Any, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).transpose(1, 2) + s.place.weight
+        return torch.cat([s.token.weight.unsqueeze(0).expand(2, -1, -1), tokens], 1)
+
+    moved = Movement(function, (2, 8, 4, 4), place=torch.nn.Embedding(16, 8), token=torch.nn.Embedding(1, 8)).check()
+    assert moved.free
+    assert moved.counts == [2 * 17] * 8

@@ -32,6 +32,8 @@ BOXES = torch.tensor([[0.0, 0, 0, 3, 3], [1, 1, 1, 4, 4], [0, 1, 0, 2, 3]], dtyp
     lambda _, x: functional.pad(x, (1, 1, 1, 1), "replicate"),
     lambda _, x: functional.pixel_shuffle(functional.pixel_unshuffle(x, 2), 2),
     lambda _, x: functional.pixel_unshuffle(x, 2),
+    lambda _, x: functional.unfold(x, (2, 3), padding=1), lambda _, x: functional.unfold(x[0], 2),
+    lambda _, x: functional.fold(functional.unfold(x, (3, 1)), (4, 4), (3, 1)),
     lambda _, x: functional.grid_sample(x, torch.zeros(2, 3, 3, 2, dtype=x.dtype), align_corners=False),
     lambda _, x: torchvision.ops.roi_align(x, BOXES, 2), lambda _, x: torchvision.ops.roi_pool(x, BOXES, 2),
     lambda _, x: functional.pad(x, (0, 0, 0, 0, 2, 1)), lambda _, x: functional.pad(x, (0, 0, 0, 0, 1, 0, 1, 0)),

@@ -62,6 +62,16 @@ def like(space: LabelSpace, op: Op) -> None:
         space.blank(op.output)
 
 
+def index_fill(space: LabelSpace, op: Op) -> None:
+    """aten.index_fill(x, dim, positions, value): along other dimensions labels pass."""
+    x, dim, positions = op.args[:3]
+    space.freeze_value(positions, f"positions in {op.where}")
+    for track in space.tracks(x):
+        if track.shape[dim] > 1:
+            space.freeze(track, f"written by position in {op.where}")
+    space.set(op.output, space.tracks(x))
+
+
 POINTWISE = Row(pointwise)
 
 ROWS = {
@@ -75,6 +85,7 @@ ROWS = {
         "bernoulli", "fill_", "zero_", "_conj", "uniform_", "normal_", "rrelu_with_noise",
         "rrelu_with_noise_functional")},
     "aten.as_strided": Row(restrided),
+    "aten.index_fill": Row(index_fill),
     **{f"aten.{name}": Row(blank) for name in (
         "zeros", "ones", "empty", "full", "empty_strided", "empty_permuted", "scalar_tensor")},
     **{f"aten.{name}": Row(like) for name in (

@@ -222,14 +222,14 @@ def stack(space: LabelSpace, op: Op) -> None:
     if len(values) > 1 and all(len(t) == 1 and t[0].shape == tracks[0][0].shape for t in tracks):
         space.set(op.output, [np.concatenate([t[0] for t in tracks], axis=dim)])
         return
-    _one(space, op, [Value(-1, (*v.shape[:dim], 1, *v.shape[dim:]), v.dtype, v.source) for v in values], tracks)
+    space.set(op.output, _cut_alike(space, op, tracks))
 
 
 def _join(space: LabelSpace, op: Op, values: list[Value], dim: int, tracks: list[tuple[Labels, ...]]) -> None:
     own = [[t for t in ts if t.shape[dim] > 1] for ts in tracks]
     rest = [tuple(t for t in ts if t.shape[dim] == 1) for ts in tracks]
     if not any(own):
-        _one(space, op, values, rest)
+        space.set(op.output, _cut_alike(space, op, rest))
         return
     others = {d for ts in own for t in ts for d in range(t.ndim) if d != dim and t.shape[d] > 1}
     parts = []
@@ -243,8 +243,10 @@ def _join(space: LabelSpace, op: Op, values: list[Value], dim: int, tracks: list
         space.joined.append(joined)
     for ts in rest:
         for track in ts:
-            space.freeze(track, f"joined along another dimension in {op.where}")
-    space.set(op.output, [joined])
+            if any(track.shape[d] > 1 for d in others):
+                space.freeze(track, f"joined along another dimension in {op.where}")
+    beside = [tuple(t for t in ts if all(t.shape[d] == 1 for d in others)) for ts in rest]
+    space.set(op.output, [joined, *_cut_alike(space, op, beside)])
 
 
 def _staying(space: LabelSpace, value: Value, dim: int, op: Op) -> Labels:
@@ -254,8 +256,8 @@ def _staying(space: LabelSpace, value: Value, dim: int, op: Op) -> Labels:
     return labels
 
 
-def _one(space: LabelSpace, op: Op, values: list[Value], tracks: list[tuple[Labels, ...]]) -> None:
-    """Tensors laid beside each other along a dimension without labels: they are cut alike."""
+def _cut_alike(space: LabelSpace, op: Op, tracks: list[tuple[Labels, ...]]) -> list[Labels]:
+    """The tracks of tensors laid beside each other, along the other dimensions: what is at one place becomes one."""
     merged: list[Labels] = []
     for ts in tracks:
         for track in ts:
@@ -267,7 +269,7 @@ def _one(space: LabelSpace, op: Op, values: list[Value], tracks: list[tuple[Labe
     for track in merged:
         if any(not any(t.shape == track.shape for t in ts) for ts in tracks):
             space.freeze(track, f"joined to a tensor that can't be cut in {op.where}")
-    space.set(op.output, merged)
+    return merged
 
 
 def generic(*positions: int) -> Callable[[LabelSpace, Op], None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 
 import numpy as np
 
@@ -114,6 +115,19 @@ def unfolded(space: LabelSpace, op: Op) -> None:
     space.set(op.output, [np.repeat(t, size, axis=-2) if t.shape[-2] > 1 else t for t in tracks])
 
 
+def folded(space: LabelSpace, op: Op) -> None:
+    """aten.col2im(x, size, kernel, ...), `nn.Fold`: (C k k, positions) -> (C, H, W); the k k of one result are one."""
+    x, _, kernel = op.args[:3]
+    tracks = []
+    for track in _unchanged_over(space, x, 1, op):
+        if track.shape[-2] > 1:
+            blocks = track.reshape(*track.shape[:-2], -1, prod(kernel))
+            space.union(blocks, blocks[..., :1])
+            track = blocks[..., :1]
+        tracks.append(np.expand_dims(track, -1))
+    space.set(op.output, tracks)
+
+
 def shuffle_channels(space: LabelSpace, op: Op) -> None:
     """aten.channel_shuffle(x, groups)."""
     x, groups = op.args[:2]
@@ -146,6 +160,7 @@ _OTHERS: dict[str, Callable[[LabelSpace, Op], None]] = {
     "aten.pixel_shuffle": pixel_shuffle,
     "aten.pixel_unshuffle": pixel_unshuffle,
     "aten.im2col": unfolded,
+    "aten.col2im": folded,
     "aten.channel_shuffle": shuffle_channels,
     "torchvision.roi_align": region_pool,
     "torchvision.roi_pool": region_pool,
