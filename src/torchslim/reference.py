@@ -22,6 +22,7 @@ from torchslim.calling import Inputs
 from torchslim.coupling import Coupling, couple
 from torchslim.errors import ProofError
 from torchslim.graph import Op, Value
+from torchslim.labels import Terms
 from torchslim.plans import Plan
 from torchslim.rules import keeps_values, multiplies
 from torchslim.tapes import Index, Tape
@@ -36,7 +37,7 @@ def same_channels(model: nn.Module, inputs: Inputs, plan: Plan) -> SameChannels:
         inputs: those of the run to come.
         plan: what stays.
     """
-    coupling = couple([trace(model, inputs, meta=False)], allow_approximate=True)
+    coupling = couple([trace(model, inputs, meta=False)], Terms(allow_approximate=True))
     stays = np.ones(coupling.classes, dtype=bool)
     for touch in coupling.touches:
         index = plan.kept.get(touch.name, {}).get(touch.dim)

@@ -50,7 +50,7 @@ def group_norm(space: LabelSpace, op: Op) -> None:
         space.set(op.output, space.tracks(x))  # one channel a group: nothing is mixed
         return
     _mixed(space, op, space.tracks(x), range(1, len(x.shape)))
-    if channels is not None and space.allow_approximate:
+    if channels is not None and space.terms.allow_approximate:
         space.equal_groups(channels.reshape(groups, -1), least=2)
 
 
@@ -108,7 +108,7 @@ def softmax(space: LabelSpace, op: Op) -> None:
         one = _reduced(space, track, [dim % track.ndim], op)
         if one is not None:
             tracks.append(squeeze_equal(np.broadcast_to(one, track.shape)))
-        elif space.allow_approximate:
+        elif space.terms.allow_approximate:
             tracks.append(track)
     space.set(op.output, tracks)
 
