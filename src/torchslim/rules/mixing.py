@@ -70,7 +70,7 @@ def weight_norm(space: LabelSpace, op: Op) -> None:
 
 def reduction(space: LabelSpace, op: Op) -> None:
     """mean, sum, max, var over dimensions: what is reduced together is one; where that is all, it is mixed."""
-    x = next(op.inputs)
+    x = op.inputs[0]
     ndim = len(x.shape)
     dims = op.argument(2 if op.name in _ORDER_FIRST else 1, "dim")
     dims = range(ndim) if dims is None or dims == () or dims == [] else [dims] if isinstance(dims, int) else dims
