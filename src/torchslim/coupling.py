@@ -142,9 +142,19 @@ class _Builder:
         self.of = _classes(space.count, space.unions)
         self.count = int(self.of.max()) + 1 if space.count else 0
         same: dict[bytes, Index] = {}  # a layer's weight, bias and norm have the same channels: one array for all
-        self.touches = tuple(Touch(t.name, t.dim, same.setdefault(classes.tobytes(), classes), t.groups)
+        origin = self._origins()
+        self.touches = tuple(Touch(t.name, t.dim, same.setdefault(classes.tobytes(), classes), t.groups,
+                                   origin[t.labels] if len(np.unique(classes)) < len(classes) else None)
                              for t in space.touches for classes in (self.of[t.labels],))
         self._keep_torn_rows()
+
+    def _origins(self) -> Index:
+        """For each label the one that arrived where it reads or follows: labels are made in the order of the tape."""
+        origin = np.arange(self.space.count)
+        for a, b in reversed(self.space.tied):  # the first to arrive counts
+            left, right = np.broadcast_arrays(a, b)
+            origin[np.maximum(left, right).ravel()] = np.minimum(left, right).ravel()
+        return origin
 
     def tapes(self) -> tuple[Tape, ...]:
         return tuple(Tape(graph, {key: tuple(self.of[t] for t in own) for key, own in by_value.items()})

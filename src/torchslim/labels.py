@@ -28,13 +28,15 @@ class Touch:
     """A dimension of a parameter, buffer or attribute, and the label of each of its indices.
 
     For a grouped convolution's input dimension `groups` is above 1, and the labels count the input channels over all
-    groups, of which each group's filters hold their own.
+    groups, of which each group's filters hold their own. Where a channel comes several times (a map and its mirror
+    image joined, say), `copies` tells its copies apart: by what arrived there, and not by where.
     """
 
     name: str
     dim: int
     labels: Labels
     groups: int = 1
+    copies: Labels | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +115,7 @@ class LabelSpace:
     count: int = 0
     touches: list[Touch] = field(default_factory=list)
     unions: list[tuple[Labels, Labels]] = field(default_factory=list)
+    tied: list[tuple[Labels, Labels]] = field(default_factory=list)
     frozen: list[Frozen] = field(default_factory=list)
     rows: list[Rows] = field(default_factory=list)
     blocks: list[Labels] = field(default_factory=list)
@@ -256,6 +259,7 @@ class LabelSpace:
         """Union of two dimensions that must agree; if one can't be cut, neither can the other."""
         if a is not None and b is not None:
             self.union(a, b)
+            self.tied.append((a, b))
         elif a is not None or b is not None:
             kept = a if a is not None else b
             assert kept is not None

@@ -235,12 +235,12 @@ def _kept_indices(coupling: Coupling, slim: Coupling, chosen: Index) -> tuple[
     kept: Kept = {}
     grouped: dict[str, tuple[int, int]] = {}
     readers = []
-    found: dict[tuple[int, int], tuple[int, ...]] = {}
+    found: dict[tuple[int, ...], tuple[int, ...]] = {}
     for touch in slim.touches:
         before = coupling.by_dimension[touch.name, touch.dim]
-        key = id(before.labels), id(touch.labels)
+        key = id(before.labels), id(touch.labels), id(before.copies), id(touch.copies)
         if key not in found:
-            found[key] = tuple(_positions(before.labels, chosen[touch.labels]).tolist())
+            found[key] = tuple(_positions(before.labels, chosen[touch.labels], before.copies, touch.copies).tolist())
         if found[key] == tuple(range(len(before.labels))):
             continue
         kept.setdefault(touch.name, {})[touch.dim] = found[key]
@@ -253,11 +253,15 @@ def _kept_indices(coupling: Coupling, slim: Coupling, chosen: Index) -> tuple[
     return {name: dict(sorted(kept[name].items())) for name in names}, grouped, tuple(readers)
 
 
-def _positions(before: Index, after: Index) -> Index:
-    """Where each entry of `after` stands in `before`; the n-th of equal entries is matched with the n-th."""
-    order = np.argsort(before, kind="stable")
+def _positions(before: Index, after: Index, copies_before: Index | None = None,
+               copies_after: Index | None = None) -> Index:
+    """Where each entry of `after` stands in `before`; the n-th of equal entries is matched with the n-th.
+
+    Equal entries come in the order of `copies`, and where these are equal, too, in that of their places.
+    """
+    order = np.lexsort((before if copies_before is None else copies_before, before))
     ranked = before[order]
-    seen = np.argsort(after, kind="stable")
+    seen = np.lexsort((after if copies_after is None else copies_after, after))
     ranked_after = after[seen]
     occurrence = np.arange(len(after)) - np.searchsorted(ranked_after, ranked_after, side="left")
     positions = np.empty(len(after), dtype=np.int64)

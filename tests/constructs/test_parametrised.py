@@ -247,9 +247,7 @@ def test_standardised_weights_lose_filters_with_their_gains(layer: nn.Module, op
     if hasattr(layer, "gain"):
         assert cut.size("2.gain") == cut.size("2.weight")
     assert cut.uncut("0.weight")
-    assert any("`2`" in reason and "aten.convolution" in reason for reason in cut.reasons("0")) or any(
-        operation in reason for reason in cut.reasons("0"))
-    assert any(f"`2` ({operation})" in reason for reason in cut.reasons("2"))
+    assert any(f"`2` ({operation})" in reason for reason in cut.reasons("0") | cut.reasons("2"))
     cut.loads_back(tmp_path)
 
 

@@ -164,3 +164,18 @@ def test_two_shuffled_halves() -> None:
 
     cut = Cut(Calls(lambda s, x: unit(s, s.a(x)), a=conv(3, 16), p=conv(8, 8), q=conv(8, 8), out=conv(16, 4)), X)
     assert cut.size("a.weight") == cut.size("out.weight", 1) == 2 * cut.size("p.weight", 1)
+
+
+@pytest.mark.parametrize("way", [torch.sigmoid, lambda y: functional.avg_pool2d(y, 3, 1, 1), lambda y: y.flip(3)],
+                         ids=["activated", "pooled", "mirrored"])
+def test_copies_of_a_channel_that_went_different_ways_are_told_apart(way: Any) -> None:
+    """Each channel has a copy in either half; the shuffle's order of the two changes with the width."""
+    def forward(s: Any, x: Tensor) -> Tensor:
+        y = s.a(x)
+        left, right = (y + y.flip(1)).split(y.shape[1] // 2, 1)
+        b, c, h, w = y.shape
+        shuffled = torch.cat([way(left), right], 1).view(b, 2, c // 2, h, w).transpose(1, 2).reshape(b, c, h, w)
+        return s.out(shuffled.flatten(1))
+
+    cut = Cut(Calls(forward, a=conv(3, 8), out=nn.Linear(512, 4)), X, macs=0.4)
+    assert cut.size("out.weight", 1) == 64 * cut.size("a.weight")
