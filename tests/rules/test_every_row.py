@@ -96,6 +96,8 @@ FREE: dict[str, Function] = {
     "grid_sampler_2d": lambda x: functional.grid_sample(x, torch.zeros(2, 3, 3, 2, dtype=x.dtype),
                                                         align_corners=False),
     "pixel_unshuffle": lambda x: functional.pixel_unshuffle(x, 2), "im2col": lambda x: functional.unfold(x, 2),
+    "col2im": lambda x: functional.fold(functional.unfold(x, 2), (4, 4), 2),
+    "index_fill": lambda x: x.index_fill(2, PLACES, 0.0),
     "channel_shuffle": lambda x: functional.channel_shuffle(x, 2),
     "torchvision.roi_align": lambda x: torchvision.ops.roi_align(x, BOXES, 2),
     "torchvision.roi_pool": lambda x: torchvision.ops.roi_pool(x, BOXES, 2),
@@ -190,7 +192,7 @@ READING: dict[str, tuple[Function, str, int]] = {
     "bmm": (lambda w, x: x.flatten(2).mT.bmm(w.matrix.t().expand(2, 6, 5)), "matrix", 1),
     "_weight_norm_interface": (lambda w, x: functional.conv2d(x, torch._weight_norm(w.kernel, w.g, 0)), "kernel", 1),
 }
-TESTED_ELSEWHERE = {"embedding", "pixel_shuffle"}
+TESTED_ELSEWHERE = {"embedding", "pixel_shuffle", "torchvision.deform_conv2d"}
 
 
 def key(name: str) -> str:
