@@ -190,3 +190,33 @@ def test_an_empty_network_has_an_empty_tree() -> None:
     groups = tree.with_layers(model, torchslim.groups(model, torch.rand(1, 3, 4, 4)))
     assert tree.layers(model, groups, None) == []
     tree.draw("nothing", [], planned=False)
+
+
+GROUPED = """
+import torch
+from torch import nn
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 32, 3), nn.Conv2d(32, 32, 3, groups=8), nn.LayerNorm((32, 4, 4)),
+                         nn.Conv2d(32, 5, 1))
+"""
+
+
+def test_whole_groups_go_where_asked(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(GROUPED.replace("nn.LayerNorm((32, 4, 4))", "nn.ReLU()"))
+    status, out, _ = call("--macs", "50%", "--whole-groups", "--out", "slim.safetensors", "--json")
+    assert status == 0
+    assert json.loads(out)["error"] < 1e-12
+    slim = torchslim.load(tmp_path / "slim.safetensors", trust_source=True)
+    assert slim[1].groups < 8
+    assert slim[1].weight.shape[1] == 4
+
+
+def test_mixed_channels_go_where_asked(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(GROUPED)
+    exact, approximate = (json.loads(call("--macs", "50%", "--show", "--json", *more)[1])
+                          for more in ((), ("--approximate",)))
+    assert any("mixed by" in entry["reason"] for entry in exact["left_alone"])
+    assert not any("mixed by" in entry["reason"] for entry in approximate["left_alone"])
+    assert any(note.startswith("approximate:") for note in approximate["notes"])

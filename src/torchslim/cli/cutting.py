@@ -13,6 +13,7 @@ from torchslim.errors import ProofError, RequestError
 if TYPE_CHECKING:
     from torch import nn
 
+    from torchslim.channels import ChannelGroups
     from torchslim.plans import Plan
     from torchslim.sources import Source
 
@@ -35,6 +36,10 @@ def prune(
     importance: Annotated[str, typer.Option(help="What ranks the channels: l2, l1, bn_scale, ...")] = "l2",
     shortcuts: Annotated[bool, typer.Option(help="Also cut channels that shortcuts share.")] = True,
     round_to: Annotated[int, typer.Option(min=1, help="Keep multiples of this many channels.")] = 1,
+    approximate: Annotated[bool, typer.Option("--approximate", help=(
+        "Also cut channels that a layer norm or its like mixes; the result is then no exact cut."))] = False,
+    whole_groups: Annotated[bool, typer.Option("--whole-groups", help=(
+        "Grouped convolutions lose whole groups, not equally many channels of each."))] = False,
     show: Annotated[bool, typer.Option("--show", help=(
         "Draw the layers as a tree: widths, what is cut together, what stays and why. Needs no --out, and no "
         "budget."))] = False,
@@ -58,10 +63,12 @@ def prune(
     plan = None
     if any(limits.values()):
         plan = torchslim.plan(original, inputs, macs=limits["macs"], params=limits["params"],
-                              importance=importance, shortcuts=shortcuts, round_to=round_to, seed=seed)
+                              importance=importance, shortcuts=shortcuts, round_to=round_to,
+                              allow_approximate=approximate, whole_groups=whole_groups, seed=seed)
     data: dict[str, Any] = {"model": str(source)}
     if show:
-        data |= _show(str(source), original, inputs, plan, as_json)
+        groups = torchslim.groups(original, inputs, allow_approximate=approximate, whole_groups=whole_groups)
+        data |= _show(str(source), original, groups, plan, as_json)
     if plan is not None and out is not None:
         data |= _cut(original, inputs, plan, source, out, as_json)
     elif plan is not None and not as_json:
@@ -84,12 +91,11 @@ def _check(limits: dict[str, float | int | None], out: Path | None, show: bool) 
         raise RequestError(f"--out {out}: lies in a folder that does not exist; make {out.parent} first")
 
 
-def _show(title: str, original: nn.Module, inputs: Any, plan: Plan | None, as_json: bool) -> dict[str, Any]:
+def _show(title: str, original: nn.Module, found: ChannelGroups, plan: Plan | None, as_json: bool) -> dict[str, Any]:
     """Draw the tree; what it shows, as data."""
-    import torchslim
     from torchslim.cli import tree
 
-    groups = tree.with_layers(original, torchslim.groups(original, inputs))
+    groups = tree.with_layers(original, found)
     shown = tree.layers(original, groups, plan)
     if not as_json:
         tree.draw(title, shown, planned=plan is not None)
