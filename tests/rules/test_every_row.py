@@ -79,6 +79,7 @@ FREE: dict[str, Function] = {
     "unbind": lambda x: x.unbind(2), "cat": lambda x: torch.cat([x, x.relu()], 1),
     "stack": lambda x: torch.stack([x, x], 1), "flip": lambda x: x.flip(1), "roll": lambda x: x.roll(2, 1),
     "unfold": lambda x: x.unfold(1, 2, 2), "index": lambda x: x[:, :, PLACES],
+    "index_fill": lambda x: x.index_fill(2, PLACES, 3.0),
     "_unsafe_index": lambda x: aten._unsafe_index(x, [None, None, PLACES]),
     "index_select": lambda x: x.index_select(2, PLACES), "gather": lambda x: x.gather(2, at(x).expand(2, 6, 4, 4)),
     "avg_pool2d": lambda x: functional.avg_pool2d(x, 2), "_adaptive_avg_pool2d": lambda x: functional
@@ -190,7 +191,7 @@ READING: dict[str, tuple[Function, str, int]] = {
     "bmm": (lambda w, x: x.flatten(2).mT.bmm(w.matrix.t().expand(2, 6, 5)), "matrix", 1),
     "_weight_norm_interface": (lambda w, x: functional.conv2d(x, torch._weight_norm(w.kernel, w.g, 0)), "kernel", 1),
 }
-TESTED_ELSEWHERE = {"embedding", "pixel_shuffle"}
+TESTED_ELSEWHERE = {"embedding", "pixel_shuffle", "col2im", "torchvision.deform_conv2d"}
 
 
 def key(name: str) -> str:
@@ -366,6 +367,12 @@ def test_weight_norm_mixes_the_inputs_of_a_filter() -> None:
     moved = Movement(lambda s, x: READING["_weight_norm_interface"][0](s.w, x), SHAPE, w=Weight())
     assert moved.frozen.all()
     assert "channels are mixed by `model` (aten._weight_norm_interface)" in moved.reasons
+
+
+def test_fold_makes_the_rows_of_one_channel_one() -> None:
+    moved = run("col2im", lambda x: functional.fold(x, (4, 4), 2), (2, 8, 9)).check()
+    assert not moved.frozen.any()
+    assert moved.classes.tolist() == [one for one in moved.classes[::4].tolist() for _ in range(4)]
 
 
 def test_coordinates_in_volumes_stay() -> None:
