@@ -7,9 +7,9 @@ channels can be removed one by one.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from hashlib import blake2b
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch import nn
 from torchslim.calling import Inputs
 from torchslim.channels import ChannelGroup, ChannelGroups, Member
 from torchslim.graph import Graph
-from torchslim.labels import Labels, LabelSpace, Mixed, Rows, Touch, Tracks
+from torchslim.labels import PLAIN, Labels, LabelSpace, Mixed, Rows, Terms, Touch, Tracks
 from torchslim.rules import move_labels, tells_apart
 from torchslim.tapes import Index, Tape, tapes
 
@@ -43,6 +43,7 @@ class Coupling:
         macs, params: the costs.
         touches: every cut-able dimension, with the class of each index.
         reading: the dimensions, by tensor name, along which weights read channels.
+        terms: what may be cut, and how.
         graphs: the runs that this was learned from.
         unknown: operations without a rule.
         mixed: where the first tape mixes channels by value, and the caller allowed to cut them all the same; the
@@ -57,6 +58,7 @@ class Coupling:
     params: tuple[Scaling, ...]
     touches: tuple[Touch, ...]
     reading: frozenset[tuple[str, int]]
+    terms: Terms
     graphs: tuple[Graph, ...]
     unknown: tuple[str, ...]
     mixed: tuple[Mixed, ...]
@@ -89,7 +91,8 @@ class Coupling:
         return {(touch.name, touch.dim): touch for touch in self.touches}
 
 
-def groups(model: nn.Module, inputs: Inputs, *, allow_approximate: bool = False) -> ChannelGroups:
+def groups(model: nn.Module, inputs: Inputs, *, allow_approximate: bool = False,
+           whole_groups: bool = False) -> ChannelGroups:
     """The channel groups of a model: what lives or dies together, and why a frozen group is frozen.
 
     A tuple of groups that prints as a list of them; a group by itself prints all that it touches.
@@ -98,24 +101,22 @@ def groups(model: nn.Module, inputs: Inputs, *, allow_approximate: bool = False)
         model: any convolutional network; it is left as it was.
         inputs: what it is called with (see `torchslim.profile`).
         allow_approximate: let channels be cut that a layer norm or its like mixes.
+        whole_groups: let grouped convolutions lose whole groups, not equally many channels of each.
 
     Raises:
         TraceError: the model fails on these inputs.
     """
-    return couple(tapes(model, inputs), allow_approximate=allow_approximate).groups
+    return couple(tapes(model, inputs), Terms(allow_approximate, whole_groups)).groups
 
 
-def couple(graphs: Sequence[Graph], *, allow_approximate: bool = False,
-           known_grouped: frozenset[str] = frozenset(), ties: Collection[int] = ()) -> Coupling:
+def couple(graphs: Sequence[Graph], terms: Terms = PLAIN) -> Coupling:
     """The coupling of one network's tapes.
 
     Args:
         graphs: the tapes; multiply-adds are counted on the first.
-        allow_approximate: as in `groups`.
-        known_grouped: as in `LabelSpace`.
-        ties: places of rows (see `Rows`) whose n-th channels are made one.
+        terms: what may be cut, and how.
     """
-    space = LabelSpace(allow_approximate=allow_approximate, known_grouped=known_grouped, kernels=graphs[0].kernels)
+    space = LabelSpace(terms, kernels=graphs[0].kernels)
     tracks = []
     for place, graph in enumerate(graphs):
         tracks.append(space.new_tape())
@@ -126,7 +127,7 @@ def couple(graphs: Sequence[Graph], *, allow_approximate: bool = False,
         for value in graph.outputs:
             space.freeze_value(value, "the network's output")
     for rows in space.rows:
-        if rows.place in ties:
+        if rows.place in terms.ties:
             space.union(rows.labels[:1], rows.labels)
     return _Builder(space, graphs, tracks).coupling()
 
@@ -176,6 +177,7 @@ class _Builder:
             params=self._params(),
             touches=self.touches,
             reading=self._reading(),
+            terms=self.space.terms,
             graphs=self.graphs,
             unknown=tuple(sorted(self.space.unknown)),
             mixed=tuple(Mixed(self.of[m.labels], m.reason, m.op) for m in self.space.mixed),
@@ -230,7 +232,8 @@ class _Builder:
     def _params(self) -> tuple[Scaling, ...]:
         along: dict[str, list[Index]] = {}
         for touch in self.touches:
-            along.setdefault(touch.name, []).append(touch.labels)
+            if touch.groups == 1 or not self.space.terms.whole_groups:  # else filters go, as wide as before
+                along.setdefault(touch.name, []).append(touch.labels)
         return tuple(Scaling(value.numel, tuple(along.get(name, ())))
                      for name, value in self.graphs[0].state.items() if value.source == "parameter")
 
@@ -373,7 +376,15 @@ def _classes(count: int, unions: Sequence[tuple[Labels, Labels]]) -> Index:
     return np.asarray((np.cumsum(roots) - 1)[parent])
 
 
-def _number(*parts: str | int) -> np.uint64:
+def _number(name: str, *counts: int) -> np.uint64:
     """64 bits that stand for a name and numbers, the same in every process."""
-    text = ":".join(map(str, parts))
-    return np.uint64(int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little"))
+    bits = _bits(name)
+    for count in counts:  # a multiplicative step for each: quick, and as good as any where nobody means harm
+        bits = ((bits ^ (count + 1)) * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+        bits ^= bits >> 29
+    return np.uint64(bits)
+
+
+@cache
+def _bits(name: str) -> int:
+    return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little")

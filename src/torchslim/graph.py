@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,7 @@ class Op:
         overload: the callable torch operation.
         args: positional arguments, each tensor replaced by its `Value`.
         kwargs: keyword arguments, likewise.
+        inputs: the values among the arguments, in order.
         outputs: the tensors that it returned, in order (an entry is None where it returned none).
         module: qualified name of the innermost module that was running; "" is the model itself.
     """
@@ -59,14 +60,9 @@ class Op:
     overload: Any
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+    inputs: tuple[Value, ...]
     outputs: tuple[Value | None, ...]
     module: str
-
-    @property
-    def inputs(self) -> Iterator[Value]:
-        """The values it read, in order."""
-        yield from _values(self.args)
-        yield from _values(tuple(self.kwargs.values()))
 
     @property
     def output(self) -> Value:
@@ -92,6 +88,7 @@ class Graph:
     Attributes:
         ops: the operations in the order they ran.
         inputs: the tensors given to the model.
+        inputs: the values among the arguments, in order.
         outputs: the tensors that it returned.
         state: every parameter, buffer and plain tensor attribute of the model, read or not, by canonical name.
         aliases: further names of a tied tensor -> its canonical name.
@@ -118,11 +115,3 @@ class Graph:
     def read(self) -> set[str]:
         """Names of the parameters, buffers and attributes that some operation read."""
         return {value.name for op in self.ops for value in op.inputs if value.name}
-
-
-def _values(tree: tuple[Any, ...] | list[Any]) -> Iterator[Value]:
-    for item in tree:
-        if isinstance(item, Value):
-            yield item
-        elif isinstance(item, list | tuple):
-            yield from _values(item)

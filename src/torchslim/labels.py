@@ -77,19 +77,38 @@ class Cost:
     along: tuple[Labels, ...]
 
 
+@dataclass(frozen=True)
+class Terms:
+    """What may be cut, and how.
+
+    Attributes:
+        allow_approximate: channels, too, that an operation mixes by value.
+        whole_groups: grouped convolutions lose whole groups; otherwise equally many channels of each.
+        ties: places of rows (see `Rows`) whose n-th channels are made one.
+        known_grouped: weights of convolutions that are grouped in the original network: slimmed to one channel a group,
+            such a convolution looks depthwise and is not.
+    """
+
+    allow_approximate: bool = False
+    whole_groups: bool = False
+    ties: frozenset[int] = frozenset()
+    known_grouped: frozenset[str] = frozenset()
+
+
+PLAIN = Terms()
+
+
 @dataclass
 class LabelSpace:
     """The labels of one coupling run, and all that the operations declared of them.
 
-    `known_grouped` names the weights of convolutions that are grouped in the original network: slimmed to one channel a
-    group, such a convolution looks depthwise and is not. `kernels` names filters, whose last dimensions are positions
+    `terms` says what may be cut, and how. `kernels` names filters, whose last dimensions are positions
     and no channels. `batch` is the first size of the tape's first input.
 
     Mutable while the rules run over the tapes; `coupling` reads it afterwards.
     """
 
-    allow_approximate: bool = False
-    known_grouped: frozenset[str] = frozenset()
+    terms: Terms = PLAIN
     kernels: frozenset[str] = frozenset()
     unmetered: bool = False
     batch: int = 1
@@ -180,7 +199,7 @@ class LabelSpace:
     def mix(self, labels: Labels, op: Op, doing: str = "mixed by") -> bool:
         """Channels are mixed by value here: frozen, unless the caller allows the approximation. True if allowed."""
         reason = f"channels are {doing} {op.where}"
-        if self.allow_approximate:
+        if self.terms.allow_approximate:
             self.mixed.append(Mixed(labels.ravel(), reason, op.index))
             return True
         self.freeze(labels, reason)

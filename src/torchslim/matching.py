@@ -8,8 +8,8 @@ remembers a width, it shows.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from torchslim.calling import Inputs
 from torchslim.coupling import Coupling, couple
 from torchslim.errors import PlanError
 from torchslim.importance import Scores
+from torchslim.labels import Touch
 from torchslim.mending import Sizes, mended
 from torchslim.modules import tensors_of
 from torchslim.plans import Mend
@@ -59,8 +60,8 @@ class Failure:
     classes: frozenset[int]
 
 
-def cut_as(selection: Selection, model: nn.Module, inputs: Inputs, coupling: Coupling, scores: Scores,
-           allow_approximate: bool, ties: Collection[int]) -> Cut | Failure:
+def cut_as(selection: Selection, model: nn.Module, inputs: Inputs, coupling: Coupling,
+           scores: Scores) -> Cut | Failure:
     """What stays of the network where it is cut as selected, or why it can't be."""
     shares = selection.shares(coupling.classes)
     for touch in {id(touch.labels): touch for touch in coupling.touches}.values():
@@ -69,7 +70,7 @@ def cut_as(selection: Selection, model: nn.Module, inputs: Inputs, coupling: Cou
             return Failure(f"`{touch.name}` would keep one channel of dimension {touch.dim}",
                            touch.name, frozenset(touch.labels.tolist()))
     return foreseen(model, coupling, selection, scores) or _at_slim_widths(
-        model, inputs, coupling, selection, scores, allow_approximate, ties)
+        model, inputs, coupling, selection, scores)
 
 
 def foreseen(model: nn.Module, coupling: Coupling, selection: Selection, scores: Scores) -> Cut | None:
@@ -96,49 +97,61 @@ def foreseen(model: nn.Module, coupling: Coupling, selection: Selection, scores:
     kept: Kept = {}
     sizes: dict[str, dict[int, int]] = {}
     indices: dict[int, tuple[int, ...]] = {}
+    grouped: dict[str, tuple[int, int]] = {}
     for touch in coupling.touches:
         if id(touch.labels) not in indices:
             indices[id(touch.labels)] = tuple(np.flatnonzero(stays[touch.labels]).tolist())
         index = indices[id(touch.labels)]
         if len(index) < len(touch.labels):
+            left = _groups_left(touch, stays)
             kept.setdefault(touch.name, {})[touch.dim] = index
-            sizes.setdefault(touch.name, {})[touch.dim] = len(index) // touch.groups
+            sizes.setdefault(touch.name, {})[touch.dim] = len(index) // left
+            if touch.groups > 1:
+                grouped[touch.name] = touch.groups, left
     kept = {name: dict(sorted(dims.items())) for name, dims in kept.items()}
-    grouped = {t.name: (t.groups, t.groups) for t in coupling.touches if t.groups > 1 and t.dim in kept.get(t.name, {})}
     readers = tuple((t.name, t.dim) for t in coupling.touches
                     if t.dim in kept.get(t.name, {}) and (t.name, t.dim) in coupling.reading)
-    return Cut(stays, kept, grouped, readers, tuple(_outdated(model, sizes)))
+    return Cut(stays, kept, grouped, readers, tuple(_outdated(model, sizes, grouped)))
 
 
-def _outdated(model: nn.Module, sizes: Sizes) -> list[Mend]:
+def _groups_left(touch: Touch, stays: NDArray[np.bool_]) -> int:
+    """How many of a grouped convolution's groups keep channels; 1 for any other dimension."""
+    return int(np.count_nonzero(stays[touch.labels].reshape(touch.groups, -1).any(1))) if touch.groups > 1 else 1
+
+
+def _outdated(model: nn.Module, sizes: Sizes, grouped: Mapping[str, tuple[int, int]]) -> list[Mend]:
     """What torch's own layers remember that the cut makes outdated; what contradicts its tensors now is left alone."""
     state = tensors_of(model)
     shapes = {id(state[name]): [dims.get(dim, size) for dim, size in enumerate(state[name].shape)]
               for name, dims in sizes.items()}
+    groups = {name: after for name, (_, after) in grouped.items()}
     if not parametrised(model.modules()):
-        return outdated(model, lambda tensor: shapes.get(id(tensor)) or tensor.shape)
+        return outdated(model, lambda tensor: shapes.get(id(tensor)) or tensor.shape, groups)
     always = {(mend.module, mend.attribute) for mend in outdated(model)}
     with resized(model, sizes, ()):  # a computed weight has its shape from those that it is computed of
-        return [mend for mend in outdated(model) if (mend.module, mend.attribute) not in always]
+        return [mend for mend in outdated(model, groups=groups) if (mend.module, mend.attribute) not in always]
 
 
-def _at_slim_widths(model: nn.Module, inputs: Inputs, coupling: Coupling, selection: Selection, scores: Scores,
-                    allow_approximate: bool, ties: Collection[int]) -> Cut | Failure:
+def _at_slim_widths(model: nn.Module, inputs: Inputs, coupling: Coupling, selection: Selection,
+                    scores: Scores) -> Cut | Failure:
     """Run the network at the selected widths, mending what remembers the old ones, and match its channels."""
     shares = selection.shares(coupling.classes)
     sizes: dict[str, dict[int, int]] = {}
+    grouped: dict[str, tuple[int, int]] = {}
     labels = {id(touch.labels): touch.labels for touch in coupling.touches}
     kept = {key: round(float(shares[own].sum())) for key, own in labels.items()}
     for touch in coupling.touches:
         if kept[id(touch.labels)] < len(touch.labels):
-            sizes.setdefault(touch.name, {})[touch.dim] = kept[id(touch.labels)] // touch.groups
-    run, mends = mended(model, inputs, coupling, shares, sizes, _outdated(model, sizes))
+            groups = _groups_left(touch, shares > 0)
+            sizes.setdefault(touch.name, {})[touch.dim] = kept[id(touch.labels)] // groups
+            if touch.groups > 1:
+                grouped[touch.name] = touch.groups, groups
+    run, mends = mended(model, inputs, coupling, shares, sizes, _outdated(model, sizes, grouped))
     if run.op is not None and run.tape is not None:
         values = (*run.op.inputs, *(value for value in run.op.outputs if value is not None))
         return Failure(run.reason, run.op.where, frozenset(int(one) for value in values
                                              for track in run.tape.tracks.get(value.id, ()) for one in track.ravel()))
-    slim = couple(run.graphs, allow_approximate=allow_approximate, known_grouped=coupling.grouped,
-                  ties=ties)
+    slim = couple(run.graphs, replace(coupling.terms, known_grouped=coupling.grouped))
     strangers = _strangers(coupling, slim, shares)
     if strangers:
         return Failure("in the slim network its channels would reach other weights than in the original", "", strangers)
@@ -165,7 +178,7 @@ def _strangers(coupling: Coupling, slim: Coupling, shares: Shares) -> frozenset[
 
 
 def culprits(failure: Failure, selection: Selection, model: nn.Module, inputs: Inputs, coupling: Coupling,
-             scores: Scores, allow_approximate: bool, ties: Collection[int]) -> list[int]:
+             scores: Scores) -> list[int]:
     """Places of the bundles that can't be cut as selected.
 
     Those that the failure blames, if the rest goes well without them; halved as long as both halves go wrong by
@@ -175,7 +188,7 @@ def culprits(failure: Failure, selection: Selection, model: nn.Module, inputs: I
     def works(places: Sequence[int]) -> bool:
         chosen = set(places)
         part = Selection(selection.bundles, tuple(n if p in chosen else 0 for p, n in enumerate(selection.removals)))
-        return isinstance(cut_as(part, model, inputs, coupling, scores, allow_approximate, ties), Cut)
+        return isinstance(cut_as(part, model, inputs, coupling, scores), Cut)
 
     def failing(places: list[int]) -> list[int]:
         if not places or works(places):

@@ -6,7 +6,13 @@ hundred modules is walked several times for every plan.
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from types import NoneType
+
 from torch import Tensor, nn
+
+# Most attributes are of these types; asking torch whether a number is a tensor takes its time.
+_PLAIN = frozenset({NoneType, bool, int, float, str, tuple, list, set, dict, OrderedDict})
 
 
 def named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -38,7 +44,8 @@ def named_tensors(model: nn.Module) -> list[tuple[str, str, Tensor]]:
         start = f"{prefix}." if prefix else ""
         parameters += [("parameter", start + key, t) for key, t in module._parameters.items() if t is not None]
         buffers += [("buffer", start + key, t) for key, t in module._buffers.items() if t is not None]
-        attributes += [("attribute", start + key, t) for key, t in module.__dict__.items() if isinstance(t, Tensor)]
+        attributes += [("attribute", start + key, t) for key, t in module.__dict__.items()
+                       if type(t) not in _PLAIN and isinstance(t, Tensor)]
     return [*parameters, *buffers, *attributes]
 
 

@@ -9,7 +9,7 @@ and a width that the model's code remembers shows up here and not in the user's 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ from torchslim.channels import ChannelGroup
 from torchslim.coupling import Coupling, Scaling, couple
 from torchslim.errors import ProofError, RequestError
 from torchslim.importance import score
-from torchslim.labels import Rows, Touch
+from torchslim.labels import Rows, Terms, Touch
 from torchslim.matching import Cut, culprits, cut_as
 from torchslim.modules import tensors_of
 from torchslim.plans import Budget, LeftAlone, Plan
@@ -77,7 +77,7 @@ def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params:
          channels: float | None = None, importance: str | Callable[[ChannelGroup], object] = "l2",
          scope: Scope = "global", shortcuts: bool = True, round_to: int = 1, min_channels: int = 1,
          only: Sequence[str] = (), exclude: Sequence[str] = (), allow_approximate: bool = False,
-         seed: int = 0) -> Plan:
+         whole_groups: bool = False, seed: int = 0) -> Plan:
     """Decide which channels stay, and touch nothing.
 
     Args:
@@ -96,6 +96,7 @@ def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params:
         min_channels: the least that a group keeps.
         only, exclude: patterns of layer names whose output channels may, or may not, go.
         allow_approximate: also cut channels that a layer norm or its like mixes; the result is then no exact cut.
+        whole_groups: grouped convolutions lose whole groups; by default each group loses equally many channels.
         seed: of importance="random".
 
     Raises:
@@ -110,25 +111,25 @@ def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params:
         raise RequestError("plan: nothing was asked; give macs=, params= or channels= (what is kept), "
                            "or scope= with a share by pattern")
     graphs = tapes(model, inputs)
-    coupling = couple(graphs, allow_approximate=allow_approximate)
+    coupling = couple(graphs, Terms(allow_approximate, whole_groups))
     limits = _limits(coupling, asked)
     trouble = Trouble()
     while True:
         left_alone = {**_protected(coupling, choice), **trouble.frozen(coupling)}
         bundles, scores = _bundles(model, coupling, choice, left_alone)
         selection = _select(coupling, [trouble.without_impossible(b) for b in bundles], limits, choice)
-        cut = cut_as(selection, model, inputs, coupling, scores, allow_approximate, trouble.ties)
+        cut = cut_as(selection, model, inputs, coupling, scores)
         if isinstance(cut, Cut):
             break
         ties = len(trouble.ties)
         places = trouble.known_culprits(selection, cut) or culprits(
-            cut, selection, model, inputs, coupling, scores, allow_approximate, trouble.ties)
+            cut, selection, model, inputs, coupling, scores)
         trouble.remember(selection, places, cut)
         for place in places:
             trouble.meet(coupling, selection, place, cut.reason)
         if len(trouble.ties) > ties:
             trouble.renumbered()
-            coupling = couple(graphs, allow_approximate=allow_approximate, ties=trouble.ties)
+            coupling = couple(graphs, replace(coupling.terms, ties=frozenset(trouble.ties)))
             limits = _limits(coupling, asked)
     return _finished(coupling, cut, limits, choice, {**_stuck(selection.bundles), **left_alone})
 
@@ -217,7 +218,7 @@ def _bundles(model: nn.Module, coupling: Coupling, choice: Choice,
         in_rows[np.concatenate([m.labels.ravel() for m in matrices])] = True
         in_any_row |= in_rows
         if not (stays & in_rows).any():
-            name = next(g.name for g in coupling.groups if in_rows[g.classes[0]])
+            name = next((g.name for g in coupling.groups if in_rows[g.classes].any()), "rows of computed channels")
             counts = [int(np.count_nonzero(in_rows[touch.labels])) for touch in made]
             bundles.append(row_bundle(name, matrices, [n for n in counts if n], scores, choice.round_to,
                                       choice.min_channels))
@@ -289,7 +290,8 @@ def _finished(coupling: Coupling, cut: Cut, limits: Sequence[Limit], choice: Cho
                 "scope": choice.scope if isinstance(choice.scope, str) else dict(choice.scope),
                 "shortcuts": choice.shortcuts, "round_to": choice.round_to, "min_channels": choice.min_channels,
                 "only": list(choice.only), "exclude": list(choice.exclude),
-                "allow_approximate": bool(mixed), "seed": choice.seed}
+                "allow_approximate": bool(mixed),
+                "whole_groups": coupling.terms.whole_groups, "seed": choice.seed}
     return Plan(kept=cut.kept, readers=cut.readers, grouped=cut.grouped, mends=cut.mends, budgets=budgets,
                 predicted={"macs": Meter(coupling.macs)(shares), "params": Meter(coupling.params)(shares)},
                 left_alone=_left_alone(coupling, left_alone), notes=tuple(notes), settings=settings)

@@ -160,8 +160,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         static = all(value.static for value in read)
         outputs = tuple(self._output(tensor, static) for tensor in _flat(result))
         if outputs:
-            self.ops.append(Op(len(self.ops), operation_name(func), func, noted_args, noted_kwargs, outputs,
-                               self.stack[-1] if self.stack else ""))
+            module = self.stack[-1] if self.stack else ""
+            self.ops.append(Op(len(self.ops), operation_name(func), func, noted_args, noted_kwargs, tuple(read),
+                               outputs, module))
         return result
 
     def _noted(self, items: Iterable[Any], read: list[Value]) -> tuple[Any, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -126,18 +126,23 @@ def _today(tensor: Tensor) -> Sequence[int]:
     return tensor.shape
 
 
-def outdated(model: nn.Module, shape: Shape = _today) -> list[Mend]:
+def outdated(model: nn.Module, shape: Shape = _today, groups: Mapping[str, int] | None = None) -> list[Mend]:
     """What torch's layers in `model` remember that their tensors' shapes contradict.
 
     `shape` gives a tensor's shape: that which it has, or that which it is going to have. In the latter case what
-    contradicts its shape today is not reported.
+    contradicts its shape today is not reported. `groups` tells of grouped convolutions that have lost whole groups,
+    which no shape shows: the weight's name and how many groups are left.
     """
     mends = []
     layers = tuple(_layers())
     for module, name in names_of_modules(model).items():
         for kind, facts in layers:
             if isinstance(module, kind):
-                for attribute, new in facts(module, shape).items():
+                found = facts(module, shape)
+                left = (groups or {}).get(f"{name}.weight" if name else "weight")
+                if left is not None and isinstance(module, _ConvNd):
+                    found |= {"groups": left, "in_channels": shape(weight_of(module))[1] * left}
+                for attribute, new in found.items():
                     old = getattr(module, attribute)
                     old = tuple(old) if isinstance(old, list | tuple) else old
                     if old != new and (shape is _today or facts(module, _today)[attribute] == old):

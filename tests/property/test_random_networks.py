@@ -32,7 +32,8 @@ def requests(draw: Callable[..., Any]) -> dict[str, Any]:
             "scope": draw(st.sampled_from(["global", "uniform"])),
             "shortcuts": draw(st.sampled_from([True, True, False])),
             "round_to": draw(st.sampled_from([1, 1, 2])),
-            "min_channels": draw(st.sampled_from([1, 3]))}
+            "min_channels": draw(st.sampled_from([1, 3])),
+            "whole_groups": draw(st.sampled_from([False, False, True]))}
 
 
 @given(networks(), requests(), st.integers(0, 3))

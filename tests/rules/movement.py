@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from helpers import Calls
 from torchslim.coupling import _classes
 from torchslim.graph import Graph
-from torchslim.labels import LabelSpace
+from torchslim.labels import LabelSpace, Terms
 from torchslim.rules import move_labels
 from torchslim.trace import trace
 
@@ -38,7 +38,7 @@ class Movement:
         self.x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
         self.model = Calls(lambda s, x: function(s, s.copying(x)), copying=copying, **children).double().eval()
         self.graph: Graph = trace(self.model, self.x)
-        self.space = LabelSpace(allow_approximate=allow_approximate, batch=shape[0])
+        self.space = LabelSpace(Terms(allow_approximate), batch=shape[0])
         for op in self.graph.ops:
             move_labels(self.space, op)
         labels = self.space.along(self.graph.state["copying.weight"], 0, self.graph.ops[0])

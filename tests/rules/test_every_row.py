@@ -79,7 +79,6 @@ FREE: dict[str, Function] = {
     "unbind": lambda x: x.unbind(2), "cat": lambda x: torch.cat([x, x.relu()], 1),
     "stack": lambda x: torch.stack([x, x], 1), "flip": lambda x: x.flip(1), "roll": lambda x: x.roll(2, 1),
     "unfold": lambda x: x.unfold(1, 2, 2), "index": lambda x: x[:, :, PLACES],
-    "index_fill": lambda x: x.index_fill(2, PLACES, 3.0),
     "_unsafe_index": lambda x: aten._unsafe_index(x, [None, None, PLACES]),
     "index_select": lambda x: x.index_select(2, PLACES), "gather": lambda x: x.gather(2, at(x).expand(2, 6, 4, 4)),
     "avg_pool2d": lambda x: functional.avg_pool2d(x, 2), "_adaptive_avg_pool2d": lambda x: functional
@@ -97,6 +96,8 @@ FREE: dict[str, Function] = {
     "grid_sampler_2d": lambda x: functional.grid_sample(x, torch.zeros(2, 3, 3, 2, dtype=x.dtype),
                                                         align_corners=False),
     "pixel_unshuffle": lambda x: functional.pixel_unshuffle(x, 2), "im2col": lambda x: functional.unfold(x, 2),
+    "col2im": lambda x: functional.fold(functional.unfold(x, 2), (4, 4), 2),
+    "index_fill": lambda x: x.index_fill(2, PLACES, 0.0),
     "channel_shuffle": lambda x: functional.channel_shuffle(x, 2),
     "torchvision.roi_align": lambda x: torchvision.ops.roi_align(x, BOXES, 2),
     "torchvision.roi_pool": lambda x: torchvision.ops.roi_pool(x, BOXES, 2),
@@ -191,7 +192,7 @@ READING: dict[str, tuple[Function, str, int]] = {
     "bmm": (lambda w, x: x.flatten(2).mT.bmm(w.matrix.t().expand(2, 6, 5)), "matrix", 1),
     "_weight_norm_interface": (lambda w, x: functional.conv2d(x, torch._weight_norm(w.kernel, w.g, 0)), "kernel", 1),
 }
-TESTED_ELSEWHERE = {"embedding", "pixel_shuffle", "col2im", "torchvision.deform_conv2d"}
+TESTED_ELSEWHERE = {"embedding", "pixel_shuffle", "torchvision.deform_conv2d"}
 
 
 def key(name: str) -> str:

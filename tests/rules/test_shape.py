@@ -322,6 +322,11 @@ def test_a_reshape_without_elements_that_does_not_add_up_stays() -> None:
     assert any(reason.startswith("reshaped without elements in `model` (aten.") for reason in moved.reasons)
 
 
+def test_a_slice_of_nothing_is_no_part_of_a_whole() -> None:
+    moved = Movement(lambda _, x: x[:, 0:-8].sum() + x, (2, 8, 4, 4))
+    assert len(set(moved.classes.tolist())) == 8
+
+
 def test_filling_positions_along_space_leaves_the_channels_free() -> None:
     places = torch.tensor([0, 2])
     assert Movement(lambda _, x: x.index_fill(2, places, 3.0), (2, 8, 4, 4)).check().free

@@ -27,7 +27,7 @@ def pointwise(space: LabelSpace, op: Op) -> None:
 
 def passing(space: LabelSpace, op: Op) -> None:
     """Every result of the first tensor's shape has its labels (dropout, copies)."""
-    first = next(op.inputs)
+    first = op.inputs[0]
     for out in op.outputs:
         if out is not None and out.shape == first.shape:
             space.set(out, space.tracks(first))
@@ -55,7 +55,7 @@ def silent(space: LabelSpace, op: Op) -> None:
 
 def like(space: LabelSpace, op: Op) -> None:
     """A new tensor shaped like another (zeros_like): cut with it."""
-    source: Value = next(op.inputs)
+    source: Value = op.inputs[0]
     if source.shape == op.output.shape:
         space.set(op.output, space.tracks(source))
     else:

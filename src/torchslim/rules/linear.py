@@ -27,7 +27,8 @@ def convolution(space: LabelSpace, op: Op) -> None:
     channels = x.shape[1]
     into = space.only_along(x, 1, op, "convolved over")
     in_dim, out_dim = (0, 1) if transposed else (1, 0)
-    depthwise = groups > 1 and groups == channels and weight.shape[1] == 1 and weight.name not in space.known_grouped
+    alone = groups > 1 and groups == channels and weight.shape[1] == 1
+    depthwise = alone and weight.name not in space.terms.known_grouped
     if groups == 1:
         out = _dense(space, op, into, in_dim, out_dim)
     elif depthwise:
@@ -39,7 +40,9 @@ def convolution(space: LabelSpace, op: Op) -> None:
     if bias is not None:
         space.tie(space.along(bias, 0, op), out, op, "the bias of channels that can't be cut")
     space.set_along(op.output, 1, out)
-    space.meter(op, convolution_macs(op), (out,) if depthwise else (out, into))
+    # A filter reads its group's channels: with a group, filters go, and those left read as many as before.
+    by_filters = depthwise or (groups > 1 and space.terms.whole_groups)
+    space.meter(op, convolution_macs(op), (out,) if by_filters else (out, into))
 
 
 def _dense(space: LabelSpace, op: Op, into: Labels | None, in_dim: int, out_dim: int) -> Labels | None:
@@ -77,11 +80,24 @@ def _grouped(space: LabelSpace, op: Op, into: Labels | None, groups: int) -> Lab
     space.tie(into, read, op, "reads channels that can't be cut")
     if read is not None:
         space.reads(weight, read, prod(x.shape[2:]))
+    if space.terms.whole_groups:
+        _live_together(space, op, into, filters, groups)
+        return filters
     for labels in (into, filters):
         if labels is not None:
             space.equal_groups(labels.reshape(groups, -1), least=1)
             space.blocks.append(labels.reshape(groups, -1))
     return filters
+
+
+def _live_together(space: LabelSpace, op: Op, into: Labels | None, filters: Labels | None, groups: int) -> None:
+    """A group's channels, those that it reads and those that it makes, are one."""
+    space.tie(None if into is None else into.reshape(groups, -1)[:, 0],
+              None if filters is None else filters.reshape(groups, -1)[:, 0], op, "groups that can't be cut")
+    for labels in (into, filters):
+        if labels is not None:
+            rows = labels.reshape(groups, -1)
+            space.union(rows[:, :1], rows)
 
 
 def _keep_kernel(space: LabelSpace, op: Op, weight: Value) -> None:

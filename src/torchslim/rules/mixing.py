@@ -50,7 +50,7 @@ def group_norm(space: LabelSpace, op: Op) -> None:
         space.set(op.output, space.tracks(x))  # one channel a group: nothing is mixed
         return
     _mixed(space, op, space.tracks(x), range(1, len(x.shape)))
-    if channels is not None and space.allow_approximate:
+    if channels is not None and space.terms.allow_approximate:
         space.equal_groups(channels.reshape(groups, -1), least=2)
 
 
@@ -70,7 +70,7 @@ def weight_norm(space: LabelSpace, op: Op) -> None:
 
 def reduction(space: LabelSpace, op: Op) -> None:
     """mean, sum, max, var over dimensions: what is reduced together is one; where that is all, it is mixed."""
-    x = next(op.inputs)
+    x = op.inputs[0]
     ndim = len(x.shape)
     dims = op.argument(2 if op.name in _ORDER_FIRST else 1, "dim")
     dims = range(ndim) if dims is None or dims == () or dims == [] else [dims] if isinstance(dims, int) else dims
@@ -108,7 +108,7 @@ def softmax(space: LabelSpace, op: Op) -> None:
         one = _reduced(space, track, [dim % track.ndim], op)
         if one is not None:
             tracks.append(squeeze_equal(np.broadcast_to(one, track.shape)))
-        elif space.allow_approximate:
+        elif space.terms.allow_approximate:
             tracks.append(track)
     space.set(op.output, tracks)
 

@@ -136,7 +136,7 @@ def slices(space: LabelSpace, op: Op) -> None:
 def _like_its_siblings(space: LabelSpace, track: Labels, start: int, size: int, step: int) -> None:
     """A slice that is one of n equal parts (`x[:, :c // 2]`, `x[:, ::2]`): they lose equally many, as in a chunk."""
     whole = track.size
-    if max(track.shape) < whole or whole % size or size == 1:
+    if size <= 1 or max(track.shape) < whole or whole % size:
         return
     if step == 1 and start % size == 0:
         space.equal_groups(track.reshape(-1, size), least=2)
@@ -312,7 +312,8 @@ def moves_within(op: Op, tracks: Sequence[Labels]) -> bool:
     name, x = op.name.removeprefix("aten.").removesuffix("_"), op.args[0] if op.args else None
     if not isinstance(x, Value) or not tracks:
         return False
-    plain = [dim for dim, size in enumerate(x.shape) if size > 1 and all(track.shape[dim] == 1 for track in tracks)]
+    own = [track for track in tracks if track.ndim == len(x.shape)]  # positions have tracks of their own
+    plain = [dim for dim, size in enumerate(x.shape) if size > 1 and all(track.shape[dim] == 1 for track in own)]
     if name in _DIMS:
         dims = op.argument(*_DIMS[name], default=0)
         named = [dims] if isinstance(dims, int) else dims

@@ -16,7 +16,7 @@ def spatial(ndim: int) -> Row:
     """An operation on the last `ndim` dimensions, whose sizes change; labels of the dimensions before pass."""
 
     def labels(space: LabelSpace, op: Op) -> None:
-        x = next(op.inputs)
+        x = op.inputs[0]
         for out in op.outputs:
             if out is not None:
                 space.set(out, _unchanged_over(space, x, ndim, op))
