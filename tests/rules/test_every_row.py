@@ -370,6 +370,12 @@ def test_weight_norm_mixes_the_inputs_of_a_filter() -> None:
     assert "channels are mixed by `model` (aten._weight_norm_interface)" in moved.reasons
 
 
+def test_fold_makes_the_rows_of_one_channel_one() -> None:
+    moved = run("col2im", lambda x: functional.fold(x, (4, 4), 2), (2, 8, 9)).check()
+    assert not moved.frozen.any()
+    assert moved.classes.tolist() == [one for one in moved.classes[::4].tolist() for _ in range(4)]
+
+
 def test_coordinates_in_volumes_stay() -> None:
     def function(x: Tensor) -> Tensor:
         grid = x.permute(0, 2, 3, 4, 1)[..., :3].tanh()
