@@ -83,10 +83,8 @@ def _silence(layer: nn.Module, dims: Mapping[int, tuple[int, ...]]) -> None:
     """Zeros in a layer's own weight, where it reads what is removed."""
     with torch.no_grad():
         if isinstance(layer, _ConvTransposeNd) and 0 in dims:
-            if layer.groups == 1:  # a depthwise one passes its channels on
+            if layer.groups < layer.in_channels or layer.weight.shape[1] > 1:  # a depthwise one passes its channels on
                 layer.weight[_missing(dims[0], layer.in_channels)] = 0
-            else:
-                assert layer.weight.shape[1] == 1
         elif isinstance(layer, _ConvNd) and not isinstance(layer, _ConvTransposeNd) and 1 in dims:
             filters, width = layer.out_channels // layer.groups, layer.in_channels // layer.groups
             for channel in _missing(dims[1], layer.in_channels):

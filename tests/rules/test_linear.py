@@ -88,10 +88,16 @@ def test_a_grouped_convolution_counts_its_inputs_over_all_groups() -> None:
     assert torch.tensor(classes(coupling, "1.weight", 0)).view(3, 3).tolist() in rows
 
 
-def test_what_is_transposed_and_grouped_stays() -> None:
-    moved = Movement(lambda s, x: s.up(x), SHAPE, up=nn.ConvTranspose2d(6, 4, 2, groups=2)).check()
-    assert moved.frozen.all()
-    assert "transposed and grouped in `up` (aten.convolution)" in moved.reasons
+def test_a_grouped_transposed_convolution_counts_its_filters_over_all_groups() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 6, 1), nn.ConvTranspose2d(6, 8, 2, groups=2), nn.Conv2d(8, 2, 1))
+    coupling = coupled(model, torch.randn(2, 3, 5, 5))
+    touch = coupling.by_dimension["1.weight", 1]
+    assert touch.groups == 2
+    assert touch.labels.tolist() == classes(coupling, "2.weight", 1)
+    assert classes(coupling, "1.weight", 0) == classes(coupling, "0.weight", 0)
+    rows = [matrix.labels.tolist() for matrix in coupling.rows]
+    assert torch.tensor(classes(coupling, "0.weight", 0)).view(2, 3).tolist() in rows
+    assert torch.tensor(classes(coupling, "2.weight", 1)).view(2, 4).tolist() in rows
 
 
 def test_the_networks_input_and_output_stay() -> None:

@@ -66,16 +66,14 @@ def _depthwise(space: LabelSpace, op: Op, into: Labels | None) -> Labels | None:
 
 def _grouped(space: LabelSpace, op: Op, into: Labels | None, groups: int) -> Labels | None:
     x, weight = op.args[:2]
-    if op.argument(6, "transposed", False):
-        for value in (x, weight):
-            space.freeze_value(value, f"transposed and grouped in {op.where}")
-        return None
     if weight.name:
-        read: Labels | None = space.spread_groups(weight, groups)
+        by_group: Labels | None = space.spread_groups(weight, groups)
     else:
         shared = space.along(weight, 1, op)
-        read = None if shared is None else np.tile(shared, groups)
-    filters = space.along(weight, 0, op)
+        by_group = None if shared is None else np.tile(shared, groups)
+    plain = space.along(weight, 0, op)
+    # A filter holds its group's input channels; where transposed, an input channel holds its group's filters.
+    read, filters = (plain, by_group) if op.argument(6, "transposed", False) else (by_group, plain)
     _keep_kernel(space, op, weight)
     space.tie(into, read, op, "reads channels that can't be cut")
     if read is not None:
