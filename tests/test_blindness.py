@@ -68,6 +68,15 @@ def test_code_that_asks_for_a_size_or_names_one_is_not(name: str) -> None:
     assert not trace(Net(READING[name]), X).blind
 
 
+def test_what_a_scripted_function_does_is_not_seen_and_counts_as_reading() -> None:
+    @torch.jit.script
+    def halves(x: Tensor) -> Tensor:
+        return x.view(x.size(0), 2, 4, 6, 6).view(x.size(0), 8, 6, 6)
+
+    assert not trace(Net(lambda net, x: halves(x)), X).blind
+    assert not trace(Net(lambda net, x: torch.ops.aten.view.default(x, [1, 8, 36]).view_as(x)), X).blind
+
+
 def test_a_computed_weight_or_a_real_run_is_not_blind() -> None:
     class Twice(nn.Module):
         def forward(self, weight: Tensor) -> Tensor:

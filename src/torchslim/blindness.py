@@ -36,17 +36,30 @@ _BLIND_ATTRIBUTES = frozenset({"dtype", "device", "ndim", "layout", "requires_gr
 
 
 class WidthWatch(TorchFunctionMode):
-    """Sees every call of torch that a network's own code makes on the meta device; `saw` tells of the first that reads
-    a width."""
+    """Sees every call of torch that a network's own code makes on the meta device.
+
+    `saw` names the first that reads a width. Code that this can't see (scripted functions, extensions) shows by
+    operations that run while no call is under way: `unseen` takes note of one.
+    """
 
     saw = ""
+    _under_way = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if not self.saw:
             name = func.__name__
             if name not in _BLIND and not _reads_no_width(name, func, args):
                 self.saw = name
-        return func(*args, **kwargs) if kwargs else func(*args)
+        self._under_way = True
+        try:
+            return func(*args, **kwargs) if kwargs else func(*args)
+        finally:
+            self._under_way = False
+
+    def unseen(self, operation: str) -> None:
+        """Note an operation that ran."""
+        if not self._under_way and not self.saw:
+            self.saw = operation
 
 
 def _reads_no_width(name: str, func: Any, args: Any) -> bool:

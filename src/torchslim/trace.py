@@ -72,9 +72,9 @@ def trace(model: nn.Module, inputs: Inputs, *, training: bool = False, meta: boo
 
 def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], training: bool, meta: bool,
          watch: bool) -> Graph:
-    watched = WidthWatch() if watch else nullcontext()
     names = names_of_modules(model)
-    recorder = _Recorder(model, names, meta)
+    watched = WidthWatch() if watch else None
+    recorder = _Recorder(model, names, meta, watched)
     with untouched(model, keep_buffers=not meta), torch.no_grad(), plain_attention():
         # Not model.train(): a user's override of it may do more than set the flag.
         for module in names:
@@ -83,7 +83,7 @@ def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], traini
         if meta:
             args, kwargs = map_tensors(_to_meta, args), map_tensors(_to_meta, kwargs)
         recorder.take_inputs((args, kwargs))
-        with recorder.module_names(), watched, recorder:
+        with recorder.module_names(), watched or nullcontext(), recorder:
             try:
                 output = model(*args, **kwargs)
             except Exception as error:
@@ -94,7 +94,7 @@ def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], traini
                     "of the model")
                 failure.ops = tuple(recorder.ops)
                 raise failure from error
-    blind = (isinstance(watched, WidthWatch) and not watched.saw and not remembers_groups(model, recorder.ops)
+    blind = (watched is not None and not watched.saw and not remembers_groups(model, recorder.ops)
              and not parametrised(names))
     return recorder.graph(output, training, blind)
 
@@ -106,9 +106,10 @@ def _to_meta(tensor: Tensor) -> Tensor:
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Writes each dispatched operation down, and on the meta device replaces real tensors by their shapes."""
 
-    def __init__(self, model: nn.Module, names: Mapping[nn.Module, str], meta: bool) -> None:
+    def __init__(self, model: nn.Module, names: Mapping[nn.Module, str], meta: bool, watch: WidthWatch | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.meta = meta
+        self.watch = watch
         self.names = names
         self.stack: list[str] = []
         self.failed_in = ""
@@ -153,6 +154,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self.watch is not None:
+            self.watch.unseen(operation_name(func))
         read: list[Value] = []
         noted_args = self._noted(args, read)
         noted_kwargs = dict(zip(kwargs, self._noted(kwargs.values(), read), strict=True)) if kwargs else kwargs
