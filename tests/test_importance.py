@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import torchslim as ts
 from helpers import Calls, conv, random_statistics
-from torchslim.coupling import ChannelGroup
+from torchslim.channels import ChannelGroup
 from torchslim.errors import RequestError
 from torchslim.importance import CRITERIA, Weights, score
 from torchslim.surgery import tensors_of
