@@ -141,12 +141,20 @@ class _Builder:
         self.tracks = tracks
         self.of = _classes(space.count, space.unions)
         self.count = int(self.of.max()) + 1 if space.count else 0
-        same: dict[bytes, Index] = {}  # a layer's weight, bias and norm have the same channels: one array for all
-        origin = self._origins()
-        self.touches = tuple(Touch(t.name, t.dim, same.setdefault(classes.tobytes(), classes), t.groups,
-                                   origin[t.labels] if len(np.unique(classes)) < len(classes) else None)
-                             for t in space.touches for classes in (self.of[t.labels],))
+        self.touches = self._touches()
         self._keep_torn_rows()
+
+    def _touches(self) -> tuple[Touch, ...]:
+        same: dict[bytes, Index] = {}  # a layer's weight, bias and norm have the same channels: one array for all
+        by_class = [(touch, self.of[touch.labels]) for touch in self.space.touches]
+        keys = [classes.tobytes() for _, classes in by_class]
+        for key, (_, classes) in zip(keys, by_class, strict=True):
+            same.setdefault(key, classes)
+        copies = {key for key, classes in same.items() if len(np.unique(classes)) < len(classes)}
+        origin = self._origins() if copies else self.of
+        return tuple(Touch(touch.name, touch.dim, same[key], touch.groups,
+                           origin[touch.labels] if key in copies else None)
+                     for key, (touch, _) in zip(keys, by_class, strict=True))
 
     def _origins(self) -> Index:
         """For each label the one that arrived where it reads or follows: labels are made in the order of the tape."""
