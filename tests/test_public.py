@@ -23,10 +23,11 @@ PUBLIC = [
 
 # Nothing imports what stands later in this list; modules of one subpackage may import each other.
 ORDER = [
-    "__init__", "errors", "wording", "files", "plans", "calling", "modules", "graph", "labels", "untouched", "shapes",
-    "blindness", "trace", "rules", "tapes", "channels", "grouping", "coupling", "profiler", "latency", "importance",
-    "budget", "widths", "copying", "surgery", "optimizers", "mending", "matching", "trouble", "float64", "reference",
-    "proof", "pruning", "presets", "libraries", "sources", "store", "exporting", "train", "report", "pipeline", "cli",
+    "__init__", "errors", "wording", "files", "plans", "calling", "modules", "graph", "terms", "labels", "untouched",
+    "shapes", "blindness", "trace", "rules", "tapes", "channels", "grouping", "coupling", "profiler", "latency",
+    "importance", "budget", "widths", "copying", "surgery", "optimizers", "mending", "matching", "trouble", "float64",
+    "reference", "proof", "pruning", "presets", "libraries", "sources", "store", "exporting", "train", "report",
+    "pipeline", "cli",
 ]
 
 # Imports against the order, each inside a function: a saved model is a source of models, and has a source itself.

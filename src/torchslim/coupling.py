@@ -19,9 +19,10 @@ from torchslim.calling import Inputs
 from torchslim.channels import ChannelGroups
 from torchslim.graph import Graph
 from torchslim.grouping import group_channels, number
-from torchslim.labels import PLAIN, Labels, LabelSpace, Mixed, Rows, Terms, Touch, Tracks
+from torchslim.labels import Labels, LabelSpace, Mixed, Rows, Touch, Tracks
 from torchslim.rules import move_labels, tells_apart
 from torchslim.tapes import Index, Tape, tapes
+from torchslim.terms import PLAIN, Terms
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchslim.graph import Op, Value
+from torchslim.terms import PLAIN, Terms
 
 Labels = NDArray[np.int64]
 Tracks = tuple[Labels, ...]
@@ -75,27 +76,6 @@ class Cost:
     op: int
     macs: int
     along: tuple[Labels, ...]
-
-
-@dataclass(frozen=True)
-class Terms:
-    """What may be cut, and how.
-
-    Attributes:
-        allow_approximate: channels, too, that an operation mixes by value.
-        whole_groups: grouped convolutions lose whole groups; otherwise equally many channels of each.
-        ties: places of rows (see `Rows`) whose n-th channels are made one.
-        known_grouped: weights of convolutions that are grouped in the original network: slimmed to one channel a group,
-            such a convolution looks depthwise and is not.
-    """
-
-    allow_approximate: bool = False
-    whole_groups: bool = False
-    ties: frozenset[int] = frozenset()
-    known_grouped: frozenset[str] = frozenset()
-
-
-PLAIN = Terms()
 
 
 @dataclass

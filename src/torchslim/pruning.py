@@ -32,13 +32,14 @@ from torchslim.channels import ChannelGroup
 from torchslim.coupling import Coupling, Scaling, couple
 from torchslim.errors import ProofError, RequestError
 from torchslim.importance import score
-from torchslim.labels import Rows, Terms, Touch
+from torchslim.labels import Rows, Touch
 from torchslim.matching import Cut, culprits, cut_as
 from torchslim.modules import tensors_of
 from torchslim.plans import Budget, LeftAlone, Plan
 from torchslim.proof import differences
 from torchslim.surgery import apply
 from torchslim.tapes import tapes
+from torchslim.terms import Terms
 from torchslim.trouble import Trouble
 
 Scope = str | Mapping[str, float]

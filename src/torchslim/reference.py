@@ -22,10 +22,10 @@ from torchslim.calling import Inputs
 from torchslim.coupling import Coupling, couple
 from torchslim.errors import ProofError
 from torchslim.graph import Op, Value
-from torchslim.labels import Terms
 from torchslim.plans import Plan
 from torchslim.rules import keeps_values, multiplies
 from torchslim.tapes import Index, Tape
+from torchslim.terms import Terms
 from torchslim.trace import operation_name, trace
 
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from helpers import Calls
 from torchslim.coupling import _classes
 from torchslim.graph import Graph
-from torchslim.labels import LabelSpace, Terms
+from torchslim.labels import LabelSpace
 from torchslim.rules import move_labels
+from torchslim.terms import Terms
 from torchslim.trace import trace
 
 

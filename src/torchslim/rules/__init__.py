@@ -21,6 +21,7 @@ from torchslim.graph import Op
 from torchslim.labels import Labels, LabelSpace
 from torchslim.rules import elementwise, linear, mixing, positions, shape, spatial
 from torchslim.rules.row import Row
+from torchslim.rules.within import moves_within
 
 ROWS: dict[str, Row] = {**elementwise.ROWS, **linear.ROWS, **mixing.ROWS, **positions.ROWS, **shape.ROWS,
                         **spatial.ROWS}
@@ -43,7 +44,7 @@ def keeps_values(op: Op) -> bool:
 
 def tells_apart(op: Op, tracks: Sequence[Labels]) -> bool:
     """True for an operation after which the channels that it worked on differ from others of the same weights."""
-    return not keeps_values(op) or shape.moves_within(op, tracks)
+    return not keeps_values(op) or moves_within(op, tracks)
 
 
 def multiplies(op: Op) -> bool:
