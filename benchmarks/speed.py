@@ -6,7 +6,7 @@ importance and the cut, at a ratio of 0.3, which leaves about half of them. Memo
 it held before, in shares of the network's own: parameters, buffers and the peak of a plain forward pass. Each network
 runs in a process of its own.
 
-    python benchmarks/speed.py [NAME ...] [--json FILE]        needs torch-pruning beside torchslim's dev extras
+    python benchmarks/speed.py [NAME ...] [--table FILE]       needs torch-pruning beside torchslim's dev extras
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ import copy
 import json
 import multiprocessing
 import os
+import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("networks", nargs="*", metavar="NAME", help="torchvision names; default: all of the benchmark")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there, too")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="write them as a page, such as docs/benchmarks.md")
     options = parser.parse_args()
     context = multiprocessing.get_context("spawn")
     rows: list[dict[str, Any]] = []
@@ -49,13 +52,37 @@ def main() -> None:
         rows.append(row)
         peer = f"{row['peer']:.1f}" if row["peer"] is not None else "failed"
         print(f"{name:22}{row['forward'] * 1e3:8.1f}ms{row['ours']:10.1f}x{peer:>14}x{row['memory']:8.2f}x", flush=True)
-    ours = [row["ours"] for row in rows]
-    peers = [row["peer"] for row in rows if row["peer"] is not None]
-    print(f"median, largest: torchslim {statistics.median(ours):.1f}x, {max(ours):.1f}x; "
-          f"Torch-Pruning {statistics.median(peers):.1f}x, {max(peers):.1f}x; "
-          f"memory at most {max(row['memory'] for row in rows):.2f}x")
+    print(_summary(rows))
     if options.json is not None:
         options.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    if options.table is not None:
+        options.table.write_text(_page(rows), encoding="utf-8")
+
+
+def _summary(rows: list[dict[str, Any]]) -> str:
+    ours = [row["ours"] for row in rows]
+    peers = [row["peer"] for row in rows if row["peer"] is not None]
+    theirs = f"{statistics.median(peers):.1f} and {max(peers):.1f}" if peers else "none"
+    return (f"Median and largest: torchslim {statistics.median(ours):.1f} and {max(ours):.1f}, Torch-Pruning {theirs}. "
+            f"torchslim's memory: at most {max(row['memory'] for row in rows):.2f}.")
+
+
+def _page(rows: list[dict[str, Any]]) -> str:
+    """The rows as a page of documentation, with what they were measured on."""
+    import torch
+    import torchvision
+
+    lines = ["# Benchmarks", "", "## What planning costs", "", " ".join((__doc__ or "").split("\n\n")[1].split()), "",
+             f"torch {torch.__version__}, torchvision {torchvision.__version__}, Torch-Pruning "
+             f"{metadata.version('torch-pruning')}, Python {platform.python_version()}; "
+             "written by `python benchmarks/speed.py --table docs/benchmarks.md`.", "",
+             "| network | forward pass, ms | torchslim, passes | Torch-Pruning, passes | torchslim's memory |",
+             "|---|--:|--:|--:|--:|"]
+    for row in rows:
+        peer = f"{row['peer']:.1f}" if row["peer"] is not None else "fails"
+        lines.append(f"| {row['network']} | {row['forward'] * 1e3:.0f} | {row['ours']:.1f} | {peer} | "
+                     f"{row['memory']:.2f} |")
+    return "\n".join([*lines, "", _summary(rows), ""])
 
 
 def measure(name: str) -> dict[str, Any]:
