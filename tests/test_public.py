@@ -25,9 +25,9 @@ PUBLIC = [
 ORDER = [
     "__init__", "errors", "wording", "files", "plans", "calling", "modules", "graph", "terms", "labels", "untouched",
     "shapes", "blindness", "trace", "rules", "tapes", "channels", "grouping", "coupling", "profiler", "latency",
-    "importance", "budget", "widths", "copying", "surgery", "optimizers", "mending", "matching", "trouble", "float64",
-    "reference", "proof", "pruning", "presets", "libraries", "sources", "store", "exporting", "train", "report",
-    "pipeline", "cli",
+    "importance", "budget", "widths", "copying", "surgery", "optimizers", "mending", "orders", "matching", "trouble",
+    "float64", "reference", "proof", "pruning", "presets", "libraries", "sources", "store", "exporting", "train",
+    "report", "pipeline", "cli",
 ]
 
 # Imports against the order, each inside a function: a saved model is a source of models, and has a source itself.

@@ -152,12 +152,12 @@ class _Builder:
         for key, (_, classes) in zip(keys, by_class, strict=True):
             same.setdefault(key, classes)
         copies = {key for key, classes in same.items() if len(np.unique(classes)) < len(classes)}
-        origin = self._origins() if copies else self.of
+        origin = self.origins() if copies else self.of
         return tuple(Touch(touch.name, touch.dim, same[key], touch.groups,
                            origin[touch.labels] if key in copies else None)
                      for key, (touch, _) in zip(keys, by_class, strict=True))
 
-    def _origins(self) -> Index:
+    def origins(self) -> Index:
         """For each label the one that arrived where it reads or follows: labels are made in the order of the tape."""
         origin = np.arange(self.space.count)
         for a, b in reversed(self.space.tied):  # the first to arrive counts

@@ -24,6 +24,7 @@ from torchslim.importance import Scores
 from torchslim.labels import Touch
 from torchslim.mending import Sizes, mended
 from torchslim.modules import tensors_of
+from torchslim.orders import out_of_order
 from torchslim.plans import Mend
 from torchslim.surgery import resized
 from torchslim.tapes import Index
@@ -139,11 +140,11 @@ def _at_slim_widths(model: nn.Module, inputs: Inputs, coupling: Coupling, select
     sizes: dict[str, dict[int, int]] = {}
     grouped: dict[str, tuple[int, int]] = {}
     labels = {id(touch.labels): touch.labels for touch in coupling.touches}
-    kept = {key: round(float(shares[own].sum())) for key, own in labels.items()}
+    counts = {key: round(float(shares[own].sum())) for key, own in labels.items()}
     for touch in coupling.touches:
-        if kept[id(touch.labels)] < len(touch.labels):
+        if counts[id(touch.labels)] < len(touch.labels):
             groups = _groups_left(touch, shares > 0)
-            sizes.setdefault(touch.name, {})[touch.dim] = kept[id(touch.labels)] // groups
+            sizes.setdefault(touch.name, {})[touch.dim] = counts[id(touch.labels)] // groups
             if touch.groups > 1:
                 grouped[touch.name] = touch.groups, groups
     run, mends = mended(model, inputs, coupling, shares, sizes, _outdated(model, sizes, grouped))
@@ -158,7 +159,13 @@ def _at_slim_widths(model: nn.Module, inputs: Inputs, coupling: Coupling, select
     chosen = _chosen_classes(coupling, slim, shares, scores)
     stays = coupling.signatures == 0
     stays[chosen[chosen >= 0]] = True
-    return Cut(stays, *_kept_indices(coupling, slim, chosen), mends)
+    kept, groups_of, readers = _kept_indices(coupling, slim, chosen)
+    astray = out_of_order(coupling, slim, stays, kept)
+    if astray is not None:
+        where, classes = astray
+        return Failure(f"in the slim network its channels would come in another order{f' in {where}' if where else ''}",
+                       where, classes)
+    return Cut(stays, kept, groups_of, readers, mends)
 
 
 def _strangers(coupling: Coupling, slim: Coupling, shares: Shares) -> frozenset[int]:

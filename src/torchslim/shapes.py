@@ -55,11 +55,13 @@ def _cat(tensors: list[Tensor], dim: int = 0) -> Tensor | None:
 def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int],
                  dilation: list[int], transposed: bool, _output_padding: list[int], groups: int) -> Tensor | None:
     width, spatial = x.shape[1:2], weight.dim() - 2
+    if not transposed and weight.shape[0] % groups:  # torch's meta kernel lets this pass, its real ones do not
+        raise RuntimeError(f"{weight.shape[0]} filters cannot be split into {groups} groups")
     if (transposed or x.dim() != weight.dim() or len(stride) != spatial or x.dtype != weight.dtype
             or not (x.is_contiguous() and weight.is_contiguous())):
         return None
     filters, read, *kernel = weight.shape
-    if width[0] != read * groups or filters % groups or (bias is not None and bias.shape != (filters,)):
+    if width[0] != read * groups or (bias is not None and bias.shape != (filters,)):
         return None
     sizes = [(size + 2 * p - d * (k - 1) - 1) // s + 1
              for size, p, d, k, s in zip(x.shape[2:], padding, dilation, kernel, stride, strict=True)]

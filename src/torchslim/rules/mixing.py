@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from torchslim.graph import Op, Value
-from torchslim.labels import Labels, LabelSpace, squeeze_equal
+from torchslim.labels import Labels, LabelSpace, along_dim, squeeze_equal
 from torchslim.rules.row import Row
 
 
@@ -48,10 +48,15 @@ def group_norm(space: LabelSpace, op: Op) -> None:
     groups = op.args[6]
     if channels is not None and groups == len(channels):
         space.set(op.output, space.tracks(x))  # one channel a group: nothing is mixed
+        for statistics in op.outputs[1:]:
+            if statistics is not None:
+                space.set(statistics, [along_dim(channels, 1, 2)])
         return
     _mixed(space, op, space.tracks(x), range(1, len(x.shape)))
     if channels is not None and space.terms.allow_approximate:
-        space.equal_groups(channels.reshape(groups, -1), least=2)
+        rows = channels.reshape(groups, -1)
+        space.equal_groups(rows, least=2)
+        space.blocks.append(rows)  # which of them a channel is in decides what it is mixed with
 
 
 def _mixed(space: LabelSpace, op: Op, tracks: Sequence[Labels], dims: Sequence[int]) -> None:
