@@ -145,11 +145,54 @@ def test_a_terminal_gets_colours(tmp_path: Path) -> None:
     (("--macs", "0.5"), "error: prune: nowhere to save the slim model; give --out slim.safetensors, or --show to see"),
     (("--show", "--out", "slim.safetensors"), "error: prune: no budget; give --macs 0.5"),
     (("--show", "--macs", "0.5", "--out", "absent/s.safetensors"), "error: --out absent/s.safetensors: lies in"),
+    (("--show", "--exclude", "body.0"), "error: --exclude: says where a budget may cut, and there is no budget; give "),
+    (("--show", "--macs", "0.5", "--only", "tail.*"), "error: only: no layer that makes channels matches 'tail.*'; "),
+    (("--show", "--macs", "0.5", "--preset", "inner"), "error: preset: no presets for 'net.py:net'; there are some "),
 ])
 def test_what_cannot_end_well_is_refused(call: Call, arguments: tuple[str, ...], message: str) -> None:
     status, out, err = call(*arguments)
     assert (status, out) == (2, "")
     assert err.startswith(message)
+
+
+def cut(shown: str) -> set[str]:
+    """The layers that go narrower, as `--json` names them."""
+    return {layer["name"] for layer in json.loads(shown)["layers"] if layer["after"] < layer["before"]}
+
+
+def test_a_share_of_channels(call: Call) -> None:
+    status, out, _ = call("--show", "--channels", "50%", "--json")
+    layers = json.loads(out)["layers"]
+    assert status == 0
+    assert sum(layer["after"] for layer in layers) <= sum(layer["before"] for layer in layers) / 2
+    assert re.search(r"^channels +\d+ +\d+ +\d\d\.\d%$", call("--show", "--channels", "50%")[1], re.MULTILINE)
+
+
+@pytest.mark.parametrize(("options", "names"), [
+    ((), {"stem.0", "body.0", "body.2", "body.3"}),
+    (("--only", "body.0"), {"body.0", "body.2"}),
+    (("--only", "stem.*", "--only", "body.3"), {"stem.0", "body.3"}),
+    (("--only", "stem.*", "--only", "body.*", "--exclude", "body.3"), {"body.0", "body.2"}),
+    (("--exclude", "body.0", "--exclude", "head"), {"stem.0", "body.3"}),
+], ids=["all", "only", "only twice", "only and exclude", "exclude twice"])
+def test_patterns_say_what_is_cut(call: Call, options: tuple[str, ...], names: set[str]) -> None:
+    status, out, _ = call("--show", "--macs", "0.1", "--json", *options)
+    assert (status, cut(out)) == (0, names)
+
+
+def test_a_preset_is_that_of_the_network_and_of_what_became_of_it(
+        capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def prune(model: object, *options: object) -> set[str]:
+        monkeypatch.setattr(sys, "argv", ["torchslim", "prune", str(model), "--input", "1x3x32x32", "--show", "--json",
+                                          *map(str, options)])
+        assert cli.main() == 0
+        return cut(capsys.readouterr().out)
+
+    inner = {f"layer{stage}.{block}.conv1" for stage in range(1, 5) for block in range(2)}
+    slim, network = tmp_path / "slim.safetensors", "torchvision:resnet18?num_classes=3"
+    assert prune(network, "--channels", "0.9", "--preset", "inner", "--out", slim) <= inner
+    assert prune(slim, "--channels", "0.1", "--preset", "inner") == inner  # a slim model has its original's
+    assert prune(network, "--channels", "0.1", "--preset", "all") > inner
 
 
 def test_layers_with_weights_of_other_names(call: Call, tmp_path: Path) -> None:

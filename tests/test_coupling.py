@@ -58,7 +58,7 @@ def test_a_group_says_what_it_is() -> None:
     model = nn.Sequential(conv(3, 4), nn.ReLU(), conv(4, 2))
     groups = ts.groups(model, X)
     assert [str(group) for group in groups] == [
-        "0: 3 channels, frozen: reads channels that can't be cut in `0` (aten.convolution)\n"
+        "0: 3 channels, frozen: reads the network's input in `0` (aten.convolution)\n"
         "    reads   0.weight [dim 1]",
         "0: 4 channels, free\n    makes   0.weight [dim 0]\n    follows 0.bias [dim 0]\n    reads   2.weight [dim 1]",
         "2: 2 channels, frozen: the network's output\n    makes   2.weight [dim 0]\n    follows 2.bias [dim 0]"]
@@ -374,7 +374,7 @@ def test_every_channel_of_every_layer_is_in_one_group(name: str) -> None:
             if not (parameter in depthwise and dim == 1):
                 assert len(seen[parameter, dim]) == tensor.shape[dim]
     assert {group.frozen for group in groups if group.frozen} == {
-        "the network's output", next(g.frozen for g in groups if g.frozen.startswith("reads channels"))}
+        "the network's output", next(g.frozen for g in groups if g.frozen.startswith("reads the network's input in "))}
 
 
 def test_groups_are_the_same_every_time() -> None:

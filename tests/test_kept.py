@@ -86,6 +86,26 @@ def test_hooks_of_the_state_dict_are_kept() -> None:
     assert "bn.note" in slim.state_dict()
 
 
+class Special(nn.Parameter):
+    """A parameter of a kind of its own."""
+
+
+def test_what_was_set_on_a_parameter_itself_is_not_carried_over() -> None:
+    model, fired = small(), []
+    model.stem.weight, model.head.bias = Special(model.stem.weight.data), Special(model.head.bias.data)
+    for parameter in model.parameters():
+        parameter.note = "ours"
+        parameter.register_hook(lambda _: fired.append("hook"))
+    model(INPUTS).sum().backward()
+    slim = torchslim.apply(model, torchslim.plan(model, INPUTS, macs=0.5))
+    assert all(p.grad is None and not hasattr(p, "note") for p in slim.parameters())
+    assert type(slim.stem.weight) is nn.Parameter  # cut
+    assert type(slim.head.bias) is Special  # whole
+    fired.clear()
+    slim(INPUTS).sum().backward()
+    assert fired == []
+
+
 class Buffered(Small):
     """A buffer by channel and one of its own size, neither of which is saved."""
 

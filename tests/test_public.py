@@ -27,7 +27,7 @@ ORDER = [
     "shapes", "blindness", "trace", "rules", "tapes", "channels", "grouping", "coupling", "profiler", "latency",
     "importance", "budget", "widths", "copying", "surgery", "optimizers", "mending", "orders", "matching", "trouble",
     "float64", "reference", "proof", "pruning", "presets", "libraries", "sources", "store", "exporting", "train",
-    "report", "pipeline", "cli",
+    "report", "pipeline", "cli", "__main__",
 ]
 
 # Imports against the order, each inside a function: a saved model is a source of models, and has a source itself.
@@ -144,6 +144,14 @@ def test_the_command_line_answers_without_torch(command: list[str]) -> None:
     loaded = loaded_after(code)
     assert "torchslim" in loaded
     assert loaded.isdisjoint(HEAVY)
+
+
+def test_the_package_runs_as_a_module() -> None:
+    for arguments, status in (["--version"], 0), (["nonsense"], 2):
+        done = subprocess.run([sys.executable, "-m", "torchslim", *arguments], capture_output=True, text=True)
+        assert done.returncode == status
+        assert done.stdout == ("" if status else f"torchslim {torchslim.__version__}\n")
+        assert done.stderr == ("error: No such command 'nonsense'; try --help\n" if status else "")
 
 
 def test_using_the_core_imports_no_optional_package() -> None:

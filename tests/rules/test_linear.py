@@ -103,7 +103,19 @@ def test_a_grouped_transposed_convolution_counts_its_filters_over_all_groups() -
 def test_the_networks_input_and_output_stay() -> None:
     coupling = coupled(nn.Sequential(conv(3, 4), conv(4, 5)), torch.randn(1, 3, 5, 5))
     assert {group.name: group.frozen for group in coupling.groups if group.frozen} == {
-        "0": "reads channels that can't be cut in `0` (aten.convolution)", "1": "the network's output"}
+        "0": "reads the network's input in `0` (aten.convolution)", "1": "the network's output"}
+
+
+@pytest.mark.parametrize(("first", "reason"), [
+    (conv(8, 8, groups=4), "reads the network's input in `0` (aten.convolution)"),
+    (conv(8, 8, groups=8), "filters the network's input in `0` (aten.convolution)"),
+    (nn.Linear(8, 8), "reads the network's input in `0` (aten.addmm)"),
+    (nn.Sequential(nn.Hardswish(), conv(8, 8)), "reads channels that can't be cut in `0.1` (aten.convolution)"),
+], ids=["grouped", "depthwise", "linear", "after an activation"])
+def test_reasons_tell_the_networks_input_from_other_channels(first: nn.Module, reason: str) -> None:
+    x = torch.randn(2, 8) if isinstance(first, nn.Linear) else torch.randn(2, 8, 5, 5)
+    groups = ts.groups(nn.Sequential(first, nn.Hardswish()), x)
+    assert reason in {group.frozen for group in groups}
 
 
 def test_a_weight_that_is_computed() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +21,16 @@ if TYPE_CHECKING:
 Keep = Annotated[str | None, typer.Option(
     metavar="AMOUNT", show_default=False,
     help="What to keep: a share (0.5, 50%) or a count (1500000, 1.5M).")]
+Only = Annotated[list[str] | None, typer.Option(
+    metavar="PATTERN", show_default=False,
+    help="Cut only what layers of this name make: 'layer1.*'; again for each further pattern.")]
+Exclude = Annotated[list[str] | None, typer.Option(
+    metavar="PATTERN", show_default=False, help="Leave what layers of this name make alone; again for each further.")]
+Preset = Annotated[str | None, typer.Option(
+    metavar="inner|all", show_default=False,
+    help="Cut only the layers that network slimming cuts in this network: without its shortcuts, or with them.")]
+
+BUDGETS = "--macs 0.5, --params 1.5M, --channels 0.5 or several of them"
 
 
 def register(app: typer.Typer) -> None:
@@ -33,6 +44,10 @@ def prune(
                                              help="Where to save the slim model: slim.safetensors.")] = None,
     macs: Keep = None,
     params: Keep = None,
+    channels: Keep = None,
+    only: Only = None,
+    exclude: Exclude = None,
+    preset: Preset = None,
     importance: Annotated[str, typer.Option(help="What ranks the channels: l2, l1, bn_scale, ...")] = "l2",
     shortcuts: Annotated[bool, typer.Option(help="Also cut channels that shortcuts share.")] = True,
     round_to: Annotated[int, typer.Option(min=1, help="Keep multiples of this many channels.")] = 1,
@@ -54,15 +69,17 @@ def prune(
     import torchslim
     from torchslim.sources import build, resolve
 
-    limits = {"macs": amount("--macs", macs), "params": amount("--params", params)}
-    _check(limits, out, show)
+    asked = {"macs": macs, "params": params, "channels": channels}
+    limits: dict[str, Any] = {name: amount(f"--{name}", text) for name, text in asked.items()}
+    _check(limits, out, show, {"--only": only, "--exclude": exclude, "--preset": preset})
     source = resolve(model)
+    patterns = _preset(source, preset) if preset is not None else only or ()
     original, inputs = build(source), example(source, shapes, seed)
     if _is_random(source):
         say(f"note: {source} has random weights; ?weights=DEFAULT asks for trained ones")
     plan = None
     if any(limits.values()):
-        plan = torchslim.plan(original, inputs, macs=limits["macs"], params=limits["params"],
+        plan = torchslim.plan(original, inputs, **limits, only=patterns, exclude=exclude or (),
                               importance=importance, shortcuts=shortcuts, round_to=round_to,
                               allow_approximate=approximate, whole_groups=whole_groups, seed=seed)
     data: dict[str, Any] = {"model": str(source)}
@@ -80,15 +97,32 @@ def prune(
         print_json(data)
 
 
-def _check(limits: dict[str, float | int | None], out: Path | None, show: bool) -> None:
+def _check(limits: dict[str, Any], out: Path | None, show: bool, choice: dict[str, object]) -> None:
     """Raise for a request that could not end well: before the work, not after it."""
+    if choice["--only"] and choice["--preset"]:
+        raise RequestError("prune: --preset and --only both say which layers may be cut; give one of them")
     if not any(limits.values()) and (out is not None or not show):
-        raise RequestError("prune: no budget; give --macs 0.5, --params 1.5M or both")
+        raise RequestError(f"prune: no budget; give {BUDGETS}")
+    if not any(limits.values()) and any(choice.values()):
+        given = next(option for option, value in choice.items() if value)
+        raise RequestError(f"{given}: says where a budget may cut, and there is no budget; give {BUDGETS}")
     if out is None and not show:
         raise RequestError("prune: nowhere to save the slim model; give --out slim.safetensors, or --show to see what "
                            "would be cut")
     if out is not None and not out.parent.is_dir():
         raise RequestError(f"--out {out}: lies in a folder that does not exist; make {out.parent} first")
+
+
+def _preset(source: Source, strategy: str) -> Sequence[str]:
+    """The patterns of a strategy for the network that a source names; a saved slim model's is its original's."""
+    from torchslim.presets import preset
+
+    name = source.name
+    if source.kind == "saved":
+        from torchslim.store import read_header
+
+        name = (read_header(source.name).source or name).partition("?")[0]
+    return preset(name, strategy)
 
 
 def _show(title: str, original: nn.Module, found: ChannelGroups, plan: Plan | None, as_json: bool) -> dict[str, Any]:

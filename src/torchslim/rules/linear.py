@@ -48,7 +48,7 @@ def convolution(space: LabelSpace, op: Op) -> None:
 def _dense(space: LabelSpace, op: Op, into: Labels | None, in_dim: int, out_dim: int) -> Labels | None:
     x, weight = op.args[:2]
     read = space.along(weight, in_dim, op)
-    space.tie(into, read, op, "reads channels that can't be cut")
+    space.tie(into, read, op, _doing("reads", x, into))
     if read is not None:
         space.reads(weight, read, prod(x.shape[2:]))
     _keep_kernel(space, op, weight)
@@ -60,7 +60,7 @@ def _depthwise(space: LabelSpace, op: Op, into: Labels | None) -> Labels | None:
     filters = space.along(weight, 0, op)
     _keep_kernel(space, op, weight)
     multiplier = weight.shape[0] // x.shape[1]
-    space.tie(None if into is None else np.repeat(into, multiplier), filters, op, "filters channels that can't be cut")
+    space.tie(None if into is None else np.repeat(into, multiplier), filters, op, _doing("filters", x, into))
     return filters
 
 
@@ -75,7 +75,7 @@ def _grouped(space: LabelSpace, op: Op, into: Labels | None, groups: int) -> Lab
     # A filter holds its group's input channels; where transposed, an input channel holds its group's filters.
     read, filters = (plain, by_group) if op.argument(6, "transposed", False) else (by_group, plain)
     _keep_kernel(space, op, weight)
-    space.tie(into, read, op, "reads channels that can't be cut")
+    space.tie(into, read, op, _doing("reads", x, into))
     if read is not None:
         space.reads(weight, read, prod(x.shape[2:]))
     if space.terms.whole_groups:
@@ -96,6 +96,13 @@ def _live_together(space: LabelSpace, op: Op, into: Labels | None, filters: Labe
         if labels is not None:
             rows = labels.reshape(groups, -1)
             space.union(rows[:, :1], rows)
+
+
+def _doing(verb: str, x: Value, channels: Labels | None) -> str:
+    """What a layer does with channels that stay, for a reason: those of the network's input are called so."""
+    if channels is None and x.source == "input":
+        return f"{verb} the network's input"
+    return f"{verb} channels that can't be cut"
 
 
 def _keep_kernel(space: LabelSpace, op: Op, weight: Value) -> None:
@@ -143,7 +150,7 @@ def matmul(space: LabelSpace, op: Op) -> None:
     a, b = _factors(op)
     inner_a, inner_b = space.along(a, -1, op), space.along(b, -2, op)
     if a.static or b.static:
-        space.tie(inner_a, inner_b, op, "reads channels that can't be cut")
+        space.tie(inner_a, inner_b, op, _doing("reads", *((a, inner_a) if b.static else (b, inner_b))))
         weight, read, made = (b, inner_b, -1) if b.static else (a, inner_a, -2)
         if read is not None:
             space.reads(weight, read, 1)

@@ -1,0 +1,10 @@
+"""`python -m torchslim`: the command line."""
+
+from __future__ import annotations
+
+import sys
+
+from torchslim.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
