@@ -8,7 +8,9 @@ without running it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from functools import cache
+from types import CodeType, FunctionType
 from typing import Any
 
 from torch import nn
@@ -65,14 +67,15 @@ class WidthWatch(TorchFunctionMode):
 def _reads_no_width(name: str, func: Any, args: Any) -> bool:
     if name == "__get__":
         return func.__self__.__name__ in _BLIND_ATTRIBUTES
-    # Activations alone are on the meta device: the first size of a weight is a width, that of a batch is none.
+    # Activations alone are on the meta device.
     if not args or not getattr(args[0], "is_meta", False):
         return False
+    # A first size of 1 is no width, since of a dimension that is cut two stay: a batch of one it is.
     if name == "size":
-        return len(args) == 2 and args[1] in (0, -args[0].dim())
+        return len(args) == 2 and args[1] in (0, -args[0].dim()) and args[0].shape[0] == 1
     if name in ("view", "reshape"):
         sizes = args[1] if len(args) == 2 and isinstance(args[1], list | tuple) else args[1:]
-        return len(sizes) == 2 and sizes[1] == -1 and isinstance(sizes[0], int) and sizes[0] == args[0].shape[0]
+        return len(sizes) == 2 and sizes[1] == -1 and isinstance(sizes[0], int) and sizes[0] == args[0].shape[0] == 1
     if name == "pad":
         return len(args) > 1 and isinstance(args[1], list | tuple) and len(args[1]) <= 2 * (args[0].dim() - 2)
     return False
@@ -86,6 +89,62 @@ def remembers_groups(model: nn.Module, ops: list[Op]) -> bool:
             if not isinstance(owner, _ConvNd) or owner.groups != op.args[8]:
                 return True
     return False
+
+
+_KNOWN = ("torch.", "torchvision.", "timm.")
+
+# What a cut changes on torch's own layers, and code of one's own might ask for.
+_REMEMBERED = frozenset({"in_channels", "out_channels", "groups", "in_features", "out_features", "num_features",
+                         "num_channels", "num_groups", "normalized_shape", "num_parameters", "embedding_dim"})
+
+
+def asks_layers(modules: Iterable[nn.Module]) -> bool:
+    """True if the code of some module, torch's own aside, asks a layer for a width that it remembers."""
+    return any(not _REMEMBERED.isdisjoint(_named_by(module)) for module in _unknown(modules))
+
+
+def minds_mode(modules: Iterable[nn.Module]) -> bool:
+    """True if the code of some module asks whether it is being trained: it may do in train mode what it else does not.
+
+    That of the libraries does the same on either side: dropout, stochastic depth.
+    """
+    return any("training" in _named_by(module) for module in _unknown(modules))
+
+
+def _unknown(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
+    """The modules whose code nobody has looked at: that of the well-known libraries has been."""
+    return (module for module in modules if not type(module).__module__.startswith(_KNOWN))
+
+
+def _named_by(module: nn.Module) -> frozenset[str]:
+    """What a module's code names: its class's methods, and functions that it holds."""
+    kind: Any = type(module)
+    held = [item for item in module.__dict__.values() if isinstance(item, FunctionType)]
+    return _named_by_class(kind) | frozenset(name for function in held for name in _names(function))
+
+
+@cache
+def _named_by_class(kind: Any) -> frozenset[str]:
+    """What the code of a class's methods names, constructors and what comes from well-known libraries aside."""
+    return frozenset(name for base in kind.__mro__ if base is not object and not base.__module__.startswith(_KNOWN)
+                     for key, item in vars(base).items() if isinstance(item, FunctionType) and key != "__init__"
+                     for name in _names(item))
+
+
+def _names(function: FunctionType) -> Iterator[str]:
+    """The names in a function's code, in that of functions within it, and in that of functions that it closes over."""
+    codes = [function.__code__]
+    while codes:
+        code = codes.pop()
+        yield from code.co_names
+        codes += [part for part in code.co_consts if isinstance(part, CodeType)]
+    for cell in function.__closure__ or ():
+        try:
+            inner = cell.cell_contents
+        except ValueError:  # not filled yet
+            continue
+        if isinstance(inner, FunctionType) and inner is not function:
+            yield from _names(inner)
 
 
 def parametrised(modules: Iterable[nn.Module]) -> bool:

@@ -97,6 +97,7 @@ class Graph:
         training: True for a run in train mode.
         device: "meta" where shapes alone were run, else "real".
         kernels: names of the tensors that hold a convolution layer's filters: their last dimensions are positions.
+        strays: True where the run read a parameter that no module of the model holds.
         blind: True where the model's code read no width: at other widths it runs the same operations.
     """
 
@@ -110,6 +111,7 @@ class Graph:
     training: bool
     device: str
     kernels: frozenset[str]
+    strays: bool
     blind: bool
 
     def read(self) -> set[str]:

@@ -21,6 +21,7 @@ from torchslim.coupling import Coupling
 from torchslim.errors import TraceError
 from torchslim.graph import Graph, Op, Value
 from torchslim.plans import Mend
+from torchslim.rules import is_arithmetic
 from torchslim.surgery import resized
 from torchslim.tapes import Tape, retrace
 
@@ -74,6 +75,8 @@ def _stray(tape: Tape, ops: Sequence[Op], shares: Shares) -> int | None:
     for place, (original, op) in enumerate(zip(tape.graph.ops, ops, strict=False)):
         if original.name != op.name or len(original.outputs) != len(op.outputs):
             return place
+        if is_arithmetic(op) and _numbers(original) != _numbers(op):
+            return place
         for before, after in zip(original.outputs, op.outputs, strict=True):
             if before is None or after is None:
                 continue
@@ -81,6 +84,11 @@ def _stray(tape: Tape, ops: Sequence[Op], shares: Shares) -> int | None:
             if foreseen != after.shape and not before.static:
                 return place
     return None
+
+
+def _numbers(op: Op) -> list[Any]:
+    """The arguments that are plain numbers: `x / x.shape[1]` works with a width, at whatever shapes."""
+    return [item for item in (*op.args, *op.kwargs.values()) if isinstance(item, int | float)]
 
 
 def mended(model: nn.Module, inputs: Inputs, coupling: Coupling, shares: Shares, sizes: Sizes,

@@ -27,7 +27,7 @@ from torchslim.float64 import in_float64
 from torchslim.modules import tensors_of
 from torchslim.plans import Plan
 from torchslim.reference import changed_before_read, same_channels
-from torchslim.untouched import plain_attention
+from torchslim.untouched import plainly
 from torchslim.widths import weight_of
 
 
@@ -59,6 +59,7 @@ class Difference:
     error: float
 
 
+@torch.inference_mode(False)
 def differences(model: nn.Module, slim: nn.Module, plan: Plan, inputs: Inputs) -> list[Difference]:
     """What `verify` compares, in the order of the run: each call of each layer, then the network's outputs."""
     silenced = silence(copied(unwrap(model)).double(), plan)
@@ -68,7 +69,7 @@ def differences(model: nn.Module, slim: nn.Module, plan: Plan, inputs: Inputs) -
     with in_float64():
         mixing = same_channels(silenced, wide, plan) if _computes(silenced, wide, plan) else nullcontext()
     watched = _watched(silenced, lambda name, _, output: layers.setdefault(name, []).append(output))
-    with watched, mixing, plain_attention():
+    with watched, mixing:
         expected = _outputs(silenced, wide)
     found_so_far: list[Difference] = []
     # A tied tensor goes by the first of its names.
@@ -175,8 +176,13 @@ def _kept_part(expected: Tensor, layer: nn.Module, weight: Tensor, kept: Mapping
         # A transposed convolution makes its second dimension; where that is one a group, it goes by its inputs.
         makes = int(isinstance(layer, _ConvTransposeNd) and (layer.groups == 1 or weight.shape[1] > 1))
         channels = expected.dim() + 1 - weight.dim()  # 0 where the maps come without a batch
-    elif isinstance(layer, nn.Linear | nn.LayerNorm | nn.RMSNorm | nn.Embedding):
+    elif isinstance(layer, nn.Linear | nn.Embedding):
         makes, channels = int(isinstance(layer, nn.Embedding)), expected.dim() - 1
+    if isinstance(layer, nn.LayerNorm | nn.RMSNorm):  # over several dimensions, of which any may be cut
+        for dim, index in kept.items():
+            along = expected.dim() - weight.dim() + dim
+            expected = expected.index_select(along, torch.tensor(index, device=expected.device))
+        return expected
     if makes not in kept or max(kept[makes]) >= expected.shape[channels]:
         return expected
     return expected.index_select(channels, torch.tensor(kept[makes], device=expected.device))
@@ -187,7 +193,8 @@ def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
         module.training = False
 
     args, kwargs = arguments(inputs)
-    with torch.no_grad(), in_float64():
+    with torch.random.fork_rng(devices=()), plainly(), in_float64():
+        torch.manual_seed(0)  # where a network draws numbers, both draw the same
         output: Any = model(*args, **kwargs)
     return list(tensors_in(output))
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from torchslim.budget import (
@@ -74,6 +75,7 @@ class Choice:
                 raise RequestError(f"{name}: got {value!r}, wanted an int of at least 1")
 
 
+@torch.inference_mode(False)
 def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params: float | None = None,
          channels: float | None = None, importance: str | Callable[[ChannelGroup], object] = "l2",
          scope: Scope = "global", shortcuts: bool = True, round_to: int = 1, min_channels: int = 1,

@@ -20,6 +20,7 @@ from torchslim.plans import Mend, Plan
 from torchslim.widths import computed
 
 
+@torch.inference_mode(False)
 def apply(model: nn.Module, plan: Plan) -> nn.Module:
     """A slim copy of `model`; the model itself is untouched.
 

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import FunctionType
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from torchslim.calling import Inputs, map_tensors
-from torchslim.errors import TraceError
+from torchslim.blindness import minds_mode
+from torchslim.calling import Inputs, map_tensors, unwrap
+from torchslim.errors import TraceError, UnsupportedModel
 from torchslim.graph import Graph, Value
 from torchslim.labels import widest_dim
+from torchslim.modules import named_modules
 from torchslim.trace import trace
 
 Index = NDArray[np.int64]
@@ -46,13 +50,54 @@ class Tape:
 def tapes(model: nn.Module, inputs: Inputs) -> tuple[Graph, ...]:
     """The tape in eval mode and, where some parameter is not read there (auxiliary heads), the one in train mode."""
     graph = trace(model, inputs)
+    _refuse(unwrap(model), graph)
     unread = {name for name, value in graph.state.items() if value.source == "parameter"} - graph.read()
-    if not unread:
+    if not unread and not minds_mode(unwrap(model).modules()):
         return (graph,)
     try:
         return (graph, trace(model, _paired(inputs), training=True))
     except TraceError:
         return (graph,)  # detectors want targets in train mode; what no tape reads stays as it is
+
+
+def _refuse(model: nn.Module, graph: Graph) -> None:
+    """Raise for what a tape can't protect: code and tensors that the model's registries don't hold.
+
+    Raises:
+        UnsupportedModel: it holds scripted modules, uses layers from outside its registries, or returns no tensors.
+    """
+    for name, module in named_modules(model):
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UnsupportedModel(f"`{name}`: {type(module).__name__} is a scripted module, whose widths are "
+                                   "compiled in; give the model with the nn.Module that it was scripted from")
+        for attribute, item in module.__dict__.items():
+            held = _held_by(item, model)
+            if held:
+                raise UnsupportedModel(f"`{name or 'model'}.{attribute}`: a function that closes over {held}; a copy "
+                                       "of the model would go on running the original's; make it a method, or hand the "
+                                       "module over as an argument")
+    if graph.strays:
+        raise UnsupportedModel("model: it uses layers or parameters that are not registered with it, which copies and "
+                               "optimizers would miss; hold them in nn.ModuleList, nn.ModuleDict or as attributes")
+    if not graph.outputs:
+        raise UnsupportedModel("model: returns no tensor that could be found; tensors in tuples, lists, mappings and "
+                               "dataclasses are")
+
+
+def _held_by(item: object, model: nn.Module) -> str:
+    """The class of a module of the model that a function, or one of a list of functions, closes over."""
+    functions = [part for part in (item if isinstance(item, list | tuple) else [item])
+                 if isinstance(part, FunctionType)]
+    own = set(model.modules()) if functions else set()
+    for function in functions:
+        for cell in function.__closure__ or ():
+            try:
+                held = cell.cell_contents
+            except ValueError:  # not filled yet
+                continue
+            if isinstance(held, nn.Module) and held in own:
+                return type(held).__name__
+    return ""
 
 
 def retrace(model: nn.Module, inputs: Inputs, tape: Graph) -> Graph:

@@ -19,15 +19,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from torchslim.blindness import WidthWatch, parametrised, remembers_groups
+from torchslim.blindness import WidthWatch, asks_layers, parametrised, remembers_groups
 from torchslim.calling import Inputs, arguments, map_tensors, tensors_in, unwrap
-from torchslim.errors import TraceError
+from torchslim.errors import TraceError, UnsupportedModel
 from torchslim.graph import Graph, Op, Value
 from torchslim.modules import named_tensors, names_of_modules
 from torchslim.shapes import at_sight
-from torchslim.untouched import plain_attention, untouched
+from torchslim.untouched import plainly, untouched
 
 
 class _NeedsData(Exception):
@@ -58,6 +59,9 @@ def trace(model: nn.Module, inputs: Inputs, *, training: bool = False, meta: boo
         UnsupportedModel: scripted modules.
     """
     model = unwrap(model)
+    lazy = next((name for name, parameter in model.named_parameters() if is_lazy(parameter)), None)
+    if lazy is not None:
+        raise UnsupportedModel(f"`{lazy}`: is not initialised; call the model once on real inputs first")
     args, kwargs = arguments(inputs)
     held_on_meta = any(t.is_meta for t in (*tensors_in((args, kwargs)), *model.parameters()))
     if meta is not False:
@@ -75,7 +79,7 @@ def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], traini
     names = names_of_modules(model)
     watched = WidthWatch() if watch else None
     recorder = _Recorder(model, names, meta, watched)
-    with untouched(model, keep_buffers=not meta), torch.no_grad(), plain_attention():
+    with untouched(model, keep_buffers=not meta), plainly():
         # Not model.train(): a user's override of it may do more than set the flag.
         for module in names:
             if module.training != training:
@@ -95,7 +99,7 @@ def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], traini
                 failure.ops = tuple(recorder.ops)
                 raise failure from error
     blind = (watched is not None and not watched.saw and not remembers_groups(model, recorder.ops)
-             and not parametrised(names))
+             and not parametrised(names) and not asks_layers(names))
     return recorder.graph(output, training, blind)
 
 
@@ -116,6 +120,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.calls: dict[str, int] = {}
         self.ops: list[Op] = []
         self.count = 0
+        self.strays = False
         # Tensors are known by identity. Each is kept alive here, or its id could be given to another.
         self.known: dict[int, tuple[Tensor, Value]] = {}
         self.stand_ins: dict[int, Tensor] = {}
@@ -145,7 +150,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _value(self, tensor: Tensor) -> Value:
         found = self.known.get(id(tensor))
-        return found[1] if found is not None else self._new(tensor, "constant", static=True)
+        if found is not None:
+            return found[1]
+        self.strays |= isinstance(tensor, nn.Parameter)
+        return self._new(tensor, "constant", static=True)
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -244,7 +252,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         outputs = tuple(self._value(tensor) for tensor in tensors_in(output))
         modules = {name: type(module).__name__ for module, name in self.names.items()}
         return Graph(tuple(self.ops), self.inputs, outputs, self.state, self.aliases, modules, self.calls, training,
-                     "meta" if self.meta else "real", self._kernels(), blind)
+                     "meta" if self.meta else "real", self._kernels(), self.strays, blind)
 
     def _kernels(self) -> frozenset[str]:
         """Filters of convolution layers, parametrised ones included."""

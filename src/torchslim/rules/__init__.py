@@ -47,6 +47,12 @@ def tells_apart(op: Op, tracks: Sequence[Labels]) -> bool:
     return not keeps_values(op) or moves_within(op, tracks)
 
 
+def is_arithmetic(op: Op) -> bool:
+    """True for an element-wise operation, whose numbers are values and no sizes."""
+    row = row_of(op)
+    return row is not None and row.labels is elementwise.pointwise
+
+
 def multiplies(op: Op) -> bool:
     """True for an operation that has multiply-adds: a convolution or a matrix product."""
     row = row_of(op)
