@@ -32,7 +32,7 @@ NETWORKS = ("resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_large", "regne
             "squeezenet1_1", "mnasnet1_0", "vgg16_bn")
 SIDE = {"inception_v3": 299}
 REPETITIONS = 7
-PEER_LIMIT = 120
+PEER_LIMIT = 40
 """Seconds after which the peer is not asked again: one run of it may take minutes."""
 
 
