@@ -62,7 +62,8 @@ def test_copies_that_met_their_mirror_image() -> None:
         return s.b(torch.cat([s.c(gated[:, ::2]), gated[:, 1::2]], 1))
 
     for seed in range(5):
-        cut(Calls(forward, a=conv(3, 16), b=conv(16, 5), c=conv(8, 8)), macs=0.3, seed=seed)
+        slim, _ = cut(Calls(forward, a=conv(3, 16), b=conv(16, 5), c=conv(8, 8)), macs=0.3, seed=seed)
+        assert slim(X).shape == (2, 5, 8, 8)
 
 
 @pytest.mark.parametrize("function", [
@@ -73,7 +74,8 @@ def test_whole_groups_with_rows_after_them(function: Any) -> None:
     for seed in range(5):
         model = Calls(lambda s, x: function(s, s.g(s.a(x).relu())), a=conv(3, 16),
                       g=nn.Conv2d(16, 48, 3, padding=1, groups=8), b=conv(24, 5))
-        cut(model, macs=0.3, whole_groups=True, seed=seed)
+        slim, _ = cut(model, macs=0.3, whole_groups=True, seed=seed)
+        assert slim(X).shape == (2, 5, 8, 8)
 
 
 def test_groups_that_no_longer_divide_the_filters_are_seen() -> None:
@@ -81,8 +83,9 @@ def test_groups_that_no_longer_divide_the_filters_are_seen() -> None:
         left, right = s.g(s.a(x).repeat_interleave(2, 1)).chunk(2, 1)
         return s.b(torch.cat([left, s.c(right)], 1))
 
-    cut(Calls(forward, a=conv(3, 16), g=nn.Conv2d(32, 16, 3, padding=1, groups=8), b=conv(16, 5), c=conv(8, 8)),
-        macs=0.3, whole_groups=True)
+    slim, _ = cut(Calls(forward, a=conv(3, 16), g=nn.Conv2d(32, 16, 3, padding=1, groups=8), b=conv(16, 5),
+                        c=conv(8, 8)), macs=0.3, whole_groups=True)
+    assert slim(X).shape == (2, 5, 8, 8)
 
 
 # Widths that are no size of anything: they scale, clamp, decide.
@@ -155,7 +158,8 @@ def test_a_layer_norm_over_channels_and_space() -> None:
 
 
 def test_a_network_that_draws_numbers_is_compared_with_itself() -> None:
-    cut(between(lambda s, h: h * torch.rand(1)))
+    slim, _ = cut(between(lambda s, h: h * torch.rand(1)))
+    assert slim.a.out_channels < 32
 
 
 def test_inference_mode_and_autocast_around_the_call_change_nothing() -> None:
