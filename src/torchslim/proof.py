@@ -179,10 +179,13 @@ def _kept_part(expected: Tensor, layer: nn.Module, weight: Tensor, kept: Mapping
     elif isinstance(layer, nn.Linear | nn.Embedding):
         makes, channels = int(isinstance(layer, nn.Embedding)), expected.dim() - 1
     if isinstance(layer, nn.LayerNorm | nn.RMSNorm):  # over several dimensions, of which any may be cut
+        part = expected
         for dim, index in kept.items():
             along = expected.dim() - weight.dim() + dim
-            expected = expected.index_select(along, torch.tensor(index, device=expected.device))
-        return expected
+            if max(index) >= expected.shape[along]:  # a class of the model's own may lay its channels elsewhere
+                return expected
+            part = part.index_select(along, torch.tensor(index, device=part.device))
+        return part
     if makes not in kept or max(kept[makes]) >= expected.shape[channels]:
         return expected
     return expected.index_select(channels, torch.tensor(kept[makes], device=expected.device))
