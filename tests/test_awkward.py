@@ -184,7 +184,7 @@ class Holding(nn.Module):
         elif how == "a list":
             self.layers = [conv(32, 32)]
         elif how == "a script":
-            self.script = torch.jit.script(nn.Sequential(conv(32, 32), nn.ReLU()))
+            self.script = torch.jit.trace(nn.Sequential(conv(32, 32), nn.ReLU()), torch.randn(1, 32, 8, 8))
         elif how == "a lazy layer":
             self.lazy = nn.LazyConv2d(8, 1)
 
@@ -209,7 +209,7 @@ class Answer:
 
 @pytest.mark.parametrize(("how", "wanted"), [
     ("functions", r"`model.steps`: a function that closes over Holding"), ("a list", "not registered with it"),
-    ("a script", "`script`: RecursiveScriptModule is a scripted module"), ("an object", "returns no tensor"),
+    ("a script", "`script`: TopLevelTracedModule is a scripted module"), ("an object", "returns no tensor"),
     ("a lazy layer", "`lazy.weight`: is not initialised")])
 def test_what_a_copy_would_not_hold_is_refused_by_name(how: str, wanted: str) -> None:
     model = Holding(how).eval()

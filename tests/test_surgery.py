@@ -222,7 +222,7 @@ def test_a_plan_that_cuts_nothing_gives_an_equal_copy() -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_scripted_models_are_refused_by_every_entrance() -> None:
-    scripted = torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)))
+    scripted = torch.jit.trace(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)), torch.randn(1, 3, 5, 5))
     plan = Plan(kept={})
     for entrance in (lambda: torchslim.apply(scripted, plan), lambda: torchslim.plan(scripted, INPUTS, macs=0.5),
                      lambda: torchslim.profile(scripted, INPUTS), lambda: torchslim.groups(scripted, INPUTS),
