@@ -215,3 +215,10 @@ def test_what_a_copy_would_not_hold_is_refused_by_name(how: str, wanted: str) ->
     model = Holding(how).eval()
     with pytest.raises(ts.errors.UnsupportedModel, match=wanted):
         ts.plan(model, X, macs=0.5)
+
+
+def test_layers_that_other_data_would_lead_to_are_named() -> None:
+    model = Calls(lambda s, x: s.b(s.a(x)) if x.mean() > -9 else s.c(s.a(x)), a=conv(3, 32), b=conv(32, 5),
+                  c=conv(32, 5))
+    plan = ts.plan(model.eval(), X, macs=0.5)
+    assert any(note.startswith("no run read c: what they would read may be cut") for note in plan.notes)

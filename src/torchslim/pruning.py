@@ -308,8 +308,12 @@ def _unreached(coupling: Coupling) -> list[str]:
     layers = sorted({name.rpartition(".")[0] or name for name in unread})
     if not layers or len(coupling.graphs) > 1:
         return []
-    return [f"no run read {', '.join(layers[:3])}{' and others' if len(layers) > 3 else ''}: in train mode the network "
-            "fails on these inputs; if these layers are used in training, give inputs that it trains on"]
+    named = f"no run read {', '.join(layers[:3])}{' and others' if len(layers) > 3 else ''}"
+    if coupling.graphs[0].device == "real":  # the network looks at its data, and may go another way with other data
+        return [f"{named}: what they would read may be cut, and they are not; if other inputs lead there, give such "
+                "inputs, or leave the layers before alone with exclude="]
+    return [f"{named}: in train mode the network fails on these inputs; if these layers are used in training, give "
+            "inputs that it trains on"]
 
 
 def _left_alone(coupling: Coupling, reasons: Mapping[int, str]) -> tuple[LeftAlone, ...]:
