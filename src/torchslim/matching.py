@@ -79,22 +79,9 @@ def foreseen(model: nn.Module, coupling: Coupling, selection: Selection, scores:
 
     None where it might not, or where rows of one channel set are tied to others, and only a run tells their order.
     """
-    if not all(graph.blind for graph in coupling.graphs):
+    stays = _staying(coupling, selection, scores) if all(graph.blind for graph in coupling.graphs) else None
+    if stays is None:
         return None
-    stays = np.ones(coupling.classes, dtype=bool)
-    for bundle, level in zip(selection.bundles, selection.removals, strict=True):
-        if not level:
-            continue
-        if not bundle.tied:
-            stays[bundle.classes] = bundle.shares(level) > 0
-            continue
-        own = set(bundle.classes.tolist())
-        matrices = [rows.labels for rows in coupling.rows if int(rows.labels.flat[0]) in own]
-        if len(matrices) != 1 or matrices[0].size != len(own):
-            return None
-        for row in matrices[0]:
-            gone = len(row) - len(row) * bundle.kept[level] // bundle.kept[0]
-            stays[row[np.lexsort((-row, scores[row]))[:gone]]] = False
     kept: Kept = {}
     sizes: dict[str, dict[int, int]] = {}
     indices: dict[int, tuple[int, ...]] = {}
@@ -113,6 +100,25 @@ def foreseen(model: nn.Module, coupling: Coupling, selection: Selection, scores:
     readers = tuple((t.name, t.dim) for t in coupling.touches
                     if t.dim in kept.get(t.name, {}) and (t.name, t.dim) in coupling.reading)
     return Cut(stays, kept, grouped, readers, tuple(_outdated(model, sizes, grouped)))
+
+
+def _staying(coupling: Coupling, selection: Selection, scores: Scores) -> NDArray[np.bool_] | None:
+    """Of each class, whether it stays; None where rows of one channel set are tied to others."""
+    stays = np.ones(coupling.classes, dtype=bool)
+    for bundle, level in zip(selection.bundles, selection.removals, strict=True):
+        if not level:
+            continue
+        if not bundle.tied:
+            stays[bundle.classes] = bundle.shares(level) > 0
+            continue
+        own = set(bundle.classes.tolist())
+        matrices = [rows.labels for rows in coupling.rows if int(rows.labels.flat[0]) in own]
+        if len(matrices) != 1 or matrices[0].size != len(own):
+            return None
+        for row in matrices[0]:
+            gone = len(row) - len(row) * bundle.kept[level] // bundle.kept[0]
+            stays[row[np.lexsort((-row, scores[row]))[:gone]]] = False
+    return stays
 
 
 def _groups_left(touch: Touch, stays: NDArray[np.bool_]) -> int:

@@ -36,7 +36,7 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
     state = tensors_of(model)
     parts: dict[int, Any] = {}
     left_behind = computed(model)
-    index = cache(Index)
+    index = cache(KeptIndex)
     for name, dims in plan.kept.items():
         if name not in state:
             raise PlanError(f"`{name}`: the plan cuts this tensor and the model has none of that name; "
@@ -53,7 +53,7 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
     return slim
 
 
-class Index:
+class KeptIndex:
     """Indices that stay: many tensors keep the same."""
 
     def __init__(self, kept: tuple[int, ...]) -> None:
@@ -69,7 +69,7 @@ class Index:
 
 
 def cut_tensor(tensor: Tensor, name: str, dims: Mapping[int, Sequence[int]], groups: tuple[int, int] | None,
-               index_of: Callable[[tuple[int, ...]], Index] = Index) -> Tensor:
+               index_of: Callable[[tuple[int, ...]], KeptIndex] = KeptIndex) -> Tensor:
     """The kept part of a tensor, contiguous in the tensor's own memory format.
 
     Args:
@@ -77,7 +77,7 @@ def cut_tensor(tensor: Tensor, name: str, dims: Mapping[int, Sequence[int]], gro
         name: the parameter's, for messages.
         dims: the plan for it: what stays of each dimension that is cut.
         groups: the groups of a grouped convolution before and after.
-        index_of: makes an `Index` of what stays; one that remembers saves time where many tensors keep the same.
+        index_of: makes a `KeptIndex` of what stays; one that remembers saves time where many tensors keep the same.
 
     Raises:
         PlanError: an index out of range, or filters that can't be split into the groups.
