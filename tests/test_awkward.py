@@ -217,8 +217,30 @@ def test_what_a_copy_would_not_hold_is_refused_by_name(how: str, wanted: str) ->
         ts.plan(model, X, macs=0.5)
 
 
-def test_layers_that_other_data_would_lead_to_are_named() -> None:
-    model = Calls(lambda s, x: s.b(s.a(x)) if x.mean() > -9 else s.c(s.a(x)), a=conv(3, 32), b=conv(32, 5),
-                  c=conv(32, 5))
-    plan = ts.plan(model.eval(), X, macs=0.5)
-    assert any(note.startswith("no run read c: what they would read may be cut") for note in plan.notes)
+@pytest.mark.parametrize(("before", "after"), [(0.4, -9.0), (-9.0, 0.4)])
+def test_where_the_data_decides_the_way_not_taken_goes_on_working(before: float, after: float) -> None:
+    def way(threshold: float) -> Callable[[Any, Tensor], Tensor]:
+        return lambda s, x: s.last(s.b(s.a(x)) if x.mean() > threshold else s.c(s.a(x)).relu())
+
+    model = Calls(way(before), a=conv(3, 32), b=conv(32, 24), c=conv(32, 24), last=nn.Sequential(
+        conv(24, 20), conv(20, 5))).eval()
+    slim, plan = ts.prune(model, X, macs=0.5)
+    left = "c" if before < after else "b"
+    assert any(f"no run read {left}: what is as wide" in note for note in plan.notes)
+    assert any(f"`{left}` meets, which no run read: 32 channels" in one.reason for one in plan.left_alone)
+    assert "last.0.weight" in plan.kept
+    assert "a.weight" not in plan.kept
+    slim._forward = way(after)
+    slim(X)
+
+
+def test_unread_layers_of_a_network_that_fails_in_training_go_on_working() -> None:
+    def forward(s: Any, x: Tensor) -> Tensor:
+        if s.training:
+            raise ValueError("wants targets")
+        return s.head(s.a(x))
+
+    model = Calls(forward, a=conv(3, 32), head=nn.Sequential(conv(32, 20), conv(20, 5)), auxiliary=conv(32, 5)).eval()
+    plan = ts.plan(model, X, macs=0.9)
+    assert set(plan.kept) == {"head.0.weight", "head.0.bias", "head.1.weight"}
+    assert any("no run read auxiliary: in train mode the network fails" in note for note in plan.notes)

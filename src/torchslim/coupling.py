@@ -23,6 +23,7 @@ from torchslim.labels import Labels, LabelSpace, Mixed, Rows, Touch, Tracks
 from torchslim.rules import move_labels, tells_apart
 from torchslim.tapes import Index, Tape, tapes
 from torchslim.terms import PLAIN, Terms
+from torchslim.unread import freeze_what_unread_layers_meet, unread
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,6 +128,9 @@ def couple(graphs: Sequence[Graph], terms: Terms = PLAIN) -> Coupling:
             move_labels(space, op)
         for value in graph.outputs:
             space.freeze_value(value, "the network's output")
+    names = unread(graphs)
+    for graph, by_value in zip(graphs, tracks if names else (), strict=bool(names)):
+        freeze_what_unread_layers_meet(space, graph, by_value, names)
     for rows in space.rows:
         if rows.place in terms.ties:
             space.union(rows.labels[:1], rows.labels)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from torchslim.channels import ChannelGroup, Member
 from torchslim.errors import RequestError
+from torchslim.modules import BLOCK
 
 Scores = NDArray[np.float64]
 
@@ -131,12 +132,19 @@ def _numbers(group: ChannelGroup, scores: object) -> Scores:
 
 def _sums(tensor: Tensor, dim: int, groups: int, power: int) -> Scores:
     """Sum of |w|^power at each index of one dimension; over all groups' inputs for a grouped convolution."""
-    size = tensor.abs() if power == 1 else tensor.square()
     if groups > 1:
-        size = size.reshape(groups, size.shape[0] // groups, size.shape[1], -1).sum((1, 3)).reshape(-1)
-    elif size.dim() > 1:
-        size = size.sum([d for d in range(size.dim()) if d != dim])
-    return size.double().cpu().numpy()
+        size = _powers(tensor, power).reshape(groups, tensor.shape[0] // groups, tensor.shape[1], -1)
+        return size.sum((1, 3)).reshape(-1).double().cpu().numpy()
+    others = [d for d in range(tensor.dim()) if d != dim]
+    rows = max(1, BLOCK * len(tensor) // max(tensor.numel(), 1))
+    blocks = (_powers(block, power) for block in torch.split(tensor, rows))
+    sums = [(block.sum(others) if others else block).double() for block in blocks]
+    total = torch.cat(sums) if dim == 0 else torch.stack(sums).sum(0)
+    return total.cpu().numpy()
+
+
+def _powers(tensor: Tensor, power: int) -> Tensor:
+    return tensor.abs() if power == 1 else tensor.square()
 
 
 def _norm(group: ChannelGroup, weights: Weights, power: int) -> Scores:

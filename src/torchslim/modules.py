@@ -11,6 +11,10 @@ from types import NoneType
 
 from torch import Tensor, nn
 
+BLOCK = 2**20
+"""About how many elements of a large tensor are worked on at a time: temporaries as large as itself cost more time than
+the work, and memory that may not be there."""
+
 # Most attributes are of these types; asking torch whether a number is a tensor takes its time.
 _PLAIN = frozenset({NoneType, bool, int, float, str, tuple, list, set, dict, OrderedDict})
 

@@ -42,6 +42,7 @@ from torchslim.surgery import apply
 from torchslim.tapes import tapes
 from torchslim.terms import Terms
 from torchslim.trouble import Trouble
+from torchslim.unread import note
 
 Scope = str | Mapping[str, float]
 
@@ -287,7 +288,7 @@ def _finished(coupling: Coupling, cut: Cut, limits: Sequence[Limit], choice: Cho
              "rounding and minimum width leave" for b in budgets if b.met > b.asked]
     mixed = list(dict.fromkeys(m.reason for m in coupling.mixed if (shares[m.labels] == 0).any()))
     notes += [f"approximate: {reason}" for reason in mixed]
-    notes += _unreached(coupling)
+    notes += note(coupling.graphs)
     notes += [f"no rule for {name}: what it reads stays" for name in coupling.unknown]
     settings = {"importance": choice.importance if isinstance(choice.importance, str) else "callable",
                 "scope": choice.scope if isinstance(choice.scope, str) else dict(choice.scope),
@@ -298,22 +299,6 @@ def _finished(coupling: Coupling, cut: Cut, limits: Sequence[Limit], choice: Cho
     return Plan(kept=cut.kept, readers=cut.readers, grouped=cut.grouped, mends=cut.mends, budgets=budgets,
                 predicted={"macs": Meter(coupling.macs)(shares), "params": Meter(coupling.params)(shares)},
                 left_alone=_left_alone(coupling, left_alone), notes=tuple(notes), settings=settings)
-
-
-def _unreached(coupling: Coupling) -> list[str]:
-    """A note on parameters that no run read: what they read may be cut, and they are not."""
-    unread = {name for name, value in coupling.graphs[0].state.items() if value.source == "parameter"}
-    for graph in coupling.graphs:
-        unread -= graph.read()
-    layers = sorted({name.rpartition(".")[0] or name for name in unread})
-    if not layers or len(coupling.graphs) > 1:
-        return []
-    named = f"no run read {', '.join(layers[:3])}{' and others' if len(layers) > 3 else ''}"
-    if coupling.graphs[0].device == "real":  # the network looks at its data, and may go another way with other data
-        return [f"{named}: what they would read may be cut, and they are not; if other inputs lead there, give such "
-                "inputs, or leave the layers before alone with exclude="]
-    return [f"{named}: in train mode the network fails on these inputs; if these layers are used in training, give "
-            "inputs that it trains on"]
 
 
 def _left_alone(coupling: Coupling, reasons: Mapping[int, str]) -> tuple[LeftAlone, ...]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchslim.calling import unwrap
 from torchslim.copying import copied
 from torchslim.errors import PlanError, UnsupportedModel
-from torchslim.modules import named_modules, tensors_of
+from torchslim.modules import BLOCK, named_modules, tensors_of
 from torchslim.plans import Mend, Plan
 from torchslim.widths import computed
 
@@ -95,13 +95,28 @@ def cut_tensor(tensor: Tensor, name: str, dims: Mapping[int, Sequence[int]], gro
         if groups is not None and 1 in dims:
             part = _cut_grouped(part, name, dims, groups)
         else:
-            # The dimension that loses most goes first.
-            for dim, index in sorted(indices.items(), key=lambda item: len(item[1].kept) / tensor.shape[item[0]]):
-                part = part.index_select(dim, index.on(part.device))
+            part = _select(part, {dim: index.on(part.device) for dim, index in indices.items()})
         part = part.contiguous(memory_format=_memory_format(tensor))
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(part, requires_grad=tensor.requires_grad)
     return part.requires_grad_(tensor.requires_grad and tensor.is_leaf)
+
+
+def _select(tensor: Tensor, indices: Mapping[int, Tensor]) -> Tensor:
+    """The elements at these indices of each dimension; large tensors go block by block where two dimensions are cut."""
+    # The dimension that loses most goes first.
+    dims = sorted(indices, key=lambda dim: len(indices[dim]) / tensor.shape[dim])
+    if len(dims) == 2 and 0 in dims and tensor.numel() > BLOCK and tensor.is_contiguous():
+        other = next(dim for dim in dims if dim)
+        shape = [len(indices[dim]) if dim in indices else size for dim, size in enumerate(tensor.shape)]
+        part = tensor.new_empty(shape)
+        step = max(1, BLOCK * len(tensor) // tensor.numel())
+        for rows, out in zip(torch.split(indices[0], step), torch.split(part, step), strict=True):
+            torch.index_select(tensor.index_select(0, rows), other, indices[other], out=out)
+        return part
+    for dim in dims:
+        tensor = tensor.index_select(dim, indices[dim])
+    return tensor
 
 
 def _cut_grouped(weight: Tensor, name: str, dims: Mapping[int, Sequence[int]], groups: tuple[int, int]) -> Tensor:
