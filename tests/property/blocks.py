@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import crafted
+import reordering
 import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -516,9 +517,19 @@ def selective(draw: Draw, c: int) -> Built:
     return crafted.Selective(c, draw(st.booleans())), c
 
 
+def reordered(draw: Draw, c: int) -> Built:
+    """One after the other, as long as there are few channels."""
+    ways: list[str] = []
+    for _ in range(pick(draw, 1, 1, 2)):
+        way = pick(draw, *reordering.WAYS)
+        if c % 2 == 0 and c * reordering.WAYS[way][1] <= 48:
+            ways, c = [*ways, way], int(c * reordering.WAYS[way][1])
+    return reordering.Reordered(*ways), c
+
+
 ANY = (conv, conv, depthwise, residual, projected, concat, dense, gate, select, twice, shared, up, blur, norm, scale,
        space, mixed, computed, computed, standardised, bare, mixing, mirrored, lambdas, remembering, selective)
-EVEN = (halves, halves, partial, attention, sliced, sliced, split_attention)
+EVEN = (halves, halves, partial, attention, sliced, sliced, split_attention, reordered, reordered)
 DIVISIBLE = (grouped, shuffle)
 
 
