@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 import torchslim
-from helpers import Untouched, count, counted_macs
+from helpers import Calls, Untouched, count, counted_macs
 from torchslim.errors import TraceError
 
 # parameters and multiply-adds at 224 x 224, as published for torchvision's models
@@ -32,7 +35,6 @@ PUBLISHED = {
 def test_published_counts(name: str) -> None:
     profile = torchslim.profile(torchslim.create_model(name), torch.randn(1, 3, 224, 224))
     assert (profile.params, profile.macs) == PUBLISHED[name]
-    assert profile.flops == 2 * profile.macs
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vgg11", "densenet121", "inception_v3", "efficientnet_b0",
@@ -126,23 +128,127 @@ def test_the_model_is_left_as_it_was() -> None:
 def test_every_column_by_hand() -> None:
     """A convolution of 3 -> 4 channels on 6 x 6, batch norm, and a linear layer on the flattened map."""
     model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 5))
+    model[1].bias.requires_grad_(False)
     profile = torchslim.profile(model, torch.randn(2, 3, 6, 6))
     convolution, linear = 2 * 36 * 4 * 27, 2 * 144 * 5
-    assert (profile.macs, profile.flops) == (convolution + linear, 2 * (convolution + linear))
+    assert profile.macs == convolution + linear
+    assert profile.flops == 2 * convolution + 2 * 2 * 144 + 2 * linear
     assert profile.params == (108 + 4) + 8 + (720 + 5)
+    assert (profile.trainable, profile.frozen) == (profile.params - 4, 4)
     assert profile.activations == 2 * 144 + 2 * 5
-    read_and_written = (2 * 108 + 108 + 4 + 2 * 144) + (5 + 2 * 144 + 720 + 2 * 5)
-    assert profile.memory_access == read_and_written
+    moved = [2 * 108 + 108 + 4 + 2 * 144, 2 * 144 + 4 * 4 + 2 * 144, 5 + 2 * 144 + 720 + 2 * 5]
+    assert profile.memory_access == sum(moved)
+    assert profile.memory_bytes == 4 * profile.memory_access
+    assert profile.peak_memory == 4 * (2 * 144 + 2 * 144)
+    assert profile.weight_bytes == 4 * (profile.params + 8) + 8  # running mean and variance, and an int64
+    assert profile.intensity == profile.flops / profile.memory_bytes
     assert [tuple(vars(layer).values()) for layer in profile.layers] == [
-        ("0", "Conv2d", 112, convolution, (2, 3, 6, 6), (2, 4, 6, 6), 1),
-        ("1", "BatchNorm2d", 8, 0, (2, 4, 6, 6), (2, 4, 6, 6), 1),
-        ("3", "Linear", 725, linear, (2, 144), (2, 5), 1)]
+        ("0", "Conv2d", 112, 112, 0, convolution, 2 * convolution, 288, moved[0], 4 * moved[0], 4 * (216 + 288),
+         (2, 3, 6, 6), (2, 4, 6, 6), 1),
+        ("1", "BatchNorm2d", 8, 4, 0, 0, 576, 0, moved[1], 4 * moved[1], 4 * 576, (2, 4, 6, 6), (2, 4, 6, 6), 1),
+        ("2", "Flatten", 0, 0, 0, 0, 0, 0, 0, 0, 4 * 288, (2, 4, 6, 6), (2, 144), 1),
+        ("3", "Linear", 725, 725, 0, linear, 2 * linear, 10, moved[2], 4 * moved[2], 4 * (288 + 10), (2, 144),
+         (2, 5), 1)]
     assert str(profile).splitlines() == [
         "layer  kind         params   MACs  output",
         "0      Conv2d          112  7,776  2x4x6x6",
         "1      BatchNorm2d       8      0  2x4x6x6",
         "3      Linear          725  1,440  2x5",
-        "total                  845  9,216"]
+        "total                  845  9,216",
+        "19,008 FLOPs, 298 activations, memory: 2,231 elements accessed, 2,304 bytes at the peak",
+        "4 parameters require no gradient"]
+
+
+def flops_of(*layers: nn.Module, shape: tuple[int, ...] = (2, 6, 8, 8)) -> int:
+    return torchslim.profile(nn.Sequential(*layers), torch.randn(shape)).flops
+
+
+@pytest.mark.parametrize(("layer", "expected"), [
+    (nn.ReLU(), 768), (nn.GELU(), 768), (nn.Hardswish(), 768), (nn.BatchNorm2d(6), 2 * 768),
+    (nn.BatchNorm2d(6, track_running_stats=False), 6 * 768),
+    (nn.GroupNorm(2, 6), 7 * 768), (nn.GroupNorm(2, 6, affine=False), 5 * 768), (nn.LayerNorm(8), 7 * 768),
+    (nn.Softmax(1), 5 * 768), (nn.MaxPool2d(2), 768), (nn.MaxPool2d(3, 2, 1), 9 * 2 * 6 * 16),
+    (nn.AvgPool2d((2, 4)), 768), (nn.AdaptiveAvgPool2d(1), 768), (nn.AdaptiveAvgPool2d(3), 12 * 10 * 10),
+    (nn.Upsample(scale_factor=2), 0), (nn.Upsample(scale_factor=2, mode="bilinear"), 7 * 4 * 768),
+    (nn.Upsample(scale_factor=2, mode="bicubic"), 31 * 4 * 768), (nn.Dropout(), 0), (nn.Flatten(), 0),
+    (nn.PixelShuffle(1), 0), (nn.ChannelShuffle(2), 0), (nn.PReLU(), 768)], ids=str)
+def test_operations_beside_the_multiply_adds(layer: nn.Module, expected: int) -> None:
+    assert flops_of(layer) == expected
+
+
+def test_functional_arithmetic_counts_and_moving_does_not() -> None:
+    model = Calls(lambda s, x: torch.cat([x + 1, x * x.relu()], 1).mean((2, 3)).clone().transpose(0, 1))
+    assert torchslim.profile(model, torch.randn(2, 6, 8, 8)).flops == 3 * 768 + 2 * 768
+
+
+class Holding(TorchDispatchMode):
+    """Which storages each operation of a real run reads and makes, by address; all of them kept alive."""
+
+    def __init__(self, model: nn.Module, inputs: Tensor) -> None:
+        super().__init__()
+        self.kept: list[Any] = [inputs]
+        self.weights = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+        self.steps: list[dict[int, int]] = []
+        self.first = self._storages([inputs])
+
+    def _storages(self, tree: Any) -> dict[int, int]:
+        found = [t.untyped_storage() for t in tree_leaves(tree) if isinstance(t, Tensor)]
+        return {s.data_ptr(): s.nbytes() for s in found if s.nbytes() and s.data_ptr() not in self.weights}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.kept.append((args, result))
+        self.steps.append(self._storages((args, kwargs, result)))
+        return result
+
+    def peak(self) -> int:
+        """The most bytes of storages between their first and their last step."""
+        self.steps[-1] |= self._storages([self.kept[-1][1]])
+        spans: dict[int, list[int]] = {key: [0, 0] for key in self.first}
+        sizes = dict(self.first)
+        for place, step in enumerate(self.steps):
+            sizes |= step
+            for key in step:
+                spans.setdefault(key, [place, place])[1] = place
+        return max(sum(sizes[key] for key, (start, end) in spans.items() if start <= place <= end)
+                   for place in range(len(self.steps)))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "densenet121", "shufflenet_v2_x1_0", "mobilenet_v3_small", "googlenet",
+                                  "squeezenet1_1", "vgg11_bn", "regnet_y_400mf"])
+def test_the_peak_is_that_of_a_real_runs_storages(name: str) -> None:
+    model, x = torchslim.create_model(name).eval(), torch.randn(2, 3, 64, 64)
+    with torch.no_grad(), Holding(model, x) as run:
+        model(x)
+    assert torchslim.profile(model, x).peak_memory == run.peak()
+
+
+def test_in_place_operations_and_views_take_no_memory_of_their_own() -> None:
+    def forward(s: Any, x: Tensor) -> Tensor:
+        y = x.view(2, -1).relu()
+        y[:, :3] += 1
+        y.mul_(2)
+        return torch.cat([y.view(2, 6, 8, 8), x], 1)
+
+    model, x = Calls(forward), torch.randn(2, 6, 8, 8)
+    with torch.no_grad(), Holding(model, x) as run:
+        model(x)
+    assert torchslim.profile(model, x).peak_memory == run.peak() == 4 * 768 * 4
+
+
+def test_modules_hold_the_sums_of_what_is_in_them() -> None:
+    profile = torchslim.profile(torchslim.create_model("googlenet"), torch.randn(1, 3, 224, 224))
+    by_name = {module.name: module for module in profile.modules}
+    assert list(by_name)[:3] == ["", "conv1", "conv1.conv"]
+    assert by_name[""].macs == profile.macs
+    assert by_name[""].params == profile.params
+    assert by_name[""].dead_params == profile.dead_params == by_name["aux1"].params + by_name["aux2"].params
+    inception = by_name["inception3a"]
+    parts = [layer for layer in profile.layers if layer.name == "inception3a" or layer.name.startswith("inception3a.")]
+    for key in ("params", "macs", "flops", "activations", "memory_access", "memory_bytes"):
+        assert getattr(inception, key) == sum(getattr(part, key) for part in parts) > 0
+    assert inception.peak_memory == max(part.peak_memory for part in parts)
+    assert (inception.in_shape, inception.out_shape) == ((1, 192, 28, 28), (1, 256, 28, 28))
 
 
 @pytest.mark.parametrize("model", [
@@ -226,4 +332,4 @@ def test_wrapped_and_weightless_models() -> None:
     assert torchslim.profile(model.to("meta"), x) == expected
     with pytest.raises(TraceError, match="failed while the model was run"):
         torchslim.profile(model, torch.randn(1, 4, 32, 32))
-    assert torchslim.profile(nn.ReLU(), x).layers == ()
+    assert torchslim.profile(nn.ReLU(), x).macs == 0

@@ -24,10 +24,10 @@ PUBLIC = [
 # Nothing imports what stands later in this list; modules of one subpackage may import each other.
 ORDER = [
     "__init__", "errors", "wording", "files", "plans", "calling", "modules", "graph", "terms", "labels", "untouched",
-    "shapes", "blindness", "trace", "rules", "tapes", "unread", "channels", "grouping", "coupling", "profiler",
-    "latency", "importance", "budget", "widths", "copying", "surgery", "optimizers", "mending", "orders", "matching",
-    "trouble", "float64", "reference", "proof", "pruning", "presets", "libraries", "sources", "store", "exporting",
-    "train", "report", "pipeline", "cli", "__main__",
+    "shapes", "blindness", "trace", "rules", "tapes", "unread", "channels", "grouping", "coupling", "memory",
+    "profiler", "latency", "importance", "budget", "widths", "copying", "surgery", "optimizers", "mending", "orders",
+    "matching", "trouble", "float64", "reference", "proof", "pruning", "presets", "libraries", "sources", "store",
+    "exporting", "train", "report", "pipeline", "cli", "__main__",
 ]
 
 # Imports against the order, each inside a function: a saved model is a source of models, and has a source itself.

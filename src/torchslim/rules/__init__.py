@@ -6,6 +6,7 @@
     positions.py     reading and writing by remembered positions: what is picked by its number keeps it
     spatial.py       pooling, resizing, padding, region pooling: labels pass
     mixing.py        norms, softmax, reductions, sorting: channels may change each other's value
+    counting.py      floating-point operations beside the multiply-adds
 
 An operation without a row is no guess: its labels are frozen and its name is listed. `register_rule` adds a row.
 """
@@ -19,7 +20,7 @@ import torch
 from torchslim.errors import RequestError
 from torchslim.graph import Op
 from torchslim.labels import Labels, LabelSpace
-from torchslim.rules import elementwise, linear, mixing, positions, shape, spatial
+from torchslim.rules import counting, elementwise, linear, mixing, positions, shape, spatial
 from torchslim.rules.row import Row
 from torchslim.rules.within import moves_within
 
@@ -74,6 +75,17 @@ def macs(op: Op) -> int:
     """Multiply-adds of an operation: convolutions and matrix products; 0 for everything else."""
     row = row_of(op)
     return row.macs(op) if row is not None and row.macs is not None else 0
+
+
+def flops(op: Op) -> int:
+    """Floating-point operations of an operation: 2 for each multiply-add; for others see `counting`."""
+    if multiplies(op):
+        return 2 * macs(op)
+    count = counting.COUNTS.get(op.name.removesuffix("_"))
+    if count is None and is_arithmetic(op):
+        count = counting.POINTWISE
+    computes = count is not None and any(value.dtype.is_floating_point for value in op.inputs)
+    return count(op) if count is not None and computes else 0
 
 
 def register_rule(name: str, *, cost: Callable[[Op], int] | None = None,
