@@ -6,7 +6,8 @@ from itertools import pairwise
 
 import pytest
 
-from torchslim.report import story, units
+from torchslim import units
+from torchslim.report import story
 from torchslim.report.record import Timing
 from torchslim.report.svg import ticks
 

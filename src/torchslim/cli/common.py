@@ -89,8 +89,8 @@ def print_json(data: Any) -> None:
     print(json.dumps(data, indent=2))
 
 
-def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table on stdout: the first column is text, the others are numbers."""
+def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]], width: int | None = None) -> None:
+    """A table on stdout: the first column is text, the others are numbers. It folds at the terminal's width, or `width`."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -100,7 +100,7 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         table.add_column(heading, justify="right" if place else "left", overflow="fold", no_wrap=bool(place))
     for row in rows:
         table.add_row(*row)
-    Console(markup=False, highlight=False).print(table)
+    Console(markup=False, highlight=False, width=width).print(table)
 
 
 def _is_detector(source: Source) -> bool:

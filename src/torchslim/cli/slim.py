@@ -112,7 +112,7 @@ def _run(settings: Settings, restart: bool) -> Record:
 
 def _show(record: Record, out: Path) -> None:
     """The table and where the files are."""
-    from torchslim.report import units
+    from torchslim import units
 
     before, after = record.before, record.after
     rows = [

@@ -25,7 +25,8 @@ def render(record: Record) -> str:
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    from torchslim.report import charts, story, units
+    from torchslim import units
+    from torchslim.report import charts, story
 
     page, style, script = (_HERE.joinpath(name).read_text(encoding="utf-8")
                            for name in ("page.html", "style.css", "page.js"))

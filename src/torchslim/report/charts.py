@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 
 from torchslim.report.record import Curve, LayerChange, ScoreHistogram, Timing
 from torchslim.report.svg import figure, join, levels, number, share, shorten, tag, thin, ticks
-from torchslim.report.units import error
+from torchslim.units import error
 
 MOST_POINTS = 100  # of one line; more would only make the page heavier
 LONGEST_NAME = 24  # characters of a layer's name; the table has it in full

@@ -12,7 +12,8 @@ from typing import Any
 from markupsafe import Markup
 
 from torchslim.plans import LeftAlone
-from torchslim.report import charts, units
+from torchslim import units
+from torchslim.report import charts
 from torchslim.report.record import Curve, LayerChange, Record, Sample, Timing
 
 EXACT = 1e-8  # above this a difference in float64 is no rounding any more: the cut was an approximation

@@ -1,0 +1,41 @@
+"""What to do about a network's costs: model -> findings, the worst first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from torchslim.calling import Inputs, unwrap
+from torchslim.findings import Finding, Seen
+from torchslim.layering import CHECKS, heavy_ends
+from torchslim.profiler import profile
+from torchslim.trace import trace
+
+LEAST = 0.02
+"""The least gain that is worth a line. What is certain and costs nothing to put right is always said."""
+
+_ALWAYS = frozenset({"dead parameters", "convolution bias before batch norm", '"same" padding that ignores dilation'})
+
+
+def advise(model: nn.Module, inputs: Inputs, *, ms: Mapping[str, float] | None = None,
+           name: str = "MODEL") -> tuple[Finding, ...]:
+    """What makes a network heavier than it need be, the worst first; empty for one that is as light as it looks.
+
+    ShuffleNetV2's guidelines G1 to G4 (Ma et al. 2018), dead parameters, convolution biases before batch norm, batch
+    norms that inference could fold, channel counts that are no multiple of 8, large kernels that factorise, a first
+    layer or classifier that dominates, and padding that ignores dilation.
+
+    Args:
+        model: any convolutional network; it is left as it was.
+        inputs: what it is called with (see `torchslim.profile`).
+        ms: measured milliseconds of each module by itself, for the evidence; see `layertimes.layer_times`.
+        name: how the commands in the remedies call the model.
+
+    Raises:
+        TraceError: the model fails on these inputs.
+    """
+    seen = Seen(trace(unwrap(model), inputs, watch=False), profile(model, inputs), name, ms or {})
+    found = [finding for check in CHECKS if (finding := check(seen)) is not None] + heavy_ends(seen)
+    kept = [finding for finding in found if finding.gain >= LEAST or finding.kind in _ALWAYS]
+    return tuple(sorted(kept, key=lambda finding: -finding.gain))

@@ -1,0 +1,78 @@
+"""Tables of numbers on the terminal: as many columns as fit, the important ones first; or all of them as CSV."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torchslim.cli.common import print_table
+from torchslim.errors import RequestError
+
+GAP = 2
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table.
+
+    Attributes:
+        key: what `--sort` calls it.
+        heading: above it.
+        value: of a row: a number, or a text.
+        text: of a value: how it is shown.
+        rank: columns of the highest rank go first where the terminal is narrow; those of rank 0 stay.
+    """
+
+    key: str
+    heading: str
+    value: Callable[[Any], Any]
+    text: Callable[[Any], str] = str
+    rank: int = 0
+
+
+def arranged(rows: Sequence[Any], columns: Sequence[Column], sort: str | None, top: int | None) -> list[Any]:
+    """The rows from the largest down (names from A on), and the first `top` of them; without `sort` as they come.
+
+    Raises:
+        RequestError: no column of that name.
+    """
+    ordered = list(rows)
+    if sort is not None:
+        found = {column.key: column for column in columns}
+        if sort not in found:
+            raise RequestError(f"--sort {sort}: no such column; wanted one of {', '.join(found)}")
+        value = found[sort].value
+        ordered.sort(key=value, reverse=bool(ordered) and not isinstance(value(ordered[0]), str))
+    return ordered[:top]
+
+
+def show(rows: Sequence[Any], columns: Sequence[Column]) -> None:
+    """Print a table that is no wider than the terminal; all columns where the output is no terminal."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    shown = fitting(rows, columns, width)
+    print_table([column.heading for column in shown],
+                [[column.text(column.value(row)) for column in shown] for row in rows], width or 10_000)
+
+
+def fitting(rows: Sequence[Any], columns: Sequence[Column], width: int | None) -> list[Column]:
+    """The columns that fit into the width."""
+    kept = list(columns)
+    sizes = {column.key: max(len(column.heading), *(len(column.text(column.value(row))) for row in rows), 0)
+             for column in columns}
+    while width is not None and sum(sizes[column.key] + GAP for column in kept) - GAP > width:
+        last = max(kept, key=lambda column: column.rank)
+        if not last.rank:
+            break
+        kept.remove(last)
+    return kept
+
+
+def print_csv(rows: Sequence[Any], columns: Sequence[Column]) -> None:
+    """Every column, numbers unrounded, on stdout."""
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow([column.key for column in columns])
+    writer.writerows([column.value(row) for column in columns] for row in rows)

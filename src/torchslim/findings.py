@@ -1,0 +1,206 @@
+"""What makes a network heavier than it need be: one function for each thing to find, Seen -> Finding.
+
+The guidelines G1 to G4 are those of ShuffleNet V2 (Ma et al. 2018, section 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+
+from torchslim.graph import Graph, Op, Value
+from torchslim.memory import accessed, is_view
+from torchslim.profiler import Profile
+from torchslim.rules import is_arithmetic, macs, multiplies
+from torchslim.units import count, percent
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that could be lighter.
+
+    Attributes:
+        kind: its name, in a few words.
+        gain: about what share of `of` could be saved, in [0, 1]: an estimate.
+        of: what is saved: "parameters", "MACs", "memory access" or "time".
+        evidence: what was counted or measured.
+        layers: the modules concerned, the worst first.
+        remedy: what to do, with the command or the line of code that does it.
+    """
+
+    kind: str
+    gain: float
+    of: str
+    evidence: str
+    layers: tuple[str, ...]
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A run of a network, and what it cost.
+
+    Attributes:
+        graph: the tape.
+        profile: the costs.
+        model: how the commands call the network.
+        ms: measured milliseconds of each module by itself, by name; empty where nothing was measured.
+    """
+
+    graph: Graph
+    profile: Profile
+    model: str
+    ms: Mapping[str, float]
+
+    @cached_property
+    def convolutions(self) -> list[Op]:
+        """The convolutions with weights of their own, transposed ones aside."""
+        return [op for op in self.graph.ops if op.name in ("aten.convolution", "aten._convolution")
+                and not op.argument(6, "transposed", False) and op.args[1].static]
+
+    @cached_property
+    def readers(self) -> dict[int, list[Op]]:
+        """The operations that read each value, by its id."""
+        found: dict[int, list[Op]] = {}
+        for op in self.graph.ops:
+            for value in op.inputs:
+                found.setdefault(value.id, []).append(op)
+        return found
+
+    def time(self, modules: Sequence[str]) -> str:
+        """What share of the measured time these modules take, for the evidence; nothing where none was measured."""
+        total = sum(self.ms.values())
+        return f"; {percent(sum(self.ms.get(name, 0.0) for name in set(modules)) / total)} of the time" if total else ""
+
+
+def groups_of(op: Op) -> int:
+    """Of a convolution."""
+    return int(op.argument(8, "groups", 1))
+
+
+def touched(op: Op) -> int:
+    """Elements that an operation reads and writes."""
+    return sum(value.numel for value in accessed(op))
+
+
+def named(op: Op) -> str:
+    """The layer that an operation belongs to."""
+    return op.module or "(model)"
+
+
+def worst(costs: Sequence[tuple[float, str]]) -> tuple[str, ...]:
+    """Layers from the greatest loss down, each once."""
+    return tuple(dict.fromkeys(name for _, name in sorted(costs, key=lambda one: -one[0])))
+
+
+def dead_parameters(seen: Seen) -> Finding | None:
+    """Parameters that no operation reads."""
+    dead = [(layer.dead_params, layer.name or "(model)") for layer in seen.profile.layers if layer.dead_params]
+    if not dead:
+        return None
+    total = sum(number for number, _ in dead)
+    tops = dict.fromkeys(_outermost_dead(seen))
+    return Finding(
+        "dead parameters", total / seen.profile.params, "parameters",
+        f"{total:,} of {seen.profile.params:,} parameters are never read by the forward pass in eval mode",
+        worst(dead), f"delete what is not used, before saving: {'; '.join(f'del model.{name}' for name in tops)}"
+        " (unless training uses it)")
+
+
+def _outermost_dead(seen: Seen) -> list[str]:
+    """The outermost modules whose parameters are all dead."""
+    whole = [m.name for m in seen.profile.modules if m.params and m.dead_params == m.params and m.name]
+    return [name for name in whole if not any(name.startswith(f"{other}.") for other in whole)] or ["..."]
+
+
+def unbalanced(seen: Seen) -> Finding | None:
+    """G1: a 1x1 convolution of B multiply-adds on h w positions accesses 2 sqrt(h w B) + B / (h w) elements at least."""
+    lost, ratios = [], []
+    for op in seen.convolutions:
+        weight, positions = op.args[1], prod(op.output.shape[2:]) * op.output.shape[0]
+        if prod(weight.shape[2:]) != 1 or groups_of(op) != 1 or not positions:
+            continue
+        outputs, inputs = weight.shape[:2]
+        access = positions * (inputs + outputs) + inputs * outputs
+        least = 2 * positions * (inputs * outputs) ** 0.5 + inputs * outputs
+        if access > 1.2 * least:
+            lost.append((access - least, named(op)))
+            ratios.append(access / least)
+    if not lost:
+        return None
+    return Finding(
+        "unbalanced 1x1 convolutions (G1)", sum(n for n, _ in lost) / seen.profile.memory_access, "memory access",
+        f"{len(lost)} access up to {max(ratios):.2f} times the elements that equally many inputs and outputs would"
+        f"{seen.time([name for _, name in lost])}",
+        worst(lost), "give them more equal widths: cut the wide side with `torchslim prune "
+        f"{seen.model} --macs 0.7 --only '{lost[0][1]}' --out slim.safetensors`, or choose smaller expansion ratios")
+
+
+def grouped(seen: Seen) -> Finding | None:
+    """G2: at equal multiply-adds, a convolution of g groups has g times as many outputs to write."""
+    lost = [(op.output.numel * (1 - 1 / groups_of(op)), named(op)) for op in seen.convolutions
+            if groups_of(op) >= 4 and op.args[1].shape[1] > 1]
+    if not lost:
+        return None
+    most = max(groups_of(op) for op in seen.convolutions if op.args[1].shape[1] > 1)
+    return Finding(
+        "heavy grouping (G2)", sum(n for n, _ in lost) / seen.profile.memory_access, "memory access",
+        f"{len(lost)} convolutions of up to {most} groups write more than ungrouped ones of the same MACs would"
+        f"{seen.time([name for _, name in lost])}",
+        worst(lost), f"lose whole groups: `torchslim prune {seen.model} --macs 0.7 --whole-groups --out "
+        "slim.safetensors`, or choose fewer groups")
+
+
+def fragmented(seen: Seen) -> Finding | None:
+    """G3: several small operations side by side use parallel hardware worse than one large one."""
+    branches = [[op for op in ops if multiplies(op)] for ops in seen.readers.values()]
+    wide = [ops for ops in branches if len(ops) >= 3 and not any(value.static for value in _common(ops))]
+    if not wide:
+        return None
+    layers = [(float(macs(op)), named(op)) for ops in wide for op in ops]
+    share = sum(n for n, _ in layers) / max(seen.profile.macs, 1)
+    own = {name for _, name in layers}
+    total = sum(seen.ms.values())
+    excess = sum(seen.ms.get(name, 0.0) for name in own) / total - share if total else 0.0
+    return Finding(
+        "fragmentation (G3)", max(excess, 0.01), "time",
+        f"{len(wide)} tensors are read by up to {max(map(len, wide))} convolutions side by side, which hold "
+        f"{percent(share)} of the MACs{seen.time(sorted(own))}",
+        worst(layers), "join branches of one kernel size into one convolution; see whether a compiler does: "
+        f"`torchslim bench {seen.model} --backend eager,compiled,onnxruntime`")
+
+
+def _common(ops: Sequence[Op]) -> list[Value]:
+    shared = set.intersection(*({value.id for value in op.inputs} for op in ops))
+    return [value for value in ops[0].inputs if value.id in shared]
+
+
+def elementwise(seen: Seen) -> Finding | None:
+    """G4: activations, additions and products cost few FLOPs and much memory access."""
+    ops = [op for op in seen.graph.ops if is_arithmetic(op) and touched(op)]
+    access = sum(map(touched, ops))
+    share = access / max(seen.profile.memory_access, 1)
+    if share < 0.3:
+        return None
+    # Computed with the operation before it, a result is neither written nor read again.
+    made = {out.id: op for op in seen.graph.ops if not is_view(op) for out in op.outputs if out is not None}
+    fused = [op for op in ops if any(value.id in made and len(seen.readers[value.id]) == 1 for value in op.inputs)]
+    gain = sum(2 * max(value.numel for value in op.inputs) for op in fused) / seen.profile.memory_access
+    return Finding(
+        "element-wise operations (G4)", min(gain, share), "memory access",
+        f"{len(ops)} of them have {percent(share)} of the memory access and "
+        f"{percent(sum(op.output.numel for op in ops) / max(seen.profile.flops, 1))} of the FLOPs"
+        f"{seen.time([op.module for op in ops if not seen_multiplying(seen, op.module)])}",
+        worst([(touched(op), named(op)) for op in ops]),
+        "let a runtime compute them with the convolution before them: "
+        f"`torchslim export {seen.model} model.onnx`, or `torch.compile(model)`")
+
+
+def seen_multiplying(seen: Seen, module: str) -> bool:
+    """True for a module that also multiplies, whose time is not that of its element-wise operations."""
+    return any(layer.name == module and layer.macs for layer in seen.profile.layers)
+
+
+Check = Callable[[Seen], Finding | None]
