@@ -23,11 +23,12 @@ PUBLIC = [
 
 # Nothing imports what stands later in this list; modules of one subpackage may import each other.
 ORDER = [
-    "__init__", "errors", "wording", "files", "plans", "calling", "modules", "graph", "terms", "labels", "untouched",
-    "shapes", "blindness", "trace", "rules", "tapes", "unread", "channels", "grouping", "coupling", "memory",
-    "profiler", "latency", "importance", "budget", "widths", "copying", "surgery", "optimizers", "mending", "orders",
-    "matching", "trouble", "float64", "reference", "proof", "pruning", "presets", "libraries", "sources", "store",
-    "exporting", "train", "report", "pipeline", "cli", "__main__",
+    "__init__", "errors", "wording", "formulas", "units", "files", "plans", "calling", "modules", "graph", "terms",
+    "labels", "untouched", "shapes", "blindness", "trace", "rules", "tapes", "unread", "channels", "grouping",
+    "coupling", "memory", "profiler", "findings", "layering", "advice", "latency", "importance", "budget", "widths",
+    "copying", "surgery", "optimizers", "mending", "orders", "matching", "trouble", "float64", "reference", "proof",
+    "pruning", "presets", "libraries", "sources", "store", "plotting", "exporting", "train", "report", "pipeline",
+    "cli", "__main__",
 ]
 
 # Imports against the order, each inside a function: a saved model is a source of models, and has a source itself.
@@ -135,6 +136,12 @@ def loaded_after(code: str) -> set[str]:
 
 def test_importing_the_package_imports_nothing_heavy() -> None:
     assert loaded_after("import torchslim; torchslim.__version__").isdisjoint(HEAVY)
+
+
+def test_the_formulas_need_no_torch() -> None:
+    loaded = loaded_after("from torchslim import formulas; formulas.separable(64, 128, 3, (32, 32))")
+    assert "torchslim" in loaded
+    assert loaded.isdisjoint(HEAVY)
 
 
 @pytest.mark.parametrize("command", [

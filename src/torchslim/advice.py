@@ -7,15 +7,19 @@ from collections.abc import Mapping
 from torch import nn
 
 from torchslim.calling import Inputs, unwrap
-from torchslim.findings import Finding, Seen
-from torchslim.layering import CHECKS, heavy_ends
+from torchslim.findings import Check, Finding, Seen, dead_parameters, elementwise, fragmented, grouped, unbalanced
+from torchslim.layering import dilated_padding, heavy_ends, large_kernels, odd_widths, unfused_norms, useless_bias
 from torchslim.profiler import profile
 from torchslim.trace import trace
+
+CHECKS: tuple[Check, ...] = (dead_parameters, unbalanced, grouped, fragmented, elementwise, useless_bias, unfused_norms,
+                             odd_widths, large_kernels, dilated_padding)
 
 LEAST = 0.02
 """The least gain that is worth a line. What is certain and costs nothing to put right is always said."""
 
-_ALWAYS = frozenset({"dead parameters", "convolution bias before batch norm", '"same" padding that ignores dilation'})
+_ALWAYS = frozenset({"dead parameters", "convolution bias before batch norm", "fragmentation (G3)",
+                     '"same" padding that ignores dilation'})
 
 
 def advise(model: nn.Module, inputs: Inputs, *, ms: Mapping[str, float] | None = None,

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 
+from torchslim.formulas import pointwise_access, pointwise_access_bound
 from torchslim.graph import Graph, Op, Value
 from torchslim.memory import accessed, is_view
 from torchslim.profiler import Profile
 from torchslim.rules import is_arithmetic, macs, multiplies
-from torchslim.units import count, percent
+from torchslim.units import percent
 
 
 @dataclass(frozen=True)
@@ -123,8 +124,8 @@ def unbalanced(seen: Seen) -> Finding | None:
         if prod(weight.shape[2:]) != 1 or groups_of(op) != 1 or not positions:
             continue
         outputs, inputs = weight.shape[:2]
-        access = positions * (inputs + outputs) + inputs * outputs
-        least = 2 * positions * (inputs * outputs) ** 0.5 + inputs * outputs
+        access = pointwise_access(inputs, outputs, (positions,))
+        least = pointwise_access_bound(positions * inputs * outputs, (positions,))
         if access > 1.2 * least:
             lost.append((access - least, named(op)))
             ratios.append(access / least)
@@ -165,7 +166,7 @@ def fragmented(seen: Seen) -> Finding | None:
     total = sum(seen.ms.values())
     excess = sum(seen.ms.get(name, 0.0) for name in own) / total - share if total else 0.0
     return Finding(
-        "fragmentation (G3)", max(excess, 0.01), "time",
+        "fragmentation (G3)", max(excess, 0.0), "time",
         f"{len(wide)} tensors are read by up to {max(map(len, wide))} convolutions side by side, which hold "
         f"{percent(share)} of the MACs{seen.time(sorted(own))}",
         worst(layers), "join branches of one kernel size into one convolution; see whether a compiler does: "
@@ -192,13 +193,13 @@ def elementwise(seen: Seen) -> Finding | None:
         "element-wise operations (G4)", min(gain, share), "memory access",
         f"{len(ops)} of them have {percent(share)} of the memory access and "
         f"{percent(sum(op.output.numel for op in ops) / max(seen.profile.flops, 1))} of the FLOPs"
-        f"{seen.time([op.module for op in ops if not seen_multiplying(seen, op.module)])}",
+        f"{seen.time([op.module for op in ops if not _multiplies(seen, op.module)])}",
         worst([(touched(op), named(op)) for op in ops]),
         "let a runtime compute them with the convolution before them: "
         f"`torchslim export {seen.model} model.onnx`, or `torch.compile(model)`")
 
 
-def seen_multiplying(seen: Seen, module: str) -> bool:
+def _multiplies(seen: Seen, module: str) -> bool:
     """True for a module that also multiplies, whose time is not that of its element-wise operations."""
     return any(layer.name == module and layer.macs for layer in seen.profile.layers)
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from math import ceil, prod
 
-from torchslim.findings import Check, Finding, Seen, groups_of, named, touched, worst
-from torchslim.findings import dead_parameters, elementwise, fragmented, grouped, unbalanced
+from torchslim.findings import Finding, Seen, groups_of, named, touched, worst
 from torchslim.graph import Op, Value
 from torchslim.rules import macs
 from torchslim.units import percent
@@ -134,7 +133,3 @@ def dilated_padding(seen: Seen) -> Finding | None:
         f"{len(wrong)} dilated convolutions are padded as if their dilation were 1: their maps shrink by up to "
         f"{percent(max(lost for lost, _ in wrong))}", worst(wrong),
         "pad by dilation * (kernel - 1) // 2, or say padding='same'")
-
-
-CHECKS: tuple[Check, ...] = (dead_parameters, unbalanced, grouped, fragmented, elementwise, useless_bias, unfused_norms,
-                             odd_widths, large_kernels, dilated_padding)

@@ -11,8 +11,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from torchslim.plans import LeftAlone
 from torchslim import units
+from torchslim.plans import LeftAlone
 from torchslim.report import charts
 from torchslim.report.record import Curve, LayerChange, Record, Sample, Timing
 
