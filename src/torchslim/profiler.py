@@ -7,6 +7,7 @@ Conventions, stated once: a MAC is one fused multiply-add of a convolution or a 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -156,81 +157,98 @@ def profile(model: nn.Module, inputs: Inputs) -> Profile:
     """
     model = unwrap(model)
     graph = trace(model, inputs, watch=False)
-    learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    layers = _layers(graph, learning)
-    modules = _subtrees(graph, layers)
+    alive = held(graph)
+    own = _tallies(graph, alive, {name for name, parameter in model.named_parameters() if parameter.requires_grad})
+    layers = [_layer(graph, name, tally) for name, tally in sorted(own.items(), key=lambda item: item[1].first)
+              if tally.params or tally.out_shape]
+    modules = [_layer(graph, name, tally) for name, tally in _with_all_in_them(own).items()]
     whole = modules[0]
     return Profile(
         params=whole.params, trainable=whole.trainable, dead_params=whole.dead_params, macs=whole.macs,
         flops=whole.flops, activations=whole.activations, memory_access=whole.memory_access,
-        memory_bytes=whole.memory_bytes, peak_memory=max(held(graph), default=0),
-        weight_bytes=sum(size(value) for value in graph.state.values()),
-        layers=tuple(sorted((layer for layer in layers.values() if layer.params or layer.out_shape),
-                            key=_order(graph))),
-        modules=modules, unknown=tuple(sorted({op.name for op in graph.ops if row_of(op) is None})))
+        memory_bytes=whole.memory_bytes, peak_memory=max(alive, default=0),
+        weight_bytes=sum(size(value) for value in graph.state.values()), layers=tuple(layers), modules=tuple(modules),
+        unknown=tuple(sorted({op.name for op in graph.ops if row_of(op) is None})))
 
 
-def _layers(graph: Graph, learning: Collection[str]) -> dict[str, Layer]:
-    """Every module by itself."""
-    owned: dict[str, list[str]] = {}
+@dataclass(slots=True)
+class _Tally:
+    """What is counted of a module while it is being counted; `first` and `last` are operations."""
+
+    params: int = 0
+    trainable: int = 0
+    dead_params: int = 0
+    macs: int = 0
+    flops: int = 0
+    activations: int = 0
+    memory_access: int = 0
+    memory_bytes: int = 0
+    peak_memory: int = 0
+    first: int = sys.maxsize
+    last: int = -1
+    in_shape: Shape = ()
+    out_shape: Shape = ()
+
+    def ran(self, op: Op, alive: int) -> None:
+        """Count an operation."""
+        cost = macs(op)
+        self.macs += cost
+        self.flops += flops(op)
+        self.activations += op.output.numel if multiplies(op) else 0
+        for value in accessed(op):
+            number = value.numel
+            self.memory_access += number
+            self.memory_bytes += number * value.dtype.itemsize
+        self.peak_memory = max(self.peak_memory, alive)
+        self.first, self.last = min(self.first, op.index), op.index
+        self.in_shape = self.in_shape or next((value.shape for value in op.inputs if not value.static), ())
+        self.out_shape = next((value.shape for value in op.outputs if value is not None), ())
+
+    def add(self, part: _Tally) -> None:
+        """Count a module inside as well."""
+        for key in ("params", "trainable", "dead_params", "macs", "flops", "activations", "memory_access",
+                    "memory_bytes"):
+            setattr(self, key, getattr(self, key) + getattr(part, key))
+        self.peak_memory = max(self.peak_memory, part.peak_memory)
+        if part.first < self.first:
+            self.first, self.in_shape = part.first, part.in_shape
+        if part.last > self.last:
+            self.last, self.out_shape = part.last, part.out_shape
+
+
+def _tallies(graph: Graph, alive: Sequence[int], learning: Collection[str]) -> dict[str, _Tally]:
+    """Every module by itself, parents first."""
+    found = {name: _Tally() for name in reversed(list(graph.modules))}
+    read = graph.read()
     for name, value in graph.state.items():
         if value.source == "parameter":
-            owner = name.rpartition(".")[0]
-            while owner not in graph.modules:  # a ParameterList's entry
-                owner = owner.rpartition(".")[0]
-            owned.setdefault(owner, []).append(name)
-    ran: dict[str, list[Op]] = {}
+            owner = found[_holder(name, found)]
+            owner.params += value.numel
+            owner.trainable += value.numel if name in learning else 0
+            owner.dead_params += value.numel if name not in read else 0
     for op in graph.ops:
-        ran.setdefault(op.module, []).append(op)
-    alive, read = held(graph), graph.read()
-    return {name: _layer(graph, name, owned.get(name, []), ran.get(name, []), alive, read, learning)
-            for name in reversed(list(graph.modules))}  # parents first
+        found[op.module].ran(op, alive[op.index])
+    return found
 
 
-def _layer(graph: Graph, name: str, owned: Sequence[str], ops: Sequence[Op], alive: Sequence[int],
-           read: Collection[str], learning: Collection[str]) -> Layer:
-    sizes = {parameter: graph.state[parameter].numel for parameter in owned}
-    touched = [value for op in ops for value in accessed(op)]
-    return Layer(
-        name, graph.modules[name], params=sum(sizes.values()),
-        trainable=sum(count for parameter, count in sizes.items() if parameter in learning),
-        dead_params=sum(count for parameter, count in sizes.items() if parameter not in read),
-        macs=sum(map(macs, ops)), flops=sum(map(flops, ops)),
-        activations=sum(op.output.numel for op in ops if multiplies(op)),
-        memory_access=sum(value.numel for value in touched), memory_bytes=sum(map(size, touched)),
-        peak_memory=max((alive[op.index] for op in ops), default=0),
-        in_shape=next((value.shape for op in ops for value in op.inputs if not value.static), ()),
-        out_shape=next((value.shape for op in reversed(ops) for value in op.outputs if value is not None), ()),
-        calls=graph.calls.get(name, 0))
+def _with_all_in_them(own: Mapping[str, _Tally]) -> dict[str, _Tally]:
+    """Every module with all modules in it, parents first."""
+    found = {name: replace(tally) for name, tally in own.items()}
+    for name in reversed(found):  # what is inside comes first
+        if name:
+            found[_holder(name, found)].add(found[name])
+    return found
 
 
-def _subtrees(graph: Graph, layers: Mapping[str, Layer]) -> tuple[Layer, ...]:
-    """Every module with all that is in it."""
-    order = _order(graph)
-    inside: dict[str, list[Layer]] = {name: [] for name in layers}
-    for layer in layers.values():
-        parent = layer.name
-        while parent:
-            inside[parent].append(layer)
-            parent = parent.rpartition(".")[0]
-            while parent not in inside:  # modules of a container that is itself none
-                parent = parent.rpartition(".")[0]
-        inside[""].append(layer)
-    return tuple(_together(layers[name], sorted(parts, key=order)) for name, parts in inside.items())
+def _holder(name: str, modules: Collection[str]) -> str:
+    """The module that holds a parameter or module; containers such as a ParameterList are none."""
+    owner = name.rpartition(".")[0]
+    while owner not in modules:
+        owner = owner.rpartition(".")[0]
+    return owner
 
 
-def _together(own: Layer, parts: Sequence[Layer]) -> Layer:
-    """The sum over a module's parts, itself among them, in the order in which they ran."""
-    sums = {key: sum(getattr(part, key) for part in parts) for key in
-            ("params", "trainable", "dead_params", "macs", "flops", "activations", "memory_access", "memory_bytes")}
-    return replace(own, **sums, peak_memory=max(part.peak_memory for part in parts),
-                   in_shape=next((part.in_shape for part in parts if part.in_shape), ()),
-                   out_shape=next((part.out_shape for part in reversed(parts) if part.out_shape), ()))
-
-
-def _order(graph: Graph) -> Any:
-    """Sorts modules by their first operation; those that ran none come last."""
-    first: dict[str, int] = {}
-    for op in graph.ops:
-        first.setdefault(op.module, op.index)
-    return lambda layer: first.get(layer.name, len(graph.ops))
+def _layer(graph: Graph, name: str, tally: _Tally) -> Layer:
+    return Layer(name, graph.modules[name], tally.params, tally.trainable, tally.dead_params, tally.macs, tally.flops,
+                 tally.activations, tally.memory_access, tally.memory_bytes, tally.peak_memory, tally.in_shape,
+                 tally.out_shape, graph.calls.get(name, 0))
