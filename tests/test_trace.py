@@ -518,6 +518,15 @@ def test_memory_formats() -> None:
     lambda x: functional.batch_norm(x, torch.zeros(3), torch.ones(3)),
     lambda x: functional.batch_norm(x, torch.zeros(3), torch.ones(3), training=True),
     lambda x: functional.batch_norm(x, None, None, training=True), lambda x: functional.instance_norm(x),
+    lambda x: x.mean((2, 3), keepdim=True) * x, lambda x: x * x.mean(1, keepdim=True),
+    lambda x: x.mean((2, 3), keepdim=True) + x.mean(1, keepdim=True), lambda x: x.transpose(2, 3).mean(3, True) * x,
+    lambda x: x.mean((2, 3), keepdim=True) * x.transpose(2, 3), lambda x: x.mean((2, 3), keepdim=True).half() * x,
+    lambda x: torch.ones(3, 1, 1) * x, lambda x: torch.ones(1, 3, 1, 1) * x,
+    lambda x: torch.ones(1, 3, 4, 4) * x[..., :1, :1],
+    lambda x: functional.linear(x.mean((2, 3)), torch.ones(5, 3), torch.ones(5)),
+    lambda x: torch.addmm(torch.ones(1), x.mean((2, 3)), torch.ones(3, 5)),
+    lambda x: torch.addmm(torch.ones(1, 5), x.mean((2, 3)), torch.ones(3, 5), beta=2),
+    lambda x: torch.addmm(x.mean((2, 3)), torch.ones(1, 3), torch.ones(3, 3)),
 ])
 def test_shapes_types_and_strides_are_those_of_a_real_run(function: Callable[[Tensor], Tensor]) -> None:
     seen: list[Tensor] = []
@@ -541,6 +550,13 @@ def test_what_does_not_fit_together_fails_on_shapes_too(sizes: tuple[tuple[int, 
     model = Calls(lambda _, a, b: torch.cat([a, b], 1))
     with pytest.raises(TraceError, match=r"Sizes of tensors must match|same number of dimensions"):
         trace(model, tuple(torch.zeros(size) for size in sizes))
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(4, 5), (3, 6)])
+def test_a_linear_layer_that_does_not_fit_fails_on_shapes_too(inputs: int, outputs: int) -> None:
+    model = Calls(lambda _, x: torch.addmm(torch.ones(5), x.mean((2, 3)), torch.ones(inputs, outputs)))
+    with pytest.raises(TraceError):
+        trace(model, X)
 
 
 # Many networks

@@ -17,6 +17,7 @@ from torch import nn
 from torchslim.calling import Inputs, unwrap
 from torchslim.graph import Graph, Op
 from torchslim.memory import accessed, held, size
+from torchslim.modules import tensors_of
 from torchslim.rules import flops, macs, multiplies, row_of
 from torchslim.trace import trace
 
@@ -158,7 +159,7 @@ def profile(model: nn.Module, inputs: Inputs) -> Profile:
     model = unwrap(model)
     graph = trace(model, inputs, watch=False)
     alive = held(graph)
-    own = _tallies(graph, alive, {name for name, parameter in model.named_parameters() if parameter.requires_grad})
+    own = _tallies(graph, alive, {name for name, tensor in tensors_of(model).items() if tensor.requires_grad})
     layers = [_layer(graph, name, tally) for name, tally in sorted(own.items(), key=lambda item: item[1].first)
               if tally.params or tally.out_shape]
     modules = [_layer(graph, name, tally) for name, tally in _with_all_in_them(own).items()]

@@ -19,7 +19,7 @@ def at_sight(name: str, args: tuple[Any, ...]) -> Any:
     function = _SHAPES.get(name)
     if function is None or not args:
         return None
-    first = args[0]
+    first = args[_FIRST.get(name, 0)]
     # Weights are real and stay so; what is computed of them alone is torch's business.
     on_meta = first.is_meta if isinstance(first, Tensor) else all(t.is_meta for t in first)
     return function(*args) if on_meta else None
@@ -75,8 +75,18 @@ def _arithmetic(x: Tensor, y: Any) -> Tensor | None:
         return None
     if y.shape == x.shape:
         return x.detach() if y.stride() == x.stride() else None
-    fits = all(b in (1, a) for a, b in zip(x.shape, y.shape, strict=True))
-    return x.detach() if fits and x.is_contiguous() and y.is_contiguous() else None
+    if not (x.is_contiguous() and y.is_contiguous()):
+        return None
+    if all(b in (1, a) for a, b in zip(x.shape, y.shape, strict=True)):
+        return x.detach()
+    fits = y.is_meta and all(a in (1, b) for a, b in zip(x.shape, y.shape, strict=True))
+    return y.detach() if fits else None
+
+
+def _addmm(bias: Tensor, x: Tensor, weight: Tensor) -> Tensor | None:
+    fits = (x.dim() == weight.dim() == 2 and x.shape[1] == weight.shape[0] and x.dtype == weight.dtype == bias.dtype
+            and bias.shape == weight.shape[1:])
+    return _empty(x, (x.shape[0], weight.shape[1])) if fits else None
 
 
 def _mean(x: Tensor, dims: list[int] | None = None, keep: bool = False) -> Tensor | None:
@@ -95,8 +105,12 @@ _SHAPES: dict[str, Callable[..., Any]] = {
     "aten.convolution": _convolution,
     "aten.add": _arithmetic,
     "aten.mul": _arithmetic,
+    "aten.addmm": _addmm,
     "aten.mean": _mean,
     "aten.gelu": _same,
     **{f"aten.{name}": _same for name in _ACTIVATIONS},
     **{f"aten.{name}_": _in_place for name in _ACTIVATIONS},
 }
+
+# Where the first argument that is no weight stands, if it is not the first of all.
+_FIRST = {"aten.addmm": 1}

@@ -26,7 +26,7 @@ from torchslim.blindness import WidthWatch, asks_layers, parametrised, remembers
 from torchslim.calling import Inputs, arguments, map_tensors, tensors_in, unwrap
 from torchslim.errors import TraceError, UnsupportedModel
 from torchslim.graph import Graph, Op, Value
-from torchslim.modules import named_tensors, names_of_modules
+from torchslim.modules import named_tensors, names_of_modules, tensors_of
 from torchslim.shapes import at_sight
 from torchslim.untouched import plainly, untouched
 
@@ -59,11 +59,13 @@ def trace(model: nn.Module, inputs: Inputs, *, training: bool = False, meta: boo
         UnsupportedModel: scripted modules.
     """
     model = unwrap(model)
-    lazy = next((name for name, parameter in model.named_parameters() if is_lazy(parameter)), None)
+    tensors = tensors_of(model)
+    lazy = next((name for name, tensor in tensors.items() if is_lazy(tensor)), None)
     if lazy is not None:
         raise UnsupportedModel(f"`{lazy}`: is not initialised; call the model once on real inputs first")
     args, kwargs = arguments(inputs)
-    held_on_meta = any(t.is_meta for t in (*tensors_in((args, kwargs)), *model.parameters()))
+    parameters = [tensor for tensor in tensors.values() if isinstance(tensor, nn.Parameter)]
+    held_on_meta = any(t.is_meta for t in (*tensors_in((args, kwargs)), *parameters))
     if meta is not False:
         try:
             return _run(model, args, kwargs, training, True, watch)
