@@ -28,6 +28,8 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from pages import into
+
 CASES = ("resnet18", "resnet50", "vgg16_bn", "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large",
          "shufflenet_v2_x0_5", "shufflenet_v2_x1_0", "squeezenet1_1", "mnasnet0_5", "efficientnet_b0", "regnet_y_400mf",
          "densenet121", "densenet201", "googlenet", "inception_v3@299", "convnext_tiny", "fcn_resnet50", "unet",
@@ -52,11 +54,12 @@ def main() -> None:
         with context.Pool(1) as pool:
             row = pool.apply(measure, (case,))
         rows.append(row)
-        print(_line(case, f"{row['forward'] * 1e3:.0f} ms", [_cell(row, who) for who in ("torchslim", *PEERS)]), flush=True)
+        cells = [_cell(row, who) for who in ("torchslim", *PEERS)]
+        print(_line(case, f"{row['forward'] * 1e3:.0f} ms", cells), flush=True)
     if options.json is not None:
         options.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
     if options.table is not None:
-        _into(options.table, _page(rows))
+        into(options.table, _page(rows))
 
 
 def _line(name: str, forward: str, cells: list[str]) -> str:
@@ -74,7 +77,7 @@ def _cell(row: dict[str, Any], who: str) -> str:
 
 
 def _page(rows: list[dict[str, Any]]) -> str:
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "fvcore", "ptflops", "thop", "torchinfo"))
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", *PEERS[1:]))
     text = " ".join(" ".join((__doc__ or "").split("\n\n")[1].split()).split())
     lines = ["## What counting costs, and whether it is right", "", text, "",
              f"{versions}, Python {platform.python_version()}; written by `python benchmarks/profilers.py --table "
@@ -85,17 +88,8 @@ def _page(rows: list[dict[str, Any]]) -> str:
     return "\n".join([*lines, ""])
 
 
-def _into(path: Path, section: str) -> None:
-    """Replace this benchmark's section of a page; the others stay."""
-    heading = section.partition("\n")[0]
-    text = path.read_text(encoding="utf-8") if path.exists() else "# Benchmarks\n"
-    before, found, rest = text.partition(f"{heading}\n")
-    after = rest.partition("\n## ")[2] if found else ""
-    path.write_text(before.rstrip() + "\n\n" + section + (f"\n## {after}" if after else ""), encoding="utf-8")
-
-
 def measure(case: str) -> dict[str, Any]:
-    """One network's row: seconds of a forward pass; of each counter its cost in forward passes, its count, its traces."""
+    """One network's row: seconds of a forward pass; each counter's cost in forward passes, its count, what it leaves."""
     import torch
 
     warnings.simplefilter("ignore")
@@ -195,7 +189,8 @@ def _counters() -> dict[str, Callable[[Any, Any], int]]:
     def fvcore(model: Any, inputs: Any) -> int:
         from fvcore.nn import FlopCountAnalysis
 
-        return int(FlopCountAnalysis(model, inputs).unsupported_ops_warnings(False).uncalled_modules_warnings(False).total())
+        analysis = FlopCountAnalysis(model, inputs).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+        return int(analysis.total())
 
     def ptflops(model: Any, inputs: Any) -> int:
         from ptflops import get_model_complexity_info

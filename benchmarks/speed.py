@@ -27,6 +27,8 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from pages import into
+
 NETWORKS = ("resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_large", "regnet_y_400mf", "efficientnet_b0",
             "inception_v3", "densenet121", "densenet201", "shufflenet_v2_x1_0", "resnext50_32x4d", "googlenet",
             "squeezenet1_1", "mnasnet1_0", "vgg16_bn")
@@ -56,7 +58,7 @@ def main() -> None:
     if options.json is not None:
         options.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
     if options.table is not None:
-        options.table.write_text(_page(rows), encoding="utf-8")
+        into(options.table, _page(rows))
 
 
 def _summary(rows: list[dict[str, Any]]) -> str:
@@ -72,7 +74,7 @@ def _page(rows: list[dict[str, Any]]) -> str:
     import torch
     import torchvision
 
-    lines = ["# Benchmarks", "", "## What planning costs", "", " ".join((__doc__ or "").split("\n\n")[1].split()), "",
+    lines = ["## What planning costs", "", " ".join((__doc__ or "").split("\n\n")[1].split()), "",
              f"torch {torch.__version__}, torchvision {torchvision.__version__}, Torch-Pruning "
              f"{metadata.version('torch-pruning')}, Python {platform.python_version()}; "
              "written by `python benchmarks/speed.py --table docs/benchmarks.md`.", "",

@@ -5,6 +5,7 @@ The guidelines G1 to G4 are those of ShuffleNet V2 (Ma et al. 2018, section 3).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -106,7 +107,7 @@ def dead_parameters(seen: Seen) -> Finding | None:
     return Finding(
         "dead parameters", total / seen.profile.params, "parameters",
         f"{total:,} of {seen.profile.params:,} parameters are never read by the forward pass in eval mode",
-        worst(dead), f"delete what is not used, before saving: {'; '.join(f'del model.{name}' for name in tops)}"
+        worst(dead), f"delete what is not used, before saving: {'; '.join(f'del model.{_path(name)}' for name in tops)}"
         " (unless training uses it)")
 
 
@@ -116,8 +117,13 @@ def _outermost_dead(seen: Seen) -> list[str]:
     return [name for name in whole if not any(name.startswith(f"{other}.") for other in whole)] or ["..."]
 
 
+def _path(name: str) -> str:
+    """A module's name as Python has it: `decoder.3` is `decoder[3]`."""
+    return re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", name)
+
+
 def unbalanced(seen: Seen) -> Finding | None:
-    """G1: a 1x1 convolution of B multiply-adds on h w positions accesses 2 sqrt(h w B) + B / (h w) elements at least."""
+    """G1: a 1x1 convolution of B MACs on h w positions accesses 2 sqrt(h w B) + B / (h w) elements at least."""
     lost, ratios = [], []
     for op in seen.convolutions:
         weight, positions = op.args[1], prod(op.output.shape[2:]) * op.output.shape[0]
@@ -183,7 +189,8 @@ def elementwise(seen: Seen) -> Finding | None:
     ops = [op for op in seen.graph.ops if is_arithmetic(op) and touched(op)]
     access = sum(map(touched, ops))
     share = access / max(seen.profile.memory_access, 1)
-    if share < 0.3:
+    usual = sum(2 * op.output.numel for op in seen.graph.ops if multiplies(op))  # one activation behind each layer
+    if share < 0.3 or access - usual < 0.1 * seen.profile.memory_access:
         return None
     # Computed with the operation before it, a result is neither written nor read again.
     made = {out.id: op for op in seen.graph.ops if not is_view(op) for out in op.outputs if out is not None}

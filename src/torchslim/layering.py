@@ -28,7 +28,7 @@ def useless_bias(seen: Seen) -> Finding | None:
     total = int(sum(number for number, _ in biases.values()))
     return Finding(
         "convolution bias before batch norm", total / seen.profile.params, "parameters",
-        f"{len(biases)} convolutions have a bias ({total:,} parameters) that the batch norm behind them takes away again",
+        f"{len(biases)} convolutions have a bias ({total:,} parameters) that the batch norm behind them takes away",
         worst(list(biases.values())), "build them with bias=False; in a trained network, fold the norm into the "
         "convolution: torch.nn.utils.fusion.fuse_conv_bn_eval(conv, bn)")
 
@@ -66,7 +66,8 @@ def odd_widths(seen: Seen) -> Finding | None:
     gain = 1 - seen.profile.macs / (padded + rest)
     return Finding(
         "channels that are no multiple of 8", gain, "MACs",
-        f"{len(spoiled)} convolutions; in blocks of 8 the network computes {percent(gain / (1 - gain))} more than its MACs",
+        f"{len(spoiled)} convolutions; in blocks of 8 the network computes {percent(gain / (1 - gain))} more than it "
+        "has MACs",
         worst(spoiled), f"`torchslim prune {seen.model} --macs 0.9 --round-to 8 --out slim.safetensors`")
 
 

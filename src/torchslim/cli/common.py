@@ -90,7 +90,7 @@ def print_json(data: Any) -> None:
 
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]], width: int | None = None) -> None:
-    """A table on stdout: the first column is text, the others are numbers. It folds at the terminal's width, or `width`."""
+    """A table on stdout: text first, then numbers. It folds at the terminal's width, or at `width`."""
     from rich import box
     from rich.console import Console
     from rich.table import Table

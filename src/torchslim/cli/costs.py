@@ -38,7 +38,8 @@ def profile(
     sort: Annotated[str | None, typer.Option(
         "--sort", metavar="COLUMN", show_default=False,
         help="From the largest down: params, macs, flops, activations, access, peak, time ...")] = None,
-    top: Top = None, timed: Annotated[bool, typer.Option("--time", help="Measure the time of each layer, too.")] = False,
+    top: Top = None,
+    timed: Annotated[bool, typer.Option("--time", help="Measure the time of each layer, too.")] = False,
     plot: Plot = None, as_json: Json = False, as_csv: Csv = False,
 ) -> None:
     """Count what a model costs: parameters, multiply-adds, memory.

@@ -12,7 +12,7 @@ from typing import Any
 from torchslim.cli.common import print_table
 from torchslim.errors import RequestError
 
-GAP = 2
+GAP = 3
 
 
 @dataclass(frozen=True)
