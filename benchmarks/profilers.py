@@ -89,7 +89,7 @@ def _page(rows: list[dict[str, Any]]) -> str:
 
 
 def measure(case: str) -> dict[str, Any]:
-    """One network's row: seconds of a forward pass; each counter's cost in forward passes, its count, what it leaves."""
+    """One network's row: seconds of a forward pass; each counter's cost in passes, its count, what it leaves."""
     import torch
 
     warnings.simplefilter("ignore")

@@ -41,13 +41,13 @@ def test_help_and_version(call: Call) -> None:
     for arguments in ((), ("--help",)):
         status, out, err = call(*arguments)
         assert (status, err) == (0, "")
-        for command in ("models", "profile", "prune", "slim", "export", "bench", "demo"):
+        for command in ("models", "profile", "compare", "advise", "prune", "slim", "export", "bench", "demo"):
             assert f"\n  {command} " in out
         assert max(map(len, out.splitlines())) <= 80
     assert call("--version") == (0, f"torchslim {torchslim.__version__}\n", "")
 
 
-@pytest.mark.parametrize("command", ["models", "profile", "prune", "export", "bench", "slim", "demo"])
+@pytest.mark.parametrize("command", ["models", "profile", "compare", "advise", "prune", "export", "bench", "slim", "demo"])
 def test_every_command_explains_itself_in_80_columns(call: Call, command: str) -> None:
     status, out, _ = call(command, "--help")
     assert status == 0
@@ -61,19 +61,6 @@ def test_models(call: Call) -> None:
     assert out.split() == torchslim.list_models("shufflenet_v2_*")
     assert json.loads(call("models", "shufflenet_v2_*", "--json")[1]) == out.split()
     assert call("models", "no such*") == (0, "", "")
-
-
-def test_profile(call: Call) -> None:
-    status, out, err = call("profile", SMALL, "--input", "2x3x64x64")
-    expected = torchslim.profile(torchslim.create_model("timm:test_resnet", num_classes=10),
-                                 torch.rand(2, 3, 64, 64))
-    assert (status, err) == (0, "")
-    assert out == f"{expected}\n"
-    data = json.loads(call("profile", SMALL, "--input", "2x3x64x64", "--json")[1])
-    assert data["model"] == SMALL
-    assert (data["params"], data["macs"], data["flops"]) == (expected.params, expected.macs, expected.flops)
-    assert data["flops"] == 2 * data["macs"]
-    assert [layer["name"] for layer in data["layers"]] == [layer.name for layer in expected.layers]
 
 
 def test_prune_then_use_the_file_everywhere(call: Call, tmp_path: Path) -> None:

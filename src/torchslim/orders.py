@@ -31,6 +31,14 @@ def out_of_order(coupling: Coupling, slim: Coupling, stays: NDArray[np.bool_],
     wide, narrow = coupling.builder, slim.builder
     left = stays[wide.of]
     told, found = _same_labels(coupling, slim, kept)
+    checked: dict[tuple[int, int], bool] = {}  # many values carry the very same track
+
+    def agree(track: Labels, slim_track: Labels) -> bool:
+        key = id(track), id(slim_track)
+        if key not in checked:
+            checked[key] = _agree(track, left, told, found[slim_track])
+        return checked[key]
+
     for graph, tracks, slim_graph, slim_tracks in zip(wide.graphs, wide.tracks, narrow.graphs, narrow.tracks,
                                                       strict=True):
         if graph.device != "meta":  # the operations may depend on the data
@@ -40,8 +48,7 @@ def out_of_order(coupling: Coupling, slim: Coupling, stays: NDArray[np.bool_],
                 if value is None or slim_value is None:
                     continue
                 own, other = tracks.get(value.id, ()), slim_tracks.get(slim_value.id, ())
-                if len(own) != len(other) or not all(_agree(a, left, told, found[b])
-                                                     for a, b in zip(own, other, strict=True)):
+                if len(own) != len(other) or not all(map(agree, own, other)):
                     return op.where, frozenset(one for track in own for one in np.unique(wide.of[track]).tolist())
     misread = _misread(coupling, slim, kept, told, found)
     return ("", misread) if misread else None
