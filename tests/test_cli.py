@@ -47,7 +47,8 @@ def test_help_and_version(call: Call) -> None:
     assert call("--version") == (0, f"torchslim {torchslim.__version__}\n", "")
 
 
-@pytest.mark.parametrize("command", ["models", "profile", "compare", "advise", "prune", "export", "bench", "slim", "demo"])
+@pytest.mark.parametrize("command", [
+    "models", "profile", "compare", "advise", "prune", "export", "bench", "slim", "demo"])
 def test_every_command_explains_itself_in_80_columns(call: Call, command: str) -> None:
     status, out, _ = call(command, "--help")
     assert status == 0

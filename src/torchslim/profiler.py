@@ -194,7 +194,7 @@ class _Tally:
         """Count an operation."""
         cost = macs(op)
         self.macs += cost
-        self.flops += flops(op)
+        self.flops += 2 * cost or flops(op)
         self.activations += op.output.numel if multiplies(op) else 0
         for value in accessed(op):
             number = value.numel

@@ -26,7 +26,7 @@ from torchslim.blindness import WidthWatch, asks_layers, parametrised, remembers
 from torchslim.calling import Inputs, arguments, map_tensors, tensors_in, unwrap
 from torchslim.errors import TraceError, UnsupportedModel
 from torchslim.graph import Graph, Op, Value
-from torchslim.modules import named_tensors, names_of_modules, tensors_of
+from torchslim.modules import named_tensors, names_of_modules
 from torchslim.shapes import at_sight
 from torchslim.untouched import plainly, untouched
 
@@ -59,28 +59,28 @@ def trace(model: nn.Module, inputs: Inputs, *, training: bool = False, meta: boo
         UnsupportedModel: scripted modules.
     """
     model = unwrap(model)
-    tensors = tensors_of(model)
-    lazy = next((name for name, tensor in tensors.items() if is_lazy(tensor)), None)
+    tensors = named_tensors(model)
+    lazy = next((name for _, name, tensor in tensors if is_lazy(tensor)), None)
     if lazy is not None:
         raise UnsupportedModel(f"`{lazy}`: is not initialised; call the model once on real inputs first")
     args, kwargs = arguments(inputs)
-    parameters = [tensor for tensor in tensors.values() if isinstance(tensor, nn.Parameter)]
+    parameters = [tensor for kind, _, tensor in tensors if kind == "parameter"]
     held_on_meta = any(t.is_meta for t in (*tensors_in((args, kwargs)), *parameters))
     if meta is not False:
         try:
-            return _run(model, args, kwargs, training, True, watch)
+            return _run(model, tensors, args, kwargs, training, True, watch)
         except TraceError:
             # Anything may go wrong on shapes without data; what the model does for real is what counts.
             if training or held_on_meta or meta:
                 raise
-    return _run(model, args, kwargs, training, False, False)
+    return _run(model, tensors, args, kwargs, training, False, False)
 
 
-def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], training: bool, meta: bool,
-         watch: bool) -> Graph:
+def _run(model: nn.Module, tensors: Iterable[tuple[str, str, Tensor]], args: tuple[Any, ...], kwargs: dict[str, Any],
+         training: bool, meta: bool, watch: bool) -> Graph:
     names = names_of_modules(model)
     watched = WidthWatch() if watch else None
-    recorder = _Recorder(model, names, meta, watched)
+    recorder = _Recorder(tensors, names, meta, watched)
     with untouched(model, keep_buffers=not meta), plainly():
         # Not model.train(): a user's override of it may do more than set the flag.
         for module in names:
@@ -112,7 +112,8 @@ def _to_meta(tensor: Tensor) -> Tensor:
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Writes each dispatched operation down, and on the meta device replaces real tensors by their shapes."""
 
-    def __init__(self, model: nn.Module, names: Mapping[nn.Module, str], meta: bool, watch: WidthWatch | None) -> None:
+    def __init__(self, tensors: Iterable[tuple[str, str, Tensor]], names: Mapping[nn.Module, str], meta: bool,
+                 watch: WidthWatch | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.meta = meta
         self.watch = watch
@@ -130,10 +131,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.state: dict[str, Value] = {}
         self.aliases: dict[str, str] = {}
         self.inputs: tuple[Value, ...] = ()
-        self._take_state(model)
+        self._take_state(tensors)
 
-    def _take_state(self, model: nn.Module) -> None:
-        for kind, name, tensor in named_tensors(model):
+    def _take_state(self, tensors: Iterable[tuple[str, str, Tensor]]) -> None:
+        for kind, name, tensor in tensors:
             found = self.known.get(id(tensor))
             if found is not None:
                 self.aliases[name] = found[1].name

@@ -54,6 +54,8 @@ def untouched(model: nn.Module, keep_buffers: bool) -> Iterator[None]:
 
 def _same(space: Space, before: Space) -> bool:
     """The same keys with the very same values."""
+    if not before:  # most registries are empty
+        return not space
     return len(space) == len(before) and list(map(id, space.values())) == list(map(id, before.values()))
 
 

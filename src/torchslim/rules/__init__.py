@@ -30,7 +30,9 @@ ROWS: dict[str, Row] = {**elementwise.ROWS, **linear.ROWS, **mixing.ROWS, **posi
 
 def row_of(op: Op) -> Row | None:
     """The row of an operation; one that torch tags as pointwise needs none of its own. None if unknown."""
-    row = ROWS.get(op.name) or ROWS.get(op.name.removesuffix("_"))  # in place or not, labels move alike
+    row = ROWS.get(op.name)
+    if row is None:
+        row = ROWS.get(op.name.removesuffix("_"))  # in place or not, labels move alike
     if row is None and torch.Tag.pointwise in getattr(op.overload, "tags", ()):
         return elementwise.POINTWISE
     return row
@@ -79,13 +81,15 @@ def macs(op: Op) -> int:
 
 def flops(op: Op) -> int:
     """Floating-point operations of an operation: 2 for each multiply-add; for others see `counting`."""
-    if multiplies(op):
-        return 2 * macs(op)
+    row = row_of(op)
+    if row is not None and row.macs is not None:
+        return 2 * row.macs(op)
     count = counting.COUNTS.get(op.name.removesuffix("_"))
-    if count is None and is_arithmetic(op):
+    if count is None and row is not None and row.labels is elementwise.pointwise:
         count = counting.POINTWISE
-    computes = count is not None and any(value.dtype.is_floating_point for value in op.inputs)
-    return count(op) if count is not None and computes else 0
+    if count is None or not any(value.dtype.is_floating_point for value in op.inputs):
+        return 0
+    return count(op)
 
 
 def register_rule(name: str, *, cost: Callable[[Op], int] | None = None,
