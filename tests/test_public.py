@@ -25,7 +25,7 @@ PUBLIC = [
 ORDER = [
     "__init__", "errors", "wording", "files", "plans", "calling", "modules", "graph", "terms", "labels", "untouched",
     "shapes", "blindness", "trace", "rules", "tapes", "unread", "channels", "grouping", "coupling", "memory",
-    "profiler", "latency", "importance", "budget", "widths", "copying", "surgery", "optimizers", "mending", "orders",
+    "profiler", "latency", "layertimes", "importance", "budget", "widths", "copying", "surgery", "optimizers", "mending", "orders",
     "matching", "trouble", "float64", "reference", "proof", "pruning", "presets", "libraries", "sources", "store",
     "exporting", "train", "report", "pipeline", "cli", "__main__",
 ]
