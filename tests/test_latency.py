@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,8 @@ def test_candidates_take_turns_in_eval_mode_without_gradients() -> None:
     second.inner.train()
     threads = torch.get_num_threads()
     times = measure({"a": first, "b": second}, IMAGE, rounds=3, warmup=2, threads=1, min_seconds=0)
-    assert "".join(entry[0] for entry in log) == "aabb" + "ababab"
+    # two calls to warm up; then in each turn one that does not count, and one that does
+    assert "".join(entry[0] for entry in log) == "aabb" + "aabb" * 3
     assert {entry[1:] for entry in log} == {(False, True, 1)}
     assert (first.training, first.inner.training) == (True, True)
     assert (second.training, second.inner.training) == (False, True)
@@ -63,6 +65,33 @@ def test_turns_of_fast_candidates_have_several_calls() -> None:
     calls = []
     measure({"f": lambda x: calls.append(x)}, IMAGE, rounds=2, warmup=1, min_seconds=0.002)
     assert len(calls) > 1 + 2
+
+
+def test_a_turn_begins_with_calls_that_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, log = [0.0], []
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+
+    def candidate(name: str, seconds: float) -> Callable[[Tensor], None]:
+        def run(_: Tensor) -> None:
+            log.append(name)
+            now[0] += seconds
+        return run
+
+    runners = {"a": candidate("a", 0.03), "b": candidate("b", 0.5)}
+    times = measure(runners, IMAGE, rounds=2, warmup=1, min_seconds=0)
+    assert "".join(log) == "ab" + "aaaaabb" * 2  # until a tenth of a second is over: threads of others may still spin
+    assert times["a"].runs == pytest.approx((30, 30))
+    log.clear()
+    measure(runners, IMAGE, rounds=1, warmup=1, min_seconds=0, settle_seconds=0)
+    assert "".join(log) == "ab" + "aabb"
+    log.clear()
+    measure({"a": runners["a"]}, IMAGE, rounds=3, warmup=1, min_seconds=0)
+    assert "".join(log) == "a" + "aaa"
+
+
+def test_throughput_is_in_images_a_second() -> None:
+    assert Latency(20.0, 0, 0, (20.0,)).throughput() == 50
+    assert Latency(20.0, 0, 0, (20.0,)).throughput(8) == 400
 
 
 @pytest.mark.parametrize(("inputs", "expected"), [
@@ -118,6 +147,10 @@ def test_an_onnx_file_is_a_candidate_like_any_other(tmp_path: Path) -> None:
     assert list(times) == ["eager", "onnx"]
     with pytest.raises(RequestError, match=r"2 input tensors found, wanted 1: "):
         onnx_runner(path, (IMAGE, IMAGE))
+    with pytest.raises(RequestError, match=r"model\.onnx: 2x3x8x8 found for its input \w+, 1x3x8x8 wanted; the file"):
+        onnx_runner(path, IMAGE.repeat(2, 1, 1, 1))
+    with pytest.raises(RequestError, match=r"3x8x8 found for its input \w+, 1x3x8x8 wanted"):
+        onnx_runner(path, IMAGE[0])
 
 
 def test_files_that_onnx_runtime_cannot_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

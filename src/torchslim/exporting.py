@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torchslim.calling import Inputs, arguments, map_tensors, tensors_in, unwrap
 from torchslim.copying import copied
 from torchslim.errors import ExportError, MissingExtra, RequestError
-from torchslim.latency import evaluating, in_order, onnx_runner
+from torchslim.latency import evaluating, in_order, onnx_runner, openvino_runner
 from torchslim.wording import dims, first_line
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -73,7 +73,7 @@ def export(model: nn.Module, inputs: Inputs, path: str | Path, *, tolerance: flo
             TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
         draft = Path(folder) / path.name
         try:
-            with _quiet():
+            with quiet():
                 chosen.write(model, calls[-1], _any_batch(call) if dynamic_batch else None, draft)
                 results = [(list(tensors_in(model(*args, **kwargs))), chosen.run(draft, (args, kwargs)))
                            for args, kwargs in calls]
@@ -142,13 +142,7 @@ def _write_openvino(model: nn.Module, call: Call, dynamic: Any, path: Path) -> N
 
 
 def _run_openvino(path: Path, call: Call) -> list[Tensor]:
-    import openvino
-
-    # without the hint OpenVINO computes in bfloat16 where the processor can
-    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    names = [port.any_name for port in compiled.inputs]
-    result = compiled([tensor.numpy() for tensor in in_order(call[1] or call[0], names)])
-    return [torch.from_numpy(result[port].copy()) for port in compiled.outputs]
+    return [torch.from_numpy(output.copy()) for output in openvino_runner(path, call[1] or call[0])()]
 
 
 _FORMATS = {
@@ -219,7 +213,7 @@ def _tolerance(model: nn.Module, call: Call) -> float:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """The exporters report progress, guesses and advice to their developers on every channel there is."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)

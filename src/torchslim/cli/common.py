@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -62,8 +62,8 @@ def amount(option: str, text: str | None) -> float | int | None:
     return round(number * _UNITS[unit])
 
 
-def example(source: Source, shapes: Sequence[str] | None, seed: int = 0) -> Any:
-    """Random inputs for a model: of the shapes given, or one image of its usual size.
+def example(source: Source, shapes: Sequence[str] | None, seed: int = 0, batch: int | None = None) -> Any:
+    """Random inputs for a model: of the shapes given, or one image of its usual size; `batch` of them, if asked for.
 
     Detectors take a list of images without a batch dimension.
     """
@@ -72,9 +72,12 @@ def example(source: Source, shapes: Sequence[str] | None, seed: int = 0) -> Any:
     from torchslim.sources import default_input
 
     sizes = [shape(text) for text in shapes or []] or [(1, *default_input(source))]
+    detects = _is_detector(source)
+    if batch is not None:
+        sizes = [(batch, *(size if detects and len(size) == 3 else size[1:])) for size in sizes]
     generator = torch.Generator().manual_seed(seed)
     tensors = [torch.rand(size, generator=generator) for size in sizes]
-    if _is_detector(source):
+    if detects:
         return [image for tensor in tensors for image in (tensor if tensor.ndim == 4 else [tensor])]
     return tensors[0] if len(tensors) == 1 else tuple(tensors)
 
@@ -89,15 +92,20 @@ def print_json(data: Any) -> None:
     print(json.dumps(data, indent=2))
 
 
-def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]], width: int | None = None) -> None:
-    """A table on stdout: text first, then numbers. It folds at the terminal's width, or at `width`."""
+def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]], text: Collection[int] = (0,),
+                tight: bool = False, width: int | None = None) -> None:
+    """A table on stdout: these columns are text, by default the first, and the others are numbers.
+
+    Two spaces are between columns if `tight`, else three. It folds at the terminal's width, or at `width`.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 0 if tight else 1, 0, 1))
     for place, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if place else "left", overflow="fold", no_wrap=bool(place))
+        table.add_column(heading, justify="left" if place in text else "right", overflow="fold",
+                         no_wrap=place not in text)
     for row in rows:
         table.add_row(*row)
     Console(markup=False, highlight=False, width=width).print(table)

@@ -12,7 +12,7 @@ from typing import Any
 from torchslim.cli.common import print_table
 from torchslim.errors import RequestError
 
-GAP = 3
+GAP = 2
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,10 @@ def show(rows: Sequence[Any], columns: Sequence[Column]) -> None:
     """Print a table that is no wider than the terminal; all columns where the output is no terminal."""
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     shown = fitting(rows, columns, width)
+    words = {place for place, column in enumerate(shown) if rows and isinstance(column.value(rows[0]), str)}
     print_table([column.heading for column in shown],
-                [[column.text(column.value(row)) for column in shown] for row in rows], width or 10_000)
+                [[column.text(column.value(row)) for column in shown] for row in rows], words | {0}, tight=True,
+                width=width or 10_000)
 
 
 def fitting(rows: Sequence[Any], columns: Sequence[Column], width: int | None) -> list[Column]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import torchslim
 from torchslim.importance import score
+from torchslim.latency import processor
 from torchslim.modules import tensors_of
 from torchslim.pipeline.run import Run
 from torchslim.plans import Plan
@@ -64,7 +65,7 @@ def environment(threads: int) -> dict[str, str]:
     packages = {name: _version(name) for name in ("torch", "torchvision", "accelerate", "onnxruntime")}
     return {"torchslim": torchslim.__version__, **{name: text for name, text in packages.items() if text},
             "python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}",
-            "processor": _processor(), "cores": str(os.cpu_count()), "threads": str(threads)}
+            "processor": processor(), "cores": str(os.cpu_count()), "threads": str(threads)}
 
 
 def histogram(model: nn.Module, inputs: Tensor, plan: Plan, importance: str, seed: int) -> dict[str, Any] | None:
@@ -177,14 +178,6 @@ def _notes(run: Run) -> tuple[str, ...]:
         *pressed,
         *run.plan().notes,
     )
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), "")
-    except OSError:
-        return platform.processor()
 
 
 def _version(package: str) -> str:
