@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import textwrap
 from dataclasses import asdict
@@ -61,5 +62,12 @@ def _told(place: int, finding: Finding) -> str:
     more = f" and {len(finding.layers) - NAMED} more" if len(finding.layers) > NAMED else ""
     texts = (f"{finding.evidence}.", f"Where: {layers}{more}.", f"Do: {finding.remedy}")
     return "\n".join([f"{place}. {finding.kind}: could save {gain}", *(
-        textwrap.fill(text, width, initial_indent="   ", subsequent_indent="   ", break_long_words=False,
-                      break_on_hyphens=False) for text in texts)])
+        _filled(text, width) for text in texts)])
+
+
+def _filled(text: str, width: int) -> str:
+    """A paragraph in lines; what stands between backticks stays on one."""
+    whole = re.sub("`[^`]+`", lambda match: match[0].replace(" ", "\0"), text)
+    lines = textwrap.fill(whole, width, initial_indent="   ", subsequent_indent="   ", break_long_words=False,
+                          break_on_hyphens=False)
+    return lines.replace("\0", " ")

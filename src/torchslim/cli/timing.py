@@ -167,7 +167,7 @@ def _built(spec: str, device: str) -> nn.Module:
 def _bench(candidates: Sequence[_Candidate], inputs: Any, device: str, rounds: int, threads: int,
            as_json: bool) -> None:
     from torchslim.latency import measure, ratio
-    from torchslim.report.units import significant
+    from torchslim.units import significant
 
     taken = list(measure({f"{place}": candidate.run for place, candidate in enumerate(candidates)}, inputs,
                          rounds=rounds, threads=threads).values())
@@ -254,7 +254,7 @@ SHOWN = 0.01
 
 def _print_layers(found: LayerTimes) -> None:
     from torchslim.layertimes import REASONS, SLOW
-    from torchslim.report.units import portion, significant
+    from torchslim.units import portion, significant
 
     shown = [layer for layer in found.layers if layer.reason or layer.share >= SHOWN]
     rest = [layer for layer in found.layers if layer not in shown]
@@ -280,7 +280,7 @@ _LAYERS = ("layer", "kind", "ms", "share", "MACs", "share", "memory", "marked")
 
 
 def _row(name: str, kind: str, layers: Sequence[LayerTime], reason: str) -> tuple[str, ...]:
-    from torchslim.report.units import count, portion, significant
+    from torchslim.units import count, portion, significant
 
     macs = sum(layer.macs for layer in layers)
     return (name, kind, significant(sum(layer.ms for layer in layers)), portion(sum(layer.share for layer in layers)),
