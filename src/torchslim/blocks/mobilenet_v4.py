@@ -12,14 +12,13 @@ from torchslim.errors import RequestError
 class UniversalInvertedBottleneck(nn.Module):
     """Expand and project by 1x1 convolutions, with a depthwise one before, between, both or neither.
 
-    MobileNetV4 (Qin et al. 2024), section 3. The two optional depthwise convolutions make four blocks:
+    MobileNetV4 (Qin et al. 2024), "Universal Inverted Bottlenecks". Two optional kernels make four blocks:
 
-    | start | middle | block                                                                      |
-    |-------|--------|----------------------------------------------------------------------------|
-    | None  | 3 or 5 | inverted bottleneck (the default)                                          |
-    | 3 or 5| None   | like ConvNeXt: mixes space before it expands                               |
-    | 3 or 5| 3 or 5 | "ExtraDW": more depth and reach for little                                 |
-    | None  | None   | feed-forward network: two 1x1 convolutions                                 |
+        start   middle
+        None    3 or 5  inverted bottleneck, the default
+        3 or 5  None    like ConvNeXt: mixes space before it expands
+        3 or 5  3 or 5  "ExtraDW": more depth and reach for little
+        None    None    feed-forward network: two 1x1 convolutions
 
     Args:
         in_channels, out_channels: at the input and at the output.

@@ -19,7 +19,7 @@ from torchslim.formulas import Size
 class RepBlock(nn.Module):
     """A sum of convolutions, each with its norm, a 1x1 one and a norm of the input; `fuse` makes it one convolution.
 
-    RepVGG (Ding et al. 2021), section 3; several branches of one kind: MobileOne (Vasu et al. 2023), section 3.2.
+    RepVGG (Ding et al. 2021), section 3; several branches of one kind: MobileOne (Vasu et al. 2023), "MobileOne Block".
 
     Args:
         in_channels, out_channels: at the input and at the output.
@@ -80,17 +80,16 @@ class RepBlock(nn.Module):
 
 def _fused(branch: nn.Module, like: Tensor) -> tuple[Tensor, Tensor]:
     """The kernel and the bias that one branch amounts to, in float64, the kernel as large as `like`."""
-    first, *norms = [*branch.children()] or [None]
+    layers = list(branch.children())
     outputs, inputs, *size = like.shape
     bias = torch.zeros(outputs, dtype=torch.float64)
-    if isinstance(first, nn.Conv2d):
-        kernel = _exact(first.weight)
-        bias = bias if first.bias is None else _exact(first.bias)
+    if layers and isinstance(layers[0], nn.Conv2d):
+        kernel, norms = _exact(layers[0].weight), layers[1:]
+        bias = bias if layers[0].bias is None else _exact(layers[0].bias)
     else:
-        channels = torch.arange(outputs)
+        channels, norms = torch.arange(outputs), layers
         kernel = torch.zeros(outputs, inputs, 1, 1, dtype=torch.float64)
         kernel[channels, channels % inputs] = 1  # each reads itself, by its place in its group
-        norms = [] if first is None else [first]
     for norm in norms:
         scale, shift = _line(norm)
         kernel, bias = kernel * scale[:, None, None, None], bias * scale + shift

@@ -13,7 +13,7 @@ from torchslim.errors import RequestError
 class SqueezeExcite(SqueezeExcitation):  # type: ignore[misc]  # torchvision has no types
     """Channels scaled by what two small layers make of their means: torchvision's, and its forms without biases.
 
-    Squeeze-and-Excitation Networks (Hu et al. 2018), section 3; on leaving out the biases, section 4.
+    Squeeze-and-Excitation Networks (Hu et al. 2018), section 3, who leave out the biases in ResNets.
 
     Args:
         channels: at the input and at the output.

@@ -11,8 +11,8 @@ from torchslim.blocks.convolution import ConvNormAct
 class StarBlock(nn.Module):
     """Depthwise; two 1x1 convolutions, one of them activated, multiplied; 1x1, depthwise; the input added.
 
-    Rewrite the Stars (Ma et al. 2024), section 3 and figure 1: the product of two linear maps holds about
-    C^2 / 2 of their terms, at the price of C.
+    Rewrite the Stars (Ma et al. 2024), section 3: the product of two linear maps of C inputs is linear in
+    some C^2 / 2 products of these, at the price of C.
 
     Args:
         in_channels, out_channels: at the input and at the output.
