@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+import numpy
 import pytest
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,11 @@ def test_padding_as_a_number(make: Callable[..., nn.Module]) -> None:
 def test_sizes_of_two_numbers() -> None:
     assert size(b.ConvNormAct(8, 16, (3, 5), (1, 2), "same", (2, 1))) == (32, 16)
     assert size(b.DepthwiseSeparable(8, 16, (1, 7), padding=(0, 2))) == (32, 30)
+
+
+def test_numbers_of_any_kind() -> None:
+    number = numpy.int64
+    assert size(b.ConvNormAct(number(8), number(16), number(3), number(2), dilation=[number(1), 2])) == (16, 16)
 
 
 def test_a_convolution_and_its_light_stand_in() -> None:
@@ -153,6 +159,8 @@ REFUSED: list[tuple[Callable[[], nn.Module], str]] = [
      "padding='valid' found, a number or 'same' wanted; 'same' keeps a map's size"),
     (lambda: b.ConvNormAct(8, 16, stride=0),
      "stride: 0 found, a whole number of at least 1 wanted"),
+    (lambda: b.ConvNormAct(8, 16, dilation=(1, 2, 3)),
+     "dilation: (1, 2, 3) found for a map of 2 dimensions; give one number or 2"),
     (lambda: b.ConvNormAct(8, 16, padding=-1),
      "padding: -1 found, a whole number of at least 0 wanted"),
     (lambda: b.ConvNormAct(8, 16, act=nn.ReLU()),
@@ -171,6 +179,8 @@ REFUSED: list[tuple[Callable[[], nn.Module], str]] = [
      "SqueezeExcite: channels=16, reduction=0, squeezed=None found, numbers of at least 1 wanted"),
     (lambda: b.InvertedResidual(16, 16, expand=False),
      "InvertedResidual: expand=False found where 16 channels become 96"),
+    (lambda: b.InvertedResidualSE(16, 16, reduction=0),
+     "InvertedResidualSE: reduction=0 found, at least 1 wanted; None leaves squeeze-and-excitation out"),
     (lambda: b.UniversalInvertedBottleneck(16, 16, 2, middle=None),
      "UniversalInvertedBottleneck: stride 2 found and no depthwise convolution that could have it"),
     (lambda: b.ShuffleUnitV1(24, 48),

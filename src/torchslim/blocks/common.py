@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
 
 from torch import nn
@@ -27,13 +27,13 @@ def conv(in_channels: int, out_channels: int, kernel_size: Size = 1, *, stride: 
     Raises:
         RequestError: numbers that don't fit together; even kernels have no "same" padding.
     """
-    convolution(in_channels, out_channels, kernel_size, (1, 1), groups=groups)  # the laws check the numbers
+    if isinstance(padding, str) and padding != "same":
+        raise RequestError(f"padding={padding!r} found, a number or 'same' wanted; 'same' keeps a map's size")
+    # the laws check the numbers
+    convolution(in_channels, out_channels, kernel_size, (1, 1), groups=groups)
+    output_size(_ANY_MAP, kernel_size, stride, 0 if isinstance(padding, str) else padding, dilation)
     kernel, spread = two(kernel_size), two(dilation)
-    if isinstance(padding, str):
-        if padding != "same":
-            raise RequestError(f"padding={padding!r} found, a number or 'same' wanted; 'same' keeps a map's size")
-        padding = same_padding(kernel, spread)
-    output_size(_ANY_MAP, kernel, stride, padding, spread)
+    padding = same_padding(kernel, spread) if isinstance(padding, str) else padding
     return nn.Conv2d(in_channels, out_channels, kernel, two(stride), two(padding), spread, groups, bias)
 
 
@@ -59,7 +59,7 @@ def both(option: T | tuple[T, T]) -> tuple[T, T]:
 
 def two(size: Size) -> tuple[int, int]:
     """A size along both dimensions of a map."""
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = size if isinstance(size, Sequence) else (size, size)
     return height, width
 
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torchslim.blocks.common import Act, Norm, divisible
 from torchslim.blocks.convolution import ConvNormAct
 from torchslim.blocks.squeeze_excite import SqueezeExcite
+from torchslim.errors import RequestError
 
 
 class InvertedResidualSE(nn.Module):
@@ -34,7 +35,7 @@ class InvertedResidualSE(nn.Module):
         (B, in_channels, H, W) -> (B, out_channels, ceil(H / stride), ceil(W / stride))
 
     Raises:
-        RequestError: as for `ConvNormAct` and `SqueezeExcite`.
+        RequestError: a reduction below 1, or as for `ConvNormAct` and `SqueezeExcite`.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1, expansion: float = 4, *,
@@ -42,6 +43,9 @@ class InvertedResidualSE(nn.Module):
                  squeezed: int | None = None, shortcut: bool = True, bias: bool | None = None,
                  norm: Norm = nn.BatchNorm2d, act: Act = nn.Hardswish, gate: Act = nn.Hardsigmoid) -> None:
         super().__init__()
+        if reduction is not None and reduction < 1:
+            raise RequestError(f"InvertedResidualSE: reduction={reduction} found, at least 1 wanted; None leaves "
+                               "squeeze-and-excitation out")
         wide = round(in_channels * expansion) if expanded is None else expanded
         layers: list[nn.Module] = []
         if wide != in_channels:
