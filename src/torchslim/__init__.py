@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torchslim import errors, train
+    from torchslim import blocks, errors, train
     from torchslim.coupling import groups
     from torchslim.exporting import export
     from torchslim.latency import measure
@@ -45,12 +45,13 @@ _HOME = {
     "save": "store",
     "verify": "proof",
 }
-_SUBPACKAGES = ("errors", "train")
+_SUBPACKAGES = ("blocks", "errors", "train")
 
 __all__ = [
     "Plan",
     "Profile",
     "apply",
+    "blocks",
     "carry_optimizer",
     "create_model",
     "errors",

@@ -1,0 +1,40 @@
+"""Convolution, norm, activation: what most blocks are made of."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from torchslim.blocks.common import Act, Norm, Padding, activated, conv, normed
+from torchslim.formulas import Size
+
+
+class ConvNormAct(nn.Sequential):
+    """A convolution, its norm and its activation; a map keeps its size unless there is a stride.
+
+    Batch normalisation after the convolution and before the activation: Ioffe and Szegedy 2015, section 3.2.
+
+    Args:
+        in_channels, out_channels: at the input and at the output.
+        kernel_size: an int, or (height, width).
+        stride, dilation: the same.
+        padding: on each side, an int or (height, width); "same" is d(k - 1)/2.
+        groups: of the convolution; a divisor of both channel numbers.
+        bias: of the convolution; None for one where no norm follows, whose shift does the same.
+        norm: called with the channels, makes the norm; None for none.
+        act: called with nothing, makes the activation; None or False for none.
+
+    Shape:
+        (B, in_channels, H, W) -> (B, out_channels, ceil(H / stride), ceil(W / stride)) where padding is "same".
+
+    Raises:
+        RequestError: numbers that don't fit together, or a norm or activation that can't be called like this.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: Size = 3, stride: Size = 1,
+                 padding: Padding = "same", dilation: Size = 1, *, groups: int = 1, bias: bool | None = None,
+                 norm: Norm = nn.BatchNorm2d, act: Act = nn.ReLU) -> None:
+        after = [*normed(norm, out_channels)]
+        super().__init__(
+            conv(in_channels, out_channels, kernel_size, stride=stride, padding=padding, dilation=dilation,
+                 groups=groups, bias=not after if bias is None else bias),
+            *after, *activated(act))

@@ -1,0 +1,113 @@
+"""Branches for training that become one convolution, of RepVGG (Ding et al. 2021) and MobileOne (Vasu et al. 2023)."""
+
+from __future__ import annotations
+
+import copy
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from torchslim.blocks.common import Act, Norm, activation, normed, two
+from torchslim.blocks.convolution import ConvNormAct
+from torchslim.errors import RequestError
+from torchslim.formulas import Size
+
+
+class RepBlock(nn.Module):
+    """A sum of convolutions, each with its norm, a 1x1 one and a norm of the input; `fuse` makes it one convolution.
+
+    RepVGG (Ding et al. 2021), section 3; several branches of one kind: MobileOne (Vasu et al. 2023), "MobileOne Block".
+
+    Args:
+        in_channels, out_channels: at the input and at the output.
+        kernel_size: an odd int, or (height, width) of them.
+        stride, dilation, groups: of all branches; groups=in_channels makes them depthwise. The padding is "same", since
+            the branches must see one map.
+        branches: how many convolutions of that kernel.
+        pointwise: whether there is a 1x1 branch; never for kernels of 1.
+        identity: whether there is a branch of a norm alone, where stride and width stay.
+        bias: of all convolutions; None for one where no norm follows.
+        norm: called with the channels, makes a norm; None for none. Only batch norms can be fused.
+        act: called with nothing, makes an activation after the sum; None or False for none.
+
+    Shape:
+        (B, in_channels, H, W) -> (B, out_channels, ceil(H / stride), ceil(W / stride))
+
+    Raises:
+        RequestError: no branch, or what `ConvNormAct` refuses.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: Size = 3, stride: int = 1, *,
+                 dilation: int = 1, groups: int = 1, branches: int = 1, pointwise: bool = True, identity: bool = True,
+                 bias: bool | None = None, norm: Norm = nn.BatchNorm2d, act: Act = None) -> None:
+        super().__init__()
+        if branches < 1:
+            raise RequestError(f"RepBlock: {branches} branches found, at least 1 wanted")
+        kernels = [kernel_size] * branches + [1] * (pointwise and two(kernel_size) != (1, 1))
+        first, *others = (ConvNormAct(in_channels, out_channels, size, stride, dilation=dilation, groups=groups,
+                                      bias=bias, norm=norm, act=None) for size in kernels)
+        self.first, self.others = first, nn.ModuleList(others)
+        if identity and stride == 1 and in_channels == out_channels:
+            self.others.append(nn.Sequential(*normed(norm, in_channels)))
+        self.act = activation(act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        y = self.first(x)
+        for branch in self.others:
+            y = y + branch(x)
+        out: Tensor = self.act(y)
+        return out
+
+    @torch.no_grad()
+    def fuse(self) -> nn.Conv2d | nn.Sequential:
+        """A new convolution, with its own weights, that gives what this block gives in eval mode.
+
+        Where the block has an activation, the two in a row. The block stays as it is.
+
+        Raises:
+            RequestError: a norm that is no batch norm with running statistics.
+        """
+        made = copy.deepcopy(cast(nn.Conv2d, self.first[0]))  # its sizes are those of the result
+        kernels, biases = zip(*(_fused(branch, made.weight) for branch in (self.first, *self.others)), strict=True)
+        made.bias = nn.Parameter(torch.stack(biases).sum(0).to(made.weight))
+        made.weight = nn.Parameter(torch.stack(kernels).sum(0).to(made.weight))
+        return made if isinstance(self.act, nn.Identity) else nn.Sequential(made, self.act)
+
+
+def _fused(branch: nn.Module, like: Tensor) -> tuple[Tensor, Tensor]:
+    """The kernel and the bias that one branch amounts to, in float64, the kernel as large as `like`."""
+    layers = list(branch.children())
+    outputs, inputs, *size = like.shape
+    bias = torch.zeros(outputs, dtype=torch.float64)
+    if layers and isinstance(layers[0], nn.Conv2d):
+        kernel, norms = _exact(layers[0].weight), layers[1:]
+        bias = bias if layers[0].bias is None else _exact(layers[0].bias)
+    else:
+        channels, norms = torch.arange(outputs), layers
+        kernel = torch.zeros(outputs, inputs, 1, 1, dtype=torch.float64)
+        kernel[channels, channels % inputs] = 1  # each reads itself, by its place in its group
+    for norm in norms:
+        scale, shift = _line(norm)
+        kernel, bias = kernel * scale[:, None, None, None], bias * scale + shift
+    height, width = ((large - small) // 2 for large, small in zip(size, kernel.shape[2:], strict=True))
+    return pad(kernel, (width, width, height, height)), bias
+
+
+def _line(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """What a batch norm multiplies by and adds in eval mode."""
+    if not isinstance(norm, _BatchNorm) or norm.running_mean is None or norm.running_var is None:
+        raise RequestError(f"RepBlock: {type(norm).__name__} found, a batch norm with running statistics wanted; only "
+                           "these can be fused")
+    scale = (_exact(norm.running_var) + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * _exact(norm.weight)
+    shift = -_exact(norm.running_mean) * scale
+    return scale, shift if norm.bias is None else shift + _exact(norm.bias)
+
+
+def _exact(tensor: Tensor) -> Tensor:
+    return tensor.to("cpu", torch.float64)  # some accelerators have no float64

@@ -1,0 +1,44 @@
+"""docs/blocks.md tells the truth: its example prints what it says, and its table is counted anew."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from helpers import count, counted_macs
+from torchslim import blocks
+
+PAGE = (Path(__file__).parents[2] / "docs" / "blocks.md").read_text(encoding="utf-8")
+ROWS = re.findall(r"^\| `([^`]+)` \|.*\| ([\dx]+) \| ([\d,]+) \| ([\d,]+) \|$", PAGE, re.MULTILINE)
+
+
+def test_the_example_prints_what_the_page_says() -> None:
+    (code,), (printed,) = (re.findall(rf"```{kind}\n(.*?)```", PAGE, re.DOTALL) for kind in ("python", "text"))
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        exec(compile(code, "blocks.md", "exec"), {})
+    assert out.getvalue() == printed
+
+
+@pytest.mark.parametrize(("code", "gives", "params", "macs"), ROWS, ids=[row[0] for row in ROWS])
+def test_the_table_is_right(code: str, gives: str, params: str, macs: str) -> None:
+    block, x = eval(code, dict(vars(blocks))).to("meta").eval(), torch.empty(1, 64, 56, 56, device="meta")
+    assert "x".join(map(str, block(x).shape[1:])) == gives
+    assert f"{count(block):,}" == params
+    assert f"{counted_macs(block, x):,}" == macs
+
+
+def test_the_table_has_every_block() -> None:
+    lines = [line for line in PAGE.splitlines() if line.startswith("| `")]
+    assert len(lines) == len(ROWS)
+    modules = {name for name in blocks.__all__ if name[0].isupper()}
+    assert {code.split("(")[0] for code, *_ in ROWS} == modules - {"ChannelSplit", "LinearBottleneck"}
+    assert all(f"`{name}" in PAGE for name in blocks.__all__)
+
+
+def test_the_contents_name_every_block() -> None:
+    assert all(re.search(rf"\b{name}\b", blocks.__doc__ or "") for name in blocks.__all__)
