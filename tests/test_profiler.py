@@ -181,6 +181,24 @@ def test_functional_arithmetic_counts_and_moving_does_not() -> None:
     assert torchslim.profile(model, torch.randn(2, 6, 8, 8)).flops == 3 * 768 + 2 * 768
 
 
+def test_vectors_complex_numbers_and_models_that_do_nothing() -> None:
+    w = torch.randn(8)
+    assert torchslim.profile(Calls(lambda s, x: x @ w), torch.randn(6, 8)).macs == 48
+    assert torchslim.profile(Calls(lambda s, x: torch.dot(x, w)), torch.randn(8)).macs == 8
+    waves = Calls(lambda s, x: torch.view_as_real(x * x + x))
+    assert torchslim.profile(waves, torch.randn(8, dtype=torch.complex64)).flops == 16
+    assert torchslim.profile(waves, torch.randn(8, dtype=torch.complex64)).unknown == ()
+    nothing = Calls(lambda s, x: s.layer.weight, layer=nn.Linear(3, 3))
+    assert torchslim.profile(nothing, torch.randn(2, 3)).peak_memory == 24
+    assert torchslim.profile(nn.Identity(), torch.randn(2, 3)).peak_memory == 24
+
+
+def test_what_the_forward_pass_freezes_is_learning_again() -> None:
+    model = Calls(lambda s, x: s.layer.requires_grad_(False)(x), layer=nn.Linear(3, 3))
+    assert torchslim.profile(model, torch.randn(2, 3)).trainable == 12
+    assert model.layer.weight.requires_grad
+
+
 class Holding(TorchDispatchMode):
     """Which storages each operation of a real run reads and makes, by address; all of them kept alive."""
 

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from torch import nn
 
 from torchslim.calling import Inputs, unwrap
+from torchslim.errors import RequestError
 from torchslim.findings import Check, Finding, Seen, dead_parameters, elementwise, fragmented, grouped, unbalanced
 from torchslim.layering import dilated_padding, heavy_ends, large_kernels, odd_widths, unfused_norms, useless_bias
-from torchslim.profiler import profile
+from torchslim.profiler import profiled
 from torchslim.trace import trace
 
 CHECKS: tuple[Check, ...] = (dead_parameters, unbalanced, grouped, fragmented, elementwise, useless_bias, unfused_norms,
@@ -38,8 +39,13 @@ def advise(model: nn.Module, inputs: Inputs, *, ms: Mapping[str, float] | None =
 
     Raises:
         TraceError: the model fails on these inputs.
+        RequestError: it computes nothing on them.
     """
-    seen = Seen(trace(unwrap(model), inputs, watch=False), profile(model, inputs), name, ms or {})
+    model = unwrap(model)
+    graph = trace(model, inputs, watch=False)
+    seen = Seen(graph, profiled(model, graph), name, ms or {})
+    if not seen.profile.memory_access or not all(value.numel for value in graph.inputs):
+        raise RequestError("advise: the model computes nothing on these inputs; give inputs with elements in them")
     found = [finding for check in CHECKS if (finding := check(seen)) is not None] + heavy_ends(seen)
     kept = [finding for finding in found if finding.gain >= LEAST or finding.kind in _ALWAYS]
     return tuple(sorted(kept, key=lambda finding: -finding.gain))

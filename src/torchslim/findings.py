@@ -5,18 +5,21 @@ The guidelines G1 to G4 are those of ShuffleNet V2 (Ma et al. 2018, section 3).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
+from shlex import quote
 
 from torchslim.formulas import pointwise_access, pointwise_access_bound
 from torchslim.graph import Graph, Op, Value
 from torchslim.memory import accessed, is_view
 from torchslim.profiler import Profile
 from torchslim.rules import is_arithmetic, macs, multiplies
-from torchslim.units import percent
+from torchslim.units import percent, several
+
+NAMED = 3
+"""So many lines of code are in a remedy."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,12 @@ def named(op: Op) -> str:
     return op.module or "(model)"
 
 
+def only(layers: Sequence[str]) -> str:
+    """The option that says which layers a command is for; nothing where they have no name."""
+    names = [layer for layer in layers if layer not in ("", "(model)")]
+    return f" --only {quote(names[0])}" if names else ""
+
+
 def worst(costs: Sequence[tuple[float, str]]) -> tuple[str, ...]:
     """Layers from the greatest loss down, each once."""
     return tuple(dict.fromkeys(name for _, name in sorted(costs, key=lambda one: -one[0])))
@@ -103,28 +112,30 @@ def dead_parameters(seen: Seen) -> Finding | None:
     if not dead:
         return None
     total = sum(number for number, _ in dead)
-    tops = dict.fromkeys(_outermost_dead(seen))
     return Finding(
         "dead parameters", total / seen.profile.params, "parameters",
         f"{total:,} of {seen.profile.params:,} parameters are never read by the forward pass in eval mode",
-        worst(dead), f"delete what is not used, before saving: {'; '.join(f'del model.{_path(name)}' for name in tops)}"
-        " (unless training uses it)")
+        worst(dead), f"unless training uses it, take it out: {_taken_out(seen)}")
 
 
-def _outermost_dead(seen: Seen) -> list[str]:
-    """The outermost modules whose parameters are all dead."""
+def _taken_out(seen: Seen) -> str:
+    """The lines of code that take out what is never read: whole modules where all in them is dead."""
     whole = [m.name for m in seen.profile.modules if m.params and m.dead_params == m.params and m.name]
-    return [name for name in whole if not any(name.startswith(f"{other}.") for other in whole)] or ["..."]
-
-
-def _path(name: str) -> str:
-    """A module's name as Python has it: `decoder.3` is `decoder[3]`."""
-    return re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", name)
+    outermost = [name for name in whole if not any(name.startswith(f"{other}.") for other in whole)]
+    lines = [f"model.set_submodule({name!r}, torch.nn.Identity())" for name in outermost]
+    read = seen.graph.read()
+    for name, value in seen.graph.state.items():
+        owner, _, own = name.rpartition(".")
+        inside = any(name.startswith(f"{other}.") for other in outermost)
+        if value.source == "parameter" and name not in read and not inside:
+            lines.append(f"model.get_submodule({owner!r}).register_parameter({own!r}, None)")
+    more = f"; and {len(lines) - NAMED} more such lines" if len(lines) > NAMED else ""
+    return f"`{'`; `'.join(lines[:NAMED])}`{more}"
 
 
 def unbalanced(seen: Seen) -> Finding | None:
     """G1: a 1x1 convolution of B MACs on h w positions accesses 2 sqrt(h w B) + B / (h w) elements at least."""
-    lost, ratios = [], []
+    lost, ratios, wide = [], [], {}
     for op in seen.convolutions:
         weight, positions = op.args[1], prod(op.output.shape[2:]) * op.output.shape[0]
         if prod(weight.shape[2:]) != 1 or groups_of(op) != 1 or not positions:
@@ -134,15 +145,27 @@ def unbalanced(seen: Seen) -> Finding | None:
         least = pointwise_access_bound(positions * inputs * outputs, (positions,))
         if access > 1.2 * least:
             lost.append((access - least, named(op)))
+            wide[named(op)] = named(op) if outputs > inputs else _maker(seen, op)
             ratios.append(access / least)
     if not lost:
         return None
     return Finding(
         "unbalanced 1x1 convolutions (G1)", sum(n for n, _ in lost) / seen.profile.memory_access, "memory access",
-        f"{len(lost)} access up to {max(ratios):.2f} times the elements that equally many inputs and outputs would"
+        f"{several(len(lost), 'convolution')} with up to {max(ratios):.2f} times the access of equal widths"
         f"{seen.time([name for _, name in lost])}",
-        worst(lost), "give them more equal widths: cut the wide side with `torchslim prune "
-        f"{seen.model} --macs 0.7 --only '{lost[0][1]}' --out slim.safetensors`, or choose smaller expansion ratios")
+        worst(lost), "choose more equal widths, or cut the wide side: `torchslim prune "
+        f"{seen.model} --macs 0.9{only([wide[name] for name in worst(lost)])} --out slim.safetensors`")
+
+
+def _maker(seen: Seen, reader: Op) -> str:
+    """The layer that made the channels that an operation reads, through what does not multiply."""
+    sought = reader.inputs[0].id
+    for op in reversed(seen.graph.ops[:reader.index]):
+        if any(out is not None and out.id == sought for out in op.outputs):
+            if multiplies(op):
+                return op.module
+            sought = next((value.id for value in op.inputs if not value.static), sought)
+    return ""
 
 
 def grouped(seen: Seen) -> Finding | None:
@@ -154,7 +177,7 @@ def grouped(seen: Seen) -> Finding | None:
     most = max(groups_of(op) for op in seen.convolutions if op.args[1].shape[1] > 1)
     return Finding(
         "heavy grouping (G2)", sum(n for n, _ in lost) / seen.profile.memory_access, "memory access",
-        f"{len(lost)} convolutions of up to {most} groups write more than ungrouped ones of the same MACs would"
+        f"{several(len(lost), 'convolution')} of up to {most} groups write more than ungrouped ones of as many MACs"
         f"{seen.time([name for _, name in lost])}",
         worst(lost), f"lose whole groups: `torchslim prune {seen.model} --macs 0.7 --whole-groups --out "
         "slim.safetensors`, or choose fewer groups")
@@ -173,7 +196,7 @@ def fragmented(seen: Seen) -> Finding | None:
     excess = sum(seen.ms.get(name, 0.0) for name in own) / total - share if total else 0.0
     return Finding(
         "fragmentation (G3)", max(excess, 0.0), "time",
-        f"{len(wide)} tensors are read by up to {max(map(len, wide))} convolutions side by side, which hold "
+        f"{several(len(wide), 'tensor')} with up to {max(map(len, wide))} convolutions side by side, which hold "
         f"{percent(share)} of the MACs{seen.time(sorted(own))}",
         worst(layers), "join branches of one kernel size into one convolution; see whether a compiler does: "
         f"`torchslim bench {seen.model} --backend eager,compiled,onnxruntime`")
@@ -198,7 +221,7 @@ def elementwise(seen: Seen) -> Finding | None:
     gain = sum(2 * max(value.numel for value in op.inputs) for op in fused) / seen.profile.memory_access
     return Finding(
         "element-wise operations (G4)", min(gain, share), "memory access",
-        f"{len(ops)} of them have {percent(share)} of the memory access and "
+        f"{several(len(ops), 'operation')} with {percent(share)} of the memory access and "
         f"{percent(sum(op.output.numel for op in ops) / max(seen.profile.flops, 1))} of the FLOPs"
         f"{seen.time([op.module for op in ops if not _multiplies(seen, op.module)])}",
         worst([(touched(op), named(op)) for op in ops]),

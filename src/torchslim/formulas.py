@@ -267,7 +267,7 @@ def scaled(number: int, factor: float) -> int:
         RequestError: a number below 1, or a factor that is not positive.
     """
     number = _whole("scaled: number", number)
-    if not isinstance(factor, Real) or not 0 < factor < inf:
+    if isinstance(factor, bool) or not isinstance(factor, Real) or not 0 < factor < inf:
         raise RequestError(f"scaled: a multiplier of {factor!r} found, a positive number wanted, such as 0.5")
     return max(1, int(number * factor + 1e-6))  # 100 x 0.29 is less than 29 in floating point
 

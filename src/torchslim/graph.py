@@ -88,7 +88,6 @@ class Graph:
     Attributes:
         ops: the operations in the order they ran.
         inputs: the tensors given to the model.
-        inputs: the values among the arguments, in order.
         outputs: the tensors that it returned.
         state: every parameter, buffer and plain tensor attribute of the model, read or not, by canonical name.
         aliases: further names of a tied tensor -> its canonical name.

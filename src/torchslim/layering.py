@@ -2,46 +2,52 @@
 
 from __future__ import annotations
 
+import sys
 from math import ceil, prod
 
-from torchslim.findings import Finding, Seen, groups_of, named, touched, worst
+from torchslim.findings import Finding, Seen, groups_of, named, only, touched, worst
 from torchslim.graph import Op, Value
 from torchslim.rules import macs
-from torchslim.units import percent
+from torchslim.units import percent, several
 
 _NORMS = frozenset({"aten.native_batch_norm", "aten._native_batch_norm_legit_no_training", "aten.cudnn_batch_norm",
                     "aten.miopen_batch_norm", "aten._batch_norm_no_update"})
 
 
-def _norm_behind(seen: Seen, op: Op) -> Op | None:
-    """The batch norm that alone reads a convolution's result."""
-    readers = seen.readers.get(op.output.id, [])
-    return readers[0] if len(readers) == 1 and readers[0].name in _NORMS else None
+def _folding(seen: Seen) -> list[tuple[Op, Op]]:
+    """Convolutions with the batch norm that alone reads their result, in every call of the layer."""
+    by_weight: dict[int, list[tuple[Op, Op | None]]] = {}
+    for op in seen.convolutions:
+        readers = seen.readers.get(op.output.id, [])
+        alone = len(readers) == 1 and readers[0].name in _NORMS and readers[0].argument(3, "running_mean") is not None
+        by_weight.setdefault(op.args[1].id, []).append((op, readers[0] if alone else None))
+    return [(op, norm) for calls in by_weight.values() if all(norm is not None for _, norm in calls)
+            for op, norm in calls if norm is not None]
 
 
 def useless_bias(seen: Seen) -> Finding | None:
     """A bias before batch norm is subtracted again with the mean."""
-    biases = {op.args[2].name: (float(op.args[2].numel), named(op)) for op in seen.convolutions
-              if op.args[2] is not None and op.args[2].name and _norm_behind(seen, op) is not None}
+    biases = {op.args[2].name: (float(op.args[2].numel), named(op)) for op, _ in _folding(seen)
+              if op.args[2] is not None and op.args[2].name}
     if not biases:
         return None
     total = int(sum(number for number, _ in biases.values()))
     return Finding(
         "convolution bias before batch norm", total / seen.profile.params, "parameters",
-        f"{len(biases)} convolutions have a bias ({total:,} parameters) that the batch norm behind them takes away",
+        f"{several(len(biases), 'bias', 'biases')} ({total:,} parameters) that the batch norm behind takes away again",
         worst(list(biases.values())), "build them with bias=False; in a trained network, fold the norm into the "
         "convolution: torch.nn.utils.fusion.fuse_conv_bn_eval(conv, bn)")
 
 
 def unfused_norms(seen: Seen) -> Finding | None:
     """At inference a batch norm is a scale and a shift, which the convolution before it can do."""
-    norms = [norm for op in seen.convolutions if (norm := _norm_behind(seen, op)) is not None]
+    norms = [norm for _, norm in _folding(seen)]
     access = sum(map(touched, norms))
     if not norms:
         return None
     return Finding(
         "unfused batch norm at inference", access / seen.profile.memory_access, "memory access",
-        f"{len(norms)} batch norms read and write {percent(access / seen.profile.memory_access)} of all elements"
+        f"{several(len(norms), 'batch norm')} with {percent(access / seen.profile.memory_access)} of the memory access"
         f"{seen.time([norm.module for norm in norms])}",
         worst([(touched(norm), named(norm)) for norm in norms]),
         f"nothing in training; to run it, export folds them: `torchslim export {seen.model} model.onnx`")
@@ -65,27 +71,34 @@ def odd_widths(seen: Seen) -> Finding | None:
         return None
     gain = 1 - seen.profile.macs / (padded + rest)
     return Finding(
-        "channels that are no multiple of 8", gain, "MACs",
-        f"{len(spoiled)} convolutions; in blocks of 8 the network computes {percent(gain / (1 - gain))} more than it "
-        "has MACs",
+        "channels that are no multiple of 8", gain, "MACs that blocks of 8 compute",
+        f"{several(len(spoiled), 'convolution')}; in blocks of 8, {percent(gain / (1 - gain))} more is computed than "
+        "the MACs say",
         worst(spoiled), f"`torchslim prune {seen.model} --macs 0.9 --round-to 8 --out slim.safetensors`")
 
 
 def large_kernels(seen: Seen) -> Finding | None:
-    """A k x k kernel costs k / 2 times as much as a pair of k x 1 and 1 x k."""
-    found = [(op, op.args[1].shape[2:]) for op in seen.convolutions if len(op.args[1].shape) == 4]
-    large = [(op, h, w) for op, (h, w) in found if min(h, w) >= 5]
-    saved = sum(macs(op) * (1 - (h + w) / (h * w)) for op, h, w in large)
-    if not large:
+    """A k x k kernel costs k / 2 times as much as a pair of 1 x k and k x 1, where inputs and outputs are balanced."""
+    saved = []
+    for op in seen.convolutions:
+        outputs, inputs, *kernel = op.args[1].shape
+        if len(kernel) != 2 or min(kernel) < 5 or groups_of(op) > 1:
+            continue
+        batch, _, height, width = op.output.shape
+        rows = op.args[0].shape[2]  # the first of the pair leaves them as they are
+        pair = batch * width * outputs * (kernel[1] * inputs * rows + kernel[0] * outputs * height)
+        if pair < macs(op):
+            saved.append((float(macs(op) - pair), op))
+    if not saved:
         return None
+    layers = worst([(gain, f"{named(op)} ({'x'.join(map(str, op.args[1].shape[2:]))})") for gain, op in saved])
     return Finding(
-        "large kernels that factorise", saved / seen.profile.macs, "MACs",
-        f"{len(large)} convolutions of up to {'x'.join(map(str, max((h, w) for _, h, w in large)))} hold "
-        f"{percent(sum(macs(op) for op, _, _ in large) / seen.profile.macs)} of the MACs"
-        f"{seen.time([op.module for op, _, _ in large])}",
-        worst([(macs(op), named(op)) for op, _, _ in large]),
-        "replace each by a pair, and train on: nn.Sequential(nn.Conv2d(i, o, (k, 1), padding=(k // 2, 0)), "
-        "nn.Conv2d(o, o, (1, k), padding=(0, k // 2)))")
+        "large kernels that factorise", sum(gain for gain, _ in saved) / seen.profile.macs, "MACs",
+        f"{several(len(saved), 'convolution')} with "
+        f"{percent(sum(macs(op) for _, op in saved) / seen.profile.macs)} of the MACs"
+        f"{seen.time([op.module for _, op in saved])}", layers,
+        "replace each by a pair, and train on: `nn.Sequential(nn.Conv2d(i, o, (1, k), (1, s), (0, p)), "
+        "nn.Conv2d(o, o, (k, 1), (s, 1), (p, 0)))`")
 
 
 def heavy_ends(seen: Seen) -> list[Finding]:
@@ -98,10 +111,13 @@ def heavy_ends(seen: Seen) -> list[Finding]:
             "a first layer that dominates", share / 2, "MACs",
             f"{percent(share)} of the MACs, on a map of {'x'.join(map(str, first.output.shape[2:]))}"
             f"{seen.time([first.module])}", (named(first),),
-            f"halve its width, or let it take larger steps: `torchslim prune {seen.model} --macs 0.8 --only "
-            f"'{first.module}' --out slim.safetensors`"))
-    linear = {op.inputs[-1].name or op.module: (op, _weight(op)) for op in seen.graph.ops
-              if op.name in ("aten.addmm", "aten.mm")}
+            f"halve its width, or let it take larger steps: `torchslim prune {seen.model} --macs 0.8"
+            f"{only([first.module])} --out slim.safetensors`"))
+    # Behind the last convolution, of a network that is made of convolutions: others have linear layers all the way.
+    convolved = sum(map(macs, seen.convolutions)) > seen.profile.macs / 2
+    last = max((op.index for op in seen.convolutions), default=len(seen.graph.ops)) if convolved else sys.maxsize
+    linear = {op.inputs[-1].id: (op, _weight(op)) for op in seen.graph.ops
+              if op.name in ("aten.addmm", "aten.mm") and op.index > last}
     sizes = [(weight.numel, named(op)) for op, weight in linear.values() if weight is not None]
     heavy = sum(number for number, _ in sizes) / seen.profile.params if seen.profile.params else 0.0
     if heavy > 0.3 and seen.convolutions:
@@ -131,6 +147,6 @@ def dilated_padding(seen: Seen) -> Finding | None:
         return None
     return Finding(
         '"same" padding that ignores dilation', 0.0, "memory access",
-        f"{len(wrong)} dilated convolutions are padded as if their dilation were 1: their maps shrink by up to "
+        f"{several(len(wrong), 'dilated convolution')} padded as for a dilation of 1: maps shrink by up to "
         f"{percent(max(lost for lost, _ in wrong))}", worst(wrong),
         "pad by dilation * (kernel - 1) // 2, or say padding='same'")

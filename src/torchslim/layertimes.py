@@ -26,7 +26,7 @@ from torchslim.graph import Op
 from torchslim.latency import Latency, measure, waiter
 from torchslim.memory import accessed
 from torchslim.modules import names_of_modules
-from torchslim.profiler import Layer, profile
+from torchslim.profiler import Layer, profiled
 from torchslim.rules import is_arithmetic, keeps_values
 from torchslim.trace import trace
 
@@ -123,9 +123,10 @@ def timed_layers(model: nn.Module, inputs: Inputs, *, rounds: int = 20, warmup: 
         RequestError: inputs of another kind, fewer than one round, warm-up call or thread.
     """
     model = unwrap(model)
-    costs = {layer.name: layer for layer in profile(model, inputs).layers}
+    graph = trace(model, inputs, watch=False)
+    costs = {layer.name: layer for layer in profiled(model, graph).layers}
     operations: dict[str, list[Op]] = {}
-    for op in trace(model, inputs, watch=False).ops:
+    for op in graph.ops:
         if op.inputs and accessed(op):
             operations.setdefault(op.module, []).append(op)
     wait, nest = waiter(arguments(inputs)), _Nest()

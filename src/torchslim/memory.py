@@ -52,6 +52,8 @@ def held(graph: Graph) -> Sequence[int]:
 
     The weights aside; the network's inputs count until they are last read, its outputs to the end.
     """
+    if not graph.ops:
+        return []
     home: dict[int, int] = {}
     first: dict[int, int] = {value.id: 0 for value in graph.inputs}
     last: dict[int, int] = {}

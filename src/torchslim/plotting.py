@@ -35,11 +35,13 @@ def check(path: Path) -> None:
     """Raise before any work is done for a chart that can't be drawn.
 
     Raises:
-        RequestError: the file's ending is neither .svg nor .png, or its folder is missing.
+        RequestError: the file's ending is neither .svg nor .png, it is a folder, or its folder is missing.
         MissingExtra: matplotlib is not installed.
     """
     if path.suffix.lower() not in FORMATS:
         raise RequestError(f"{path}: {path.suffix or 'no ending'} is no format of charts; wanted .svg or .png")
+    if path.is_dir():
+        raise RequestError(f"{path}: is a folder; wanted the name of a file")
     if not path.parent.is_dir():
         raise RequestError(f"{path}: the folder {path.parent} does not exist; make it first")
     if find_spec("matplotlib") is None:

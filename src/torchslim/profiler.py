@@ -16,7 +16,7 @@ from torch import nn
 
 from torchslim.calling import Inputs, unwrap
 from torchslim.graph import Graph, Op
-from torchslim.memory import accessed, held, size
+from torchslim.memory import accessed, held, is_view, size
 from torchslim.modules import tensors_of
 from torchslim.rules import flops, macs, multiplies, row_of
 from torchslim.trace import trace
@@ -157,7 +157,11 @@ def profile(model: nn.Module, inputs: Inputs) -> Profile:
         RequestError: inputs of another kind.
     """
     model = unwrap(model)
-    graph = trace(model, inputs, watch=False)
+    return profiled(model, trace(model, inputs, watch=False))
+
+
+def profiled(model: nn.Module, graph: Graph) -> Profile:
+    """What a run costs that was traced already."""
     alive = held(graph)
     own = _tallies(graph, alive, {name for name, tensor in tensors_of(model).items() if tensor.requires_grad})
     layers = [_layer(graph, name, tally) for name, tally in sorted(own.items(), key=lambda item: item[1].first)
@@ -167,9 +171,9 @@ def profile(model: nn.Module, inputs: Inputs) -> Profile:
     return Profile(
         params=whole.params, trainable=whole.trainable, dead_params=whole.dead_params, macs=whole.macs,
         flops=whole.flops, activations=whole.activations, memory_access=whole.memory_access,
-        memory_bytes=whole.memory_bytes, peak_memory=max(alive, default=0),
+        memory_bytes=whole.memory_bytes, peak_memory=max(alive, default=sum(map(size, graph.inputs))),
         weight_bytes=sum(size(value) for value in graph.state.values()), layers=tuple(layers), modules=tuple(modules),
-        unknown=tuple(sorted({op.name for op in graph.ops if row_of(op) is None})))
+        unknown=tuple(sorted({op.name for op in graph.ops if row_of(op) is None and not is_view(op)})))
 
 
 @dataclass(slots=True)

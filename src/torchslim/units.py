@@ -26,6 +26,11 @@ def significant(value: float) -> str:
     return f"{value:.{0 if magnitude >= 99.95 else 1 if magnitude >= 9.995 else 2}f}"
 
 
+def several(number: int, noun: str, plural: str = "") -> str:
+    """A number of things: "1 tensor", "3 tensors", "2 biases"."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
 def count(value: float, gap: str = _NBSP) -> str:
     """A count with an SI prefix: 1,820,000,000 is "1.82 G"."""
     if not math.isfinite(value):

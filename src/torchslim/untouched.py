@@ -28,6 +28,8 @@ def untouched(model: nn.Module, keep_buffers: bool) -> Iterator[None]:
     own = {id(space) for space in spaces}
     inner = [(item, item.copy()) for space in spaces[::4] for item in space.values()
              if (type(item) is list or type(item) is dict) and id(item) not in own]
+    learning = [(parameter, parameter.requires_grad) for space in spaces[1::4] for parameter in space.values()
+                if parameter is not None]
     contents = [(b, b.detach().clone()) for b in model.buffers()] if keep_buffers else []
     python, numbers = random.getstate(), numpy.random.get_state()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
@@ -45,6 +47,9 @@ def untouched(model: nn.Module, keep_buffers: bool) -> Iterator[None]:
                 if list(map(id, _parts(item))) != list(map(id, _parts(copy))):
                     item.clear()
                     item.extend(copy) if isinstance(item, list) else item.update(copy)
+            for parameter, learns in learning:
+                if parameter.requires_grad != learns:
+                    parameter.requires_grad_(learns)
             with torch.no_grad():
                 for buffer, content in contents:
                     # Batch norm in train mode writes without counting a version.

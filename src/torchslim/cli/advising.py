@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
-import shutil
-import textwrap
+import shlex
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from torchslim.cli.common import Json, Model, Shapes, example, print_json
+from torchslim.cli.common import Json, Model, Shapes, example, print_json, wrapped
 from torchslim.units import percent
 
 if TYPE_CHECKING:
@@ -45,7 +43,8 @@ def advise(
         from torchslim.layertimes import layer_times
 
         ms = {layer.name: layer.ms for layer in layer_times(network, inputs)}
-    found = findings_of(network, inputs, ms=ms, name=str(source))
+    command = " ".join([shlex.quote(str(source)), *(f"--input {shape}" for shape in shapes or [])])
+    found = findings_of(network, inputs, ms=ms, name=command)
     if as_json:
         print_json({"model": str(source), "findings": [asdict(finding) for finding in found]})
     elif not found:
@@ -56,18 +55,8 @@ def advise(
 
 def _told(place: int, finding: Finding) -> str:
     """A finding on a few lines, as wide as the terminal; commands are not broken."""
-    width = min(shutil.get_terminal_size().columns, 120)
-    gain = f"about {percent(finding.gain)} of the {finding.of}" if finding.gain >= 0.001 else "little, and for nothing"
+    gain = f"could save about {percent(finding.gain)} of the {finding.of}" if finding.gain >= 0.001 else "saves little"
     layers = ", ".join(finding.layers[:NAMED])
     more = f" and {len(finding.layers) - NAMED} more" if len(finding.layers) > NAMED else ""
     texts = (f"{finding.evidence}.", f"Where: {layers}{more}.", f"Do: {finding.remedy}")
-    return "\n".join([f"{place}. {finding.kind}: could save {gain}", *(
-        _filled(text, width) for text in texts)])
-
-
-def _filled(text: str, width: int) -> str:
-    """A paragraph in lines; what stands between backticks stays on one."""
-    whole = re.sub("`[^`]+`", lambda match: match[0].replace(" ", "\0"), text)
-    lines = textwrap.fill(whole, width, initial_indent="   ", subsequent_indent="   ", break_long_words=False,
-                          break_on_hyphens=False)
-    return lines.replace("\0", " ")
+    return "\n".join([f"{place}. {finding.kind}: {gain}", *(wrapped(text, "   ") for text in texts)])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -80,6 +82,14 @@ def example(source: Source, shapes: Sequence[str] | None, seed: int = 0, batch: 
     if detects:
         return [image for tensor in tensors for image in (tensor if tensor.ndim == 4 else [tensor])]
     return tensors[0] if len(tensors) == 1 else tuple(tensors)
+
+
+def wrapped(text: str, indent: str = "") -> str:
+    """A paragraph in lines of at most 120 columns that fit the terminal; what stands between backticks stays on one."""
+    whole = re.sub("`[^`]+`", lambda match: match[0].replace(" ", "\0"), text)
+    lines = textwrap.fill(whole, min(shutil.get_terminal_size().columns, 120), initial_indent=indent,
+                          subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return lines.replace("\0", " ")
 
 
 def say(message: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from torchslim.cli.common import Json, Model, Shapes, example, print_json, say
+from torchslim.cli.common import Json, Model, Shapes, example, print_json, say, wrapped
 from torchslim.cli.tables import Column, arranged, print_csv, show
 from torchslim.errors import RequestError
 from torchslim.units import count, milliseconds, percent, size
@@ -65,14 +65,12 @@ def profile(
               _few(found, depth) if sort is None and top is None else rows, times)
         say(f"drawn: {plot}")
     if as_json:
-        print_json({"model": str(source), **found.to_dict(), **({"ms": times} if timed else {})})
+        print_json({"model": str(source), **found.to_dict(), **({"ms": times} if times else {})})
     elif as_csv:
         print_csv(rows, columns)
-    elif rows:
-        show([*rows, *_total(found, rows, depth)], columns)
-        print("\n".join(found.remarks()))
     else:
-        print("the model runs no operation and owns no parameter")
+        show([*rows, *_total(found, rows, depth)], columns)
+        print("\n".join(wrapped(remark) for remark in found.remarks()))
 
 
 def compare(
@@ -91,6 +89,8 @@ def compare(
     from torchslim.sources import build, resolve
 
     _one_form(as_json, as_csv)
+    if depth is not None and (timed or plot is not None):
+        raise RequestError("compare: --depth sets modules side by side, without --time and --plot; leave one out")
     if plot is not None:
         from torchslim import plotting
 
@@ -104,7 +104,8 @@ def compare(
         _by_module(names, profiles, depth, sort, top, as_json, as_csv)
         return
     everything = list(zip(names, profiles, times, strict=True))
-    columns = _overall(everything[0])
+    columns = [column for column in _overall(everything[0])
+               if len(models) > 1 or not column.key.startswith("of first")]
     rows = arranged(everything, columns, sort, top)
     if plot is not None:
         _draw_totals(plot, rows)
@@ -198,8 +199,8 @@ Whole = tuple[str, "Profile", float | None]
 def _overall(first: Whole) -> list[Column]:
     """What is said of a network, and how each cost stands to the first network's."""
     def of_first(key: str) -> Column:
-        return Column(f"of first {key}", "of first", lambda row: getattr(row[1], key) / (getattr(first[1], key) or 1),
-                      percent, 1)
+        return Column(f"of first {key}", "of first",
+                      lambda row: _ratio(getattr(row[1], key), getattr(first[1], key)), percent, 1)
 
     time = [] if first[2] is None else [
         Column("time", "latency", lambda row: row[2], lambda ms: milliseconds(ms).replace("\xa0", " ")),
@@ -219,20 +220,24 @@ def _overall(first: Whole) -> list[Column]:
     ]
 
 
+def _ratio(cost: float, first: float) -> float:
+    return cost / first if first else 1.0 if not cost else float("inf")
+
+
 def _by_module(names: Sequence[str], profiles: Sequence[Profile], depth: int, sort: str | None, top: int | None,
                as_json: bool, as_csv: bool) -> None:
     """The modules of all models in one table: parameters and MACs of each model."""
     found = [{module.name: module for module in _rows(profile, depth)} for profile in profiles]
     modules = list(dict.fromkeys(name for rows in found for name in rows))
 
-    def column(place: int, key: str, heading: str) -> Column:
+    def column(place: int, key: str, heading: str, rank: int) -> Column:
         rows = found[place]
-        return Column(f"{key}{place + 1 if place else ''}", f"{heading} {place + 1}",
-                      lambda name: getattr(rows[name], key) if name in rows else 0, "{:,}".format)
+        return Column(f"{key} {names[place]}", f"{heading} {place + 1}",
+                      lambda name: getattr(rows[name], key) if name in rows else 0, lambda n: count(n, " "), rank)
 
     columns = [Column("name", "module", lambda name: name or "(model)"),
-               *(column(place, key, heading) for key, heading in (("params", "params"), ("macs", "MACs"))
-                 for place in range(len(names)))]
+               *(column(place, key, heading, 2 * place + first) for key, heading, first in (
+                   ("params", "params", 1), ("macs", "MACs", 0)) for place in range(len(names)))]
     rows = arranged(modules, columns, sort, top)
     if as_json:
         print_json({"models": names, "modules": [

@@ -42,10 +42,12 @@ def arranged(rows: Sequence[Any], columns: Sequence[Column], sort: str | None, t
     """
     ordered = list(rows)
     if sort is not None:
-        found = {column.key: column for column in columns}
-        if sort not in found:
-            raise RequestError(f"--sort {sort}: no such column; wanted one of {', '.join(found)}")
-        value = found[sort].value
+        found = [column for column in columns if sort in (column.key, column.key.partition(" ")[0])]
+        if not found:
+            without = " without --time" if sort == "time" else ""
+            raise RequestError(f"--sort {sort}: no such column{without}; wanted one of "
+                               f"{', '.join(column.key for column in columns)}")
+        value = found[0].value
         ordered.sort(key=value, reverse=bool(ordered) and not isinstance(value(ordered[0]), str))
     return ordered[:top]
 

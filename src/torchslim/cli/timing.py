@@ -6,6 +6,7 @@ import shutil
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -91,6 +92,9 @@ def _backends(backends: Sequence[str] | None, device: str) -> list[str]:
             require(name, device)
         return names
     reasons = available(device)
+    for name in names:
+        if name != _ALL and name not in reasons:
+            require(name, device)
     for reason in filter(None, reasons.values()):
         say(f"left out: {reason}")
     return [name for name, reason in reasons.items() if not reason]
@@ -137,6 +141,8 @@ def _candidates(models: Sequence[str], backends: Sequence[str], inputs: Any, dev
     found: list[_Candidate] = []
     for number, spec in enumerate(models, start=1):
         name = spec if spec not in models[:number - 1] else f"{spec} ({number})"
+        if spec.endswith(ONNX) and not Path(spec).is_file():
+            raise RequestError(f"{spec}: no such file; wanted an ONNX file, or a model as elsewhere")
         if spec.endswith(ONNX):
             if device != "cpu":
                 raise RequestError(f"{spec}: ONNX files run on the CPU here, --device {device} found; leave it out")

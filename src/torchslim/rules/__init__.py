@@ -87,7 +87,7 @@ def flops(op: Op) -> int:
     count = counting.COUNTS.get(op.name.removesuffix("_"))
     if count is None and row is not None and row.labels is elementwise.pointwise:
         count = counting.POINTWISE
-    if count is None or not any(value.dtype.is_floating_point for value in op.inputs):
+    if count is None or not any(value.dtype.is_floating_point or value.dtype.is_complex for value in op.inputs):
         return 0
     return count(op)
 

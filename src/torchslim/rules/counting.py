@@ -9,7 +9,7 @@ What is counted is the arithmetic that the definition asks for, whatever a kerne
     softmax                                 5 an element: largest, difference, exponential, sum, quotient
     resizing, sampling                      2 taps - 1 an output element: bilinear 7, bicubic 31, nearest 0
 
-Moving, copying, selecting and filling cost none.
+Moving, copying, selecting and filling cost none. A complex number counts as one number.
 """
 
 from __future__ import annotations
