@@ -166,4 +166,4 @@ def _print_table(rows: list[tuple[str, int, int]]) -> None:
 
 
 def _is_random(source: Source) -> bool:
-    return source.kind in ("torchvision", "timm") and not source.options.get("weights")
+    return source.kind in ("torchvision", "torchslim", "timm") and not source.options.get("weights")
