@@ -55,4 +55,7 @@ def test_on_the_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert "12213248" in run("profile", "torchslim:mobilenet_v1_cifar?width=0.5", "--json")
     slim = str(tmp_path / "slim.safetensors")
     run("prune", "torchslim:shufflenet_v2_cifar?width=0.5", "--macs", "0.5", "--out", slim)
+    shown = run("prune", "torchslim:mobilenet_v2?num_classes=5", "--input", "1x3x64x64", "--macs", "0.8", "--preset",
+                "inner", "--json", "--out", slim)
+    assert '"error"' in shown
     assert '"macs": ' in run("profile", slim, "--json")
