@@ -2,7 +2,8 @@
 
     squeezenet1_0, squeezenet1_1, squeezenet_cifar              SqueezeNet, 2016
     mobilenet_v1, mobilenet_v1_cifar            width           MobileNet, 2017
-    mobilenet_v2, mobilenet_v2_cifar            width           MobileNetV2, 2018
+    mobilenet_v2                                width           MobileNetV2, 2018
+    mobilenet_v2_cifar
     mobilenet_v3_large, mobilenet_v3_small      width           MobileNetV3, 2019
     shufflenet_v1, shufflenet_v1_cifar          groups          ShuffleNet, 2018
     shufflenet_v2, shufflenet_v2_cifar          width           ShuffleNetV2, 2018
