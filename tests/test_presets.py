@@ -70,20 +70,24 @@ def resnetv2_18() -> dict[str, Cut]:
 
 
 # The depthwise convolution's norm has the expansion's channels. Blocks 0 and 1 are spared, and the last 1x1.
-def mobilenet_v2() -> dict[str, Cut]:
-    inner = tuple(f"features.{block}.conv.0.1" for block in range(2, 18))
-    depthwise = tuple(f"features.{block}.conv.1.1" for block in range(2, 18))
+def mobilenet_v2(body: str = "conv", last: str = "3") -> dict[str, Cut]:
+    inner = tuple(f"features.{block}.{body}.0.1" for block in range(2, 18))
+    depthwise = tuple(f"features.{block}.{body}.1.1" for block in range(2, 18))
     pairs = tuple(zip(inner, depthwise, strict=True))
     shortcuts = ((2, 3), (4, 5, 6), (7, 8, 9, 10), (11, 12, 13), (14, 15, 16), (17,))  # blocks of equal width
-    sums = tuple(tuple(f"features.{block}.conv.3" for block in stage) for stage in shortcuts)
+    sums = tuple(tuple(f"features.{block}.{body}.{last}" for block in stage) for stage in shortcuts)
     return {"inner": Cut(inner, depthwise, pairs), "all": Cut((*inner, *sum(sums, ())), depthwise, pairs + sums)}
 
 
 # The right branch's first 1x1, and the 3x3 depthwise convolution behind it, of every unit.
 def shufflenet() -> dict[str, Cut]:
     heads = [f"stage{stage}.{unit}.branch2." for stage, units in ((2, 4), (3, 8), (4, 4)) for unit in range(units)]
-    return {"inner": Cut(tuple(f"{head}1" for head in heads), tuple(f"{head}4" for head in heads),
-                         tuple((f"{head}1", f"{head}4") for head in heads))}
+    return right_branches(heads, "1", "4")
+
+
+def right_branches(heads: list[str], first: str, depthwise: str) -> dict[str, Cut]:
+    pairs = tuple((head + first, head + depthwise) for head in heads)
+    return {"inner": Cut(tuple(one for one, _ in pairs), tuple(other for _, other in pairs), pairs)}
 
 
 # Every norm1 sees the input of its block and what all earlier layers of the block add to it; so do the transitions.
@@ -142,6 +146,8 @@ TABLE: dict[str, dict[str, Cut]] = {
     "resnet18": resnet18(), "resnet50": resnet50(), "resnetv2_18": resnetv2_18(), "seresnet18": resnet18(),
     "seresnet50": resnet50(), "resnext50_32x4d": resnet50(), "mobilenet_v2": mobilenet_v2(),
     "shufflenet_v2_x1_0": shufflenet(), "densenet121": densenet121(), "legacy_xception": legacy_xception(),
+    "torchslim:mobilenet_v2": mobilenet_v2("body", "2.1"),
+    "shufflenet_v2": right_branches([f"features.{unit}.right." for unit in range(2, 18)], "0.1", "1.1"),
     "xception41": xception41(), "darknet53": darknet53(), "fasterrcnn_resnet50_fpn": fasterrcnn(),
 }
 
@@ -149,7 +155,9 @@ TABLE: dict[str, dict[str, Cut]] = {
 # reads. (A shortcut of one layer alone, MobileNetV2's block 17 or its block 1, is none.)
 FREE_TOO = {
     "mobilenet_v2": ("features.0.1", "features.1.conv.0.1", "features.1.conv.2", "features.17.conv.3", "features.18.1"),
-    "shufflenet_v2_x1_0": ("conv5.1",), "darknet53": ("stem.conv1.bn",),
+    "shufflenet_v2_x1_0": ("conv5.1",), "darknet53": ("stem.conv1.bn",), "shufflenet_v2": ("features.18.1",),
+    "torchslim:mobilenet_v2": ("features.0.1", "features.1.body.0.1", "features.1.body.1.1", "features.17.body.2.1",
+                               "features.18.1"),
 }
 
 
@@ -319,3 +327,11 @@ def test_an_unknown_network_or_strategy_is_named() -> None:
         torchslim.preset("lenet", "inner")
     with pytest.raises(RequestError, match="shufflenet_v2_x1_0 has no strategy 'all'; wanted 'inner'"):
         torchslim.preset("torchvision:shufflenet_v2_x1_0", "all")
+    with pytest.raises(RequestError, match="no presets for 'torchslim:mobilenet_v3_large'"):
+        torchslim.preset("torchslim:mobilenet_v3_large", "inner")
+
+
+def test_names_of_two_libraries_have_presets_of_their_own() -> None:
+    assert torchslim.preset("torchvision:mobilenet_v2", "all") == torchslim.preset("mobilenet_v2", "all")
+    assert torchslim.preset("torchslim:mobilenet_v2", "all") != torchslim.preset("mobilenet_v2", "all")
+    assert torchslim.preset("torchslim:shufflenet_v2", "inner") == torchslim.preset("shufflenet_v2", "inner")

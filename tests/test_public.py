@@ -23,12 +23,12 @@ PUBLIC = [
 
 # Nothing imports what stands later in this list; modules of one subpackage may import each other.
 ORDER = [
-    "__init__", "errors", "wording", "formulas", "units", "blocks", "files", "plans", "calling", "modules", "graph",
-    "terms", "labels", "untouched", "shapes", "blindness", "trace", "rules", "tapes", "unread", "channels", "grouping",
-    "coupling", "memory", "profiler", "findings", "layering", "advice", "latency", "layertimes", "importance", "budget",
-    "widths", "copying", "surgery", "optimizers", "mending", "orders", "matching", "trouble", "float64", "reference",
-    "proof", "pruning", "presets", "libraries", "sources", "store", "plotting", "exporting", "backends", "train",
-    "report", "pipeline", "cli", "__main__",
+    "__init__", "errors", "wording", "formulas", "units", "blocks", "zoo", "files", "plans", "calling", "modules",
+    "graph", "terms", "labels", "untouched", "shapes", "blindness", "trace", "rules", "tapes", "unread", "channels",
+    "grouping", "coupling", "memory", "profiler", "findings", "layering", "advice", "latency", "layertimes",
+    "importance", "budget", "widths", "copying", "surgery", "optimizers", "mending", "orders", "matching", "trouble",
+    "float64", "reference", "proof", "pruning", "presets", "libraries", "sources", "store", "plotting", "exporting",
+    "backends", "train", "report", "pipeline", "cli", "__main__",
 ]
 
 # Imports against the order, each inside a function: a saved model is a source of models, and has a source itself.

@@ -70,6 +70,8 @@ def no_download(monkeypatch: pytest.MonkeyPatch) -> None:
     ("resnet18", "torchvision", "resnet18", {}),
     ("timm:resnet18", "timm", "resnet18", {}),
     ("test_resnet", "timm", "test_resnet", {}),
+    ("torchslim:mobilenet_v2?width=0.5", "torchslim", "mobilenet_v2", {"width": 0.5}),
+    ("mobilenet_v1?width=0.5", "torchslim", "mobilenet_v1", {"width": 0.5}),
     ("timm:resnet18.a1_in1k", "timm", "resnet18.a1_in1k", {}),
     ("torchvision:resnet18?num_classes=10&weights=DEFAULT", "torchvision", "resnet18",
      {"num_classes": 10, "weights": "DEFAULT"}),
@@ -136,7 +138,7 @@ def test_every_listed_name_is_found_and_none_twice() -> None:
 
 
 def test_patterns_choose_names() -> None:
-    assert list_models("shufflenet_v2_*") == [
+    assert list_models("shufflenet_v2_x*") == [
         f"shufflenet_v2_x{width}" for width in ("0_5", "1_0", "1_5", "2_0")]
     assert "timm:resnet18" in list_models("timm:*")
     assert list_models("no such*") == []

@@ -88,6 +88,52 @@ def _torchvision_input(name: str) -> tuple[int, int, int]:
     return (3, 299, 299) if name == "inception_v3" else (3, 224, 224)
 
 
+# --- torchslim ----------------------------------------------------------------------------------------------
+
+def _zoo() -> Any:
+    return import_module("torchslim.zoo")
+
+
+def _zoo_names() -> list[str]:
+    return sorted(_zoo().NETWORKS)
+
+
+def _zoo_has(name: str) -> bool:
+    return name in _zoo().NETWORKS
+
+
+def _zoo_build(name: str, weights: str | None, options: dict[str, Any]) -> nn.Module:
+    zoo = _zoo()
+    model: nn.Module = zoo.NETWORKS[name].build(**options)
+    if weights is not None:
+        counterpart = _counterpart(name, options)
+        classes = {"num_classes": options["num_classes"]} if "num_classes" in options else {}
+        trained = _torchvision_build(counterpart, weights, classes)
+        model.load_state_dict(zoo.from_torchvision(model, trained.state_dict()))
+    return model
+
+
+def _counterpart(name: str, options: dict[str, Any]) -> str:
+    """The network of torchvision's whose trained weights fit."""
+    networks = _zoo().NETWORKS
+    if not networks[name].torchvision:
+        known = sorted(other for other in networks if networks[other].torchvision)
+        raise RequestError(f"torchslim:{name}: there are no trained weights for it, only for {', '.join(known)}; "
+                           "take weights=None")
+    width, channels = options.get("width", 1), options.get("in_channels", 3)
+    if width not in networks[name].torchvision or channels != 3:
+        widths = " or ".join(map(str, networks[name].torchvision))
+        raise RequestError(f"torchslim:{name}: width={width}, in_channels={channels} found, trained weights are for "
+                           f"width={widths}, in_channels=3; take weights=None")
+    counterpart: str = networks[name].torchvision[width]
+    return counterpart
+
+
+def _zoo_input(name: str) -> tuple[int, int, int]:
+    size = _zoo().NETWORKS[name].size
+    return 3, size, size
+
+
 # --- timm ---------------------------------------------------------------------------------------------------
 
 def _timm() -> Any:
@@ -118,8 +164,10 @@ def _timm_input(name: str) -> tuple[int, int, int]:
     return channels, height, width
 
 
-# In the order in which bare names are looked up.
+# In the order in which bare names are looked up: those that torchvision has, too, go on being torchvision's, whose
+# state dicts and options programs rely on.
 LIBRARIES: dict[str, Library] = {
     "torchvision": Library(_torchvision_names, _torchvision_has, _torchvision_build, _torchvision_input),
+    "torchslim": Library(_zoo_names, _zoo_has, _zoo_build, _zoo_input),
     "timm": Library(_timm_names, _timm_has, _timm_build, _timm_input),
 }

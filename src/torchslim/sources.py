@@ -2,7 +2,7 @@
 
 A specification is a name with options after a question mark:
 
-    torchvision:resnet18?num_classes=10&weights=DEFAULT      timm:NAME      a bare NAME
+    torchvision:resnet18?num_classes=10&weights=DEFAULT      torchslim:NAME      timm:NAME      a bare NAME
     package.module:factory      file.py:factory?depth=3      slim.safetensors
 
 Weights are random unless asked for.
@@ -40,7 +40,7 @@ class Source:
     """Where a model comes from; `str()` gives the specification back.
 
     Attributes:
-        kind: a library (`torchvision`, `timm`), `module` or `file` (a factory), or `saved` (a file).
+        kind: a library (`torchvision`, `torchslim`, `timm`), `module` or `file` (a factory), or `saved` (a file).
         name: the model's name, `package.module:factory`, `file.py:factory`, or the path.
         options: keyword arguments of the builder.
     """
@@ -103,7 +103,7 @@ def resolve(spec: str | Path | Source) -> Source:
     if re.fullmatch(r"[\w.]+:[\w.]+", head):
         return Source("module", head, options)
     if not head or "/" in head or Path(head).suffix in (".pt", ".pth", ".py", ".ckpt", ".onnx", ".pt2"):
-        raise RequestError(f"{text!r}: names no model; give torchvision:NAME, timm:NAME, "
+        raise RequestError(f"{text!r}: names no model; give torchvision:NAME, torchslim:NAME, timm:NAME, "
                            "package.module:factory, file.py:factory or the path of a saved slim model "
                            f"(*{SAVED_SUFFIX})")
     return Source(_library_of(head), head, options)
@@ -146,7 +146,7 @@ def is_library(spec: str) -> bool:
 def default_input(spec: str | Path | Source) -> tuple[int, int, int]:
     """Channels, height and width of the image a model is usually given: 3x224x224 unless its library differs.
 
-    The options `img_size`, `image_size` and `in_chans` are respected.
+    The options `img_size`, `image_size`, `in_chans` and `in_channels` are respected.
 
     Raises:
         RequestError: an unknown name.
@@ -164,17 +164,19 @@ def default_input(spec: str | Path | Source) -> tuple[int, int, int]:
     size = source.options.get("img_size", source.options.get("image_size"))
     if size is not None:
         height, width = (size, size) if isinstance(size, int) else size
-    return int(source.options.get("in_chans", channels)), int(height), int(width)
+    channels = source.options.get("in_chans", source.options.get("in_channels", channels))
+    return int(channels), int(height), int(width)
 
 
 def create_model(name: str, *, weights: str | None = None, **options: Any) -> nn.Module:
-    """A model by its name: torchvision's, then timm's; `torchvision:NAME` and `timm:NAME` choose.
+    """A model by its name: torchvision's, then our own, then timm's; `torchvision:NAME`, `torchslim:NAME` choose.
 
     Args:
         name: see `list_models`.
-        weights: None for random weights, "DEFAULT" for the library's own. With another `num_classes` than
-            these were made for, the layers that depend on it stay random.
-        options: passed to the library's builder (`num_classes=10`, ...).
+        weights: None for random weights, "DEFAULT" for the library's own; those of ours that torchvision has, too,
+            take torchvision's. With another `num_classes` than these were made for, the layers that depend on it
+            stay random.
+        options: passed to the library's builder (`num_classes=10`, `width=0.5`, ...).
 
     Raises:
         RequestError: an unknown name (with close matches), or an option that the builder refuses.

@@ -1,0 +1,75 @@
+"""What all networks share: features and a head, and the checks of their options."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+from torch import Tensor, nn
+
+from torchslim.errors import RequestError
+
+T = TypeVar("T")
+
+
+class Network(nn.Module):
+    """Features, then a head: both plain sequences.
+
+    Args:
+        features: layers from a picture to a map.
+        head: layers from that map to the classes.
+
+    Shape:
+        (B, in_channels, H, W) -> (B, num_classes)
+    """
+
+    def __init__(self, features: Iterable[nn.Module], head: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.features = nn.Sequential(*features)
+        self.head = nn.Sequential(*head)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        classes: Tensor = self.head(self.features(x))
+        return classes
+
+
+def pooled() -> list[nn.Module]:
+    """The mean over a map: (B, C, H, W) -> (B, C)."""
+    return [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+
+
+def at_least_one(where: str, **numbers: int) -> None:
+    """Check channels and classes.
+
+    Raises:
+        RequestError: one is no whole number, or below 1.
+    """
+    for name, number in numbers.items():
+        if not isinstance(number, int) or number < 1:
+            raise RequestError(f"{where}: {name}={number!r} found, a whole number of at least 1 wanted; try {name}=3")
+
+
+def positive(where: str, width: float) -> float:
+    """A width multiplier.
+
+    Raises:
+        RequestError: it is not a positive number.
+    """
+    if not isinstance(width, int | float) or not 0 < width < math.inf:
+        raise RequestError(f"{where}: width={width!r} found, a positive number wanted; try width=0.5")
+    return width
+
+
+def chosen(where: str, option: str, value: float, rows: Mapping[float, T] | Mapping[int, T]) -> T:
+    """The row of a table for an option.
+
+    Raises:
+        RequestError: the table has no such row; the message lists those it has.
+    """
+    known = dict(rows.items())
+    if not isinstance(value, int | float) or value not in known:
+        raise RequestError(f"{where}: {option}={value!r} found, one of {', '.join(map(str, known))} wanted; "
+                           f"try {option}={next(iter(known))}")
+    return known[value]

@@ -1,0 +1,43 @@
+"""State dicts of torchvision's networks, under the names that their tensors have here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import zip_longest
+
+from torch import Tensor, nn
+
+from torchslim.errors import RequestError
+
+
+def from_torchvision(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of torchvision's network of the same layers, for `model.load_state_dict`.
+
+    Both list their tensors in the order in which the layers run, and branches in the order in which their results are
+    concatenated: the n-th tensor of the one is the n-th of the other. That each pair is of one role (weight, bias,
+    running_mean, ...) and shape is checked.
+
+    Args:
+        model: one of the zoo's networks, such as `mobilenet_v2()`; it stays as it is.
+        state: the state dict of torchvision's counterpart.
+
+    Returns:
+        The same tensors under the model's names.
+
+    Raises:
+        RequestError: the state is another network's; the message names the first tensor that differs.
+    """
+    own = model.state_dict()
+    for ours, theirs in zip_longest(own, state):
+        if ours is None or theirs is None or _kind(ours, own) != _kind(theirs, state):
+            raise RequestError(f"{type(model).__name__}: {_shown(theirs, state)} found for {_shown(ours, own)}, the "
+                               "state of torchvision's network of the same layers wanted; check width and num_classes")
+    return dict(zip(own, state.values(), strict=True))
+
+
+def _kind(name: str, state: Mapping[str, Tensor]) -> tuple[str, tuple[int, ...]]:
+    return name.rpartition(".")[2], tuple(state[name].shape)
+
+
+def _shown(name: str | None, state: Mapping[str, Tensor]) -> str:
+    return "nothing" if name is None else f"{name} {'x'.join(map(str, state[name].shape)) or 'of no dimension'}"

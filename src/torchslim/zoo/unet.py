@@ -1,0 +1,127 @@
+"""U-Net (Ronneberger et al. 2015), and five rungs of a ladder that makes it light."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from torchslim.blocks import AsymmetricPair, ConvNormAct
+from torchslim.zoo.common import at_least_one, chosen
+
+WIDTHS = (64, 128, 256, 512, 1024)
+DEPTHWISE = 0
+
+
+class Conv(NamedTuple):
+    """A convolution of a stage from `in` to `out` channels, with batch norm and ReLU."""
+
+    kernel: Literal["3x3", "1x1", "1x3 3x1"]
+    gives: Literal["in", "out"] = "out"
+    groups: int = 1
+
+
+Row = tuple[Conv, ...]
+# Each rung: the convolutions of an encoder stage, those of a decoder pair.
+RUNGS: dict[int, tuple[Row, Row]] = {
+    0: ((Conv("3x3"), Conv("3x3")),
+        (Conv("3x3"), Conv("3x3"))),
+    1: ((Conv("3x3", "in"), Conv("1x1"), Conv("3x3")),
+        (Conv("3x3"), Conv("3x3"))),
+    2: ((Conv("3x3", "in"), Conv("1x1"), Conv("3x3")),
+        (Conv("1x1"), Conv("3x3"), Conv("3x3"))),
+    3: ((Conv("3x3", "in"), Conv("1x1"), Conv("3x3", groups=4)),
+        (Conv("1x1", groups=4), Conv("3x3", groups=4), Conv("3x3", groups=4))),
+    4: ((Conv("1x3 3x1", "in"), Conv("1x1"), Conv("1x3 3x1", groups=4)),
+        (Conv("1x1", groups=4), Conv("1x3 3x1", groups=4), Conv("1x3 3x1", groups=4))),
+    5: ((Conv("1x3 3x1", "in"), Conv("1x1"), Conv("1x3 3x1", groups=DEPTHWISE)),
+        (Conv("1x1", groups=4), Conv("1x3 3x1", groups=DEPTHWISE), Conv("1x3 3x1", groups=DEPTHWISE))),
+}
+
+
+class UNet(nn.Module):
+    """An encoder, and a decoder that sees the encoder's maps; the head is its last stage. See `unet`."""
+
+    def __init__(self, in_channels: int, num_classes: int, encoder: Row, decoder: Row, *, dead: bool) -> None:
+        super().__init__()
+        self.encoder = nn.ModuleList(stage(m, n, encoder) for m, n in pairwise((in_channels, *WIDTHS)))
+        self.pool = nn.MaxPool2d(3, 2, 1)
+        upwards = tuple(pairwise(WIDTHS[::-1]))
+        self.up = nn.ModuleList(nn.ConvTranspose2d(m, n, 2, 2) for m, n in upwards)
+        m, n = upwards[-1]
+        head = nn.Sequential(*stage(m, n, RUNGS[0][1]), nn.Conv2d(n, num_classes, 3))
+        self.decoder = nn.ModuleList([*(stage(*widths, decoder) for widths in upwards[:-1]), head])
+        self.dead = stage(m, n, decoder) if dead else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See `unet`."""
+        skips: list[Tensor] = []
+        for number, layers in enumerate(self.encoder):
+            x = layers(self.pool(x) if number else x)
+            skips.append(x)
+        skips.pop()
+        for up, layers in zip(self.up, self.decoder):  # noqa: B905  # scripts know no strict=
+            skip = skips.pop()
+            x = layers(torch.cat([skip, padded(up(x), skip)], 1))
+        return x
+
+
+def unet(num_classes: int = 2, *, in_channels: int = 3, rung: int = 0, dead: bool = True) -> UNet:
+    """A U-Net of unpadded convolutions with batch norm, on one of six rungs from plain to light.
+
+    U-Net (Ronneberger et al. 2015), with batch norm, a max-pool of 3x3, stride 2 and padding 1, and the upsampled map
+    padded with zeros to the size of the encoder's, where the paper crops that one. All convolutions have biases.
+
+        rung    input          parameters              MACs    never run    what it changes
+        0       3x256x256      31,155,586    35,625,950,464      110,976    plain
+        1       3x256x256      28,719,900    34,135,523,908      110,976    encoder: 3x3, 1x1 to the width, 3x3
+        2       3x256x256      26,285,660    30,221,124,164       82,496    decoder: 1x1 to the width, 3x3, 3x3
+        3       3x256x256      11,635,292    15,342,322,244       21,056    4 groups where a width stays; the decoder
+        4       3x256x256       9,035,594    13,296,976,748       15,296    1x3 and 3x1 for each 3x3 but the head's
+        5       3x256x256       5,919,434    10,207,360,364        3,776    depthwise for each grouped 1x3 and 3x1
+
+    Args:
+        num_classes, in_channels: at the output and at the input.
+        rung: 0 to 5.
+        dead: whether there is a fourth decoder pair, which the network never runs, since the head takes its place.
+            Teaching material builds it, and the counts above have it; the column "never run" says what it
+            takes. False leaves it out: the outputs are the same, and data-parallel training asks for no
+            `find_unused_parameters`.
+
+    Shape:
+        (B, in_channels, H, W) -> (B, num_classes, H', W'), 256x256 to 246x246. H and W are at least 125, in any
+        proportion.
+
+    Raises:
+        RequestError: another rung, classes or channels below 1.
+    """
+    at_least_one("unet", num_classes=num_classes, in_channels=in_channels)
+    encoder, decoder = chosen("unet", "rung", rung, RUNGS)
+    return UNet(in_channels, num_classes, encoder, decoder, dead=dead)
+
+
+def stage(in_channels: int, out_channels: int, row: Row) -> nn.Sequential:
+    """The unpadded convolutions of a row, each with a bias, batch norm and ReLU."""
+    layers: list[nn.Module] = []
+    for kernel, gives, groups in row:
+        n = in_channels if gives == "in" else out_channels
+        groups = groups or n
+        if kernel == "1x3 3x1":
+            layers.append(AsymmetricPair(in_channels, n, 3, padding=0, groups=groups, bias=True))
+        else:
+            layers.append(ConvNormAct(in_channels, n, int(kernel[0]), padding=0, groups=groups, bias=True))
+        in_channels = n
+    return nn.Sequential(*layers)
+
+
+def padded(x: Tensor, other: Tensor) -> Tensor:
+    """Zeros around a map until it is as high and as wide as another.
+
+    Shape:
+        (B, C, h, w), (B, D, H, W) -> (B, C, H, W)
+    """
+    down, across = other.shape[2] - x.shape[2], other.shape[3] - x.shape[3]
+    return pad(x, [across // 2, across - across // 2, down // 2, down - down // 2])

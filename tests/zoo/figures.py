@@ -1,0 +1,51 @@
+"""What the networks should cost, from their papers and from teaching material: parameters and MACs, batch 1."""
+
+from __future__ import annotations
+
+# specification: height and width of the picture, parameters, MACs
+FIGURES: dict[str, tuple[int, int, int]] = {
+    "squeezenet_cifar": (32, 781_156, 53_280_768),
+    "mobilenet_v1_cifar?width=1": (32, 3_315_428, 46_446_592),
+    "mobilenet_v1_cifar?width=0.75": (32, 1_897_924, 26_577_408),
+    "mobilenet_v1_cifar?width=0.5": (32, 872_868, 12_213_248),
+    "mobilenet_v1_cifar?width=0.25": (32, 240_260, 3_354_112),
+    "mobilenet_v2_cifar": (32, 2_369_380, 64_947_264),
+    "shufflenet_v1_cifar?groups=1": (32, 997_813, 44_218_764),
+    "shufflenet_v1_cifar?groups=2": (32, 1_022_548, 43_201_152),
+    "shufflenet_v1_cifar?groups=3": (32, 1_012_108, 41_693_952),
+    "shufflenet_v1_cifar?groups=4": (32, 1_000_892, 40_375_552),
+    "shufflenet_v1_cifar?groups=8": (32, 1_069_036, 40_777_728),
+    "shufflenet_v2_cifar?width=0.5": (32, 448_268, 10_994_176),
+    "shufflenet_v2_cifar?width=1": (32, 1_360_896, 43_675_520),
+    "shufflenet_v2_cifar?width=1.5": (32, 2_584_716, 91_189_760),
+    "shufflenet_v2_cifar?width=2": (32, 5_550_976, 182_300_544),
+    "squeezenet1_0": (224, 1_248_424, 818_924_576),
+    "squeezenet1_1": (224, 1_235_496, 349_151_936),
+    "mobilenet_v1?width=1": (224, 4_231_976, 568_740_352),
+    "mobilenet_v1?width=0.75": (224, 2_585_560, 325_400_448),
+    "mobilenet_v1?width=0.5": (224, 1_331_592, 149_497_088),
+    "mobilenet_v1?width=0.25": (224, 470_072, 41_030_272),
+    "mobilenet_v2": (224, 3_504_872, 300_774_272),
+    "mobilenet_v3_small": (224, 2_542_856, 56_510_400),
+    "mobilenet_v3_large": (224, 5_483_032, 216_589_760),
+    "shufflenet_v1?groups=1": (224, 1_531_936, 143_078_976),
+    "shufflenet_v1?groups=2": (224, 1_733_848, 140_836_512),
+    "shufflenet_v1?groups=3": (224, 1_865_728, 137_460_672),
+    "shufflenet_v1?groups=4": (224, 1_968_344, 134_339_776),
+    "shufflenet_v1?groups=8": (224, 2_434_768, 138_365_952),
+    "shufflenet_v2?width=0.5": (224, 1_366_792, 40_476_448),
+    "shufflenet_v2?width=1": (224, 2_278_604, 144_907_992),
+    "shufflenet_v2?width=1.5": (224, 3_503_624, 295_759_392),
+    "shufflenet_v2?width=2": (224, 7_393_996, 583_253_464),
+    "unet?rung=0": (256, 31_155_586, 35_625_950_464),
+    "unet?rung=1": (256, 28_719_900, 34_135_523_908),
+    "unet?rung=2": (256, 26_285_660, 30_221_124_164),
+    "unet?rung=3": (256, 11_635_292, 15_342_322_244),
+    "unet?rung=4": (256, 9_035_594, 13_296_976_748),
+    "unet?rung=5": (256, 5_919_434, 10_207_360_364),
+}
+OTHER_SIZES: dict[str, tuple[int, int, int]] = {
+    "mobilenet_v1@192": (192, 4_231_976, 418_121_728),
+    "mobilenet_v1@160": (160, 4_231_976, 290_675_200),
+    "mobilenet_v1@128": (128, 4_231_976, 186_400_768),
+}

@@ -1,0 +1,116 @@
+"""What every network must do: give its shape, train, script, compile as one graph, be cut and proven."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import torchslim as ts
+from helpers import check_training, counted_macs, oracle_error, random_statistics
+from torchslim import zoo
+from torchslim.errors import RequestError
+
+# U-Net gives maps and asks for larger pictures
+CLASSIFIERS = [name for name in zoo.NETWORKS if name != "unet"]
+every = pytest.mark.parametrize("name", CLASSIFIERS)
+
+
+def picture(name: str, channels: int = 3) -> Tensor:
+    size = 32 if name.endswith("_cifar") else 64
+    return torch.randn(2, channels, size, size)
+
+
+@every
+def test_shapes_follow_the_options(name: str) -> None:
+    network = ts.create_model(f"torchslim:{name}", num_classes=7, in_channels=1).eval()
+    assert network(picture(name, 1)).shape == (2, 7)
+
+
+@pytest.mark.parametrize(("height", "width"), [(256, 256), (256, 250), (125, 140)])
+@pytest.mark.parametrize("rung", [0, 5])
+def test_the_unet_gives_ten_less_of_even_sizes_in_any_proportion(height: int, width: int, rung: int) -> None:
+    with torch.device("meta"):
+        network = ts.create_model("unet", num_classes=5, in_channels=1, rung=rung)
+        assert network(torch.empty(2, 1, height, width)).shape == (2, 5, (height + 1) // 2 * 2 - 10 - height % 2,
+                                                                   (width + 1) // 2 * 2 - 10 - width % 2)
+
+
+@every
+def test_every_parameter_learns(name: str) -> None:
+    network = ts.create_model(f"torchslim:{name}", num_classes=5)
+    assert check_training(network, picture(name)) == {each for each, _ in network.named_parameters()}
+
+
+def test_every_parameter_of_the_unet_but_the_dead_ones_learns() -> None:
+    network = ts.create_model("unet", rung=5)
+    learnt = check_training(network, torch.randn(2, 3, 140, 140))
+    assert {each for each, _ in network.named_parameters()} - learnt == {
+        f"dead.{each}" for each, _ in network.dead.named_parameters()}
+
+
+@every
+def test_scripts_and_compiles(name: str) -> None:
+    network, x = ts.create_model(f"torchslim:{name}", num_classes=5).eval(), picture(name)
+    if name in ("mobilenet_v1_cifar", "squeezenet1_1", "shufflenet_v2"):  # tracing the others takes long, all are alike
+        torch.compiler.reset()
+        assert torch.equal(torch.compile(network, backend="eager", fullgraph=True)(x), network(x))
+    assert torch.allclose(scripted(network)(x), network(x), atol=1e-5)
+
+
+def test_the_unet_scripts() -> None:
+    network, x = ts.create_model("unet", rung=4).eval(), torch.randn(1, 3, 125, 130)
+    with torch.no_grad():
+        assert torch.allclose(scripted(network)(x), network(x), atol=1e-5)
+
+
+def scripted(network: nn.Module) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls scripting deprecated
+        return torch.jit.script(network)
+
+
+@pytest.mark.parametrize("spec", [*CLASSIFIERS, "mobilenet_v1?width=0.25", "shufflenet_v1?groups=1",
+                                  "shufflenet_v1?groups=8", "shufflenet_v1_cifar?groups=1",
+                                  "shufflenet_v2_cifar?width=0.5", "unet?rung=0", "unet?rung=3", "unet?rung=5"])
+def test_is_cut_and_proven(spec: str) -> None:
+    name = spec.partition("?")[0]
+    x = torch.randn(1, 3, 125, 125) if name == "unet" else picture(name)[:1]
+    network = random_statistics(ts.sources.build(f"torchslim:{spec}", num_classes=10)).eval()
+    plan = ts.plan(network, x, macs=0.5)
+    slim = ts.apply(network, plan)
+    assert ts.verify(network, slim, plan, x) < 1e-9
+    if name != "unet":  # the same once more, by the tests' own oracle
+        assert oracle_error(network, slim, plan, x) < 1e-9
+    assert counted_macs(slim, x) <= 0.5 * counted_macs(network, x)
+    assert len(plan.left_alone) == 2  # the picture's channels, the classes
+
+
+@pytest.mark.parametrize(("spec", "message"), [
+    ("shufflenet_v2?width=0.75", "shufflenet_v2: width=0.75 found, one of 0.5, 1, 1.5, 2 wanted; try width=0.5"),
+    ("shufflenet_v2_cifar?width=wide", "width='wide' found, one of 0.5, 1, 1.5, 2 wanted"),
+    ("shufflenet_v1?groups=5", "shufflenet_v1: groups=5 found, one of 1, 2, 3, 4, 8 wanted; try groups=1"),
+    ("shufflenet_v1_cifar?groups=[3]", "groups=[3] found, one of 1, 2, 3, 4, 8 wanted"),
+    ("unet?rung=6", "unet: rung=6 found, one of 0, 1, 2, 3, 4, 5 wanted"),
+    ("mobilenet_v1?width=0", "mobilenet_v1: width=0 found, a positive number wanted; try width=0.5"),
+    ("mobilenet_v1_cifar?width=1e999", "width=inf found, a positive number wanted"),
+    ("mobilenet_v2?width=-1", "mobilenet_v2: width=-1 found, a positive number wanted"),
+    ("mobilenet_v3_small?width='a'", "mobilenet_v3_small: width='a' found, a positive number wanted"),
+    ("squeezenet_cifar?num_classes=0", "squeezenet_cifar: num_classes=0 found, a whole number of at least 1 wanted"),
+    ("unet?in_channels=1.5", "unet: in_channels=1.5 found, a whole number of at least 1 wanted"),
+    ("squeezenet1_0?width=0.5", "torchslim:squeezenet1_0: the builder refused width=0.5"),
+])
+def test_wrong_options_are_refused_in_one_line(spec: str, message: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        ts.sources.build(f"torchslim:{spec}")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_any_positive_width_makes_a_mobilenet() -> None:
+    for width in (0.01, 0.33, 1.5):
+        with torch.device("meta"):
+            assert ts.create_model("mobilenet_v1", width=width)(torch.empty(1, 3, 64, 64)).shape == (1, 1000)
