@@ -4,6 +4,7 @@ What is counted is the arithmetic that the definition asks for, whatever a kerne
 
     arithmetic, activations, comparisons    1 an output element, however hard the function is; lerp 3, addcmul 2
     pooling, reductions                     1 an element that a window reads; variance 3, norms of vectors 2
+    products with a vector                  2 an element of the first factor; they have no MACs, as torch counts
     batch norm                              2 an output element, scale and shift; 4 more with statistics of the batch
     layer and group norm                    5 an element, 7 with weight and bias
     softmax                                 5 an element: largest, difference, exponential, sum, quotient
@@ -105,7 +106,7 @@ COUNTS: dict[str, Count] = {
              "bitwise_or", "bitwise_not"), each(0)),
     **_each(("mean", "sum", "amax", "amin", "max", "min", "prod", "argmax", "argmin", "cumsum", "logsumexp"), read(1)),
     **_each(("var", "std", "var_mean", "std_mean"), read(3)),
-    **_each(("linalg_vector_norm", "norm"), read(2)),
+    **_each(("linalg_vector_norm", "norm", "mv", "dot", "vdot"), read(2)),
     "aten._weight_norm_interface": read(3),
     **_each(("avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool2d_with_indices", "max_pool3d_with_indices"), pooling),
     **_each(("_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool2d", "adaptive_max_pool3d"),

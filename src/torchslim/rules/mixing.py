@@ -124,11 +124,6 @@ def whole(space: LabelSpace, op: Op) -> None:
         space.freeze_value(value, f"compared as a whole in {op.where}")
 
 
-def vector_macs(op: Op) -> int:
-    """A matrix or vector times a vector: each element of the first is multiplied once."""
-    return op.inputs[0].numel
-
-
 def multiplied_out(space: LabelSpace, op: Op) -> None:
     """Products that leave a vector or a number, as in the power iterations of spectral norms."""
     for value in op.inputs:
@@ -146,7 +141,7 @@ ROWS = {
         "logsumexp", "linalg_vector_norm", "norm", "argmax", "argmin")},
     **{f"aten.{name}": Row(softmax) for name in ("_softmax", "_log_softmax", "cumsum", "_safe_softmax")},
     **{f"aten.{name}": Row(whole) for name in ("topk", "sort", "_unique2", "searchsorted", "bincount", "nonzero")},
-    **{f"aten.{name}": Row(multiplied_out, vector_macs) for name in ("mv", "dot", "vdot")},
+    **{f"aten.{name}": Row(multiplied_out) for name in ("mv", "dot", "vdot")},
     "aten._weight_norm_interface": Row(weight_norm),
     "torchvision.nms": Row(whole),
 }
