@@ -25,7 +25,7 @@ PUBLIC = [
 ORDER = [
     "__init__", "errors", "wording", "formulas", "units", "blocks", "zoo", "files", "plans", "calling", "modules",
     "graph", "terms", "labels", "untouched", "shapes", "blindness", "trace", "rules", "tapes", "unread", "channels",
-    "grouping", "coupling", "memory", "profiler", "findings", "layering", "advice", "latency", "layertimes",
+    "grouping", "coupling", "memory", "profiler", "findings", "layering", "advice", "latency", "ladder", "layertimes",
     "importance", "budget", "widths", "copying", "surgery", "optimizers", "mending", "orders", "matching", "trouble",
     "float64", "reference", "proof", "pruning", "presets", "libraries", "sources", "store", "plotting", "exporting",
     "backends", "train", "report", "pipeline", "cli", "__main__",
