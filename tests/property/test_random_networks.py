@@ -9,12 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from blocks import networks
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
 import torchslim as ts
+from blocks import networks
 from helpers import Untouched, check_training, count, counted_macs, oracle_error, random_statistics
 
 EXACT = 1e-9

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from torchslim.calling import Inputs, arguments
 from torchslim.copying import copied
@@ -21,13 +22,17 @@ RATE = 0.02
 Pair = tuple[Tensor, Tensor]
 
 
-def fit_to_outputs(old: nn.Module, new: Mapping[str, nn.Module], batches: Sequence[Inputs],
+def fit_to_outputs(old: nn.Module, new: nn.Module, layers: Collection[str], batches: Sequence[Inputs],
                    steps: int = STEPS) -> dict[str, tuple[float, float]]:
-    """Train each new layer by itself to give what the old one gives on the same inputs.
+    """Train each new layer by itself to give what the old one gives on the same batches.
+
+    Layers are fitted in the order in which they run, and read what the layers before them, already fitted, give: so
+    each makes up for what those have lost (Zhang et al. 2015, section 3.2, asymmetric reconstruction).
 
     Args:
-        old: the network before, in which the old layers are; run in eval mode.
-        new: the new layers by the name of the old one; changed in place.
+        old: the network before; run in eval mode.
+        new: the network with the new layers in it, which are changed in place; run in eval mode.
+        layers: their names, the same in both.
         batches: of inputs, unlabelled. What one layer reads and gives on all of them is in memory at a time.
         steps: of Adam, each on one batch.
 
@@ -40,14 +45,25 @@ def fit_to_outputs(old: nn.Module, new: Mapping[str, nn.Module], batches: Sequen
     """
     if not batches:
         raise RequestError("lighten: data= has no batch; give an iterable of inputs, or leave it out")
-    errors = {}
-    for name, layer in new.items():
-        pairs = _recorded(old, old.get_submodule(name), batches)
-        errors[name] = _fit(layer, pairs, steps) if pairs else (float("nan"), float("nan"))
+    errors = dict.fromkeys(layers, (float("nan"), float("nan")))
+    for name in _in_order(old, layers, batches[0]):
+        wanted, found = (recorded(model, model.get_submodule(name), batches) for model in (old, new))
+        # Where the data decides what runs (a detector's regions), the two need not read alike.
+        alike = [x.shape for x, _ in wanted] == [x.shape for x, _ in found]
+        pairs = [(x, y) for (x, _), (_, y) in zip(found, wanted, strict=True)] if alike else wanted
+        errors[name] = _fit(new.get_submodule(name), pairs, steps)
     return errors
 
 
-def _recorded(model: nn.Module, layer: nn.Module, batches: Sequence[Inputs]) -> list[Pair]:
+def _in_order(model: nn.Module, layers: Collection[str], inputs: Inputs) -> list[str]:
+    """Those of the layers that run, in the order in which they do."""
+    names: list[str] = []
+    _run(model, [inputs], [model.get_submodule(name).register_forward_hook(lambda *_, name=name: names.append(name))
+                           for name in layers])
+    return list(dict.fromkeys(names))
+
+
+def recorded(model: nn.Module, layer: nn.Module, batches: Sequence[Inputs]) -> list[Pair]:
     """What a layer reads and gives while the model runs on the batches."""
     pairs: list[Pair] = []
 
@@ -56,15 +72,20 @@ def _recorded(model: nn.Module, layer: nn.Module, batches: Sequence[Inputs]) -> 
         # Clones: an activation that follows may write into either.
         pairs.append((_wide(x.detach().clone()), _wide(output.detach().clone())))
 
-    handle = layer.register_forward_hook(record, with_kwargs=True)
+    _run(model, batches, [layer.register_forward_hook(record, with_kwargs=True)])
+    return pairs
+
+
+def _run(model: nn.Module, batches: Sequence[Inputs], handles: Sequence[RemovableHandle]) -> None:
+    """The model on the batches, in eval mode; then the hooks go."""
     try:
         with evaluating(model), torch.no_grad():
             for inputs in batches:
                 args, kwargs = arguments(inputs)
                 model(*args, **kwargs)
     finally:
-        handle.remove()
-    return pairs
+        for handle in handles:
+            handle.remove()
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -107,4 +128,5 @@ def _descend(layer: nn.Module, pairs: list[Pair], variance: float, steps: int) -
 
 @torch.no_grad()
 def _error(layer: nn.Module, pairs: list[Pair]) -> float:
+    """The mean squared difference from what the old layer gave."""
     return sum(float((layer(x) - y).double().square().mean()) for x, y in pairs) / len(pairs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,6 +10,9 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from torchslim.units import percent
+
+NAMED = 3
+"""So many of the layers that a reason is for are named in print."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +25,9 @@ class Rewritten:
         before, after: what stood there, and what stands there: kind, channels along the way, kernels, groups.
         params: before and after.
         macs: before and after; None without inputs.
-        error: relative error of its outputs: root of the mean squared difference over the old outputs' deviation, with
-            `data` on what the layer reads, else on white noise. None where the parts start from fresh weights or have
-            norms between, and where channels were cut.
+        error: relative error of its outputs: root of the mean squared difference over the old outputs' deviation; on
+            white noise, or with `data` on that, in the new network. None where the parts start from fresh weights or
+            have norms between, and where channels were cut.
     """
 
     layer: str
@@ -67,8 +71,19 @@ class Lightened:
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         lines.append(f"{_share(self.params)} of the parameters"
                      + ("" if self.macs is None else f", {_share(self.macs)} of the MACs"))
-        lines += [f"left alone: {name}: {reason}" for name, reason in self.left_alone]
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.remarks()])
+
+    def remarks(self) -> list[str]:
+        """What was left alone, a line for each reason, which names the first layers."""
+        by_reason: dict[str, list[str]] = {}
+        for name, reason in self.left_alone:
+            by_reason.setdefault(reason, []).append(name)
+        return [f"left alone: {reason}: {_some(names)}" for reason, names in by_reason.items()]
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
 
 
 def told(layer: nn.Module) -> str:

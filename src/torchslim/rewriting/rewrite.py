@@ -53,7 +53,8 @@ def lighten(model: nn.Module, rules: Rules, inputs: Inputs | None = None, *, onl
         ends: also the layers that read the input and those that make the outputs, which are left alone otherwise,
             unless `only` has their very name.
         fresh: start from fresh weights, as torch initialises.
-        data: batches of inputs, unlabelled, on which each new layer is trained to give what the old one gave.
+        data: batches of inputs, unlabelled, on which each new layer is trained to give what the old one gave
+            (`torchslim.rewriting.recovery`); layers with norms between their parts are not.
         seed: of fresh weights; the caller's generator is left as it was.
 
     Raises:
@@ -146,8 +147,8 @@ class _Job:
         _put(self.model, new)
         self.origins |= set(new)
         errors: Mapping[str, float | None] = dict.fromkeys(new)
-        if new and not self.fresh and "norm" not in rule.words:
-            errors = _errors(before, new, self.batches)
+        if new and "norm" not in rule.words and (self.batches is not None or not self.fresh):
+            errors = _errors(before, self.model, list(new), self.batches)
         self._note(before, rule.text, errors)
 
     def _new(self, rule: Rule, choice: Choice) -> dict[str, nn.Module]:
@@ -198,12 +199,12 @@ def _put(model: nn.Module, new: Mapping[str, nn.Module]) -> None:
                 module._modules[key] = places[id(child)]
 
 
-def _errors(before: nn.Module, new: Mapping[str, nn.Module],
+def _errors(before: nn.Module, after: nn.Module, layers: Sequence[str],
             batches: Sequence[Inputs] | None) -> dict[str, float | None]:
     """How far each new layer's outputs are from the old one's; with data, after it was fitted to them."""
     if batches is not None:
-        return {name: after**0.5 for name, (_, after) in fit_to_outputs(before, new, batches).items()}
-    return {name: on_noise(before.get_submodule(name), layer) for name, layer in new.items()}
+        return {name: left**0.5 for name, (_, left) in fit_to_outputs(before, after, layers, batches).items()}
+    return {name: on_noise(before.get_submodule(name), after.get_submodule(name)) for name in layers}
 
 
 @torch.no_grad()
