@@ -87,6 +87,8 @@ def candidates(model: nn.Module, graph: Graph | None) -> dict[str, tuple[Any, Sp
             own = "its weight or bias is tied to another layer's"
         elif layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks:
             own = "it has hooks"
+        elif isinstance(model.get_submodule(name.rpartition(".")[0]), nn.TransformerEncoderLayer):
+            own = "TransformerEncoderLayer reads its weight where it takes a short cut"  # without gradients, fused
         elif elsewhere.get(name, name) != name:
             own = f"`{elsewhere[name] or 'the model'}` reads its weight, too"
         else:

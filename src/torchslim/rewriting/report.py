@@ -27,7 +27,7 @@ class Rewritten:
         macs: before and after; None without inputs.
         error: relative error of its outputs: root of the mean squared difference over the old outputs' deviation; on
             white noise, or with `data` on that, in the new network. None where the parts start from fresh weights or
-            have norms between, and where channels were cut.
+            have norms between, where channels were cut, and where nothing ran.
     """
 
     layer: str

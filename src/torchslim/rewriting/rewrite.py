@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import isnan
 from typing import Any
 
 import torch
@@ -203,8 +204,10 @@ def _errors(before: nn.Module, after: nn.Module, layers: Sequence[str],
             batches: Sequence[Inputs] | None) -> dict[str, float | None]:
     """How far each new layer's outputs are from the old one's; with data, after it was fitted to them."""
     if batches is not None:
-        return {name: left**0.5 for name, (_, left) in fit_to_outputs(before, after, layers, batches).items()}
-    return {name: on_noise(before.get_submodule(name), after.get_submodule(name)) for name in layers}
+        found = {name: left**0.5 for name, (_, left) in fit_to_outputs(before, after, layers, batches).items()}
+    else:
+        found = {name: on_noise(before.get_submodule(name), after.get_submodule(name)) for name in layers}
+    return {name: None if isnan(error) else error for name, error in found.items()}
 
 
 @torch.no_grad()
