@@ -17,8 +17,9 @@ import torchslim
 PACKAGE = Path(torchslim.__file__).parent
 
 PUBLIC = [
-    "Plan", "Profile", "apply", "blocks", "carry_optimizer", "create_model", "errors", "export", "groups",
-    "list_models", "load", "measure", "plan", "preset", "profile", "prune", "register_rule", "save", "train", "verify",
+    "Plan", "Profile", "apply", "blocks", "carry_optimizer", "create_model", "errors", "export", "groups", "lighten",
+    "list_models", "load", "measure", "plan", "preset", "profile", "prune", "register_rule", "save", "train",
+    "verify",
 ]
 
 # Nothing imports what stands later in this list; modules of one subpackage may import each other.
@@ -27,8 +28,8 @@ ORDER = [
     "graph", "terms", "labels", "untouched", "shapes", "blindness", "trace", "rules", "tapes", "unread", "channels",
     "grouping", "coupling", "memory", "profiler", "findings", "layering", "advice", "latency", "ladder", "layertimes",
     "importance", "budget", "widths", "copying", "surgery", "optimizers", "mending", "orders", "matching", "trouble",
-    "float64", "reference", "proof", "pruning", "presets", "libraries", "sources", "store", "plotting", "exporting",
-    "backends", "train", "report", "pipeline", "cli", "__main__",
+    "float64", "reference", "proof", "pruning", "presets", "rewriting", "libraries", "sources", "store", "plotting",
+    "exporting", "backends", "train", "report", "pipeline", "cli", "__main__",
 ]
 
 # Imports against the order, each inside a function: a saved model is a source of models, and has a source itself.

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torchslim.profiler import Profile, profile
     from torchslim.proof import verify
     from torchslim.pruning import plan, prune
+    from torchslim.rewriting import lighten
     from torchslim.rules import register_rule
     from torchslim.sources import create_model, list_models
     from torchslim.store import load, save
@@ -34,6 +35,7 @@ _HOME = {
     "create_model": "sources",
     "export": "exporting",
     "groups": "coupling",
+    "lighten": "rewriting",
     "list_models": "sources",
     "load": "store",
     "measure": "latency",
@@ -57,6 +59,7 @@ __all__ = [
     "errors",
     "export",
     "groups",
+    "lighten",
     "list_models",
     "load",
     "measure",

@@ -1,0 +1,87 @@
+"""`lighten`: what a model's heavy layers would become as light ones."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from torchslim.cli.common import Json, Model, Seed, Shapes, example, print_json
+from torchslim.cli.tables import Column, show
+from torchslim.units import percent
+
+if TYPE_CHECKING:
+    from torchslim.rewriting import Lightened, Rewritten
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(lighten)
+
+
+def lighten(
+    model: Model,
+    rules: Annotated[str, typer.Option(
+        "--rules", metavar="RULE,...", show_default=False,
+        help="One after the other: separable, grouped:4[:shuffle], asymmetric, depthwise, lowrank:0.25, ghost, fire, "
+             "pointwise-after, pointwise-before, width:0.5.")],
+    shapes: Shapes = None,
+    only: Annotated[list[str] | None, typer.Option(
+        "--only", metavar="PATTERN", show_default=False, help="Only layers of such names; may be repeated.")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(
+        "--exclude", metavar="PATTERN", show_default=False, help="No layers of such names; may be repeated.")] = None,
+    kernels: Annotated[list[int] | None, typer.Option(
+        "--kernels", metavar="SIZE", show_default=False, help="Only kernels of this size; may be repeated.")] = None,
+    min_channels: Annotated[int, typer.Option(
+        "--min-channels", min=0, help="Only layers with at least so many inputs and outputs.")] = 0,
+    min_share: Annotated[float, typer.Option(
+        "--min-share", min=0, max=1, help="Only layers with at least this share of the MACs.")] = 0.0,
+    ends: Annotated[bool, typer.Option("--ends", help="The first and the last layers, too.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Fresh weights, not those nearest to the old ones.")] = False,
+    seed: Seed = 0, as_json: Json = False,
+) -> None:
+    """Show what a model's heavy layers become as light ones, and what that saves.
+
+    Prints each rewritten layer, before and after, with parameters, MACs and the
+    relative error of its outputs on white noise. Nothing is saved: rewrite and
+    train in Python, with torchslim.lighten.
+    """
+    from torchslim.rewriting import lightened
+    from torchslim.sources import build, resolve
+
+    source = resolve(model)
+    found = lightened(build(source), rules.split(","), example(source, shapes), only=only or (), exclude=exclude or (),
+                      kernels=kernels or (), min_channels=min_channels, min_share=min_share, ends=ends, fresh=fresh,
+                      seed=seed)
+    if as_json:
+        print_json({"model": str(source), **found.to_dict()})
+        return
+    show(list(found.layers), _columns())
+    print(_total(found))
+
+
+def _columns() -> list[Column]:
+    """What is said of a layer, and in which order it goes where the terminal is narrow."""
+    def part(key: str, place: int) -> Any:
+        def value(row: Rewritten) -> int:
+            found: tuple[int, int] = getattr(row, key)
+            return found[place]
+
+        return value
+
+    return [Column("layer", "layer", lambda row: row.layer), Column("rule", "rule", lambda row: row.rule, rank=4),
+            Column("before", "before", lambda row: row.before, rank=2),
+            Column("after", "after", lambda row: row.after, rank=1),
+            Column("params", "params", part("params", 0), "{:,}".format, 3),
+            Column("new params", "then", part("params", 1), "{:,}".format, 3),
+            Column("macs", "MACs", part("macs", 0), "{:,}".format, 2),
+            Column("new macs", "then", part("macs", 1), "{:,}".format, 2),
+            Column("error", "error", lambda row: row.error, lambda error: "-" if error is None else f"{error:.3f}")]
+
+
+def _total(found: Lightened) -> str:
+    """The network as a whole, and what was left alone."""
+    assert found.macs is not None
+    lines = [f"{what}: {before:,} -> {after:,} ({percent(after / max(before, 1))})"
+             for what, (before, after) in (("parameters", found.params), ("MACs", found.macs))]
+    return "\n".join([*lines, *found.remarks()])

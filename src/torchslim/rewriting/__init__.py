@@ -1,0 +1,16 @@
+"""Rewrite a network's heavy layers into light ones: model + rules -> a lighter copy.
+
+    spec.py       what a convolution is, as a value
+    fits.py       the light weights that come closest to the heavy ones
+    rules.py      what may stand in a layer's place
+    building.py   the layers in its place
+    choosing.py   which layers are rewritten
+    recovery.py   fit them to the old layers' outputs
+    report.py     what was done
+    rewrite.py    the whole way
+"""
+
+from torchslim.rewriting.report import Lightened, Rewritten
+from torchslim.rewriting.rewrite import lighten, lightened
+
+__all__ = ["Lightened", "Rewritten", "lighten", "lightened"]

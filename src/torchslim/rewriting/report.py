@@ -1,0 +1,108 @@
+"""What was rewritten, as values that print."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+from torchslim.units import percent
+
+NAMED = 3
+"""So many of the layers that a reason is for are named in print."""
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """One layer that was rewritten.
+
+    Attributes:
+        layer: its name.
+        rule: as asked.
+        before, after: what stood there, and what stands there: kind, channels along the way, kernels, groups.
+        params: before and after.
+        macs: before and after; None without inputs.
+        error: relative error of its outputs: root of the mean squared difference over the old outputs' deviation; on
+            white noise, or with `data` on that, in the new network. None where the parts start from fresh weights or
+            have norms between, where channels were cut, and where nothing ran.
+    """
+
+    layer: str
+    rule: str
+    before: str
+    after: str
+    params: tuple[int, int]
+    macs: tuple[int, int] | None
+    error: float | None
+
+
+@dataclass(frozen=True)
+class Lightened:
+    """A lighter copy of a model, and how it came about; `str` is the table.
+
+    Attributes:
+        model: the copy.
+        layers: what was rewritten, in order.
+        left_alone: layers that were meant and that a rule does not fit: name and reason, by rule.
+        params: of the whole model, before and after.
+        macs: likewise; None without inputs.
+    """
+
+    model: nn.Module
+    layers: tuple[Rewritten, ...]
+    left_alone: tuple[tuple[str, str], ...]
+    params: tuple[int, int]
+    macs: tuple[int, int] | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but the model, as JSON has it."""
+        return {"layers": [asdict(row) for row in self.layers], "left_alone": dict(self.left_alone),
+                "params": self.params, "macs": self.macs}
+
+    def __str__(self) -> str:
+        rows = [("layer", "rule", "before", "after", "params", "MACs", "error")]
+        rows += [(row.layer, row.rule, row.before, row.after, _change(row.params), _change(row.macs),
+                  "-" if row.error is None else f"{row.error:.3f}") for row in self.layers]
+        rows.append(("total", "", "", "", _change(self.params), _change(self.macs), ""))
+        widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        lines.append(f"{_share(self.params)} of the parameters"
+                     + ("" if self.macs is None else f", {_share(self.macs)} of the MACs"))
+        return "\n".join([*lines, *self.remarks()])
+
+    def remarks(self) -> list[str]:
+        """What was left alone, a line for each reason, which names the first layers."""
+        by_reason: dict[str, list[str]] = {}
+        for name, reason in self.left_alone:
+            by_reason.setdefault(reason, []).append(name)
+        return [f"left alone: {reason}: {_some(names)}" for reason, names in by_reason.items()]
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
+
+def told(layer: nn.Module) -> str:
+    """`Conv2d 64-64-128 3x3 1x1 g64`: kind, channels along the way, kernels and groups."""
+    parts: list[Any] = [module for module in layer.modules() if isinstance(module, _ConvNd | nn.Linear)]
+    widths = [_width(parts[0], "in"), *(_width(part, "out") for part in parts)]
+    kernels = ["x".join(map(str, part.kernel_size)) for part in parts if hasattr(part, "kernel_size")]
+    groups = [f"g{count}" for count in sorted({getattr(part, "groups", 1) for part in parts} - {1})]
+    return " ".join([type(parts[0]).__name__, "-".join(map(str, widths)), *kernels, *groups])
+
+
+def _width(layer: Any, side: str) -> int:
+    found: int = getattr(layer, f"{side}_channels" if hasattr(layer, "in_channels") else f"{side}_features")
+    return found
+
+
+def _change(pair: tuple[int, int] | None) -> str:
+    return "" if pair is None else f"{pair[0]:,} -> {pair[1]:,}"
+
+
+def _share(pair: tuple[int, int]) -> str:
+    return percent(pair[1] / max(pair[0], 1))

@@ -1,0 +1,107 @@
+"""What a convolution or linear layer is, as a value: layer -> Spec -> layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+from torch import nn
+
+CONVOLUTIONS: dict[type, tuple[int, bool]] = {
+    nn.Conv1d: (1, False), nn.Conv2d: (2, False), nn.Conv3d: (3, False),
+    nn.ConvTranspose1d: (1, True), nn.ConvTranspose2d: (2, True), nn.ConvTranspose3d: (3, True)}
+"""Layers that rules may rewrite, with the dimensions of their maps, and whether they are transposed."""
+
+Sizes = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """All that builds a convolution; one of no dimensions is a linear layer.
+
+    Attributes:
+        inputs, outputs: channels.
+        kernel, stride, dilation: one number a dimension of the map.
+        padding: likewise, or "same" or "valid".
+        output_padding: of a transposed convolution.
+        groups: of channels.
+        bias: whether there is one.
+        transposed: whether it is a transposed convolution.
+        padding_mode: as torch has it.
+    """
+
+    inputs: int
+    outputs: int
+    kernel: Sizes
+    stride: Sizes
+    padding: Sizes | str
+    dilation: Sizes
+    output_padding: Sizes
+    groups: int
+    bias: bool
+    transposed: bool
+    padding_mode: str
+
+    @property
+    def dims(self) -> int:
+        """Dimensions of the map."""
+        return len(self.kernel)
+
+    @property
+    def fan_in(self) -> int:
+        """Input channels that one filter reads."""
+        return self.inputs // self.groups
+
+    @property
+    def depthwise(self) -> bool:
+        """True where every filter reads a single channel."""
+        return self.groups == self.inputs > 1
+
+    def along(self, dim: int) -> Spec:
+        """The part of it that works along one dimension of the map, the others left as they are."""
+        def only(sizes: Sizes, otherwise: int) -> Sizes:
+            return tuple(size if place == dim else otherwise for place, size in enumerate(sizes))
+
+        padding = self.padding if isinstance(self.padding, str) else only(self.padding, 0)
+        return replace(self, kernel=only(self.kernel, 1), stride=only(self.stride, 1), padding=padding,
+                       dilation=only(self.dilation, 1), output_padding=only(self.output_padding, 0))
+
+    def pointwise(self, inputs: int, outputs: int, *, groups: int = 1, bias: bool = False) -> Spec:
+        """A convolution of kernel 1 with the same number of dimensions."""
+        ones, zeros = (1,) * self.dims, (0,) * self.dims
+        return Spec(inputs, outputs, ones, ones, zeros, ones, zeros, groups, bias, False, "zeros")
+
+    @property
+    def params(self) -> int:
+        """Weights, without biases."""
+        return self.fan_in * self.outputs * prod(self.kernel)
+
+    def layer(self) -> nn.Module:
+        """A fresh layer on the CPU, initialised as torch does."""
+        if not self.dims:
+            return nn.Linear(self.inputs, self.outputs, self.bias)
+        common: dict[str, Any] = {
+            "in_channels": self.inputs, "out_channels": self.outputs, "kernel_size": self.kernel,
+            "stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": self.groups,
+            "bias": self.bias, "padding_mode": self.padding_mode}
+        if self.transposed:
+            common["output_padding"] = self.output_padding
+        kind = next(kind for kind, found in CONVOLUTIONS.items() if found == (self.dims, self.transposed))
+        built: nn.Module = kind(**common)
+        return built
+
+
+def spec_of(layer: nn.Module) -> Spec | None:
+    """The spec of a layer; None for one that is no plain convolution or linear layer of torch's."""
+    if type(layer) is nn.Linear:
+        return Spec(layer.in_features, layer.out_features, (), (), (), (), (), 1, layer.bias is not None, False,
+                    "zeros")
+    found = CONVOLUTIONS.get(type(layer))
+    if found is None:
+        return None
+    conv: Any = layer
+    padding = conv.padding if isinstance(conv.padding, str) else tuple(conv.padding)
+    return Spec(conv.in_channels, conv.out_channels, tuple(conv.kernel_size), tuple(conv.stride), padding,
+                tuple(conv.dilation), tuple(conv.output_padding), conv.groups, conv.bias is not None, found[1],
+                conv.padding_mode)

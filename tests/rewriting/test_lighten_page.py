@@ -1,0 +1,36 @@
+"""docs/lighten.md tells the truth: its example prints what it says, its table and its ladder are those of the code."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+from torchslim.rewriting.rules import names, parse
+
+PAGE = (Path(__file__).parents[2] / "docs" / "lighten.md").read_text(encoding="utf-8")
+
+
+def test_the_example_prints_what_the_page_says() -> None:
+    (code,), (printed,) = (re.findall(rf"```{kind}\n(.*?)```", PAGE, re.DOTALL) for kind in ("python", "text"))
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        exec(compile(code, "lighten.md", "exec"), {})
+    assert out.getvalue() == printed
+
+
+def test_the_table_has_every_rule() -> None:
+    table = PAGE.split("## The rules")[1].split("A rule is exact")[0]
+    rules = re.findall(r"`([^`]+)`", "".join(line.split("|")[1] for line in table.splitlines() if line[:3] == "| `"))
+    assert {rule.split(":")[0] for rule in rules} == {*names(), "width"}
+    for rule in rules:
+        if not rule.startswith("width"):
+            parse(rule)
+
+
+def test_the_ladder_is_the_one_that_is_counted() -> None:
+    counted = (Path(__file__).parent / "test_networks.py").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\(.*\))` \| ([\d,]+) \|$", PAGE, re.MULTILINE)
+    assert len(rows) == 5
+    for step, params in rows:
+        assert f"([{step}], {params.replace(',', '_')}," in counted
