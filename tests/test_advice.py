@@ -153,8 +153,11 @@ def test_the_pair_of_a_large_kernel_costs_what_it_says() -> None:
     pair = nn.Sequential(nn.Conv2d(16, 16, (1, 7), (1, 2), (0, 3)), nn.Conv2d(16, 16, (7, 1), (2, 1), (3, 0)))
     x = torch.randn(1, 16, 16, 16)
     costs = [torchslim.profile(nn.Sequential(layer, conv(16, 8)), x).macs for layer in (one, pair)]
-    finding = found(nn.Sequential(one, conv(16, 8)), x)["large kernels that factorise"]
+    model = nn.Sequential(one, conv(16, 8))
+    finding = found(model, x)["large kernels that factorise"]
     assert finding.gain == pytest.approx(1 - costs[1] / costs[0])
+    made = eval(finding.remedy.split("`")[3], {"torchslim": torchslim, "model": model, "inputs": x})
+    assert torchslim.profile(made, x).macs == costs[1]
 
 
 @pytest.mark.parametrize("layer", [conv(8, 64, 7), conv(8, 8, 7, groups=8)], ids=str)

@@ -91,14 +91,16 @@ def large_kernels(seen: Seen) -> Finding | None:
             saved.append((float(macs(op) - pair), op))
     if not saved:
         return None
+    sides = sorted({max(op.args[1].shape[2:]) for _, op in saved})
+    kernels = "".join(f" --kernels {side}" for side in sides)
     layers = worst([(gain, f"{named(op)} ({'x'.join(map(str, op.args[1].shape[2:]))})") for gain, op in saved])
     return Finding(
         "large kernels that factorise", sum(gain for gain, _ in saved) / seen.profile.macs, "MACs",
         f"{several(len(saved), 'convolution')} with "
         f"{percent(sum(macs(op) for _, op in saved) / seen.profile.macs)} of the MACs"
         f"{seen.time([op.module for _, op in saved])}", layers,
-        "replace each by a pair, and train on: `nn.Sequential(nn.Conv2d(i, o, (1, k), (1, s), (0, p)), "
-        "nn.Conv2d(o, o, (k, 1), (s, 1), (p, 0)))`")
+        f"`torchslim lighten {seen.model} --rules asymmetric{kernels} --ends` shows what pairs save; "
+        f"`torchslim.lighten(model, 'asymmetric', inputs, kernels={tuple(sides)}, ends=True)` makes them; train on")
 
 
 def heavy_ends(seen: Seen) -> list[Finding]:
