@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import nn
@@ -238,8 +238,9 @@ def _tallies(graph: Graph, alive: Sequence[int], learning: Collection[str]) -> d
 
 def _with_all_in_them(own: Mapping[str, _Tally]) -> dict[str, _Tally]:
     """Every module with all modules in it, parents first."""
-    found = {name: replace(tally) for name, tally in own.items()}
+    found = {name: _Tally() for name in own}
     for name in reversed(found):  # what is inside comes first
+        found[name].add(own[name])
         if name:
             found[_holder(name, found)].add(found[name])
     return found
