@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 # Before torch is loaded: threads that wait must not take the cores from the other worker.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -10,6 +11,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+from helpers import Call
+from torchslim import cli
 
 SEARCH = {"deadline": None, "derandomize": True, "print_blob": True,
           "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
@@ -25,3 +29,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 def _same_numbers_every_time() -> None:
     """Each test starts from one random state, whichever ran before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """Run the command line in this process: status, stdout, stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["torchslim", *map(str, arguments)])
+        status = cli.main()
+        return (status, *capsys.readouterr())
+
+    return run

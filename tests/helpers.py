@@ -18,6 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from torchslim.plans import Plan
 
+Call = Callable[..., tuple[int, str, str]]
+"""The command line, called in this process: exit status, stdout, stderr (the fixture `call`)."""
+
 
 def random_statistics(model: nn.Module, seed: int = 0) -> nn.Module:
     """Weights that keep signals at their size, and random biases and norms: no two channels alike, none silent."""

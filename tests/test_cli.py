@@ -7,34 +7,19 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 import torchslim
-from helpers import heeds_ctrl_c
-from torchslim import cli
+from helpers import Call, heeds_ctrl_c
 from torchslim.cli.common import amount, example, shape
 from torchslim.errors import CheckpointError, RequestError, TorchslimError
 from torchslim.sources import Source, resolve
 
 SMALL = "timm:test_resnet?num_classes=10"
 
-Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """Run the command line in this process: status, stdout, stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["torchslim", *map(str, arguments)])
-        status = cli.main()
-        return (status, *capsys.readouterr())
-
-    return run
 
 
 def test_help_and_version(call: Call) -> None:

@@ -4,32 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 import torchslim
-from torchslim import backends, cli
+from helpers import Call
+from torchslim import backends
 from torchslim.errors import ExportError
 
 SMALL = "timm:test_resnet?num_classes=10"
 SIZE = ("--input", "1x3x32x32")
 
-Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """Run the command line in this process: status, stdout, stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["torchslim", *map(str, arguments)])
-        status = cli.main()
-        return (status, *capsys.readouterr())
-
-    return run
 
 
 def test_one_backend_is_named_above_a_row_for_each_model(call: Call) -> None:

@@ -6,8 +6,6 @@ import csv
 import io
 import json
 import os
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -15,25 +13,13 @@ import pytest
 import torch
 
 import torchslim
+from helpers import Call
 from torchslim import cli
 from torchslim.cli.tables import Column, fitting
 
 SMALL, SIZE = "timm:test_resnet?num_classes=10", ("--input", "1x3x32x32")
 VGG = "torchvision:vgg11?num_classes=10"
 
-Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """Run the command line in this process: status, stdout, stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["torchslim", *map(str, arguments)])
-        status = cli.main()
-        return (status, *capsys.readouterr())
-
-    return run
 
 
 def small() -> torchslim.Profile:

@@ -3,33 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from torchslim import cli
+from helpers import Call
 from torchslim.errors import RequestError
 from torchslim.ladder import Rung, climb, slower
-
-Call = Callable[..., tuple[int, str, str]]
 
 PARAMS = (31_155_586, 28_719_900, 26_285_660, 11_635_292, 9_035_594, 5_919_434)
 DEAD = (110_976, 110_976, 82_496, 21_056, 15_296, 3_776)
 MACS = (35_625_950_464, 34_135_523_908, 30_221_124_164, 15_342_322_244, 13_296_976_748, 10_207_360_364)
 
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """Run the command line in this process: status, stdout, stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["torchslim", *map(str, arguments)])
-        status = cli.main()
-        return (status, *capsys.readouterr())
-
-    return run
 
 
 def test_every_rung_has_its_exact_counts(call: Call) -> None:
