@@ -17,7 +17,7 @@ CHECKS: tuple[Check, ...] = (dead_parameters, unbalanced, grouped, fragmented, e
                              odd_widths, large_kernels, dilated_padding)
 
 LEAST = 0.02
-"""The least gain that is worth a line. What is certain and costs nothing to put right is always said."""
+"""The least gain that is worth a line. What is certain, or can only be told by the clock, is always said."""
 
 _ALWAYS = frozenset({"dead parameters", "convolution bias before batch norm", "fragmentation (G3)",
                      '"same" padding that ignores dilation'})
