@@ -91,7 +91,7 @@ def test_a_slim_model_comes_back_from_its_file_alone(cut: tuple[nn.Module, Plan]
     with torch.no_grad():
         assert torch.equal(loaded(IMAGE), slim(IMAGE))
     header = read_header(saved)
-    assert (header.source, header.plans, header.training) == (NAME, (plan,), False)
+    assert (header.source, header.steps, header.training) == (NAME, (plan,), False)
     assert header.version == torchslim.__version__
     assert all(p.data_ptr() % 16 == 0 for p in loaded.parameters())
 
@@ -136,7 +136,7 @@ def test_a_slim_of_a_slim_carries_both_plans(
     by_hand = save(slimmer, tmp_path / "by_hand.safetensors", plan=[plan, second], source=NAME)
     saved.unlink()
     for path in (by_file, by_hand):
-        assert read_header(path).plans == (plan, second)
+        assert read_header(path).steps == (plan, second)
         with torch.no_grad():
             assert torch.equal(load(path)(IMAGE), slimmer(IMAGE))
     with torch.no_grad():
@@ -226,13 +226,13 @@ def test_foreign_and_newer_files(saved: Path, tmp_path: Path) -> None:
     assert "not one of torchslim's" in refused(foreign)
     with safe_open(saved, framework="pt") as file:
         raw = json.loads(file.metadata()["torchslim"])
-    save_file(load_file(saved), foreign, {"torchslim": json.dumps({**raw, "format": 2})})
-    assert "format 2 found, 1 wanted" in refused(foreign)
+    save_file(load_file(saved), foreign, {"torchslim": json.dumps({**raw, "format": 99})})
+    assert "format 99 found, 2 wanted" in refused(foreign)
     save_file(load_file(saved), foreign, {"torchslim": json.dumps({**raw, "buffers": {"x": "load"}})})
     assert "its header is damaged" in refused(foreign)
-    del raw["plans"]
+    del raw["steps"]
     save_file(load_file(saved), foreign, {"torchslim": json.dumps(raw)})
-    assert "its header is damaged (KeyError: 'plans')" in refused(foreign)
+    assert "its header is damaged (KeyError: 'steps')" in refused(foreign)
 
 
 def test_another_architecture_is_named_with_both_shapes(saved: Path, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
-"""Slim models as files: one safetensors file with the tensors, the plans and the architecture's source.
+"""Slim models as files: one safetensors file with the tensors, the steps that made it, the architecture's source.
 
-No pickle and no code: a model is rebuilt from its source, cut again by its plans, and then filled.
+No pickle and no code: a model is rebuilt from its source, rewritten and cut again by its steps, and then filled.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from torchslim.copying import copied
 from torchslim.errors import CheckpointError, PlanError, RequestError
 from torchslim.files import write_whole
 from torchslim.plans import Plan
-from torchslim.surgery import apply
+from torchslim.rewriting import Rewriting, Step, redone
 from torchslim.wording import dims, first_line
 
-FORMAT = 1
+FORMAT = 2
 _KEY = "torchslim"
 
 
@@ -36,7 +36,7 @@ class Header:
 
     Attributes:
         source: the specification of the original model (see `torchslim.sources`), or None.
-        plans: the cuts, in the order in which they are applied to the original.
+        steps: cuts and rewritings, in the order in which they are applied to the original.
         version: the torchslim that wrote the file.
         training: whether the model was in training mode.
         aliases: name of each tensor that is tied to another, and the name under which that one is stored.
@@ -45,7 +45,7 @@ class Header:
     """
 
     source: str | None
-    plans: tuple[Plan, ...]
+    steps: tuple[Step, ...]
     version: str
     training: bool
     aliases: Mapping[str, str]
@@ -53,16 +53,17 @@ class Header:
     digest: str
 
 
-def save(model: nn.Module, path: str | Path, plan: Plan | Sequence[Plan] | None = None,
+def save(model: nn.Module, path: str | Path, plan: Step | Sequence[Step] | None = None,
          source: str | Path | sources.Source | None = None) -> Path:
     """Write a model, its plan and its source as one safetensors file; the file appears whole or not at all.
 
     Args:
         model: the slim model.
         path: the file; one that exists is replaced.
-        plan: the plan that made it, or several in the order in which they were applied.
+        plan: the plan that made it, or several in the order in which they were applied; rewritings, too (see
+            `torchslim.rewriting.Lightened.steps`).
         source: the specification of the model that was cut (`torchvision:resnet18?num_classes=10`). When that
-            is itself a saved slim model, its plans and its source are written before `plan`.
+            is itself a saved slim model, its steps and its source are written before `plan`.
 
     Returns:
         The path.
@@ -77,7 +78,7 @@ def save(model: nn.Module, path: str | Path, plan: Plan | Sequence[Plan] | None 
     if path.is_dir() or not path.parent.is_dir():
         problem = "is a folder" if path.is_dir() else "lies in a folder that does not exist"
         raise RequestError(f"{path}: {problem}; give a path like slim.safetensors in a folder that exists")
-    plans: tuple[Plan, ...] = () if plan is None else (plan,) if isinstance(plan, Plan) else tuple(plan)
+    steps: tuple[Step, ...] = () if plan is None else (plan,) if isinstance(plan, Step) else tuple(plan)
     origin = None if source is None else sources.resolve(source)
     earlier = read_header(origin.name) if origin is not None and origin.kind == "saved" else None
     tensors, aliases = _stored(model)
@@ -85,7 +86,7 @@ def save(model: nn.Module, path: str | Path, plan: Plan | Sequence[Plan] | None 
         "format": FORMAT,
         "version": __version__,
         "source": earlier.source if earlier else None if origin is None else str(origin),
-        "plans": [json.loads(each.to_json()) for each in ((*earlier.plans, *plans) if earlier else plans)],
+        "steps": [json.loads(each.to_json()) for each in ((*earlier.steps, *steps) if earlier else steps)],
         "training": model.training,
         "aliases": aliases,
         "buffers": _unsaved_buffers(model),
@@ -111,10 +112,10 @@ def load(path: str | Path, model: nn.Module | None = None, *, trust_source: bool
     path = Path(path)
     header, tensors = _read(path)
     rebuilt = _rebuild(path, header.source, trust_source) if model is None else unwrap(model)
-    slim = copied(rebuilt) if model is not None and not header.plans else rebuilt
+    slim = copied(rebuilt) if model is not None and not header.steps else rebuilt
     try:
-        for plan in header.plans:
-            slim = apply(slim, plan)
+        for step in header.steps:
+            slim = redone(slim, step)
     except PlanError as error:
         raise CheckpointError(f"{path}: its plan does not fit {_name(header, model)}: {error}") from error
     every = {**tensors, **{name: tensors[stored] for name, stored in header.aliases.items()}}
@@ -208,7 +209,7 @@ def _header(path: Path, metadata: Mapping[str, str] | None) -> Header:
                                   f"it was written by torchslim {raw.get('version')}, install a matching one")
         return Header(
             source=None if raw["source"] is None else str(raw["source"]),
-            plans=tuple(Plan.from_json(json.dumps(plan)) for plan in raw["plans"]),
+            steps=tuple((Rewriting if "rule" in step else Plan).from_json(json.dumps(step)) for step in raw["steps"]),
             version=str(raw["version"]), training=bool(raw["training"]), aliases=dict(raw["aliases"]),
             buffers={name: _dtype(text) for name, text in raw["buffers"].items()}, digest=str(raw["digest"]))
     except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import json
-import sys
+from pathlib import Path
 
-import pytest
 import torch
 
 import torchslim
-from torchslim import cli
+from helpers import Call
 from torchslim.rewriting import lightened
 
 ARGUMENTS = ("lighten", "timm:test_resnet?num_classes=10", "--input", "1x3x32x32", "--rules")
 
 
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["torchslim", *arguments])
-    return (cli.main(), *capsys.readouterr())
-
-
-def test_it_prints_the_report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    status, out, err = call(monkeypatch, capsys, *ARGUMENTS, "separable,grouped:2", "--min-channels", "16")
+def test_it_prints_the_report(call: Call) -> None:
+    status, out, err = call(*ARGUMENTS, "separable,grouped:2", "--min-channels", "16")
     assert (status, err) == (0, "")
     model = torchslim.create_model("timm:test_resnet", num_classes=10)
     found = lightened(model, ["separable", "grouped:2"], torch.rand(1, 3, 32, 32), min_channels=16)
@@ -31,8 +25,8 @@ def test_it_prints_the_report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     assert all(remark in lines for remark in found.remarks())
 
 
-def test_json_has_everything(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    status, out, _ = call(monkeypatch, capsys, *ARGUMENTS, "separable", "--kernels", "3", "--ends", "--fresh", "--json",
+def test_json_has_everything(call: Call) -> None:
+    status, out, _ = call(*ARGUMENTS, "separable", "--kernels", "3", "--ends", "--fresh", "--json",
                           "--exclude", "layer1*", "--min-share", "0.01", "--only", "layer*", "--only", "conv1.0")
     assert status == 0
     data = json.loads(out)
@@ -41,8 +35,41 @@ def test_json_has_everything(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert data["params"][1] < data["params"][0]
 
 
-def test_a_wrong_rule_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    status, out, err = call(monkeypatch, capsys, *ARGUMENTS, "sep")
+def test_a_wrong_rule_is_one_line(call: Call) -> None:
+    status, out, err = call(*ARGUMENTS, "sep")
     assert (status, out) == (2, "")
     assert err.startswith("error: lighten: unknown rule 'sep'")
     assert err.count("\n") == 1
+
+
+def test_the_result_is_saved_and_goes_on(call: Call, tmp_path: Path) -> None:
+    light, slim = tmp_path / "light.safetensors", tmp_path / "slim.safetensors"
+    status, out, err = call(*ARGUMENTS, "separable,width:0.5", "--out", str(light))
+    assert (status, out.splitlines()[-1]) == (0, f"saved: {light}")
+    assert "has random weights" in err
+    status, out, _ = call("prune", str(light), "--macs", "0.5", "--out", str(slim), "--input", "1x3x32x32", "--json")
+    assert status == 0
+    assert json.loads(out)["error"] < 1e-9
+    x = torch.rand(1, 3, 32, 32)
+    assert torchslim.profile(torchslim.load(slim), x).macs <= 0.5 * torchslim.profile(torchslim.load(light), x).macs
+
+
+def test_it_fits_to_pictures(call: Call) -> None:
+    errors = []
+    for more in ((), ("--data", "digits", "--pictures", "64")):
+        status, out, _ = call(*ARGUMENTS, "lowrank:0.5", "--only", "layer4.*", "--json", *more)
+        assert status == 0
+        errors.append([row["error"] for row in json.loads(out)["layers"]])
+    assert len(errors[0]) == len(errors[1]) > 1
+    assert errors[0] != errors[1]
+
+
+def test_what_can_not_be_saved_or_read_is_one_line_before_any_work(call: Call, tmp_path: Path) -> None:
+    for more, wanted in ((("--out", str(tmp_path)), "is a folder"),
+                         (("--out", str(tmp_path / "no" / "light.safetensors")), "does not exist"),
+                         (("--data", "nothing"), "names no data"),
+                         (("--data", "digits", "--input", "3x32x32"), "pictures are square")):
+        status, out, err = call(*ARGUMENTS, "separable", *more)
+        assert (status, out, err.count("\n")) == (2, "", 1)
+        assert wanted in err
+    assert list(tmp_path.iterdir()) == []

@@ -6,17 +6,24 @@ import contextlib
 import io
 import re
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from torchslim.rewriting.rules import names, parse
 
 PAGE = (Path(__file__).parents[2] / "docs" / "lighten.md").read_text(encoding="utf-8")
 
 
-def test_the_example_prints_what_the_page_says() -> None:
-    (code,), (printed,) = (re.findall(rf"```{kind}\n(.*?)```", PAGE, re.DOTALL) for kind in ("python", "text"))
-    with contextlib.redirect_stdout(io.StringIO()) as out:
-        exec(compile(code, "lighten.md", "exec"), {})
+def test_the_examples_run_and_print_what_the_page_says(tmp_path: Path) -> None:
+    codes, (printed,) = (re.findall(rf"```{kind}\n(.*?)```", PAGE, re.DOTALL) for kind in ("python", "text"))
+    known: dict[str, Any] = {}
+    with contextlib.chdir(tmp_path), contextlib.redirect_stdout(io.StringIO()) as out:
+        for code in codes:
+            exec(compile(code, "lighten.md", "exec"), known)
     assert out.getvalue() == printed
+    with torch.no_grad():
+        assert known["slim"](known["inputs"]).shape == (1, 10)
 
 
 def test_the_table_has_every_rule() -> None:

@@ -8,6 +8,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -62,6 +63,24 @@ def amount(option: str, text: str | None) -> float | int | None:
                                "point")
         return share
     return round(number * _UNITS[unit])
+
+
+def check_out(out: Path) -> None:
+    """Raise for a file that could not be written, before the work for it.
+
+    Raises:
+        RequestError: its folder does not exist, or it is a folder itself.
+    """
+    if not out.parent.is_dir():
+        raise RequestError(f"--out {out}: lies in a folder that does not exist; make {out.parent} first")
+    if out.is_dir():
+        raise RequestError(f"--out {out}: is a folder; wanted the name of a file, such as {out / 'slim.safetensors'}")
+
+
+def warn_of_random(source: Source) -> None:
+    """A remark where a library's network has random weights."""
+    if source.kind in ("torchvision", "torchslim", "timm") and not source.options.get("weights"):
+        say(f"note: {source} has random weights; ?weights=DEFAULT asks for trained ones")
 
 
 def example(source: Source, shapes: Sequence[str] | None, seed: int = 0, batch: int | None = None) -> Any:

@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from torchslim.cli.common import Json, Model, Seed, Shapes, amount, example, print_json, print_table, say
+from torchslim.cli.common import (
+    Json,
+    Model,
+    Seed,
+    Shapes,
+    amount,
+    check_out,
+    example,
+    print_json,
+    print_table,
+    warn_of_random,
+)
 from torchslim.errors import ProofError, RequestError
 
 if TYPE_CHECKING:
@@ -75,8 +86,7 @@ def prune(
     source = resolve(model)
     patterns = _preset(source, preset) if preset is not None else only or ()
     original, inputs = build(source), example(source, shapes, seed)
-    if _is_random(source):
-        say(f"note: {source} has random weights; ?weights=DEFAULT asks for trained ones")
+    warn_of_random(source)
     plan = None
     if any(limits.values()):
         plan = torchslim.plan(original, inputs, **limits, only=patterns, exclude=exclude or (),
@@ -109,8 +119,8 @@ def _check(limits: dict[str, Any], out: Path | None, show: bool, choice: dict[st
     if out is None and not show:
         raise RequestError("prune: nowhere to save the slim model; give --out slim.safetensors, or --show to see what "
                            "would be cut")
-    if out is not None and not out.parent.is_dir():
-        raise RequestError(f"--out {out}: lies in a folder that does not exist; make {out.parent} first")
+    if out is not None:
+        check_out(out)
 
 
 def _preset(source: Source, strategy: str) -> Sequence[str]:
@@ -163,7 +173,3 @@ def _cut(original: nn.Module, inputs: Any, plan: Plan, source: Source, out: Path
 def _print_table(rows: list[tuple[str, int, int]]) -> None:
     print_table(("", "before", "after", "kept"), [
         (name, f"{old:,}", f"{new:,}", f"{new / old:.1%}" if old else "-") for name, old, new in rows])
-
-
-def _is_random(source: Source) -> bool:
-    return source.kind in ("torchvision", "torchslim", "timm") and not source.options.get("weights")

@@ -1,16 +1,20 @@
-"""`lighten`: what a model's heavy layers would become as light ones."""
+"""`lighten`: put light layers in the place of a model's heavy ones, show what that saves, save the result."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from torchslim.cli.common import Json, Model, Seed, Shapes, example, print_json
+from torchslim.cli.common import Json, Model, Seed, Shapes, check_out, example, print_json, shape, warn_of_random
 from torchslim.cli.tables import Column, show
+from torchslim.errors import RequestError
 from torchslim.units import percent
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from torchslim.rewriting import Lightened, Rewritten
 
 
@@ -25,6 +29,13 @@ def lighten(
         "--rules", metavar="RULE,...", show_default=False,
         help="One after the other: separable, grouped:4[:shuffle], asymmetric, depthwise, lowrank:0.25, ghost, fire, "
              "pointwise-after, pointwise-before, width:0.5.")],
+    out: Annotated[Path | None, typer.Option(
+        "--out", metavar="FILE", show_default=False, help="Where to save the result: light.safetensors.")] = None,
+    data: Annotated[str | None, typer.Option(
+        "--data", metavar="DATA", show_default=False,
+        help="Fit the new layers to the old ones' outputs on pictures of digits, folder:PATH, torchvision:NAME@ROOT, "
+             "package.module:factory or file.py:factory.")] = None,
+    pictures: Annotated[int, typer.Option("--pictures", min=1, help="So many pictures of --data.")] = 256,
     shapes: Shapes = None,
     only: Annotated[list[str] | None, typer.Option(
         "--only", metavar="PATTERN", show_default=False, help="Only layers of such names; may be repeated.")] = None,
@@ -40,24 +51,44 @@ def lighten(
     fresh: Annotated[bool, typer.Option("--fresh", help="Fresh weights, not those nearest to the old ones.")] = False,
     seed: Seed = 0, as_json: Json = False,
 ) -> None:
-    """Show what a model's heavy layers become as light ones, and what that saves.
+    """Put light layers in the place of a model's heavy ones, and show what that saves.
 
-    Prints each rewritten layer, before and after, with parameters, MACs and the
-    relative error of its outputs on white noise. Nothing is saved: rewrite and
-    train in Python, with torchslim.lighten.
+    The new layers start from the old weights. Prints each rewritten layer, before
+    and after, with parameters, MACs and the relative error of its outputs, on white
+    noise or on the pictures of --data. Train what --out saves: a rewrite is a start.
     """
+    import torchslim
     from torchslim.rewriting import lightened
     from torchslim.sources import build, resolve
 
     source = resolve(model)
-    found = lightened(build(source), rules.split(","), example(source, shapes), only=only or (), exclude=exclude or (),
+    if out is not None:
+        check_out(out)
+        warn_of_random(source)
+    batches = None if data is None else _batches(data, shapes, pictures, seed)
+    inputs = batches[0][:1] if batches is not None and not shapes else example(source, shapes)
+    found = lightened(build(source), rules.split(","), inputs, only=only or (), exclude=exclude or (),
                       kernels=kernels or (), min_channels=min_channels, min_share=min_share, ends=ends, fresh=fresh,
-                      seed=seed)
+                      data=batches, seed=seed)
+    saved = None if out is None else str(torchslim.save(found.model, out, plan=found.steps, source=source))
     if as_json:
-        print_json({"model": str(source), **found.to_dict()})
+        print_json({"model": str(source), "out": saved, **found.to_dict()})
         return
     show(list(found.layers), _columns())
     print(_total(found))
+    if saved is not None:
+        print(f"saved: {saved}")
+
+
+def _batches(data: str, shapes: list[str] | None, pictures: int, seed: int) -> list[Tensor]:
+    """Pictures to fit to, of the size of --input or their own."""
+    from torchslim.train import load_data, unlabelled
+
+    sizes = [shape(text) for text in shapes or []]
+    if len(sizes) > 1 or any(len(size) != 4 or size[2] != size[3] for size in sizes):
+        raise RequestError(f"--data {data}: its pictures are square, one at a time; wanted no --input, or one such as "
+                           "1x3x64x64")
+    return unlabelled(load_data(data, size=sizes[0][2] if sizes else None, seed=seed), pictures, seed)
 
 
 def _columns() -> list[Column]:

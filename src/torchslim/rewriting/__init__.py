@@ -4,6 +4,7 @@
     fits.py       the light weights that come closest to the heavy ones
     rules.py      what may stand in a layer's place
     building.py   the layers in its place
+    steps.py      what was decided, as plain data, and putting it there
     choosing.py   which layers are rewritten
     recovery.py   fit them to the old layers' outputs
     report.py     what was done
@@ -12,5 +13,6 @@
 
 from torchslim.rewriting.report import Lightened, Rewritten
 from torchslim.rewriting.rewrite import lighten, lightened
+from torchslim.rewriting.steps import Rewriting, Step, redone
 
-__all__ = ["Lightened", "Rewritten", "lighten", "lightened"]
+__all__ = ["Lightened", "Rewriting", "Rewritten", "Step", "lighten", "lightened", "redone"]

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from torchslim.rewriting.steps import Step
 from torchslim.units import percent
 
 NAMED = 3
@@ -46,6 +47,8 @@ class Lightened:
     Attributes:
         model: the copy.
         layers: what was rewritten, in order.
+        steps: the same as plain data, which `torchslim.save(model, path, plan=steps, source=...)` keeps, and
+            `torchslim.load` follows to build the network again.
         left_alone: layers that were meant and that a rule does not fit: name and reason, by rule.
         params: of the whole model, before and after.
         macs: likewise; None without inputs.
@@ -53,12 +56,13 @@ class Lightened:
 
     model: nn.Module
     layers: tuple[Rewritten, ...]
+    steps: tuple[Step, ...]
     left_alone: tuple[tuple[str, str], ...]
     params: tuple[int, int]
     macs: tuple[int, int] | None
 
     def to_dict(self) -> dict[str, Any]:
-        """All but the model, as JSON has it."""
+        """All but the model and the steps, as JSON has it."""
         return {"layers": [asdict(row) for row in self.layers], "left_alone": dict(self.left_alone),
                 "params": self.params, "macs": self.macs}
 

@@ -16,12 +16,12 @@ from torchslim.copying import copied
 from torchslim.errors import RequestError
 from torchslim.profiler import profile
 from torchslim.pruning import plan
-from torchslim.rewriting.building import built
 from torchslim.rewriting.choosing import Choice, candidates, check_patterns, ends_of, shares
 from torchslim.rewriting.recovery import fit_to_outputs
 from torchslim.rewriting.report import Lightened, Rewritten, told
-from torchslim.rewriting.rules import Rule, parse
+from torchslim.rewriting.rules import Rewrite, Rule, parse
 from torchslim.rewriting.spec import Spec
+from torchslim.rewriting.steps import Rewriting, Step, put
 from torchslim.surgery import apply
 from torchslim.trace import trace
 
@@ -78,7 +78,7 @@ def lightened(model: nn.Module, rules: Rules, inputs: Inputs | None = None, *, o
     steps = _steps(rules)
     if inputs is None and any(isinstance(rule, float) for rule, _ in steps):
         raise RequestError("lighten: width: needs inputs=, to run the model on")
-    job = _Job(copied(model), inputs, None if data is None else list(data), fresh, set(), [], {})
+    job = _Job(copied(model), inputs, None if data is None else list(data), fresh, set(), [], [], {})
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         for rule, patterns in steps:
@@ -91,7 +91,8 @@ def lightened(model: nn.Module, rules: Rules, inputs: Inputs | None = None, *, o
         some = "; ".join(f"`{name}`: {reason}" for name, reason in list(job.left.items())[:3])
         raise RequestError(f"lighten: no layer fits {rules!r}{f' ({some})' if some else ''}; the first and the last "
                            "layer are left alone unless ends=True")
-    return Lightened(job.model, tuple(job.rows), tuple(job.left.items()), (_params(model), _params(job.model)),
+    return Lightened(job.model, tuple(job.rows), tuple(job.steps), tuple(job.left.items()),
+                     (_params(model), _params(job.model)),
                      None if inputs is None else (profile(model, inputs).macs, profile(job.model, inputs).macs))
 
 
@@ -139,26 +140,28 @@ class _Job:
     fresh: bool
     origins: set[str]
     rows: list[Rewritten]
+    steps: list[Step]
     left: dict[str, str]
 
     def rewrite(self, rule: Rule, choice: Choice) -> None:
         """Put what the rule makes in the place of each layer that is meant."""
         new = self._new(rule, choice)
         before = copied(self.model)
-        _put(self.model, new)
+        put(self.model, new, fitted=not self.fresh)
+        self.steps += [Rewriting(rule.text, tuple(new))] if new else []
         self.origins |= set(new)
         errors: Mapping[str, float | None] = dict.fromkeys(new)
         if new and "norm" not in rule.words and (self.batches is not None or not self.fresh):
             errors = _errors(before, self.model, list(new), self.batches)
         self._note(before, rule.text, errors)
 
-    def _new(self, rule: Rule, choice: Choice) -> dict[str, nn.Module]:
+    def _new(self, rule: Rule, choice: Choice) -> dict[str, Rewrite]:
         graph = None if self.inputs is None else trace(self.model, self.inputs, watch=False)
         found, part = candidates(self.model, graph), shares(graph)
         ends = ends_of(list(found), graph)
         check_patterns(choice, list(found), self.origins)
         new = {}
-        for name, (layer, spec) in found.items():
+        for name, (_, spec) in found.items():
             names = choice.names(name, self.origins)
             if not choice.named(names) or (isinstance(spec, Spec) and choice.spares(
                     names, spec, name in ends, None if graph is None else part.get(name, 0.0))):
@@ -167,15 +170,16 @@ class _Job:
             if isinstance(rewrite, str):
                 self.left[name] = f"{rule.text}: {rewrite}"
             else:
-                new[name] = built(rewrite, layer, not self.fresh)
+                new[name] = rewrite
         return new
 
     def narrow(self, share: float, choice: Choice) -> None:
         """Keep this share of the channels of every group."""
         assert self.inputs is not None
         before = self.model
-        self.model = apply(before, plan(before, self.inputs, scope={"*": share}, only=choice.only,
-                                        exclude=choice.exclude))
+        decided = plan(before, self.inputs, scope={"*": share}, only=choice.only, exclude=choice.exclude)
+        self.model = apply(before, decided)
+        self.steps.append(decided)
         changed = [name for name, layer in before.named_modules() if name and isinstance(layer, _ConvNd | nn.Linear)
                    and _params(layer) != _params(self.model.get_submodule(name))]
         self._note(before, f"width:{share:g}", dict.fromkeys(changed))
@@ -189,15 +193,6 @@ class _Job:
             old, new = before.get_submodule(name), self.model.get_submodule(name)
             macs = (costs[0].get(name, 0), costs[1].get(name, 0)) if costs else None
             self.rows.append(Rewritten(name, rule, told(old), told(new), (_params(old), _params(new)), macs, error))
-
-
-def _put(model: nn.Module, new: Mapping[str, nn.Module]) -> None:
-    """Each new layer wherever the old one was held."""
-    places = {id(model.get_submodule(name)): layer for name, layer in new.items()}
-    for module in list(model.modules()):
-        for key, child in module._modules.items():
-            if child is not None and id(child) in places:
-                module._modules[key] = places[id(child)]
 
 
 def _errors(before: nn.Module, after: nn.Module, layers: Sequence[str],

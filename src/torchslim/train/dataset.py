@@ -58,6 +58,20 @@ def stratified(targets: Sequence[int], share: float, seed: int) -> tuple[list[in
     return sorted(train), sorted(test)
 
 
+def unlabelled(data: Data, count: int, seed: int = 0, batch: int = 64) -> list[Tensor]:
+    """Batches of inputs to train on, without their classes: `count` of them, or all there are, drawn by the seed.
+
+    Shape:
+        (batch, *data.shape) each; the last may be smaller. The caller's random state stays as it was.
+    """
+    items: Any = data.train
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        chosen = torch.randperm(len(items))[:count].tolist()
+        inputs = torch.stack([items[index][0] for index in chosen])
+    return [inputs[start:start + batch] for start in range(0, len(inputs), batch)]
+
+
 def classes_of(spec: str, *datasets: Any) -> tuple[str, ...]:
     """The datasets' own names of the classes, or their numbers."""
     named = getattr(datasets[0], "classes", None)

@@ -1,0 +1,93 @@
+"""What was decided, as plain data: a rule and the layers in whose place it goes; and putting it there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import nn
+
+from torchslim.copying import copied
+from torchslim.errors import CheckpointError, PlanError, RequestError
+from torchslim.plans import Plan
+from torchslim.rewriting.building import built
+from torchslim.rewriting.rules import Rewrite, parse
+from torchslim.rewriting.spec import spec_of
+from torchslim.surgery import apply
+from torchslim.wording import first_line
+
+
+@dataclass(frozen=True)
+class Rewriting:
+    """One rule, and the layers in whose place it goes.
+
+    Attributes:
+        rule: as it was asked for ("grouped:4:shuffle").
+        layers: their names.
+    """
+
+    rule: str
+    layers: tuple[str, ...]
+
+    def to_json(self) -> str:
+        """As JSON text; `Rewriting.from_json` gives an equal one back."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Rewriting:
+        """What `to_json` wrote.
+
+        Raises:
+            CheckpointError: the text is something else.
+        """
+        try:
+            raw = json.loads(text)
+            layers = raw["layers"]
+            if set(raw) != {"rule", "layers"} or not isinstance(layers, list):
+                raise ValueError("rule and a list of layers wanted")
+            return cls(parse(raw["rule"]).text, tuple(str(name) for name in layers))
+        except (AttributeError, KeyError, TypeError, ValueError, RequestError) as error:
+            raise CheckpointError(f"rewriting: not one of torchslim's ({first_line(error)}); give the text that "
+                                  "Rewriting.to_json wrote") from error
+
+
+Step = Rewriting | Plan
+"""One of the steps that make a network light: layers rewritten, or channels cut."""
+
+
+def redone(model: nn.Module, step: Step) -> nn.Module:
+    """A copy of a model after a step. Layers that it puts in have fresh weights; the random state stays as it was.
+
+    Raises:
+        PlanError: the step was decided for another network.
+    """
+    if isinstance(step, Plan):
+        return apply(model, step)
+    copy, rule = copied(model), parse(step.rule)
+    found: dict[str, Rewrite] = {}
+    for name in step.layers:
+        try:
+            spec = spec_of(copy.get_submodule(name))
+        except AttributeError as error:
+            raise PlanError(f"{name}: no such layer, wanted for {step.rule}; rewrite the network that this was decided "
+                            "for") from error
+        rewrite = "it is no plain layer of torch's" if spec is None else rule(spec)
+        if isinstance(rewrite, str):
+            raise PlanError(f"{name}: {step.rule} does not fit: {rewrite}; rewrite the network that this was decided "
+                            "for")
+        found[name] = rewrite
+    with torch.random.fork_rng(devices=[]):
+        put(copy, found, fitted=False)
+    return copy
+
+
+def put(model: nn.Module, found: Mapping[str, Rewrite], *, fitted: bool) -> None:
+    """Each rewrite in the place of the layer of that name, in the model itself, wherever that layer was held."""
+    places = {id(model.get_submodule(name)): built(rewrite, model.get_submodule(name), fitted)
+              for name, rewrite in found.items()}
+    for module in list(model.modules()):
+        for key, child in module._modules.items():
+            if child is not None and id(child) in places:
+                module._modules[key] = places[id(child)]
