@@ -26,10 +26,10 @@ PUBLIC = [
 ORDER = [
     "__init__", "errors", "wording", "formulas", "units", "blocks", "zoo", "files", "plans", "calling", "modules",
     "graph", "terms", "labels", "untouched", "shapes", "blindness", "trace", "rules", "tapes", "unread", "channels",
-    "grouping", "coupling", "memory", "profiler", "findings", "layering", "advice", "latency", "ladder", "layertimes",
+    "grouping", "coupling", "memory", "profiler", "findings", "layering", "advice", "latency", "layertimes",
     "importance", "budget", "widths", "copying", "surgery", "optimizers", "mending", "orders", "matching", "trouble",
-    "float64", "reference", "proof", "pruning", "presets", "rewriting", "libraries", "sources", "store", "plotting",
-    "exporting", "backends", "train", "report", "pipeline", "cli", "__main__",
+    "float64", "reference", "proof", "pruning", "ladder", "presets", "rewriting", "libraries", "sources", "store",
+    "plotting", "exporting", "backends", "train", "report", "pipeline", "cli", "__main__",
 ]
 
 # Imports against the order, each inside a function: a saved model is a source of models, and has a source itself.

@@ -43,6 +43,9 @@ FIGURES: dict[str, tuple[int, int, int]] = {
     "unet?rung=3": (256, 11_635_292, 15_342_322_244),
     "unet?rung=4": (256, 9_035_594, 13_296_976_748),
     "unet?rung=5": (256, 5_919_434, 10_207_360_364),
+    "unet?rung=separable": (256, 6_123_686, 11_379_343_596),
+    "unet?rung=separable-head": (256, 6_027_686, 5_375_406_828),
+    "unet?rung=separable-head&width=0.5": (256, 1_530_086, 1_431_659_436),
 }
 OTHER_SIZES: dict[str, tuple[int, int, int]] = {
     "mobilenet_v1@192": (192, 4_231_976, 418_121_728),

@@ -69,8 +69,9 @@ def test_other_widths_are_torchvisions_too(name: str, width_mult: float) -> None
 
 
 @pytest.mark.parametrize(("rung", "dead"), [
-    (0, 110_976), (1, 110_976), (2, 82_496), (3, 21_056), (4, 15_296), (5, 3_776)])
-def test_what_the_unet_never_runs(rung: int, dead: int) -> None:
+    (0, 110_976), (1, 110_976), (2, 82_496), (3, 21_056), (4, 15_296), (5, 3_776),
+    ("separable", 14_976), ("separable-head", 14_976)])
+def test_what_the_unet_never_runs(rung: int | str, dead: int) -> None:
     picture = torch.empty(1, 3, 256, 256, device="meta")
     with torch.device("meta"):
         full, lean = zoo.unet(rung=rung), zoo.unet(rung=rung, dead=False)

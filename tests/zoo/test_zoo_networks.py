@@ -31,8 +31,8 @@ def test_shapes_follow_the_options(name: str) -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(256, 256), (256, 250), (125, 140)])
-@pytest.mark.parametrize("rung", [0, 5])
-def test_the_unet_gives_ten_less_of_even_sizes_in_any_proportion(height: int, width: int, rung: int) -> None:
+@pytest.mark.parametrize("rung", [0, 5, "separable-head"])
+def test_the_unet_gives_ten_less_of_even_sizes_in_any_proportion(height: int, width: int, rung: int | str) -> None:
     with torch.device("meta"):
         network = ts.create_model("unet", num_classes=5, in_channels=1, rung=rung)
         assert network(torch.empty(2, 1, height, width)).shape == (2, 5, (height + 1) // 2 * 2 - 10 - height % 2,
@@ -50,6 +50,14 @@ def test_every_parameter_of_the_unet_but_the_dead_ones_learns() -> None:
     learnt = check_training(network, torch.randn(2, 3, 140, 140))
     assert {each for each, _ in network.named_parameters()} - learnt == {
         f"dead.{each}" for each, _ in network.dead.named_parameters()}
+
+
+@pytest.mark.parametrize("rung", [*range(6), "separable", "separable-head"])
+@pytest.mark.parametrize("width", [0.05, 0.3, 1.5])
+def test_the_unet_of_any_width_runs(rung: int | str, width: float) -> None:
+    with torch.device("meta"):
+        network = ts.create_model("unet", rung=rung, width=width)
+        assert network(torch.empty(1, 3, 125, 125)).shape == (1, 2, 115, 115)
 
 
 @every
@@ -75,7 +83,8 @@ def scripted(network: nn.Module) -> Any:
 
 @pytest.mark.parametrize("spec", [*CLASSIFIERS, "mobilenet_v1?width=0.25", "shufflenet_v1?groups=1",
                                   "shufflenet_v1?groups=8", "shufflenet_v1_cifar?groups=1",
-                                  "shufflenet_v2_cifar?width=0.5", "unet?rung=0", "unet?rung=3", "unet?rung=5"])
+                                  "shufflenet_v2_cifar?width=0.5", "unet?rung=0", "unet?rung=3", "unet?rung=5",
+                                  "unet?rung=separable-head&width=0.5"])
 def test_is_cut_and_proven(spec: str) -> None:
     name = spec.partition("?")[0]
     x = torch.randn(1, 3, 125, 125) if name == "unet" else picture(name)[:1]
@@ -94,7 +103,8 @@ def test_is_cut_and_proven(spec: str) -> None:
     ("shufflenet_v2_cifar?width=wide", "width='wide' found, one of 0.5, 1, 1.5, 2 wanted"),
     ("shufflenet_v1?groups=5", "shufflenet_v1: groups=5 found, one of 1, 2, 3, 4, 8 wanted; try groups=1"),
     ("shufflenet_v1_cifar?groups=[3]", "groups=[3] found, one of 1, 2, 3, 4, 8 wanted"),
-    ("unet?rung=6", "unet: rung=6 found, one of 0, 1, 2, 3, 4, 5 wanted"),
+    ("unet?rung=6", "unet: rung=6 found, one of 0, 1, 2, 3, 4, 5, separable, separable-head wanted"),
+    ("unet?width=0", "unet: width=0 found, a positive number wanted"),
     ("mobilenet_v1?width=0", "mobilenet_v1: width=0 found, a positive number wanted; try width=0.5"),
     ("mobilenet_v1_cifar?width=1e999", "width=inf found, a positive number wanted"),
     ("mobilenet_v2?width=-1", "mobilenet_v2: width=-1 found, a positive number wanted"),

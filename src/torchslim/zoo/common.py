@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -62,14 +62,15 @@ def positive(where: str, width: float) -> float:
     return width
 
 
-def chosen(where: str, option: str, value: float, rows: Mapping[float, T] | Mapping[int, T]) -> T:
+def chosen(where: str, option: str, value: float | str,
+           rows: Mapping[float, T] | Mapping[int, T] | Mapping[int | str, T]) -> T:
     """The row of a table for an option.
 
     Raises:
         RequestError: the table has no such row; the message lists those it has.
     """
-    known = dict(rows.items())
-    if not isinstance(value, int | float) or value not in known:
+    known: dict[Any, T] = dict(rows.items())
+    if not isinstance(value, int | float | str) or value not in known:
         raise RequestError(f"{where}: {option}={value!r} found, one of {', '.join(map(str, known))} wanted; "
                            f"try {option}={next(iter(known))}")
     return known[value]

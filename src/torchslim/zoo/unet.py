@@ -1,4 +1,4 @@
-"""U-Net (Ronneberger et al. 2015), and five rungs of a ladder that makes it light."""
+"""U-Net (Ronneberger et al. 2015), and the rungs of a ladder that makes it light."""
 
 from __future__ import annotations
 
@@ -9,51 +9,57 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from torchslim.blocks import AsymmetricPair, ConvNormAct
-from torchslim.zoo.common import at_least_one, chosen
+from torchslim.blocks import AsymmetricPair, ConvNormAct, DepthwiseSeparable
+from torchslim.zoo.common import at_least_one, chosen, positive
 
 WIDTHS = (64, 128, 256, 512, 1024)
 DEPTHWISE = 0
 
 
 class Conv(NamedTuple):
-    """A convolution of a stage from `in` to `out` channels, with batch norm and ReLU."""
+    """A convolution of a stage from `in` to `out` channels, with batch norm and ReLU; "dw pw" is 3x3 and 1x1."""
 
-    kernel: Literal["3x3", "1x1", "1x3 3x1"]
+    kernel: Literal["3x3", "1x1", "1x3 3x1", "dw pw"]
     gives: Literal["in", "out"] = "out"
     groups: int = 1
 
 
 Row = tuple[Conv, ...]
-# Each rung: the convolutions of an encoder stage, those of a decoder pair.
-RUNGS: dict[int, tuple[Row, Row]] = {
-    0: ((Conv("3x3"), Conv("3x3")),
-        (Conv("3x3"), Conv("3x3"))),
+PLAIN: Row = (Conv("3x3"), Conv("3x3"))
+SEPARABLE: Row = (Conv("dw pw"), Conv("dw pw"))
+# Each rung: the convolutions of an encoder stage, those of a decoder pair, those of the head but its last.
+RUNGS: dict[int | str, tuple[Row, Row, Row]] = {
+    0: (PLAIN,
+        PLAIN, PLAIN),
     1: ((Conv("3x3", "in"), Conv("1x1"), Conv("3x3")),
-        (Conv("3x3"), Conv("3x3"))),
+        PLAIN, PLAIN),
     2: ((Conv("3x3", "in"), Conv("1x1"), Conv("3x3")),
-        (Conv("1x1"), Conv("3x3"), Conv("3x3"))),
+        (Conv("1x1"), Conv("3x3"), Conv("3x3")), PLAIN),
     3: ((Conv("3x3", "in"), Conv("1x1"), Conv("3x3", groups=4)),
-        (Conv("1x1", groups=4), Conv("3x3", groups=4), Conv("3x3", groups=4))),
+        (Conv("1x1", groups=4), Conv("3x3", groups=4), Conv("3x3", groups=4)), PLAIN),
     4: ((Conv("1x3 3x1", "in"), Conv("1x1"), Conv("1x3 3x1", groups=4)),
-        (Conv("1x1", groups=4), Conv("1x3 3x1", groups=4), Conv("1x3 3x1", groups=4))),
+        (Conv("1x1", groups=4), Conv("1x3 3x1", groups=4), Conv("1x3 3x1", groups=4)), PLAIN),
     5: ((Conv("1x3 3x1", "in"), Conv("1x1"), Conv("1x3 3x1", groups=DEPTHWISE)),
-        (Conv("1x1", groups=4), Conv("1x3 3x1", groups=DEPTHWISE), Conv("1x3 3x1", groups=DEPTHWISE))),
+        (Conv("1x1", groups=4), Conv("1x3 3x1", groups=DEPTHWISE), Conv("1x3 3x1", groups=DEPTHWISE)), PLAIN),
+    "separable": (SEPARABLE, SEPARABLE, PLAIN),
+    "separable-head": (SEPARABLE, SEPARABLE, SEPARABLE),
 }
 
 
 class UNet(nn.Module):
     """An encoder, and a decoder that sees the encoder's maps; the head is its last stage. See `unet`."""
 
-    def __init__(self, in_channels: int, num_classes: int, encoder: Row, decoder: Row, *, dead: bool) -> None:
+    def __init__(self, in_channels: int, num_classes: int, rows: tuple[Row, Row, Row], widths: tuple[int, ...], *,
+                 dead: bool) -> None:
         super().__init__()
-        self.encoder = nn.ModuleList(stage(m, n, encoder) for m, n in pairwise((in_channels, *WIDTHS)))
+        encoder, decoder, last = rows
+        self.encoder = nn.ModuleList(stage(m, n, encoder) for m, n in pairwise((in_channels, *widths)))
         self.pool = nn.MaxPool2d(3, 2, 1)
-        upwards = tuple(pairwise(WIDTHS[::-1]))
+        upwards = tuple(pairwise(widths[::-1]))
         self.up = nn.ModuleList(nn.ConvTranspose2d(m, n, 2, 2) for m, n in upwards)
         m, n = upwards[-1]
-        head = nn.Sequential(*stage(m, n, RUNGS[0][1]), nn.Conv2d(n, num_classes, 3))
-        self.decoder = nn.ModuleList([*(stage(*widths, decoder) for widths in upwards[:-1]), head])
+        head = nn.Sequential(*stage(m, n, last), nn.Conv2d(n, num_classes, 3))
+        self.decoder = nn.ModuleList([*(stage(*pair, decoder) for pair in upwards[:-1]), head])
         self.dead = stage(m, n, decoder) if dead else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -69,8 +75,9 @@ class UNet(nn.Module):
         return x
 
 
-def unet(num_classes: int = 2, *, in_channels: int = 3, rung: int = 0, dead: bool = True) -> UNet:
-    """A U-Net of unpadded convolutions with batch norm, on one of six rungs from plain to light.
+def unet(num_classes: int = 2, *, in_channels: int = 3, rung: int | str = 0, width: float = 1.0,
+         dead: bool = True) -> UNet:
+    """A U-Net of unpadded convolutions with batch norm, on one of the rungs from plain to light.
 
     U-Net (Ronneberger et al. 2015), with batch norm, a max-pool of 3x3, stride 2 and padding 1, and the upsampled map
     padded with zeros to the size of the encoder's, where the paper crops that one. All convolutions have biases.
@@ -83,9 +90,19 @@ def unet(num_classes: int = 2, *, in_channels: int = 3, rung: int = 0, dead: boo
         4       3x256x256       9,035,594    13,296,976,748       15,296    1x3 and 3x1 for each 3x3 but the head's
         5       3x256x256       5,919,434    10,207,360,364        3,776    depthwise for each grouped 1x3 and 3x1
 
+    These are called depthwise separable at times, and only the fifth has depthwise convolutions. Two more rungs have
+    depthwise 3x3, batch norm, ReLU, 1x1 for each 3x3 of the plain network (MobileNet, Howard et al. 2017):
+
+        rung            width   input          parameters              MACs
+        separable       1       3x256x256       6,123,686    11,379,343,596    all but the head's
+        separable-head  1       3x256x256       6,027,686     5,375,406,828    the head's, too, but the last
+        separable-head  0.5     3x256x256       1,530,086     1,431,659,436
+
     Args:
         num_classes, in_channels: at the output and at the input.
-        rung: 0 to 5.
+        rung: 0 to 5, "separable" or "separable-head".
+        width: multiplies all channels, any positive number; the first stage has a multiple of 4, and each has twice
+            as many as the one before.
         dead: whether there is a fourth decoder pair, which the network never runs, since the head takes its place.
             Teaching material builds it, and the counts above have it; the column "never run" says what it
             takes. False leaves it out: the outputs are the same, and data-parallel training asks for no
@@ -96,11 +113,13 @@ def unet(num_classes: int = 2, *, in_channels: int = 3, rung: int = 0, dead: boo
         proportion.
 
     Raises:
-        RequestError: another rung, classes or channels below 1.
+        RequestError: another rung, a width that is not positive, classes or channels below 1.
     """
     at_least_one("unet", num_classes=num_classes, in_channels=in_channels)
-    encoder, decoder = chosen("unet", "rung", rung, RUNGS)
-    return UNet(in_channels, num_classes, encoder, decoder, dead=dead)
+    rows = chosen("unet", "rung", rung, RUNGS)
+    first = max(4, 4 * round(WIDTHS[0] * positive("unet", width) / 4))  # rungs 3 to 5 have four groups
+    widths = tuple(first * n // WIDTHS[0] for n in WIDTHS)
+    return UNet(in_channels, num_classes, rows, widths, dead=dead)
 
 
 def stage(in_channels: int, out_channels: int, row: Row) -> nn.Sequential:
@@ -109,7 +128,9 @@ def stage(in_channels: int, out_channels: int, row: Row) -> nn.Sequential:
     for kernel, gives, groups in row:
         n = in_channels if gives == "in" else out_channels
         groups = groups or n
-        if kernel == "1x3 3x1":
+        if kernel == "dw pw":
+            layers.append(DepthwiseSeparable(in_channels, n, 3, padding=0, bias=True))
+        elif kernel == "1x3 3x1":
             layers.append(AsymmetricPair(in_channels, n, 3, padding=0, groups=groups, bias=True))
         else:
             layers.append(ConvNormAct(in_channels, n, int(kernel[0]), padding=0, groups=groups, bias=True))
