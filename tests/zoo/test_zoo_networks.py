@@ -56,7 +56,7 @@ def test_every_parameter_of_the_unet_but_the_dead_ones_learns() -> None:
 @pytest.mark.parametrize("width", [0.05, 0.3, 1.5])
 def test_the_unet_of_any_width_runs(rung: int | str, width: float) -> None:
     with torch.device("meta"):
-        network = ts.create_model("unet", rung=rung, width=width)
+        network = ts.create_model("unet", rung=rung, width=width).eval()
         assert network(torch.empty(1, 3, 125, 125)).shape == (1, 2, 115, 115)
 
 
