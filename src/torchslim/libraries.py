@@ -164,10 +164,9 @@ def _timm_input(name: str) -> tuple[int, int, int]:
     return channels, height, width
 
 
-# In the order in which bare names are looked up: those that torchvision has, too, go on being torchvision's, whose
-# state dicts and options programs rely on.
+# In the order in which bare names are looked up.
 LIBRARIES: dict[str, Library] = {
-    "torchvision": Library(_torchvision_names, _torchvision_has, _torchvision_build, _torchvision_input),
     "torchslim": Library(_zoo_names, _zoo_has, _zoo_build, _zoo_input),
+    "torchvision": Library(_torchvision_names, _torchvision_has, _torchvision_build, _torchvision_input),
     "timm": Library(_timm_names, _timm_has, _timm_build, _timm_input),
 }

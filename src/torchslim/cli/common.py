@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 Model = Annotated[str, typer.Argument(
     metavar="MODEL", show_default=False,
-    help="torchvision:NAME, torchslim:NAME, timm:NAME, package.module:factory, file.py:factory, or the path of a "
-         "saved slim model; options after a question mark.")]
+    help="torchslim:NAME, torchvision:NAME, timm:NAME, a bare NAME (the first of these that has it), "
+         "package.module:factory, file.py:factory, or the path of a saved slim model; options after a question mark.")]
 Shapes = Annotated[list[str] | None, typer.Option(
     "--input", metavar="SHAPE", show_default=False,
     help="Input shape, 1x3x224x224; again for each further input; default: one image of its usual size.")]

@@ -117,7 +117,7 @@ def _preset(source: Source, strategy: str) -> Sequence[str]:
     """The patterns of a strategy for the network that a source names; a saved slim model's is its original's."""
     from torchslim.presets import preset
 
-    name = f"torchslim:{source.name}" if source.kind == "torchslim" else source.name
+    name = source.name
     if source.kind == "saved":
         from torchslim.store import read_header
 
@@ -166,4 +166,4 @@ def _print_table(rows: list[tuple[str, int, int]]) -> None:
 
 
 def _is_random(source: Source) -> bool:
-    return source.kind in ("torchvision", "torchslim", "timm") and not source.options.get("weights")
+    return source.kind in ("torchslim", "torchvision", "timm") and not source.options.get("weights")
