@@ -104,6 +104,7 @@ def _zoo_has(name: str) -> bool:
 
 def _zoo_build(name: str, weights: str | None, options: dict[str, Any]) -> nn.Module:
     zoo = _zoo()
+    _check_options(name, options)
     model: nn.Module = zoo.NETWORKS[name].build(**options)
     if weights is not None:
         counterpart = _counterpart(name, options)
@@ -111,6 +112,19 @@ def _zoo_build(name: str, weights: str | None, options: dict[str, Any]) -> nn.Mo
         trained = _torchvision_build(counterpart, weights, classes)
         model.load_state_dict(zoo.from_torchvision(model, trained.state_dict()))
     return model
+
+
+def _check_options(name: str, options: dict[str, Any]) -> None:
+    """Refuse options that a network lacks; torchvision's network of the same name may have them."""
+    entry = _zoo().NETWORKS[name]
+    taken = list(inspect.signature(entry.build).parameters)
+    refused = ", ".join(f"{key}={value!r}" for key, value in options.items() if key not in taken)
+    if refused:
+        taken += ["weights"] if entry.torchvision else []
+        other = (f"; torchvision:{name} has the same layers and torchvision's options"
+                 if name in entry.torchvision.values() else "")
+        raise RequestError(f"torchslim:{name}: the builder refused {refused}; its options are "
+                           f"{', '.join(taken)}{other}")
 
 
 def _counterpart(name: str, options: dict[str, Any]) -> str:

@@ -105,4 +105,22 @@ def test_weights_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr("torchvision.models._api.WeightsEnum.get_state_dict", offline)
     with pytest.raises(TorchslimError, match=r"^torchslim:mobilenet_v2: the weights could not be fetched: OSError"):
-        ts.create_model("torchslim:mobilenet_v2", weights="DEFAULT")
+        ts.create_model("mobilenet_v2", weights="DEFAULT")
+
+
+@pytest.mark.parametrize(("name", "options", "said"), [
+    ("mobilenet_v2", {"width_mult": 0.5, "num_classes": 10, "norm_layer": None},
+     "width_mult=0.5, norm_layer=None; its options are num_classes, width, in_channels, weights; "
+     "torchvision:mobilenet_v2 has the same layers and torchvision's options"),
+    ("squeezenet1_0", {"dropout": 0.1}, "dropout=0.1; its options are num_classes, in_channels, weights; "
+     "torchvision:squeezenet1_0 has the same layers and torchvision's options"),
+    ("shufflenet_v2", {"dropout": 0.1}, "dropout=0.1; its options are num_classes, width, in_channels, weights"),
+    ("mobilenet_v1", {"dropout": 0.1}, "dropout=0.1; its options are num_classes, width, in_channels"),
+])
+def test_options_that_ours_lack_are_named_with_those_they_have(name: str, options: dict[str, object],
+                                                                said: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        ts.create_model(name, **options)
+    assert str(caught.value) == f"torchslim:{name}: the builder refused {said}"
+    if "torchvision:" in said:
+        assert ts.create_model(f"torchvision:{name}", **options)(torch.randn(2, 3, 64, 64)).dim() == 2
