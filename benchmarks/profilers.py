@@ -4,7 +4,7 @@ Process time, one thread, batch 1, in plain forward passes of the same network o
 interleaved repetitions, after one that is not counted. What torch's FlopCounterMode counts is taken for right: closed
 forms and hand counts agree with it in the tests. A peer that is off by less than 0.01% is right; else its deviation is
 shown. A star marks one that leaves something behind on the model: hooks, buffers, attributes or another mode.
-Each network runs in a process of its own.
+Networks are torchvision's (and a U-Net); each runs in a process of its own.
 
     python benchmarks/profilers.py [NAME[@SIDE] ...] [--table FILE]      needs fvcore, ptflops, thop and torchinfo
 """
@@ -143,7 +143,7 @@ def _built(name: str) -> Any:
     import torchslim
 
     if name != "unet":
-        return torchslim.create_model(name).eval()
+        return torchslim.create_model(f"torchvision:{name}").eval()
     from torch import nn
 
     def pair(cin: int, cout: int) -> nn.Sequential:

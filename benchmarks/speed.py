@@ -3,8 +3,8 @@
 Process time, one thread, batch 1 at 224 pixels (Inception: 299), each figure the least of several interleaved
 repetitions. torchslim: trace, couple, plan and apply, for half of the multiply-adds. Torch-Pruning: dependency graph,
 importance and the cut, at a ratio of 0.3, which leaves about half of them. Memory is the peak of the process above what
-it held before, in shares of the network's own: parameters, buffers and the peak of a plain forward pass. Each network
-runs in a process of its own.
+it held before, in shares of the network's own: parameters, buffers and the peak of a plain forward pass. Networks
+are torchvision's; each runs in a process of its own.
 
     python benchmarks/speed.py [NAME ...] [--table FILE]       needs torch-pruning beside torchslim's dev extras
 """
@@ -95,7 +95,7 @@ def measure(name: str) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model = torchslim.create_model(name).eval()
+    model = torchslim.create_model(f"torchvision:{name}").eval()
     inputs = torch.randn(1, 3, SIDE.get(name, 224), SIDE.get(name, 224))
 
     def forward() -> None:

@@ -193,7 +193,8 @@ def test_padding_that_ignores_dilation() -> None:
     ("mobilenet_v2", {"unbalanced 1x1 convolutions (G1)", "unfused batch norm at inference"}),
     ("resnext50_32x4d", {"heavy grouping (G2)"})])
 def test_well_known_networks_have_their_well_known_weaknesses(name: str, wanted: set[str]) -> None:
-    findings = advise(torchslim.create_model(name), torch.randn(1, 3, 224, 224), name=f"torchvision:{name}")
+    source = f"torchvision:{name}"
+    findings = advise(torchslim.create_model(source), torch.randn(1, 3, 224, 224), name=source)
     assert wanted <= {finding.kind for finding in findings}
     assert [f.gain for f in findings] == sorted((f.gain for f in findings), reverse=True)
     assert all(0 <= finding.gain < 1 and finding.layers for finding in findings)

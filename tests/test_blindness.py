@@ -114,7 +114,8 @@ def test_a_layer_that_holds_its_groups_is_blind_and_one_that_is_told_is_not() ->
 def test_the_foreseen_cut_is_what_a_second_run_finds(network: str, options: dict[str, Any],
                                                      monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    model, x = random_statistics(ts.create_model(network, num_classes=10)).eval(), torch.randn(1, 3, 64, 64)
+    model = random_statistics(ts.create_model(f"torchvision:{network}", num_classes=10)).eval()
+    x = torch.randn(1, 3, 64, 64)
     foreseen = ts.plan(model, x, **options)
     monkeypatch.setattr("torchslim.matching.foreseen", lambda *_: None)
     found = ts.plan(model, x, **options)

@@ -308,7 +308,7 @@ PICTURE = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
 def network(name: str) -> nn.Module:
-    return random_statistics(ts.create_model(name, num_classes=10)).eval()
+    return random_statistics(ts.create_model(f"torchvision:{name}", num_classes=10)).eval()
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "densenet121"])

@@ -356,7 +356,7 @@ def test_costs_are_those_of_the_profile() -> None:
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "shufflenet_v2_x0_5", "densenet121", "googlenet"])
 def test_every_channel_of_every_layer_is_in_one_group(name: str) -> None:
-    model = ts.create_model(name, num_classes=5)
+    model = ts.create_model(f"torchvision:{name}", num_classes=5)
     x = torch.randn(2, 3, 64, 64)
     before = Untouched(model)
     groups = ts.groups(model, x)

@@ -256,7 +256,7 @@ def test_equal_scores_break_by_position(importance: str) -> None:
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
 def test_plans_do_not_depend_on_the_number_of_threads(name: str, importance: str) -> None:
     torch.manual_seed(0)
-    model = random_statistics(ts.create_model(name, num_classes=10))
+    model = random_statistics(ts.create_model(f"torchvision:{name}", num_classes=10))
     threads = torch.get_num_threads()
     texts = set()
     try:

@@ -70,7 +70,7 @@ def resnetv2_18() -> dict[str, Cut]:
 
 
 # The depthwise convolution's norm has the expansion's channels. Blocks 0 and 1 are spared, and the last 1x1.
-def mobilenet_v2(body: str = "conv", last: str = "3") -> dict[str, Cut]:
+def mobilenet_v2(body: str, last: str) -> dict[str, Cut]:
     inner = tuple(f"features.{block}.{body}.0.1" for block in range(2, 18))
     depthwise = tuple(f"features.{block}.{body}.1.1" for block in range(2, 18))
     pairs = tuple(zip(inner, depthwise, strict=True))
@@ -144,9 +144,9 @@ def fasterrcnn() -> dict[str, Cut]:
 
 TABLE: dict[str, dict[str, Cut]] = {
     "resnet18": resnet18(), "resnet50": resnet50(), "resnetv2_18": resnetv2_18(), "seresnet18": resnet18(),
-    "seresnet50": resnet50(), "resnext50_32x4d": resnet50(), "mobilenet_v2": mobilenet_v2(),
+    "seresnet50": resnet50(), "resnext50_32x4d": resnet50(), "mobilenet_v2": mobilenet_v2("body", "2.1"),
     "shufflenet_v2_x1_0": shufflenet(), "densenet121": densenet121(), "legacy_xception": legacy_xception(),
-    "torchslim:mobilenet_v2": mobilenet_v2("body", "2.1"),
+    "torchvision:mobilenet_v2": mobilenet_v2("conv", "3"),
     "shufflenet_v2": right_branches([f"features.{unit}.right." for unit in range(2, 18)], "0.1", "1.1"),
     "xception41": xception41(), "darknet53": darknet53(), "fasterrcnn_resnet50_fpn": fasterrcnn(),
 }
@@ -154,10 +154,11 @@ TABLE: dict[str, dict[str, Cut]] = {
 # What `shortcuts=False` cuts beyond the strategy "inner": layers that the strategies spare, whose channels one layer
 # reads. (A shortcut of one layer alone, MobileNetV2's block 17 or its block 1, is none.)
 FREE_TOO = {
-    "mobilenet_v2": ("features.0.1", "features.1.conv.0.1", "features.1.conv.2", "features.17.conv.3", "features.18.1"),
+    "mobilenet_v2": ("features.0.1", "features.1.body.0.1", "features.1.body.1.1", "features.17.body.2.1",
+                     "features.18.1"),
+    "torchvision:mobilenet_v2": ("features.0.1", "features.1.conv.0.1", "features.1.conv.2", "features.17.conv.3",
+                                 "features.18.1"),
     "shufflenet_v2_x1_0": ("conv5.1",), "darknet53": ("stem.conv1.bn",), "shufflenet_v2": ("features.18.1",),
-    "torchslim:mobilenet_v2": ("features.0.1", "features.1.body.0.1", "features.1.body.1.1", "features.17.body.2.1",
-                               "features.18.1"),
 }
 
 
@@ -197,7 +198,8 @@ def kept(plan: Plan, name: str, dim: int = 0) -> tuple[int, ...]:
 
 
 def test_every_preset_has_its_norms_named_here() -> None:
-    assert {network: set(rows) for network, rows in PRESETS.items()} == {n: set(rows) for n, rows in TABLE.items()}
+    assert {network: set(rows) for network, rows in PRESETS.items()} == {
+        network.rpartition(":")[2]: set(rows) for network, rows in TABLE.items()}
 
 
 @pytest.mark.parametrize(("network", "strategy"), [(n, s) for n, rows in TABLE.items() for s in rows])
@@ -331,7 +333,8 @@ def test_an_unknown_network_or_strategy_is_named() -> None:
         torchslim.preset("torchslim:mobilenet_v3_large", "inner")
 
 
-def test_names_of_two_libraries_have_presets_of_their_own() -> None:
-    assert torchslim.preset("torchvision:mobilenet_v2", "all") == torchslim.preset("mobilenet_v2", "all")
-    assert torchslim.preset("torchslim:mobilenet_v2", "all") != torchslim.preset("mobilenet_v2", "all")
-    assert torchslim.preset("torchslim:shufflenet_v2", "inner") == torchslim.preset("shufflenet_v2", "inner")
+@pytest.mark.parametrize("strategy", ["inner", "all"])
+def test_a_librarys_name_in_front_makes_no_difference(strategy: str) -> None:
+    patterns = torchslim.preset("mobilenet_v2", strategy)
+    assert torchslim.preset("torchslim:mobilenet_v2", strategy) == patterns
+    assert torchslim.preset("torchvision:mobilenet_v2", strategy) == patterns

@@ -33,7 +33,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_counts(name: str) -> None:
-    profile = torchslim.profile(torchslim.create_model(name), torch.randn(1, 3, 224, 224))
+    profile = torchslim.profile(torchslim.create_model(f"torchvision:{name}"), torch.randn(1, 3, 224, 224))
     assert (profile.params, profile.macs) == PUBLISHED[name]
 
 
@@ -235,7 +235,7 @@ class Holding(TorchDispatchMode):
 @pytest.mark.parametrize("name", ["resnet18", "densenet121", "shufflenet_v2_x1_0", "mobilenet_v3_small", "googlenet",
                                   "squeezenet1_1", "vgg11_bn", "regnet_y_400mf"])
 def test_the_peak_is_that_of_a_real_runs_storages(name: str) -> None:
-    model, x = torchslim.create_model(name).eval(), torch.randn(2, 3, 64, 64)
+    model, x = torchslim.create_model(f"torchvision:{name}").eval(), torch.randn(2, 3, 64, 64)
     with torch.no_grad(), Holding(model, x) as run:
         model(x)
     assert torchslim.profile(model, x).peak_memory == run.peak()

@@ -16,7 +16,7 @@ NETWORKS = ["resnet18", "mobilenet_v2", "mobilenet_v3_small", "shufflenet_v2_x0_
 
 
 def pruned(name: str) -> tuple[nn.Module, nn.Module, Plan, Tensor]:
-    model = random_statistics(torchslim.create_model(name, num_classes=10)).eval()
+    model = random_statistics(torchslim.create_model(f"torchvision:{name}", num_classes=10)).eval()
     inputs = torch.randn(1, 3, 64, 64)
     slim, plan = torchslim.prune(model, inputs, macs=0.5)
     return model, slim, plan, inputs

@@ -68,6 +68,7 @@ def no_download(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("text", "kind", "name", "options"), [
     ("torchvision:resnet18", "torchvision", "resnet18", {}),
     ("resnet18", "torchvision", "resnet18", {}),
+    ("mobilenet_v2", "torchslim", "mobilenet_v2", {}),
     ("timm:resnet18", "timm", "resnet18", {}),
     ("test_resnet", "timm", "test_resnet", {}),
     ("torchslim:mobilenet_v2?width=0.5", "torchslim", "mobilenet_v2", {"width": 0.5}),
@@ -75,7 +76,7 @@ def no_download(monkeypatch: pytest.MonkeyPatch) -> None:
     ("timm:resnet18.a1_in1k", "timm", "resnet18.a1_in1k", {}),
     ("torchvision:resnet18?num_classes=10&weights=DEFAULT", "torchvision", "resnet18",
      {"num_classes": 10, "weights": "DEFAULT"}),
-    ("mobilenet_v2?width_mult=0.5&dropout=1e-1&norm_layer=None", "torchvision", "mobilenet_v2",
+    ("torchvision:mobilenet_v2?width_mult=0.5&dropout=1e-1&norm_layer=None", "torchvision", "mobilenet_v2",
      {"width_mult": 0.5, "dropout": 0.1, "norm_layer": None}),
     ("a.module:make?flag=True&size=(3, 4)&text=a b&number='7'&signs=%26%3D%25", "module", "a.module:make",
      {"flag": True, "size": (3, 4), "text": "a b", "number": "7", "signs": "&=%"}),
@@ -110,7 +111,9 @@ def test_wrong_specifications_are_refused_in_one_line(text: str, message: str) -
     assert "\n" not in str(caught.value)
 
 
-def test_bare_names_are_torchvisions_before_timms(no_download: None) -> None:
+def test_bare_names_are_ours_then_torchvisions_then_timms(no_download: None) -> None:
+    assert type(create_model("mobilenet_v2")).__module__.startswith("torchslim")
+    assert type(create_model("torchvision:mobilenet_v2")).__module__.startswith("torchvision")
     assert type(create_model("resnet18")).__module__.startswith("torchvision")
     assert type(create_model("timm:resnet18")).__module__.startswith("timm")
     assert create_model("test_resnet", num_classes=7, in_chans=1)(torch.rand(2, 1, 64, 64)).shape == (2, 7)
@@ -133,6 +136,7 @@ def test_every_listed_name_is_found_and_none_twice() -> None:
     assert names == sorted(set(names))
     assert len(names) > 1000
     assert {"resnet18", "timm:resnet18", "fasterrcnn_resnet50_fpn", "test_resnet"} <= set(names)
+    assert {"mobilenet_v2", "torchvision:mobilenet_v2"} <= set(names)
     found = [resolve(name) for name in names]
     assert len({(source.kind, source.name) for source in found}) == len(names)
 
@@ -161,7 +165,7 @@ def test_weights_that_cannot_be_fetched_are_one_clear_line(
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("torch.hub.download_url_to_file", offline)
     with pytest.raises(TorchslimError) as caught:
-        create_model("squeezenet1_1", weights="DEFAULT")
+        create_model("torchvision:squeezenet1_1", weights="DEFAULT")
     assert not isinstance(caught.value, RequestError)
     assert str(caught.value) == (
         "torchvision:squeezenet1_1: the weights could not be fetched: OSError: network is unreachable; "
@@ -176,7 +180,7 @@ def trained_state(name: str, num_classes: int, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(("name", "classes", "heads"), [
-    ("squeezenet1_1", 1000, {"classifier.1"}),
+    ("torchvision:squeezenet1_1", 1000, {"classifier.1"}),
     ("lraspp_mobilenet_v3_large", 21, {"classifier.low_classifier", "classifier.high_classifier"}),
 ])
 def test_trained_weights_take_another_number_of_classes(

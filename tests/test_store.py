@@ -143,10 +143,11 @@ def test_a_slim_of_a_slim_carries_both_plans(
         assert torch.equal(build(by_file)(IMAGE), slimmer(IMAGE))
 
 
-def test_weights_are_not_asked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = "torchvision:squeezenet1_1?num_classes=10&weights=DEFAULT"
-    path = save(create_model("squeezenet1_1", num_classes=10), tmp_path / "net.safetensors", source=source)
-    assert read_header(path).source == source
+@pytest.mark.parametrize("name", ["torchvision:squeezenet1_1", "squeezenet1_1"])
+def test_weights_are_not_asked_for_again(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = f"{name}?num_classes=10&weights=DEFAULT"
+    path = save(create_model(name, num_classes=10), tmp_path / "net.safetensors", source=source)
+    assert read_header(path).source == (source if ":" in name else f"torchslim:{source}")
 
     def refuse(*_args: object, **_kwargs: object) -> None:
         raise AssertionError("a download was tried")
@@ -239,7 +240,7 @@ def test_another_architecture_is_named_with_both_shapes(saved: Path, tmp_path: P
     text = refused(saved, create_model("timm:test_resnet", num_classes=7))
     assert "made for another model than the given ResNet" in text
     assert "fc.bias: 10 in the file, 7 in the model" in text
-    assert "its plan does not fit the given SqueezeNet" in refused(saved, create_model("squeezenet1_1"))
+    assert "its plan does not fit the given SqueezeNet" in refused(saved, create_model("torchvision:squeezenet1_1"))
     whole = save(Tied(), tmp_path / "whole.safetensors")
     text = refused(whole, Tied(8))
     assert "first.weight: 6x3x3x3 in the file, 8x3x3x3 in the model" in text

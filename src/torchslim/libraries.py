@@ -104,6 +104,7 @@ def _zoo_has(name: str) -> bool:
 
 def _zoo_build(name: str, weights: str | None, options: dict[str, Any]) -> nn.Module:
     zoo = _zoo()
+    _check_options(name, options)
     model: nn.Module = zoo.NETWORKS[name].build(**options)
     if weights is not None:
         counterpart = _counterpart(name, options)
@@ -111,6 +112,19 @@ def _zoo_build(name: str, weights: str | None, options: dict[str, Any]) -> nn.Mo
         trained = _torchvision_build(counterpart, weights, classes)
         model.load_state_dict(zoo.from_torchvision(model, trained.state_dict()))
     return model
+
+
+def _check_options(name: str, options: dict[str, Any]) -> None:
+    """Refuse options that a network lacks; torchvision's network of the same name may have them."""
+    entry = _zoo().NETWORKS[name]
+    taken = list(inspect.signature(entry.build).parameters)
+    refused = ", ".join(f"{key}={value!r}" for key, value in options.items() if key not in taken)
+    if refused:
+        taken += ["weights"] if entry.torchvision else []
+        other = (f"; torchvision:{name} has the same layers and torchvision's options"
+                 if name in entry.torchvision.values() else "")
+        raise RequestError(f"torchslim:{name}: the builder refused {refused}; its options are "
+                           f"{', '.join(taken)}{other}")
 
 
 def _counterpart(name: str, options: dict[str, Any]) -> str:
@@ -127,6 +141,11 @@ def _counterpart(name: str, options: dict[str, Any]) -> str:
                            f"width={widths}, in_channels=3; take weights=None")
     counterpart: str = networks[name].torchvision[width]
     return counterpart
+
+
+def has_weights(kind: str, name: str) -> bool:
+    """Whether trained weights may be asked for: not where none are known."""
+    return kind != "torchslim" or bool(_zoo().NETWORKS[name].torchvision)
 
 
 def _zoo_input(name: str) -> tuple[int, int, int]:
@@ -164,10 +183,9 @@ def _timm_input(name: str) -> tuple[int, int, int]:
     return channels, height, width
 
 
-# In the order in which bare names are looked up: those that torchvision has, too, go on being torchvision's, whose
-# state dicts and options programs rely on.
+# In the order in which bare names are looked up.
 LIBRARIES: dict[str, Library] = {
-    "torchvision": Library(_torchvision_names, _torchvision_has, _torchvision_build, _torchvision_input),
     "torchslim": Library(_zoo_names, _zoo_has, _zoo_build, _zoo_input),
+    "torchvision": Library(_torchvision_names, _torchvision_has, _torchvision_build, _torchvision_input),
     "timm": Library(_timm_names, _timm_has, _timm_build, _timm_input),
 }

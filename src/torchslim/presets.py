@@ -19,12 +19,10 @@ _BASIC_INNER = ("layer?.*.conv1",)
 _BASIC_ALL = (*_BASIC_INNER, "conv1", "layer?.*.conv2", "layer?.*.downsample.*")
 _BOTTLENECK_INNER = ("layer?.*.conv1", "layer?.*.conv2")
 _BOTTLENECK_ALL = (*_BOTTLENECK_INNER, "conv1", "layer?.*.conv3", "layer?.*.downsample.*")
-# torchvision's MobileNetV2 calls the expansion conv.0.0 and the projection conv.2; features.0 and 1 come first.
-_EXPANSIONS = ("features.[2-9].conv.0.0", "features.1[0-9].conv.0.0")
-_PROJECTIONS = ("features.[2-9].conv.2", "features.1[0-9].conv.2")
-# The zoo's calls them body.0.0 and body.2.0.
-_OUR_EXPANSIONS = ("features.[2-9].body.0.0", "features.1[0-9].body.0.0")
-_OUR_PROJECTIONS = ("features.[2-9].body.2.0", "features.1[0-9].body.2.0")
+# Our MobileNetV2 calls the expansion body.0.0 and the projection body.2.0, torchvision's conv.0.0 and conv.2: the
+# patterns fit both. features.0 and 1 come first.
+_EXPANSIONS = ("features.[2-9].*.0.0", "features.1[0-9].*.0.0")
+_PROJECTIONS = ("features.[2-9].*.2*", "features.1[0-9].*.2*")
 # Entry, middle and exit flow: what is neither read by two branches nor added to a shortcut.
 _LEGACY_XCEPTION = ("conv1", "block1.rep.0.pointwise", "block[23].rep.1.pointwise", "block[4-9].rep.[14].pointwise",
                     "block1[01].rep.[14].pointwise", "block12.rep.1.pointwise", "conv[34].pointwise")
@@ -43,8 +41,6 @@ PRESETS: dict[str, dict[str, Patterns]] = {
     "seresnet50":              {"inner": _BOTTLENECK_INNER,                 "all": _BOTTLENECK_ALL},
     "resnext50_32x4d":         {"inner": _BOTTLENECK_INNER,                 "all": _BOTTLENECK_ALL},
     "mobilenet_v2":            {"inner": _EXPANSIONS,                       "all": (*_EXPANSIONS, *_PROJECTIONS)},
-    "torchslim:mobilenet_v2":  {"inner": _OUR_EXPANSIONS,
-                                "all": (*_OUR_EXPANSIONS, *_OUR_PROJECTIONS)},
     # The right branch of every unit; the left one and the last 1x1 meet in the shuffle.
     "shufflenet_v2_x1_0":      {"inner": ("stage?.*.branch2.0",)},
     "shufflenet_v2":           {"inner": ("features.*.right.0.0",)},
@@ -69,10 +65,12 @@ PRESETS: dict[str, dict[str, Patterns]] = {
 def preset(network: str, strategy: str) -> Patterns:
     """The `only=` patterns of a strategy for a network: `plan(model, inputs, only=preset("resnet50", "inner"), ...)`.
 
+    A library's name in front makes no difference: those of MobileNetV2 fit ours and torchvision's.
+
     Raises:
         RequestError: no such network, or no such strategy for it.
     """
-    name = network if network in PRESETS else network.rpartition(":")[2]
+    name = network.rpartition(":")[2]
     if name not in PRESETS:
         raise RequestError(f"preset: no presets for {network!r}; there are some for {', '.join(sorted(PRESETS))}; "
                            "any other network takes shortcuts=False or only= patterns of its own")

@@ -5,7 +5,7 @@ A specification is a name with options after a question mark:
     torchvision:resnet18?num_classes=10&weights=DEFAULT      torchslim:NAME      timm:NAME      a bare NAME
     package.module:factory      file.py:factory?depth=3      slim.safetensors
 
-Weights are random unless asked for.
+A bare name is our own zoo's, then torchvision's, then timm's. Weights are random unless asked for.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Source:
     """Where a model comes from; `str()` gives the specification back.
 
     Attributes:
-        kind: a library (`torchvision`, `torchslim`, `timm`), `module` or `file` (a factory), or `saved` (a file).
+        kind: a library (`torchslim`, `torchvision`, `timm`), `module` or `file` (a factory), or `saved` (a file).
         name: the model's name, `package.module:factory`, `file.py:factory`, or the path.
         options: keyword arguments of the builder.
     """
@@ -103,7 +103,7 @@ def resolve(spec: str | Path | Source) -> Source:
     if re.fullmatch(r"[\w.]+:[\w.]+", head):
         return Source("module", head, options)
     if not head or "/" in head or Path(head).suffix in (".pt", ".pth", ".py", ".ckpt", ".onnx", ".pt2"):
-        raise RequestError(f"{text!r}: names no model; give torchvision:NAME, torchslim:NAME, timm:NAME, "
+        raise RequestError(f"{text!r}: names no model; give torchslim:NAME, torchvision:NAME, timm:NAME, "
                            "package.module:factory, file.py:factory or the path of a saved slim model "
                            f"(*{SAVED_SUFFIX})")
     return Source(_library_of(head), head, options)
@@ -169,13 +169,13 @@ def default_input(spec: str | Path | Source) -> tuple[int, int, int]:
 
 
 def create_model(name: str, *, weights: str | None = None, **options: Any) -> nn.Module:
-    """A model by its name: torchvision's, then our own, then timm's; `torchvision:NAME`, `torchslim:NAME` choose.
+    """A model by its name: our own, then torchvision's, then timm's; `torchslim:`, `torchvision:`, `timm:` choose.
 
     Args:
         name: see `list_models`.
-        weights: None for random weights, "DEFAULT" for the library's own; those of ours that torchvision has, too,
-            take torchvision's. With another `num_classes` than these were made for, the layers that depend on it
-            stay random.
+        weights: None for random weights, "DEFAULT" for the library's own, or one set's name ("IMAGENET1K_V1"). Those
+            of ours that torchvision has, too, take torchvision's. With another `num_classes` than these were made
+            for, the layers that depend on it stay random.
         options: passed to the library's builder (`num_classes=10`, `width=0.5`, ...).
 
     Raises:
@@ -203,7 +203,7 @@ def create_model(name: str, *, weights: str | None = None, **options: Any) -> nn
 def list_models(pattern: str = "*") -> list[str]:
     """The names that `create_model` knows and that match a shell-style pattern, sorted.
 
-    A name that an earlier library has too appears with its library: `timm:resnet18`.
+    A name that an earlier library has too appears with its library: `torchvision:mobilenet_v2`, `timm:resnet18`.
     """
     seen: set[str] = set()
     names: list[str] = []

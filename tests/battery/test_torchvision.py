@@ -28,7 +28,7 @@ CASES = [(name, *setting) for name, setting in product(SIDES, SETTINGS) if name 
 
 def build(name: str, seed: int) -> tuple[nn.Module, torch.Tensor]:
     torch.manual_seed(seed)
-    model = torchslim.create_model(name, num_classes=10)
+    model = torchslim.create_model(f"torchvision:{name}", num_classes=10)
     if name.startswith("vgg"):
         # The head as it is, and a hundred million weights fewer: flattened maps of 49 pixels, a hidden layer.
         model.classifier = nn.Sequential(nn.Linear(512 * 49, 64), nn.ReLU(), nn.Dropout(), nn.Linear(64, 10))

@@ -14,14 +14,15 @@ from torchslim import cli, zoo
 from torchslim.sources import Source, default_input, resolve
 
 
-def test_bare_names_are_ours_where_torchvision_has_none() -> None:
+def test_bare_names_are_ours_first() -> None:
     shared = {"mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small", "squeezenet1_0", "squeezenet1_1"}
     for name in zoo.NETWORKS:
-        assert resolve(name).kind == ("torchvision" if name in shared else "torchslim")
-        assert resolve(f"torchslim:{name}") == Source("torchslim", name)
+        assert resolve(name) == resolve(f"torchslim:{name}") == Source("torchslim", name)
     assert ts.list_models("shufflenet_v?") == ["shufflenet_v1", "shufflenet_v2"]
     assert set(ts.list_models("shuffle*")) >= {"shufflenet_v1", "shufflenet_v1_cifar", "shufflenet_v2_x1_0"}
-    assert ts.list_models("torchslim:*") == sorted(f"torchslim:{name}" for name in shared)
+    assert ts.list_models("torchvision:*") == sorted(f"torchvision:{name}" for name in shared)
+    assert ts.list_models("torchslim:*") == []
+    assert all(resolve(f"torchvision:{name}").kind == "torchvision" for name in shared)
 
 
 def test_options_make_the_network() -> None:
@@ -52,10 +53,13 @@ def test_on_the_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         return out
 
     assert run("models", "mobilenet_v1*").split() == ["mobilenet_v1", "mobilenet_v1_cifar"]
+    assert run("models", "*:squeezenet*").split() == ["torchvision:squeezenet1_0", "torchvision:squeezenet1_1"]
     assert "12213248" in run("profile", "torchslim:mobilenet_v1_cifar?width=0.5", "--json")
     slim = str(tmp_path / "slim.safetensors")
     run("prune", "torchslim:shufflenet_v2_cifar?width=0.5", "--macs", "0.5", "--out", slim)
-    shown = run("prune", "torchslim:mobilenet_v2?num_classes=5", "--input", "1x3x64x64", "--macs", "0.8", "--preset",
-                "inner", "--json", "--out", slim)
-    assert '"error"' in shown
-    assert '"macs": ' in run("profile", slim, "--json")
+    for name in ("mobilenet_v2", "torchvision:mobilenet_v2"):
+        shown = run("prune", f"{name}?num_classes=5", "--input", "1x3x64x64", "--macs", "0.8", "--preset", "inner",
+                    "--json", "--out", slim)
+        assert '"error"' in shown
+        assert ts.store.read_header(slim).source == f"{resolve(name)}?num_classes=5"
+        assert '"macs": ' in run("profile", slim, "--json")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torchvision
 
 import torchslim as ts
 from helpers import random_statistics
@@ -56,8 +57,10 @@ def test_another_networks_state_is_refused(theirs: str, options: dict[str, float
 
 @pytest.mark.parametrize(("spec", "theirs"), [
     ("squeezenet1_1", "squeezenet1_1"), ("shufflenet_v2?width=0.5", "shufflenet_v2_x0_5"),
-    ("mobilenet_v3_small", "mobilenet_v3_small")])
-def test_trained_weights_are_torchvisions(spec: str, theirs: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ("mobilenet_v2", "mobilenet_v2"), ("mobilenet_v3_small", "mobilenet_v3_small")])
+@pytest.mark.parametrize("weights", ["DEFAULT", "IMAGENET1K_V1"])
+def test_trained_weights_are_torchvisions(spec: str, theirs: str, weights: str,
+                                          monkeypatch: pytest.MonkeyPatch) -> None:
     other = random_statistics(ts.create_model(f"torchvision:{theirs}")).eval()
     asked = []
 
@@ -67,12 +70,22 @@ def test_trained_weights_are_torchvisions(spec: str, theirs: str, monkeypatch: p
 
     monkeypatch.setattr("torchvision.models._api.WeightsEnum.get_state_dict", serve)
     x = torch.randn(1, 3, 64, 64)
-    ours = ts.sources.build(f"torchslim:{spec}", weights="DEFAULT").eval()
+    ours = ts.sources.build(spec, weights=weights).eval()
+    assert type(ours).__module__ == "torchslim.zoo.common"
     assert torch.allclose(ours(x), other(x), atol=1e-5, rtol=1e-4)
-    assert len(asked) == 1
-    few = ts.sources.build(f"torchslim:{spec}", weights="DEFAULT", num_classes=3).eval()
-    assert few(x).shape == (1, 3)
-    assert torch.equal(few.features[0][0].weight, ours.features[0][0].weight)
+    default = torchvision.models.get_model_weights(theirs).DEFAULT.name
+    assert [text.rpartition(".")[2] for text in asked] == [default if weights == "DEFAULT" else weights]
+    # with other classes the last layer alone is a fresh one, as in torchvision's network
+    few, their = (ts.sources.build(each, weights=weights, num_classes=3).eval() for each in (
+        spec, f"torchvision:{theirs}"))
+    assert few(x).shape == their(x).shape == (1, 3)
+    trained, mine = ours.state_dict(), few.state_dict()
+    fresh = {name for name in mine if not torch.equal(mine[name], trained[name])}
+    last = list(mine)[-1].rpartition(".")[0]
+    assert fresh == {f"{last}.weight", f"{last}.bias"}
+    for (name, tensor), twin in zip(mine.items(), their.state_dict().values(), strict=True):
+        assert tensor.shape == twin.shape
+        assert name in fresh or torch.equal(tensor, twin)
 
 
 @pytest.mark.parametrize(("spec", "message"), [
@@ -92,4 +105,22 @@ def test_weights_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr("torchvision.models._api.WeightsEnum.get_state_dict", offline)
     with pytest.raises(TorchslimError, match=r"^torchslim:mobilenet_v2: the weights could not be fetched: OSError"):
-        ts.create_model("torchslim:mobilenet_v2", weights="DEFAULT")
+        ts.create_model("mobilenet_v2", weights="DEFAULT")
+
+
+@pytest.mark.parametrize(("name", "options", "said"), [
+    ("mobilenet_v2", {"width_mult": 0.5, "num_classes": 10, "norm_layer": None},
+     "width_mult=0.5, norm_layer=None; its options are num_classes, width, in_channels, weights; "
+     "torchvision:mobilenet_v2 has the same layers and torchvision's options"),
+    ("squeezenet1_0", {"dropout": 0.1}, "dropout=0.1; its options are num_classes, in_channels, weights; "
+     "torchvision:squeezenet1_0 has the same layers and torchvision's options"),
+    ("shufflenet_v2", {"dropout": 0.1}, "dropout=0.1; its options are num_classes, width, in_channels, weights"),
+    ("mobilenet_v1", {"dropout": 0.1}, "dropout=0.1; its options are num_classes, width, in_channels"),
+])
+def test_options_that_ours_lack_are_named_with_those_they_have(name: str, options: dict[str, object],
+                                                                said: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        ts.create_model(name, **options)
+    assert str(caught.value) == f"torchslim:{name}: the builder refused {said}"
+    if "torchvision:" in said:
+        assert ts.create_model(f"torchvision:{name}", **options)(torch.randn(2, 3, 64, 64)).dim() == 2

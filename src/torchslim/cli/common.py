@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 Model = Annotated[str, typer.Argument(
     metavar="MODEL", show_default=False,
-    help="torchvision:NAME, torchslim:NAME, timm:NAME, package.module:factory, file.py:factory, or the path of a "
-         "saved slim model; options after a question mark.")]
+    help="torchslim:NAME, torchvision:NAME, timm:NAME, a bare NAME (the first of these that has it), "
+         "package.module:factory, file.py:factory, or the path of a saved slim model; options after a question mark.")]
 Shapes = Annotated[list[str] | None, typer.Option(
     "--input", metavar="SHAPE", show_default=False,
     help="Input shape, 1x3x224x224; again for each further input; default: one image of its usual size.")]
@@ -80,7 +80,10 @@ def check_out(out: Path) -> None:
 def warn_of_random(source: Source) -> None:
     """A remark where a library's network has random weights."""
     if source.kind in ("torchvision", "torchslim", "timm") and not source.options.get("weights"):
-        say(f"note: {source} has random weights; ?weights=DEFAULT asks for trained ones")
+        from torchslim.libraries import has_weights
+
+        trained = "; ?weights=DEFAULT asks for trained ones" if has_weights(source.kind, source.name) else ""
+        say(f"note: {source} has random weights{trained}")
 
 
 def example(source: Source, shapes: Sequence[str] | None, seed: int = 0, batch: int | None = None) -> Any:

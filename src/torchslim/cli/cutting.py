@@ -127,7 +127,7 @@ def _preset(source: Source, strategy: str) -> Sequence[str]:
     """The patterns of a strategy for the network that a source names; a saved slim model's is its original's."""
     from torchslim.presets import preset
 
-    name = f"torchslim:{source.name}" if source.kind == "torchslim" else source.name
+    name = source.name
     if source.kind == "saved":
         from torchslim.store import read_header
 

@@ -18,7 +18,10 @@ def models(
     pattern: Annotated[str, typer.Argument(metavar="[PATTERN]", help="Shell-style: 'mobilenet*'.")] = "*",
     as_json: Json = False,
 ) -> None:
-    """List the names of the models that can be built."""
+    """List the names of the models that can be built.
+
+    A name without its library in front is torchslim's own, else torchvision's, else timm's.
+    """
     from torchslim.sources import list_models
 
     names = list_models(pattern)

@@ -35,6 +35,22 @@ class Network(nn.Module):
         return classes
 
 
+def initialised(network: Network) -> Network:
+    """Weights as light networks are trained from: He's (He et al. 2015) by fan-out, a linear layer's small.
+
+    Those of torchvision's MobileNetV2 and V3: convolutions keep the variance of gradients, classes start alike.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out")
+            else:
+                nn.init.normal_(module.weight, 0.0, 0.01)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    return network
+
+
 def pooled() -> list[nn.Module]:
     """The mean over a map: (B, C, H, W) -> (B, C)."""
     return [nn.AdaptiveAvgPool2d(1), nn.Flatten()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from torchslim.blocks import ConvNormAct, DepthwiseSeparable
-from torchslim.zoo.common import Network, at_least_one, pooled, positive
+from torchslim.zoo.common import Network, at_least_one, initialised, pooled, positive
 
 STEM = 32
 # Depthwise separable units, table 1; the stem goes before them.
@@ -86,4 +86,4 @@ def _network(in_channels: int, num_classes: int, width: float, *, stride: int, b
         for number in range(n):
             features.append(DepthwiseSeparable(channels, scaled(c), 3, 1 if number else s, bias=(False, bias)))
             channels = scaled(c)
-    return Network(features, [*pooled(), nn.Linear(channels, num_classes)])
+    return initialised(Network(features, [*pooled(), nn.Linear(channels, num_classes)]))

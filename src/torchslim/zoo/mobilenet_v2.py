@@ -8,7 +8,7 @@ from torch import nn
 
 from torchslim.blocks import ConvNormAct, InvertedResidual
 from torchslim.blocks.common import divisible
-from torchslim.zoo.common import Network, at_least_one, pooled, positive
+from torchslim.zoo.common import Network, at_least_one, initialised, pooled, positive
 
 STEM, LAST = 32, 1280
 # Inverted residuals, table 2
@@ -53,7 +53,7 @@ def mobilenet_v2(num_classes: int = 1000, *, width: float = 1.0, in_channels: in
             features.append(InvertedResidual(channels, divisible(c * width), stride, t))
             channels = divisible(c * width)
     features.append(ConvNormAct(channels, last, 1, act=nn.ReLU6))
-    return Network(features, [*pooled(), nn.Dropout(0.2), nn.Linear(last, num_classes)])
+    return initialised(Network(features, [*pooled(), nn.Dropout(0.2), nn.Linear(last, num_classes)]))
 
 
 def mobilenet_v2_cifar(num_classes: int = 100, *, in_channels: int = 3) -> Network:
@@ -81,7 +81,7 @@ def mobilenet_v2_cifar(num_classes: int = 100, *, in_channels: int = 3) -> Netwo
             features.append(InvertedResidual(channels, c, stride, t, expand=True, bias=True))
             channels = c
     features.append(ConvNormAct(channels, LAST, 1, bias=True, act=nn.ReLU6))
-    return Network(features, [nn.AdaptiveAvgPool2d(1), nn.Conv2d(LAST, num_classes, 1), nn.Flatten()])
+    return initialised(Network(features, [nn.AdaptiveAvgPool2d(1), nn.Conv2d(LAST, num_classes, 1), nn.Flatten()]))
 
 
 def _strides(repeats: int, first: int) -> Iterable[int]:

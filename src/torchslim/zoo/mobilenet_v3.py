@@ -9,7 +9,7 @@ from torch import nn
 
 from torchslim.blocks import ConvNormAct, InvertedResidualSE
 from torchslim.blocks.common import divisible
-from torchslim.zoo.common import Network, at_least_one, pooled, positive
+from torchslim.zoo.common import Network, at_least_one, initialised, pooled, positive
 
 STEM = 16
 RE, HS = nn.ReLU, nn.Hardswish
@@ -104,5 +104,5 @@ def _network(rows: Sequence[Row], last: int, width: float, in_channels: int, num
                                            kernel_size=k, reduction=4 if squeezes else None, norm=norm, act=act))
         channels = divisible(out * width)
     features.append(ConvNormAct(channels, 6 * channels, 1, norm=norm, act=HS))
-    return Network(features, [*pooled(), nn.Linear(6 * channels, last), HS(), nn.Dropout(0.2),
-                              nn.Linear(last, num_classes)])
+    return initialised(Network(features, [*pooled(), nn.Linear(6 * channels, last), HS(), nn.Dropout(0.2),
+                                          nn.Linear(last, num_classes)]))
