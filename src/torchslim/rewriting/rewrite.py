@@ -148,7 +148,7 @@ class _Job:
         _put(self.model, new)
         self.origins |= set(new)
         errors: Mapping[str, float | None] = dict.fromkeys(new)
-        if new and "norm" not in rule.words and (self.batches is not None or not self.fresh):
+        if new and (self.batches is not None or not (self.fresh or "norm" in rule.words)):
             errors = _errors(before, self.model, list(new), self.batches)
         self._note(before, rule.text, errors)
 
