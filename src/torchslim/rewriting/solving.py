@@ -18,8 +18,9 @@ from torchslim.rewriting.building import plain, stored
 from torchslim.rewriting.fits import leading
 from torchslim.rewriting.spec import Spec, spec_of
 
-RIDGE = 0.1
-"""What it costs to leave the weights that there were, in mean squares of what the filters see."""
+RIDGE = 0.5
+"""What it costs to leave the weights that there were, in mean squares of what the filters see: little where the data
+are like what comes, more where they are few and unlike."""
 PLACES = 256
 """So many places of each map are looked at, or all if it has no more."""
 
@@ -38,10 +39,10 @@ def solve(layer: nn.Module, pairs: Pairs) -> None:
     spec, like = _spec(layer), _any(layer)
     weight = plain(like.weight, spec.groups, spec.transposed)
     rows = weight.double().reshape(spec.groups, spec.outputs // spec.groups, -1)
-    best, bias, _ = _best(spec, rows, pairs, spec.bias)
+    best, seen, wanted, _ = _best(spec, rows, pairs, spec.bias)
     like.weight.copy_(stored(best.reshape(weight.shape), spec))
     if spec.bias:
-        like.bias.copy_(bias)
+        like.bias.copy_((wanted - (best @ seen.unsqueeze(2)).squeeze(2)).flatten())
 
 
 @torch.no_grad()
@@ -57,8 +58,8 @@ def factor(first: nn.Module, last: nn.Module, weight: Tensor, pairs: Pairs) -> N
         pairs: as above.
     """
     spec, end = _spec(first), _spec(last)
-    best, bias, seen = _best(spec, weight.double().flatten(1)[None], pairs, end.bias)
-    basis = leading(best[0] @ torch.linalg.cholesky(seen[0]), spec.outputs)
+    best, seen, wanted, moments = _best(spec, weight.double().flatten(1)[None], pairs, end.bias)
+    basis = leading(best[0] @ torch.linalg.cholesky(moments[0]), spec.outputs)
     amounts = basis.T @ best[0]
     # Both factors of a direction get the same norm, so that one rate of learning suits both.
     root = amounts.norm(dim=1).clamp_min(torch.finfo(torch.float64).tiny).sqrt()
@@ -71,11 +72,12 @@ def factor(first: nn.Module, last: nn.Module, weight: Tensor, pairs: Pairs) -> N
     _any(first).weight.copy_(stored(filters.reshape(shape), spec))
     _any(last).weight.flatten(1)[:, :have] = (basis * root).to(_any(last).weight.dtype)
     if end.bias:
-        _any(last).bias.copy_(bias)
+        _any(last).bias.copy_(wanted[0] - basis @ (amounts @ seen[0]))
 
 
-def _best(spec: Spec, weight: Tensor, pairs: Pairs, bias: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights (G, N / G, F) near to `weight`, the bias (N,), and the moments (G, F, F) of what the filters see."""
+def _best(spec: Spec, weight: Tensor, pairs: Pairs, bias: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Weights (G, N / G, F) near to `weight`, means (G, F) and (G, N / G) of what filters see and should give, and the
+    second moments (G, F, F) of what they see, about the means if there is a bias."""
     groups, share, width = weight.shape
     seen, both = weight.new_zeros(groups, width, width), torch.zeros_like(weight)
     means, wanted, places = weight.new_zeros(groups, width), weight.new_zeros(groups, share), 0
@@ -93,7 +95,7 @@ def _best(spec: Spec, weight: Tensor, pairs: Pairs, bias: bool) -> tuple[Tensor,
     ridge = RIDGE * seen.diagonal(dim1=1, dim2=2).mean(1).clamp_min(torch.finfo(torch.float64).tiny)[:, None, None]
     seen.diagonal(dim1=1, dim2=2).add_(ridge[:, :, 0])
     best: Tensor = torch.linalg.solve(seen, (both + ridge * weight).mT).mT
-    return best, (wanted - (best @ means.unsqueeze(2)).squeeze(2)).flatten(), seen
+    return best, means, wanted, seen
 
 
 def _places(spec: Spec, pairs: Pairs) -> Iterator[Pair]:
