@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
+from math import prod
 from typing import Any
 
 import torch
@@ -13,21 +15,31 @@ from torchslim.calling import Inputs, arguments
 from torchslim.copying import copied
 from torchslim.errors import RequestError
 from torchslim.latency import evaluating
+from torchslim.rewriting.building import Expanded, Ghosts, plain
+from torchslim.rewriting.norms import Tally, counting, following, settle
+from torchslim.rewriting.solving import Pair, factor, solve
+from torchslim.rewriting.spec import Spec, spec_of
 
 STEPS = 200
-"""Steps of Adam for each layer."""
+"""Steps of Adam for each layer that has no closed form."""
 RATE = 0.02
 """The first rate of learning, in root mean squares of each weight; it falls to 0."""
 
-Pair = tuple[Tensor, Tensor]
+
+class _Enough(Exception):
+    """The rest of a run is not needed."""
 
 
 def fit_to_outputs(old: nn.Module, new: nn.Module, layers: Collection[str], batches: Sequence[Inputs],
                    steps: int = STEPS) -> dict[str, tuple[float, float]]:
-    """Train each new layer by itself to give what the old one gives on the same batches.
+    """Fit each new layer by itself to give what the old one gives on the same batches.
 
     Layers are fitted in the order in which they run, and read what the layers before them, already fitted, give: so
-    each makes up for what those have lost (Zhang et al. 2015, section 3.2, asymmetric reconstruction).
+    each makes up for what those have lost (Zhang et al. 2015, section 3.2, asymmetric reconstruction). The running
+    statistics of the batch norms that follow are moved by as much as what they read (`torchslim.rewriting.norms`).
+
+    Least squares in closed form (`torchslim.rewriting.solving`) are all that a single layer and two factors of one
+    need. Of other chains they give the last layer, before and after some steps of Adam on all.
 
     Args:
         old: the network before; run in eval mode.
@@ -46,34 +58,59 @@ def fit_to_outputs(old: nn.Module, new: nn.Module, layers: Collection[str], batc
     if not batches:
         raise RequestError("lighten: data= has no batch; give an iterable of inputs, or leave it out")
     errors = dict.fromkeys(layers, (float("nan"), float("nan")))
-    for name in _in_order(old, layers, batches[0]):
-        wanted, found = (recorded(model, model.get_submodule(name), batches) for model in (old, new))
+    tallies, handles = counting(old)
+    _run(old, batches, handles)
+    settled: set[str] = set()
+    for name, calls in _in_order(old, layers, batches[0]).items():
+        layer = new.get_submodule(name)
+        _follow(new, batches, tallies, settled, layer)
+        wanted, found = (recorded(model, model.get_submodule(name), batches, calls) for model in (old, new))
         # Where the data decides what runs (a detector's regions), the two need not read alike.
         alike = [x.shape for x, _ in wanted] == [x.shape for x, _ in found]
         pairs = [(x, y) for (x, _), (_, y) in zip(found, wanted, strict=True)] if alike else wanted
-        errors[name] = _fit(new.get_submodule(name), pairs, steps)
+        errors[name] = _fit(old.get_submodule(name), layer, pairs, steps)
+    _follow(new, batches, tallies, settled)
     return errors
 
 
-def _in_order(model: nn.Module, layers: Collection[str], inputs: Inputs) -> list[str]:
-    """Those of the layers that run, in the order in which they do."""
+def _in_order(model: nn.Module, layers: Collection[str], inputs: Inputs) -> dict[str, int]:
+    """Those of the layers that run, in the order in which they do, and how often."""
     names: list[str] = []
     _run(model, [inputs], [model.get_submodule(name).register_forward_hook(lambda *_, name=name: names.append(name))
                            for name in layers])
-    return list(dict.fromkeys(names))
+    return {name: names.count(name) for name in dict.fromkeys(names)}
 
 
-def recorded(model: nn.Module, layer: nn.Module, batches: Sequence[Inputs]) -> list[Pair]:
-    """What a layer reads and gives while the model runs on the batches."""
+def recorded(model: nn.Module, layer: nn.Module, batches: Sequence[Inputs], calls: int = 0) -> list[Pair]:
+    """What a layer reads and gives while the model runs on the batches, until it was called so often in each."""
     pairs: list[Pair] = []
+    left = [calls]
+
+    def begin(*_: Any) -> None:
+        left[0] = calls
 
     def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         (x,) = (*args, *kwargs.values())
         # Clones: an activation that follows may write into either.
         pairs.append((_wide(x.detach().clone()), _wide(output.detach().clone())))
+        left[0] -= 1
+        if not left[0]:
+            raise _Enough
 
-    _run(model, batches, [layer.register_forward_hook(record, with_kwargs=True)])
+    _run(model, batches, [model.register_forward_pre_hook(begin),
+                          layer.register_forward_hook(record, with_kwargs=True)])
     return pairs
+
+
+def _follow(model: nn.Module, batches: Sequence[Inputs], tallies: dict[str, Tally], settled: set[str],
+            until: nn.Module | None = None) -> None:
+    """Move the statistics of the norms that run before a layer does."""
+    def stop(*_: Any) -> None:
+        raise _Enough
+
+    handles = following(model, tallies, settled)
+    if handles:
+        _run(model, batches, handles + ([] if until is None else [until.register_forward_pre_hook(stop)]))
 
 
 def _run(model: nn.Module, batches: Sequence[Inputs], handles: Sequence[RemovableHandle]) -> None:
@@ -82,7 +119,8 @@ def _run(model: nn.Module, batches: Sequence[Inputs], handles: Sequence[Removabl
         with evaluating(model), torch.no_grad():
             for inputs in batches:
                 args, kwargs = arguments(inputs)
-                model(*args, **kwargs)
+                with suppress(_Enough):
+                    model(*args, **kwargs)
     finally:
         for handle in handles:
             handle.remove()
@@ -93,21 +131,80 @@ def _wide(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def _fit(layer: nn.Module, pairs: list[Pair], steps: int) -> tuple[float, float]:
+def _fit(old: nn.Module, layer: nn.Module, pairs: list[Pair], steps: int) -> tuple[float, float]:
     work = copied(layer).requires_grad_(True)
-    for tensor in work.parameters():
-        tensor.data = _wide(tensor.data)
-    start = {name: tensor.detach().clone() for name, tensor in work.state_dict().items()}
+    for module in work.modules():
+        for tensors in (module._parameters, module._buffers):
+            for tensor in tensors.values():
+                if tensor is not None and tensor.is_floating_point():
+                    tensor.data = _wide(tensor.data)
+    work.eval()
+    if isinstance(work, nn.Sequential):
+        settle(work, [x for x, _ in pairs])
     variance = max(sum(float(y.double().var()) for _, y in pairs) / len(pairs), torch.finfo(torch.float32).tiny)
-    before = _error(work, pairs) / variance
-    with torch.enable_grad():
-        _descend(work, pairs, variance, steps)
-    after = _error(work, pairs) / variance
-    if not after < before:
-        work.load_state_dict(start)  # a fit that went astray is not kept
-        after = before
-    layer.load_state_dict(work.state_dict())
+    best, before = _state(work), _error(work, pairs) / variance
+    after = before
+    for improve in _ways(old, work, pairs, variance, steps):
+        improve()
+        found = _error(work, pairs) / variance
+        if found < after:
+            best, after = _state(work), found
+        work.load_state_dict(best)  # what went astray is not kept
+    layer.load_state_dict(best)
     return before, after
+
+
+def _state(layer: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in layer.state_dict().items()}
+
+
+def _ways(old: Any, work: nn.Module, pairs: list[Pair], variance: float, steps: int) -> Iterator[Callable[[], None]]:
+    """What is tried in turn, each from the best so far."""
+    parts = [(module, spec) for module in work.modules() if (spec := spec_of(module)) is not None]
+    if _factors(work, [spec for _, spec in parts]):
+        weight = plain(_wide(old.weight.detach()), 1, parts[0][1].transposed)
+        yield lambda: factor(parts[0][0], parts[1][0], weight, pairs)
+        return
+    yield lambda: _solve_ends(work, pairs)
+    if len(parts) > 1 and steps:
+        yield lambda: _descend(work, pairs, variance, steps)
+        yield lambda: _solve_ends(work, pairs)
+
+
+def _factors(work: nn.Module, specs: Sequence[Spec]) -> bool:
+    """Whether it is a plain layer without groups and a pointwise one on that, with nothing between."""
+    return (isinstance(work, nn.Sequential) and len(work) == len(specs) == 2 and specs[0].groups == specs[1].groups == 1
+            and prod(specs[1].kernel) * prod(specs[1].stride) == 1)
+
+
+def _solve_ends(work: Any, pairs: list[Pair]) -> None:
+    """By least squares the layers from which the outputs come, the others as they are."""
+    ends: list[tuple[nn.Module, nn.Module, slice | None]]
+    back: nn.Module = nn.Identity()
+    if isinstance(work, Ghosts | Expanded):
+        before, first, second = ((nn.Identity(), work.primary, work.cheap) if isinstance(work, Ghosts)
+                                 else (work.squeeze, work.expand1, work.expand3))
+        half = first.get_parameter("weight").shape[0]
+        ends = [(before, first, slice(half)),
+                (first if isinstance(work, Ghosts) else before, second, slice(half, None))]
+    elif isinstance(work, nn.Sequential):
+        chain: list[Any] = list(work)
+        if isinstance(chain[-1], nn.ChannelShuffle):
+            groups: Any = chain.pop().groups
+            back = nn.ChannelShuffle(chain[-1].out_channels // groups)
+        ends = [(nn.Sequential(*chain[:-1]), chain[-1], None)]
+    else:
+        ends = [(nn.Identity(), work, None)]
+    for before, last, part in ends:
+        with torch.no_grad():
+            solve(last, ((before(x), back(y) if part is None else _channels(y, part, last)) for x, y in pairs))
+
+
+def _channels(y: Tensor, part: slice, layer: nn.Module) -> Tensor:
+    """Some channels of maps, which may come without a batch."""
+    spec = spec_of(layer)
+    assert spec is not None
+    return y.movedim(-spec.dims - 1, 0)[part].movedim(0, -spec.dims - 1)
 
 
 def _descend(layer: nn.Module, pairs: list[Pair], variance: float, steps: int) -> None:
@@ -117,13 +214,14 @@ def _descend(layer: nn.Module, pairs: list[Pair], variance: float, steps: int) -
         groups.append({"params": [parameter], "lr": RATE * (scale or 0.1)})
     optimizer = torch.optim.Adam(groups)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for step in range(steps):
-        x, y = pairs[step % len(pairs)]
-        optimizer.zero_grad()
-        loss: Tensor = (layer(x) - y).square().mean() / variance
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        schedule.step()
+    with torch.enable_grad():
+        for step in range(steps):
+            x, y = pairs[step % len(pairs)]
+            optimizer.zero_grad()
+            loss: Tensor = (layer(x) - y).square().mean() / variance
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
 
 
 @torch.no_grad()

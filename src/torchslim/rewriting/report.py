@@ -27,8 +27,8 @@ class Rewritten:
         params: before and after.
         macs: before and after; None without inputs.
         error: relative error of its outputs: root of the mean squared difference over the old outputs' deviation; on
-            white noise, or with `data` on that, in the new network. None where the parts start from fresh weights or
-            have norms between, where channels were cut, and where nothing ran.
+            white noise, or with `data` on that, in the new network. None where channels were cut, where nothing ran,
+            and without data where the parts start from fresh weights or have norms between.
     """
 
     layer: str

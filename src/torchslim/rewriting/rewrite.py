@@ -54,8 +54,8 @@ def lighten(model: nn.Module, rules: Rules, inputs: Inputs | None = None, *, onl
         ends: also the layers that read the input and those that make the outputs, which are left alone otherwise,
             unless `only` has their very name.
         fresh: start from fresh weights, as torch initialises.
-        data: batches of inputs, unlabelled, on which each new layer is trained to give what the old one gave
-            (`torchslim.rewriting.recovery`); layers with norms between their parts are not.
+        data: batches of inputs, unlabelled, on which each new layer is fitted to give what the old one gave, and after
+            which the batch norms behind them have new running statistics (`torchslim.rewriting.recovery`).
         seed: of fresh weights; the caller's generator is left as it was.
 
     Raises:
@@ -151,7 +151,7 @@ class _Job:
         self.steps += [Rewriting(rule.text, tuple(new))] if new else []
         self.origins |= set(new)
         errors: Mapping[str, float | None] = dict.fromkeys(new)
-        if new and "norm" not in rule.words and (self.batches is not None or not self.fresh):
+        if new and (self.batches is not None or not (self.fresh or "norm" in rule.words)):
             errors = _errors(before, self.model, list(new), self.batches)
         self._note(before, rule.text, errors)
 
