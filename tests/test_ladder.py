@@ -45,7 +45,7 @@ def test_rules_make_each_rung_of_the_plain_network(rung: int) -> None:
 
 
 def test_no_rules_make_a_narrower_rung() -> None:
-    for rung in (8, -1, "separable"):
+    for rung in (8, -1, "separable", 5.0):
         with pytest.raises(RequestError, match="wanted one of 0 to 7"):
             ladder.rewrites(rung)  # type: ignore[arg-type]
 
@@ -89,5 +89,8 @@ def test_where_parameters_and_time_part_it_says_so(call: Call, tmp_path: Path, m
 
 
 def test_pictures_that_are_too_small_are_refused() -> None:
-    with pytest.raises(RequestError, match="wanted at least 125 pixels"):
-        climb(124)
+    for wrong in (124, 125.5, "256", None, (256, 256)):
+        with pytest.raises(RequestError, match="wanted whole numbers: at least 125 pixels"):
+            climb(wrong)  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match=r"1\.5 rounds found"):
+        climb(125, rounds=1.5)  # type: ignore[arg-type]

@@ -18,8 +18,8 @@ PACKAGE = Path(torchslim.__file__).parent
 
 PUBLIC = [
     "Plan", "Profile", "apply", "blocks", "carry_optimizer", "create_model", "errors", "export", "groups", "lighten",
-    "list_models", "load", "measure", "plan", "preset", "profile", "prune", "register_rule", "save", "train",
-    "verify",
+    "list_models", "load", "measure", "plan", "preset", "profile", "prune", "register_rule", "rewriting",
+    "save", "train", "verify", "zoo",
 ]
 
 # Nothing imports what stands later in this list; modules of one subpackage may import each other.
@@ -91,7 +91,7 @@ def test_no_module_hides_a_public_function() -> None:
         if module != "torchslim":
             importlib.import_module(module)
     for name in PUBLIC:
-        if name not in ("blocks", "errors", "train"):
+        if name not in ("blocks", "errors", "rewriting", "train", "zoo"):
             assert callable(getattr(torchslim, name)), name
 
 

@@ -144,14 +144,20 @@ def test_every_listed_name_is_found_and_none_twice() -> None:
 def test_patterns_choose_names() -> None:
     assert list_models("shufflenet_v2_x*") == [
         f"shufflenet_v2_x{width}" for width in ("0_5", "1_0", "1_5", "2_0")]
-    assert "timm:resnet18" in list_models("timm:*")
+    assert {"timm:resnet18", "timm:test_resnet"} <= set(list_models("timm:*"))
     assert list_models("no such*") == []
+
+
+def test_options_behind_a_name_are_for_build() -> None:
+    for name in ("mobilenet_v1?width=0.5", "torchvision:resnet18?num_classes=10"):
+        with pytest.raises(RequestError, match=r"options found behind a name, keywords wanted, such as create_model\("):
+            create_model(name)
 
 
 def test_an_option_that_the_builder_refuses_is_named() -> None:
     with pytest.raises(RequestError, match=r"^torchvision:resnet18: the builder refused colour='red'"):
         create_model("resnet18", colour="red")
-    with pytest.raises(RequestError, match=r"the builder refused weights='BEST'"):
+    with pytest.raises(RequestError, match=r"weights='BEST' found, one of DEFAULT, IMAGENET1K_V1 wanted"):
         create_model("resnet18", weights="BEST")
     with pytest.raises(RequestError, match=r"timm:test_resnet: weights='BEST' found"):
         create_model("test_resnet", weights="BEST")

@@ -293,6 +293,9 @@ def test_what_cannot_be_stored_is_named(tmp_path: Path) -> None:
             save(model, path)
     with pytest.raises(RequestError, match="no model of that name"):
         save(Tied(), path, source="resnet81")
+    for strange, kind in (("plan.json", "str"), ([5], "int"), ({"plan": 1}, "dict")):
+        with pytest.raises(RequestError, match=rf"plan={kind} found, a plan or rewritings wanted"):
+            save(Tied(), path, plan=strange)  # type: ignore[arg-type]
     with pytest.raises(RequestError, match="lies in a folder that does not exist"):
         save(Tied(), tmp_path / "absent" / "model.safetensors")
     with pytest.raises(RequestError, match="is a folder"):

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torchslim import blocks, errors, train
+    from torchslim import blocks, errors, rewriting, train, zoo
     from torchslim.coupling import groups
     from torchslim.exporting import export
     from torchslim.latency import measure
@@ -47,7 +47,7 @@ _HOME = {
     "save": "store",
     "verify": "proof",
 }
-_SUBPACKAGES = ("blocks", "errors", "train")
+_SUBPACKAGES = ("blocks", "errors", "rewriting", "train", "zoo")
 
 __all__ = [
     "Plan",
@@ -68,9 +68,11 @@ __all__ = [
     "profile",
     "prune",
     "register_rule",
+    "rewriting",
     "save",
     "train",
     "verify",
+    "zoo",
 ]
 
 

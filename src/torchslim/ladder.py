@@ -50,7 +50,7 @@ STEPS = (
          rules=(("pointwise-after:norm", ("encoder.*.0.0",)),)),
     Step("decoder: 1x1, 3x3, 3x3", 2,
          rules=(("pointwise-before:norm", ("decoder.[0-2].0.0", "dead.0.0")),)),
-    Step("4 groups where a width stays", 3,
+    Step("4 groups: encoder's last 3x3, decoder", 3,
          rules=(("grouped:4", ("encoder.*.1.0", *DECODER)),)),
     Step("1x3 and 3x1 for each 3x3 but the head's", 4,
          rules=(("asymmetric:norm", (ENCODER, *DECODER)),)),
@@ -101,11 +101,12 @@ def climb(size: int = 256, *, rounds: int = 3, threads: int | None = None, in_ch
         in_channels, num_classes: of the U-Nets.
 
     Raises:
-        RequestError: a picture that is too small for unpadded convolutions, or a negative number of rounds.
+        RequestError: a picture that is too small for unpadded convolutions, a negative number of rounds, or no whole
+            numbers.
     """
-    if size < 125 or rounds < 0:
-        raise RequestError(f"ladder: size {size} and {rounds} rounds found; wanted at least 125 pixels, since unpadded "
-                           "convolutions eat up smaller maps, and no fewer than 0 rounds")
+    if not isinstance(size, int) or not isinstance(rounds, int) or size < 125 or rounds < 0:
+        raise RequestError(f"ladder: size {size!r} and {rounds!r} rounds found; wanted whole numbers: at least 125 "
+                           "pixels, since unpadded convolutions eat up smaller maps, and no fewer than 0 rounds")
     inputs = torch.rand(1, in_channels, size, size)
     models = {str(place): made(step, inputs, num_classes) for place, step in enumerate(STEPS)}
     times = _times(models, inputs, rounds, threads)
@@ -123,7 +124,7 @@ def rewrites(rung: int) -> Rules:
     Raises:
         RequestError: a rung that no rules make.
     """
-    if rung not in range(REWRITTEN + 1):
+    if not isinstance(rung, int) or rung not in range(REWRITTEN + 1):
         raise RequestError(f"ladder: rung {rung!r} found, wanted one of 0 to {REWRITTEN}, which rules make of the "
                            "plain network")
     start = max(place for place, step in enumerate(STEPS[:rung + 1]) if step.anew or not place)

@@ -56,6 +56,7 @@ def _torchvision_has(name: str) -> bool:
 def _torchvision_build(name: str, weights: str | None, options: dict[str, Any]) -> nn.Module:
     from torchvision import models
 
+    _check_weights(name, weights)
     if weights is not None and "num_classes" in options:
         return _with_new_head(name, weights, options)
     options = dict(options)
@@ -66,6 +67,16 @@ def _torchvision_build(name: str, weights: str | None, options: dict[str, Any]) 
         options.setdefault("init_weights", False)  # torchvision's coming default; True is slow
     model: nn.Module = models.get_model(name, weights=weights, **options)
     return model
+
+
+def _check_weights(name: str, weights: str | None) -> None:
+    """Refuse names of weights that a network of torchvision's lacks."""
+    from torchvision import models
+
+    known = ["DEFAULT", *(entry.name for entry in models.get_model_weights(name))]
+    if isinstance(weights, str) and weights.rpartition(".")[2] not in known:
+        raise RequestError(f"torchvision:{name}: weights={weights!r} found, one of {', '.join(known)} wanted; "
+                           "take weights=None for random ones")
 
 
 def _with_new_head(name: str, weights: str, options: dict[str, Any]) -> nn.Module:

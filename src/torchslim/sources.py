@@ -203,8 +203,13 @@ def create_model(name: str, *, weights: str | None = None, **options: Any) -> nn
 def list_models(pattern: str = "*") -> list[str]:
     """The names that `create_model` knows and that match a shell-style pattern, sorted.
 
-    A name that an earlier library has too appears with its library: `torchvision:mobilenet_v2`, `timm:resnet18`.
+    A name that an earlier library has too appears with its library: `torchvision:mobilenet_v2`, `timm:resnet18`. A
+    pattern that begins with a library (`torchslim:*`) is for all names of that one, and these appear with it.
     """
+    chosen = pattern.partition(":")[0]
+    if chosen in LIBRARIES and ":" in pattern:
+        return sorted(name for name in (f"{chosen}:{own}" for own in LIBRARIES[chosen].names())
+                      if fnmatchcase(name, pattern))
     seen: set[str] = set()
     names: list[str] = []
     for kind, library in LIBRARIES.items():
@@ -229,6 +234,9 @@ def _library_of(name: str) -> str:
 
 
 def _unknown(where: str, name: str, names: list[str]) -> RequestError:
+    if "?" in name:
+        return RequestError(f"{where}: options found behind a name, keywords wanted, such as "
+                            "create_model('mobilenet_v1', width=0.5); `torchslim.sources.build` reads both")
     close = get_close_matches(name, names, n=3)
     hint = f"did you mean {' or '.join(close)}?" if close else "`torchslim models` lists the names"
     extra = "" if find_spec("timm") else " (timm's names need pip install 'torchslim[timm]')"

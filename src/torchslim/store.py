@@ -69,7 +69,8 @@ def save(model: nn.Module, path: str | Path, plan: Step | Sequence[Step] | None 
         The path.
 
     Raises:
-        RequestError: the folder is missing, the source is unknown, the model holds what can't be stored.
+        RequestError: the folder is missing, the source is unknown, the plan is something else, the model holds what
+            can't be stored.
         CheckpointError: the file can't be written (a full disk, no permission).
     """
     from torchslim import __version__
@@ -78,7 +79,10 @@ def save(model: nn.Module, path: str | Path, plan: Step | Sequence[Step] | None 
     if path.is_dir() or not path.parent.is_dir():
         problem = "is a folder" if path.is_dir() else "lies in a folder that does not exist"
         raise RequestError(f"{path}: {problem}; give a path like slim.safetensors in a folder that exists")
-    steps: tuple[Step, ...] = () if plan is None else (plan,) if isinstance(plan, Step) else tuple(plan)
+    steps: tuple[Step, ...] = () if plan is None else tuple(plan) if isinstance(plan, Sequence) else (plan,)
+    if strange := [type(step).__name__ for step in steps if not isinstance(step, Step)]:
+        raise RequestError(f"{path}: plan={strange[0]} found, a plan or rewritings wanted; give what `torchslim.plan` "
+                           "returned, or the `.steps` of what `torchslim.rewriting.lightened` did")
     origin = None if source is None else sources.resolve(source)
     earlier = read_header(origin.name) if origin is not None and origin.kind == "saved" else None
     tensors, aliases = _stored(model)

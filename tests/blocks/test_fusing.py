@@ -72,6 +72,29 @@ def test_the_convolution_is_of_the_blocks_kind(dtype: torch.dtype) -> None:
     assert not {id(p) for p in fused.parameters()} & {id(p) for p in block.parameters()}
 
 
+def test_the_result_shares_nothing_and_keeps_what_the_block_is() -> None:
+    block = trained(8, 8, act=nn.PReLU).to(memory_format=torch.channels_last).requires_grad_(False)
+    fused = block.fuse()
+    assert not fused.training
+    assert fused[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert not any(p.requires_grad for p in fused.parameters())
+    assert fused[1] is not block.act
+    fused.train()
+    assert not block.act.training
+    assert not {p.data_ptr() for p in fused.parameters()} & {p.data_ptr() for p in block.parameters()}
+
+
+def test_computed_weights_and_the_meta_device_fuse() -> None:
+    block = trained(8, 8)
+    torch.nn.utils.parametrizations.weight_norm(block.first[0])
+    fused = block.fuse()
+    assert type(fused) is nn.Conv2d
+    assert fused.weight.requires_grad
+    assert difference(block, fused, torch.randn(2, 8, 9, 12).double()) < 1e-13
+    with torch.device("meta"):
+        assert RepBlock(8, 12, groups=4).fuse()(torch.empty(1, 8, 4, 4)).shape == (1, 12, 4, 4)
+
+
 @pytest.mark.parametrize("groups", [1, 4, 16])
 def test_a_cut_block_fuses(groups: int) -> None:
     net = nn.Sequential(ConvNormAct(3, 16), RepBlock(16, 16, groups=groups, branches=2), nn.Conv2d(16, 5, 1))

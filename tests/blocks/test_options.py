@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 
 import numpy
 import pytest
@@ -44,6 +45,15 @@ def test_sizes_of_two_numbers() -> None:
     assert size(b.DepthwiseSeparable(8, 16, (1, 7), padding=(0, 2))) == (32, 30)
 
 
+@pytest.mark.parametrize("make", [
+    b.InvertedResidual, b.InvertedResidualSE, b.UniversalInvertedBottleneck, b.StarBlock, b.SEBottleneck,
+    lambda m, n, stride: b.RepBlock(m, n, 3, stride), lambda m, n, stride: b.ShuffleUnitV1(m, n, stride, groups=2),
+    b.ShuffleUnitV2])
+def test_strides_of_two_numbers(make: Callable[..., nn.Module]) -> None:
+    assert size(make(8, 16, (2, 1)), 15, 12) == (8, 12)
+    assert size(make(8, 8, (1, 1)), 15, 12) == (15, 12)
+
+
 def test_numbers_of_any_kind() -> None:
     number = numpy.int64
     assert size(b.ConvNormAct(number(8), number(16), number(3), number(2), dilation=[number(1), 2])) == (16, 16)
@@ -70,9 +80,10 @@ def test_norms_activations_and_biases_of_two_convolutions() -> None:
     assert [type(layer) for part in block for layer in part] == [nn.Conv2d, nn.SiLU, nn.Conv2d, nn.GroupNorm]
     assert block[0][0].bias is not None
     assert block[1][0].bias is None
-    pair = b.AsymmetricPair(8, 16, bias=(True, False), norm=None)
-    assert pair[0][0].bias is not None
-    assert pair[1][0].bias is None
+    for biases in ((True, False), [True, False]):
+        pair = b.AsymmetricPair(8, 16, bias=biases, norm=None)
+        assert pair[0][0].bias is not None
+        assert pair[1][0].bias is None
 
 
 @pytest.mark.parametrize("make", [
@@ -100,7 +111,11 @@ def test_shortcuts_are_where_they_fit_and_where_they_are_wanted() -> None:
         assert not make(16, 24).shortcut
         assert not make(16, 16, 2).shortcut
         assert not make(16, 16, shortcut=False).shortcut
+        assert make(16, 16, (1, 1)).shortcut
+        assert not make(16, 16, (2, 1)).shortcut
     assert not b.PartialConv(16, 16, shortcut=False).shortcut
+    assert b.SEBottleneck(16, 16, (1, 1)).shortcut is None
+    assert len(b.RepBlock(16, 16, 3, (1, 1)).others) == len(b.RepBlock(16, 16).others)
     assert b.LinearBottleneck is b.InvertedResidual
 
 
@@ -176,11 +191,12 @@ REFUSED: list[tuple[Callable[[], nn.Module], str]] = [
     (lambda: b.Fire(64, 16, 64, 64, bypass=True),
      "Fire: a bypass from 64 to 128 channels found, equal numbers wanted"),
     (lambda: b.SqueezeExcite(16, 0),
-     "SqueezeExcite: channels=16, reduction=0, squeezed=None found, numbers of at least 1 wanted"),
+     "SqueezeExcite: channels=16, reduction=0, squeezed=None found, whole numbers of at least 1 wanted"),
     (lambda: b.InvertedResidual(16, 16, expand=False),
      "InvertedResidual: expand=False found where 16 channels become 96"),
     (lambda: b.InvertedResidualSE(16, 16, reduction=0),
-     "InvertedResidualSE: reduction=0 found, at least 1 wanted; None leaves squeeze-and-excitation out"),
+     "InvertedResidualSE: reduction=0 found, a whole number of at least 1 wanted; None leaves squeeze-and-excitation "
+     "out"),
     (lambda: b.UniversalInvertedBottleneck(16, 16, 2, middle=None),
      "UniversalInvertedBottleneck: stride 2 found and no depthwise convolution that could have it"),
     (lambda: b.ShuffleUnitV1(24, 48),
@@ -196,12 +212,42 @@ REFUSED: list[tuple[Callable[[], nn.Module], str]] = [
     (lambda: b.GhostModule(16, 13),
      "GhostModule: 13 channels cannot be split into 2 parts; keep 12 or 14"),
     (lambda: b.GhostModule(16, 16, ratio=0),
-     "GhostModule: 0 parts found, at least 1 wanted"),
+     "GhostModule: 0 parts found, a whole number of at least 1 wanted"),
     (lambda: b.PartialConv(3, 16),
      "PartialConv: 3 channels cannot be split into 4 parts; keep 4"),
+    (lambda: b.GhostModule(16, 16, ratio=2.0),
+     "GhostModule: 2.0 parts found, a whole number of at least 1 wanted"),
     (lambda: b.RepBlock(16, 16, branches=0),
-     "RepBlock: 0 branches found, at least 1 wanted"),
+     "RepBlock: 0 branches found, a whole number of at least 1 wanted"),
+    (lambda: b.RepBlock(16, 16, branches=2.0),
+     "RepBlock: 2.0 branches found, a whole number of at least 1 wanted"),
+    (lambda: b.RepBlock(16, 16, (3, 2), dilation=2),
+     "RepBlock: kernel_size=(3, 2) found, an odd number wanted, in whose middle the other branches are; take 3"),
+    (lambda: b.SqueezeExcite(16, 2.5),
+     "SqueezeExcite: channels=16, reduction=2.5, squeezed=None found, whole numbers of at least 1 wanted"),
+    (lambda: b.SqueezeExcite(16, gate=nn.Hardsigmoid()),
+     "gate: an instance of Hardsigmoid found, what makes a module wanted, since each place needs its own; "
+     "give nn.Sigmoid"),
+    (lambda: b.DepthwiseSeparable(8, 16, multiplier=1.5),
+     "convolution: outputs: 12.0 found, a whole number of at least 1 wanted"),
+    (lambda: b.DepthwiseSeparable(8, 16, act=(nn.ReLU,)),
+     "found for two convolutions, a pair wanted, or one that goes for both"),
+    (lambda: b.ConvNormAct(8, 16, bias=(True, False)),
+     "bias=(True, False) found, True, False or None wanted; None is a bias where no norm follows"),
+    (lambda: b.ConvNormAct(8, 12, norm=partial(nn.GroupNorm, 8)),
+     "refuses 12 channels (ValueError: num_channels (12) must be divisible by num_groups (8)); give another"),
+    (lambda: b.ConvNormAct(8, 16, act=lambda: None),
+     "act: <lambda> made NoneType, a module wanted; act=None leaves it out"),
 ]
+
+
+@pytest.mark.parametrize("make", [
+    b.InvertedResidual, b.InvertedResidualSE, b.UniversalInvertedBottleneck, b.PartialConv, b.StarBlock])
+@pytest.mark.parametrize("expansion", [0, -1, float("nan"), float("inf"), None, "6"])
+def test_an_expansion_is_a_positive_number(make: Callable[..., nn.Module], expansion: object) -> None:
+    message = f"{make.__name__}: expansion={expansion!r} found, a positive number wanted"
+    with pytest.raises(ts.errors.RequestError, match=message):
+        make(8, 8, expansion=expansion)
 
 
 @pytest.mark.parametrize(("make", "message"), REFUSED)

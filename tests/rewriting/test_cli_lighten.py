@@ -23,6 +23,8 @@ def test_it_prints_the_report(call: Call) -> None:
     assert [line.split()[:2] for line in lines[2:2 + len(found.layers)]] == [[r.layer, r.rule] for r in found.layers]
     assert f"{found.params[0]:,} -> {found.params[1]:,}" in out
     assert all(remark in lines for remark in found.remarks())
+    spaced = call(*ARGUMENTS, " separable, grouped:2", "--min-channels", "16")[1]
+    assert spaced.splitlines()[-4:] == lines[-4:]
 
 
 def test_json_has_everything(call: Call) -> None:

@@ -92,6 +92,24 @@ def test_what_cannot_be_rewritten_is_left_alone_with_its_reason() -> None:
         ts.lighten(model, "separable", X, only=["normed"])
 
 
+@pytest.mark.parametrize("hook", ["register_forward_pre_hook", "register_full_backward_hook",
+                                  "register_full_backward_pre_hook"])
+def test_layers_with_hooks_of_any_kind_are_left_alone(hook: str) -> None:
+    model: Any = network()
+    getattr(model[3], hook)(lambda *_: None)
+    assert dict(lightened(model, "separable", X).left_alone)["3"] == "separable: it has hooks"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("rule", ["separable", "lowrank:0.5", "ghost"])
+def test_weights_that_are_no_numbers_are_left_alone(rule: str, value: float) -> None:
+    model: Any = network()
+    model[3].weight.data[0, 0, 0, 0] = value
+    found = lightened(model, rule, X)
+    assert dict(found.left_alone)["3"] == f"{rule}: its weight has infinite values, or values that are no numbers"
+    assert found.layers
+
+
 def test_an_encoder_of_torchs_own_still_takes_its_short_cut() -> None:
     model = nn.Sequential(nn.Linear(8, 32), nn.Linear(32, 32), nn.TransformerEncoderLayer(32, 4, batch_first=True),
                           nn.Linear(32, 4))
@@ -239,6 +257,8 @@ def test_in_place_activations_and_keywords_do_not_disturb_the_fit() -> None:
     ("nonsense", {}, "unknown rule 'nonsense'"), ([], {}, "no rule"), ("width:0", {}, "width:0.5"),
     ("width:0.5", {"inputs": None}, "needs inputs="),
     ("separable", {"min_share": 0.1, "inputs": None}, "needs inputs="),
+    ("separable", {"min_share": "0.1"}, "min_share='0.1' is no share"),
+    ("separable", {"min_channels": "8"}, "min_channels='8' is no number"),
     ("separable", {"min_share": 2}, "no share"), ("separable", {"only": "3"}, "only='3'"),
     ("separable", {"exclude": ["layer1.*"]}, "matches 'layer1.*'; they are named like 0, 3, 5"),
     ("separable", {"kernels": [7]}, "no layer fits"), ("separable", {"kernels": ["3"]}, "sizes such as"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import Tensor, nn
@@ -111,6 +112,9 @@ def test_is_cut_and_proven(spec: str) -> None:
     ("mobilenet_v3_small?width='a'", "mobilenet_v3_small: width='a' found, a positive number wanted"),
     ("squeezenet_cifar?num_classes=0", "squeezenet_cifar: num_classes=0 found, a whole number of at least 1 wanted"),
     ("unet?in_channels=1.5", "unet: in_channels=1.5 found, a whole number of at least 1 wanted"),
+    ("mobilenet_v1?num_classes=True", "mobilenet_v1: num_classes=True found, a whole number of at least 1 wanted"),
+    ("mobilenet_v1?width=True", "mobilenet_v1: width=True found, a positive number wanted"),
+    ("unet?rung=True", "unet: rung=True found, one of 0, 1, 2, 3, 4, 5, separable, separable-head wanted"),
     ("squeezenet1_0?width=0.5", "torchslim:squeezenet1_0: the builder refused width=0.5"),
 ])
 def test_wrong_options_are_refused_in_one_line(spec: str, message: str) -> None:
@@ -118,6 +122,16 @@ def test_wrong_options_are_refused_in_one_line(spec: str, message: str) -> None:
         ts.sources.build(f"torchslim:{spec}")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_numbers_may_be_numpys() -> None:
+    with torch.device("meta"):
+        x = torch.empty(2, 1, 64, 64)
+        for name, options in (("mobilenet_v1", {"width": numpy.float32(0.5)}),
+                              ("shufflenet_v1", {"groups": numpy.int64(2)}),
+                              ("shufflenet_v2", {"width": numpy.float32(0.5)})):
+            network = ts.create_model(name, num_classes=numpy.int64(7), in_channels=numpy.uint8(1), **options)
+            assert network(x).shape == (2, 7)
 
 
 def test_any_positive_width_makes_a_mobilenet() -> None:

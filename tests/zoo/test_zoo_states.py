@@ -53,6 +53,8 @@ def test_another_networks_state_is_refused(theirs: str, options: dict[str, float
     assert "\n" not in str(caught.value)
     with pytest.raises(RequestError, match=r"nothing found for features\.0\.0\.weight"):
         zoo.from_torchvision(ours, {})
+    with pytest.raises(RequestError, match=r"a Network found, the state dict .* wanted; give theirs\.state_dict"):
+        zoo.from_torchvision(ours, ours)
 
 
 @pytest.mark.parametrize(("spec", "theirs"), [
@@ -97,6 +99,14 @@ def test_where_there_are_no_trained_weights(spec: str, message: str) -> None:
     with pytest.raises(RequestError) as caught:
         ts.sources.build(f"torchslim:{spec}", weights="DEFAULT")
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["torchvision:mobilenet_v2", "mobilenet_v2", "torchvision:resnet18"])
+def test_weights_of_an_unknown_name(name: str) -> None:
+    twin = name.removeprefix("torchvision:")
+    for options in ({}, {"num_classes": 5}):
+        with pytest.raises(RequestError, match=rf"^torchvision:{twin}: weights='IMAGENET' found, one of DEFAULT, "):
+            ts.create_model(name, weights="IMAGENET", **options)
 
 
 def test_weights_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
+from math import inf
+from numbers import Real
 from typing import Any, Literal, TypeVar
 
 from torch import nn
 
 from torchslim.errors import RequestError
 from torchslim.formulas import Size, convolution, output_size, same_padding
+from torchslim.wording import first_line
 
 Norm = Callable[[int], nn.Module] | Literal[False] | None
 Act = Callable[[], nn.Module] | Literal[False] | None
@@ -16,6 +20,7 @@ Padding = Size | Literal["same"]
 T = TypeVar("T")
 
 _ANY_MAP = (1 << 30, 1 << 30)
+_EXAMPLES = {"norm": "nn.BatchNorm2d", "act": "nn.ReLU", "gate": "nn.Sigmoid"}
 
 
 def conv(in_channels: int, out_channels: int, kernel_size: Size = 1, *, stride: Size = 1, padding: Padding = "same",
@@ -47,14 +52,24 @@ def activated(act: Act) -> list[nn.Module]:
     return [] if act is None or act is False else [activation(act)]
 
 
-def activation(act: Act) -> nn.Module:
-    """act(), or what passes everything on."""
-    return nn.Identity() if act is None or act is False else _made("act", act)
+def activation(act: Act, option: str = "act") -> nn.Module:
+    """act(), or what passes everything on; `option` is its name in errors."""
+    return nn.Identity() if act is None or act is False else _made(option, act)
 
 
 def both(option: T | tuple[T, T]) -> tuple[T, T]:
-    """An option for two convolutions: a pair, or one that goes for both."""
-    return option if isinstance(option, tuple) else (option, option)
+    """An option for two convolutions: a pair, or one that goes for both.
+
+    Raises:
+        RequestError: not two of them.
+    """
+    if not isinstance(option, tuple | list):
+        return option, option
+    if len(option) != 2:
+        raise RequestError(f"{option!r} found for two convolutions, a pair wanted, or one that goes for both; try "
+                           "act=(None, nn.ReLU)")
+    first, second = option
+    return first, second
 
 
 def two(size: Size) -> tuple[int, int]:
@@ -63,14 +78,43 @@ def two(size: Size) -> tuple[int, int]:
     return height, width
 
 
+def still(stride: Size) -> bool:
+    """Whether a stride keeps the size of a map."""
+    return stride in (1, (1, 1), [1, 1])
+
+
+def stays(stride: Size, in_channels: int, out_channels: int) -> bool:
+    """Whether a block's input can be added to its output: the map and the width stay."""
+    return still(stride) and in_channels == out_channels
+
+
+def counts(*numbers: Any) -> bool:
+    """Whether all are whole numbers of at least 1, of any kind (numpy's, too); truth values are none."""
+    try:
+        return all(operator.index(number) >= 1 and not isinstance(number, bool) for number in numbers)
+    except TypeError:
+        return False
+
+
+def multiplied(where: str, channels: int, expansion: float) -> float:
+    """Channels times an expansion, not rounded.
+
+    Raises:
+        RequestError: the expansion is no positive number.
+    """
+    if not isinstance(expansion, Real) or not 0 < expansion < inf:
+        raise RequestError(f"{where}: expansion={expansion!r} found, a positive number wanted; try expansion=4")
+    return channels * expansion
+
+
 def part(where: str, channels: int, parts: int) -> int:
     """Channels in each of some equal parts.
 
     Raises:
         RequestError: they can't be equal.
     """
-    if parts < 1:
-        raise RequestError(f"{where}: {parts} parts found, at least 1 wanted")
+    if not counts(parts):
+        raise RequestError(f"{where}: {parts} parts found, a whole number of at least 1 wanted")
     if rest := channels % parts:
         near = [str(n) for n in (channels - rest, channels - rest + parts) if n]
         raise RequestError(f"{where}: {channels} channels cannot be split into {parts} parts; keep {' or '.join(near)}")
@@ -89,10 +133,17 @@ def divisible(channels: float, by: int = 8) -> int:
 def _made(option: str, maker: Callable[..., nn.Module], *arguments: Any) -> nn.Module:
     if isinstance(maker, nn.Module) or not callable(maker):
         raise RequestError(f"{option}: an instance of {type(maker).__name__} found, what makes a module wanted, "
-                           f"since each place needs its own; give {'nn.BatchNorm2d' if arguments else 'nn.ReLU'}")
+                           f"since each place needs its own; give {_EXAMPLES[option]}")
+    name = getattr(maker, "__name__", maker)
     try:
-        return maker(*arguments)
+        made = maker(*arguments)
     except TypeError as error:
         example = "lambda channels: nn.GroupNorm(8, channels)" if arguments else "lambda: nn.LeakyReLU(0.1)"
-        raise RequestError(f"{option}: {getattr(maker, '__name__', maker)} can't be called with "
+        raise RequestError(f"{option}: {name} can't be called with "
                            f"{'the channels alone' if arguments else 'nothing'} ({error}); give {example}") from error
+    except ValueError as error:
+        refuses = f"refuses {arguments[0]} channels" if arguments else "fails"
+        raise RequestError(f"{option}: {name} {refuses} ({first_line(error)}); give another") from error
+    if not isinstance(made, nn.Module):
+        raise RequestError(f"{option}: {name} made {type(made).__name__}, a module wanted; {option}=None leaves it out")
+    return made

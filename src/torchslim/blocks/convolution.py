@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from torchslim.blocks.common import Act, Norm, Padding, activated, conv, normed
+from torchslim.errors import RequestError
 from torchslim.formulas import Size
 
 
@@ -33,8 +34,10 @@ class ConvNormAct(nn.Sequential):
     def __init__(self, in_channels: int, out_channels: int, kernel_size: Size = 3, stride: Size = 1,
                  padding: Padding = "same", dilation: Size = 1, *, groups: int = 1, bias: bool | None = None,
                  norm: Norm = nn.BatchNorm2d, act: Act = nn.ReLU) -> None:
-        after = [*normed(norm, out_channels)]
+        if bias not in (None, True, False):
+            raise RequestError(f"bias={bias!r} found, True, False or None wanted; None is a bias where no norm follows")
+        plain = norm is None or norm is False
         super().__init__(
             conv(in_channels, out_channels, kernel_size, stride=stride, padding=padding, dilation=dilation,
-                 groups=groups, bias=not after if bias is None else bias),
-            *after, *activated(act))
+                 groups=groups, bias=plain if bias is None else bool(bias)),
+            *normed(norm, out_channels), *activated(act))

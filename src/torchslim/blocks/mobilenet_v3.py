@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from torchslim.blocks.common import Act, Norm, divisible
+from torchslim.blocks.common import Act, Norm, counts, divisible, multiplied, stays
 from torchslim.blocks.convolution import ConvNormAct
 from torchslim.blocks.squeeze_excite import SqueezeExcite
 from torchslim.errors import RequestError
+from torchslim.formulas import Size
 
 
 class InvertedResidualSE(nn.Module):
@@ -38,15 +39,15 @@ class InvertedResidualSE(nn.Module):
         RequestError: a reduction below 1, or as for `ConvNormAct` and `SqueezeExcite`.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, expansion: float = 4, *,
+    def __init__(self, in_channels: int, out_channels: int, stride: Size = 1, expansion: float = 4, *,
                  expanded: int | None = None, kernel_size: int = 3, dilation: int = 1, reduction: int | None = 4,
                  squeezed: int | None = None, shortcut: bool = True, bias: bool | None = None,
                  norm: Norm = nn.BatchNorm2d, act: Act = nn.Hardswish, gate: Act = nn.Hardsigmoid) -> None:
         super().__init__()
-        if reduction is not None and reduction < 1:
-            raise RequestError(f"InvertedResidualSE: reduction={reduction} found, at least 1 wanted; None leaves "
-                               "squeeze-and-excitation out")
-        wide = round(in_channels * expansion) if expanded is None else expanded
+        if reduction is not None and not counts(reduction):
+            raise RequestError(f"InvertedResidualSE: reduction={reduction} found, a whole number of at least 1 wanted; "
+                               "None leaves squeeze-and-excitation out")
+        wide = round(multiplied("InvertedResidualSE", in_channels, expansion)) if expanded is None else expanded
         layers: list[nn.Module] = []
         if wide != in_channels:
             layers.append(ConvNormAct(in_channels, wide, 1, bias=bias, norm=norm, act=act))
@@ -58,7 +59,7 @@ class InvertedResidualSE(nn.Module):
             layers.append(SqueezeExcite(wide, squeezed=squeezed, bias=True, gate=gate))
         layers.append(ConvNormAct(wide, out_channels, 1, bias=bias, norm=norm, act=None))
         self.body = nn.Sequential(*layers)
-        self.shortcut = shortcut and stride == 1 and in_channels == out_channels
+        self.shortcut = shortcut and stays(stride, in_channels, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from torchslim.blocks.common import Act, Norm, divisible
+from torchslim.blocks.common import Act, Norm, divisible, multiplied, stays, still
 from torchslim.blocks.convolution import ConvNormAct
 from torchslim.errors import RequestError
+from torchslim.formulas import Size
 
 
 class UniversalInvertedBottleneck(nn.Module):
@@ -39,14 +40,14 @@ class UniversalInvertedBottleneck(nn.Module):
         RequestError: a stride without depthwise convolution, or what `ConvNormAct` refuses.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, expansion: float = 4, *,
+    def __init__(self, in_channels: int, out_channels: int, stride: Size = 1, expansion: float = 4, *,
                  start: int | None = None, middle: int | None = 3, dilation: int = 1, shortcut: bool = True,
                  bias: bool | None = None, norm: Norm = nn.BatchNorm2d, act: Act = nn.ReLU) -> None:
         super().__init__()
-        if stride != 1 and start is None and middle is None:
+        if not still(stride) and start is None and middle is None:
             raise RequestError(f"UniversalInvertedBottleneck: stride {stride} found and no depthwise convolution that "
                                "could have it; give start= or middle=")
-        wide = divisible(in_channels * expansion)
+        wide = divisible(multiplied("UniversalInvertedBottleneck", in_channels, expansion))
         layers: list[nn.Module] = []
         if start is not None:
             layers.append(ConvNormAct(in_channels, in_channels, start, stride if middle is None else 1,
@@ -57,7 +58,7 @@ class UniversalInvertedBottleneck(nn.Module):
                                       act=act))
         layers.append(ConvNormAct(wide, out_channels, 1, bias=bias, norm=norm, act=None))
         self.body = nn.Sequential(*layers)
-        self.shortcut = shortcut and stride == 1 and in_channels == out_channels
+        self.shortcut = shortcut and stays(stride, in_channels, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""

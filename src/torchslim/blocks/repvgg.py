@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from torchslim.blocks.common import Act, Norm, activation, normed, two
+from torchslim.blocks.common import Act, Norm, activation, counts, normed, stays, two
 from torchslim.blocks.convolution import ConvNormAct
 from torchslim.errors import RequestError
 from torchslim.formulas import Size
@@ -37,21 +37,24 @@ class RepBlock(nn.Module):
         (B, in_channels, H, W) -> (B, out_channels, ceil(H / stride), ceil(W / stride))
 
     Raises:
-        RequestError: no branch, or what `ConvNormAct` refuses.
+        RequestError: no branch, an even kernel, or what `ConvNormAct` refuses.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: Size = 3, stride: int = 1, *,
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: Size = 3, stride: Size = 1, *,
                  dilation: int = 1, groups: int = 1, branches: int = 1, pointwise: bool = True, identity: bool = True,
                  bias: bool | None = None, norm: Norm = nn.BatchNorm2d, act: Act = None) -> None:
         super().__init__()
-        if branches < 1:
-            raise RequestError(f"RepBlock: {branches} branches found, at least 1 wanted")
+        if not counts(branches):
+            raise RequestError(f"RepBlock: {branches} branches found, a whole number of at least 1 wanted")
         kernels = [kernel_size] * branches + [1] * (pointwise and two(kernel_size) != (1, 1))
         first, *others = (ConvNormAct(in_channels, out_channels, size, stride, dilation=dilation, groups=groups,
                                       bias=bias, norm=norm, act=None) for size in kernels)
         self.first, self.others = first, nn.ModuleList(others)
-        if identity and stride == 1 and in_channels == out_channels:
+        if identity and stays(stride, in_channels, out_channels):
             self.others.append(nn.Sequential(*normed(norm, in_channels)))
+        if not all(size % 2 for size in two(kernel_size)):
+            raise RequestError(f"RepBlock: kernel_size={kernel_size} found, an odd number wanted, in whose middle the "
+                               "other branches are; take 3")
         self.act = activation(act)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -66,29 +69,35 @@ class RepBlock(nn.Module):
     def fuse(self) -> nn.Conv2d | nn.Sequential:
         """A new convolution, with its own weights, that gives what this block gives in eval mode.
 
-        Where the block has an activation, the two in a row. The block stays as it is.
+        Where the block has an activation, the convolution and a copy of it in a row. The block stays as it is. Device,
+        data type, memory format, mode and `requires_grad` are those of the first branch.
 
         Raises:
             RequestError: a norm that is no batch norm with running statistics.
         """
-        made = copy.deepcopy(cast(nn.Conv2d, self.first[0]))  # its sizes are those of the result
-        kernels, biases = zip(*(_fused(branch, made.weight) for branch in (self.first, *self.others)), strict=True)
-        made.bias = nn.Parameter(torch.stack(biases).sum(0).to(made.weight))
-        made.weight = nn.Parameter(torch.stack(kernels).sum(0).to(made.weight))
-        return made if isinstance(self.act, nn.Identity) else nn.Sequential(made, self.act)
+        first = cast(nn.Conv2d, self.first[0])  # its sizes are those of the result
+        weight, learns = first.weight, any(parameter.requires_grad for parameter in first.parameters())
+        branches = (self.first, *self.others)
+        kernels, biases = zip(*(_fused(branch, _exact(weight)) for branch in branches), strict=True)
+        made = nn.Conv2d(first.in_channels, first.out_channels, two(first.kernel_size), two(first.stride),
+                         two(cast(Size, first.padding)), two(first.dilation), first.groups, device="meta")
+        made.weight = nn.Parameter(torch.empty_like(weight).copy_(torch.stack(kernels).sum(0)), learns)
+        made.bias = nn.Parameter(torch.stack(biases).sum(0).to(weight), learns)
+        fused = made if isinstance(self.act, nn.Identity) else nn.Sequential(made, copy.deepcopy(self.act))
+        return fused.train(self.training)
 
 
 def _fused(branch: nn.Module, like: Tensor) -> tuple[Tensor, Tensor]:
-    """The kernel and the bias that one branch amounts to, in float64, the kernel as large as `like`."""
+    """The kernel and the bias that one branch amounts to, the kernel as large as `like` and, as it is, in float64."""
     layers = list(branch.children())
     outputs, inputs, *size = like.shape
-    bias = torch.zeros(outputs, dtype=torch.float64)
+    bias = like.new_zeros(outputs)
     if layers and isinstance(layers[0], nn.Conv2d):
         kernel, norms = _exact(layers[0].weight), layers[1:]
         bias = bias if layers[0].bias is None else _exact(layers[0].bias)
     else:
-        channels, norms = torch.arange(outputs), layers
-        kernel = torch.zeros(outputs, inputs, 1, 1, dtype=torch.float64)
+        channels, norms = torch.arange(outputs, device=like.device), layers
+        kernel = like.new_zeros(outputs, inputs, 1, 1)
         kernel[channels, channels % inputs] = 1  # each reads itself, by its place in its group
     for norm in norms:
         scale, shift = _line(norm)
@@ -110,4 +119,5 @@ def _line(norm: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def _exact(tensor: Tensor) -> Tensor:
-    return tensor.to("cpu", torch.float64)  # some accelerators have no float64
+    # Some accelerators have no float64.
+    return tensor.to("meta" if tensor.is_meta else "cpu", torch.float64)

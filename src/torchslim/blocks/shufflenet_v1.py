@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import channel_shuffle as _shuffle
 
-from torchslim.blocks.common import Act, Norm, Padding, activation
+from torchslim.blocks.common import Act, Norm, Padding, activation, still, two
 from torchslim.blocks.convolution import ConvNormAct
 from torchslim.errors import RequestError
 from torchslim.formulas import Size
@@ -95,24 +95,24 @@ class ShuffleUnitV1(nn.Module):
             a bottleneck that can't be split into the groups.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, *, groups: int = 3,
+    def __init__(self, in_channels: int, out_channels: int, stride: Size = 1, *, groups: int = 3,
                  grouped_first: bool = True, bottleneck: int | None = None, kernel_size: int = 3,
                  bias: bool | None = None, norm: Norm = nn.BatchNorm2d, act: Act = nn.ReLU) -> None:
         super().__init__()
-        if stride == 1 and in_channels != out_channels:
+        if still(stride) and in_channels != out_channels:
             raise RequestError(f"ShuffleUnitV1: {in_channels} to {out_channels} channels at stride 1 found, equal "
                                "numbers wanted for the sum; take stride=2, which concatenates")
-        if stride != 1 and in_channels >= out_channels:
+        if not still(stride) and in_channels >= out_channels:
             raise RequestError(f"ShuffleUnitV1: {in_channels} to {out_channels} channels at stride {stride} found, "
                                "more at the output wanted, since the input's pool is a part of it")
         middle = out_channels // 4 if bottleneck is None else bottleneck
-        made = out_channels if stride == 1 else out_channels - in_channels
+        made = out_channels if still(stride) else out_channels - in_channels
         self.body = nn.Sequential(
             ConvNormAct(in_channels, middle, 1, groups=groups if grouped_first else 1, bias=bias, norm=norm, act=act),
             ChannelShuffle(groups),
             ConvNormAct(middle, middle, kernel_size, stride, groups=middle, bias=bias, norm=norm, act=None),
             ConvNormAct(middle, made, 1, groups=groups, bias=bias, norm=norm, act=None))
-        self.pool = None if stride == 1 else nn.AvgPool2d(3, stride, 1)
+        self.pool = None if still(stride) else nn.AvgPool2d(3, two(stride), 1)
         self.act = activation(act)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from torchslim.blocks.common import Act, Norm, part
+from torchslim.blocks.common import Act, Norm, part, still
 from torchslim.blocks.convolution import ConvNormAct
 from torchslim.blocks.shufflenet_v1 import channel_shuffle
 from torchslim.errors import RequestError
+from torchslim.formulas import Size
 
 
 def channel_split(x: Tensor, parts: int = 2) -> list[Tensor]:
@@ -73,15 +74,15 @@ class ShuffleUnitV2(nn.Module):
             refuses.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, *, middle: int | None = None,
+    def __init__(self, in_channels: int, out_channels: int, stride: Size = 1, *, middle: int | None = None,
                  kernel_size: int = 3, bias: bool | None = None, norm: Norm = nn.BatchNorm2d,
                  act: Act = nn.ReLU) -> None:
         super().__init__()
         half = part("ShuffleUnitV2", out_channels, 2)
-        if stride == 1 and in_channels != out_channels:
+        if still(stride) and in_channels != out_channels:
             raise RequestError(f"ShuffleUnitV2: {in_channels} to {out_channels} channels at stride 1 found, equal "
                                "numbers wanted, since one half passes; take stride=2")
-        seen = half if stride == 1 else in_channels
+        seen = half if still(stride) else in_channels
         middle = half if middle is None else middle
 
         def depthwise(channels: int) -> ConvNormAct:
@@ -90,7 +91,7 @@ class ShuffleUnitV2(nn.Module):
         def pointwise(inputs: int, outputs: int) -> ConvNormAct:
             return ConvNormAct(inputs, outputs, 1, bias=bias, norm=norm, act=act)
 
-        self.left = None if stride == 1 else nn.Sequential(depthwise(in_channels), pointwise(in_channels, half))
+        self.left = None if still(stride) else nn.Sequential(depthwise(in_channels), pointwise(in_channels, half))
         self.right = nn.Sequential(pointwise(seen, middle), depthwise(middle), pointwise(middle, half))
 
     def forward(self, x: Tensor) -> Tensor:

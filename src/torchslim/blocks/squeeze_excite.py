@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torchvision.ops import SqueezeExcitation
 
-from torchslim.blocks.common import Act, Norm, activation
+from torchslim.blocks.common import Act, Norm, activation, counts, stays
 from torchslim.blocks.convolution import ConvNormAct
 from torchslim.errors import RequestError
+from torchslim.formulas import Size
 
 
 class SqueezeExcite(SqueezeExcitation):  # type: ignore[misc]  # torchvision has no types
@@ -33,11 +34,11 @@ class SqueezeExcite(SqueezeExcitation):  # type: ignore[misc]  # torchvision has
 
     def __init__(self, channels: int, reduction: int = 16, *, squeezed: int | None = None, bias: bool = False,
                  linear: bool = False, act: Act = nn.ReLU, gate: Act = nn.Sigmoid) -> None:
-        if min(channels, reduction, 1 if squeezed is None else squeezed) < 1:
+        if not counts(channels, reduction, 1 if squeezed is None else squeezed):
             raise RequestError(f"SqueezeExcite: channels={channels}, reduction={reduction}, squeezed={squeezed} found, "
-                               "numbers of at least 1 wanted")
+                               "whole numbers of at least 1 wanted")
         squeezed = max(1, channels // reduction) if squeezed is None else squeezed
-        last = [activation(gate), *([nn.Unflatten(1, (-1, 1, 1))] if linear else [])]
+        last = [activation(gate, "gate"), *([nn.Unflatten(1, (-1, 1, 1))] if linear else [])]
         super().__init__(channels, squeezed, lambda: activation(act), lambda: nn.Sequential(*last))
         if linear:
             self.avgpool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -70,7 +71,7 @@ class SEBottleneck(nn.Module):
         RequestError: as for `ConvNormAct` and `SqueezeExcite`.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, *, middle: int | None = None,
+    def __init__(self, in_channels: int, out_channels: int, stride: Size = 1, *, middle: int | None = None,
                  dilation: int = 1, groups: int = 1, reduction: int = 16, se_bias: bool = False,
                  bias: bool | None = None, norm: Norm = nn.BatchNorm2d, act: Act = nn.ReLU) -> None:
         super().__init__()
@@ -80,9 +81,8 @@ class SEBottleneck(nn.Module):
             ConvNormAct(middle, middle, 3, stride, dilation=dilation, groups=groups, bias=bias, norm=norm, act=act),
             ConvNormAct(middle, out_channels, 1, bias=bias, norm=norm, act=None),
             SqueezeExcite(out_channels, reduction, bias=se_bias))
-        same = stride == 1 and in_channels == out_channels
-        self.shortcut = None if same else ConvNormAct(in_channels, out_channels, 1, stride, bias=bias, norm=norm,
-                                                      act=None)
+        self.shortcut = None if stays(stride, in_channels, out_channels) else ConvNormAct(
+            in_channels, out_channels, 1, stride, bias=bias, norm=norm, act=None)
         self.act = activation(act)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from torchslim.blocks.common import Act, Norm, activation, conv
+from torchslim.blocks.common import Act, Norm, activation, conv, multiplied, stays
 from torchslim.blocks.convolution import ConvNormAct
+from torchslim.formulas import Size
 
 
 class StarBlock(nn.Module):
@@ -32,11 +33,11 @@ class StarBlock(nn.Module):
         RequestError: as for `ConvNormAct`.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, expansion: float = 4, *,
+    def __init__(self, in_channels: int, out_channels: int, stride: Size = 1, expansion: float = 4, *,
                  kernel_size: int = 7, dilation: int = 1, shortcut: bool = True, bias: bool | None = None,
                  norm: Norm = nn.BatchNorm2d, act: Act = nn.ReLU6) -> None:
         super().__init__()
-        wide, plain = round(in_channels * expansion), bias is not False
+        wide, plain = round(multiplied("StarBlock", in_channels, expansion)), bias is not False
         self.before = ConvNormAct(in_channels, in_channels, kernel_size, stride, dilation=dilation, groups=in_channels,
                                   bias=bias, norm=norm, act=None)
         self.left, self.right = conv(in_channels, wide, bias=plain), conv(in_channels, wide, bias=plain)
@@ -44,7 +45,7 @@ class StarBlock(nn.Module):
         self.after = nn.Sequential(
             ConvNormAct(wide, out_channels, 1, bias=bias, norm=norm, act=None),
             conv(out_channels, out_channels, kernel_size, dilation=dilation, groups=out_channels, bias=plain))
-        self.shortcut = shortcut and stride == 1 and in_channels == out_channels
+        self.shortcut = shortcut and stays(stride, in_channels, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""

@@ -67,9 +67,9 @@ def lighten(
         warn_of_random(source)
     batches = None if data is None else _batches(data, shapes, pictures, seed)
     inputs = batches[0][:1] if batches is not None and not shapes else example(source, shapes)
-    found = lightened(build(source), rules.split(","), inputs, only=only or (), exclude=exclude or (),
-                      kernels=kernels or (), min_channels=min_channels, min_share=min_share, ends=ends, fresh=fresh,
-                      data=batches, seed=seed)
+    found = lightened(build(source), [rule.strip() for rule in rules.split(",")], inputs, only=only or (),
+                      exclude=exclude or (), kernels=kernels or (), min_channels=min_channels, min_share=min_share,
+                      ends=ends, fresh=fresh, data=batches, seed=seed)
     saved = None if out is None else str(torchslim.save(found.model, out, plan=found.steps, source=source))
     if as_json:
         print_json({"model": str(source), "out": saved, **found.to_dict()})

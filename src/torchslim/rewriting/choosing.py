@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from torch import nn
@@ -42,8 +43,10 @@ class Choice:
                                    f"{name}=['layer1.*']")
         if not all(isinstance(size, int) and size > 0 for size in self.kernels):
             raise RequestError(f"lighten: kernels={self.kernels!r}: wanted sizes such as [3, 5]")
-        if not 0 <= self.min_share <= 1:
-            raise RequestError(f"lighten: min_share={self.min_share} is no share; wanted a number from 0 to 1")
+        if not isinstance(self.min_channels, Real):
+            raise RequestError(f"lighten: min_channels={self.min_channels!r} is no number; wanted such as 64")
+        if not isinstance(self.min_share, Real) or not 0 <= self.min_share <= 1:
+            raise RequestError(f"lighten: min_share={self.min_share!r} is no share; wanted a number from 0 to 1")
 
     def names(self, name: str, origins: Collection[str]) -> list[str]:
         """What a layer is called: by its own name, and by that of the rewritten layer that it is a part of."""
@@ -85,8 +88,10 @@ def candidates(model: nn.Module, graph: Graph | None) -> dict[str, tuple[Any, Sp
             own = "its weight is computed"
         elif {id(layer.weight), id(layer.bias)} & twice:
             own = "its weight or bias is tied to another layer's"
-        elif layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks:
+        elif any((layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)):
             own = "it has hooks"
+        elif not (layer.weight.is_meta or bool(layer.weight.isfinite().all())):
+            own = "its weight has infinite values, or values that are no numbers"
         elif isinstance(model.get_submodule(name.rpartition(".")[0]), nn.TransformerEncoderLayer):
             own = "TransformerEncoderLayer reads its weight where it takes a short cut"  # without gradients, fused
         elif elsewhere.get(name, name) != name:

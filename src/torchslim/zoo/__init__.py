@@ -7,7 +7,7 @@
     mobilenet_v3_large, mobilenet_v3_small      width           MobileNetV3, 2019
     shufflenet_v1, shufflenet_v1_cifar          groups          ShuffleNet, 2018
     shufflenet_v2, shufflenet_v2_cifar          width           ShuffleNetV2, 2018
-    unet                                        rung            U-Net, 2015, and lighter ones
+    unet                                        rung, width     U-Net, 2015, and lighter ones
 
 All take `num_classes` and `in_channels`. Weights are random; `from_torchvision` gives those of torchvision's networks
 the names that they have here.

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from numbers import Real
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from torchslim.blocks.common import counts
 from torchslim.errors import RequestError
 
 T = TypeVar("T")
@@ -63,7 +65,7 @@ def at_least_one(where: str, **numbers: int) -> None:
         RequestError: one is no whole number, or below 1.
     """
     for name, number in numbers.items():
-        if not isinstance(number, int) or number < 1:
+        if not counts(number):
             raise RequestError(f"{where}: {name}={number!r} found, a whole number of at least 1 wanted; try {name}=3")
 
 
@@ -73,7 +75,7 @@ def positive(where: str, width: float) -> float:
     Raises:
         RequestError: it is not a positive number.
     """
-    if not isinstance(width, int | float) or not 0 < width < math.inf:
+    if not isinstance(width, Real) or isinstance(width, bool) or not 0 < width < math.inf:
         raise RequestError(f"{where}: width={width!r} found, a positive number wanted; try width=0.5")
     return width
 
@@ -86,7 +88,7 @@ def chosen(where: str, option: str, value: float | str,
         RequestError: the table has no such row; the message lists those it has.
     """
     known: dict[Any, T] = dict(rows.items())
-    if not isinstance(value, int | float | str) or value not in known:
+    if not isinstance(value, Real | str) or isinstance(value, bool) or value not in known:
         raise RequestError(f"{where}: {option}={value!r} found, one of {', '.join(map(str, known))} wanted; "
                            f"try {option}={next(iter(known))}")
     return known[value]

@@ -25,8 +25,11 @@ def from_torchvision(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str,
         The same tensors under the model's names.
 
     Raises:
-        RequestError: the state is another network's; the message names the first tensor that differs.
+        RequestError: the state is no state dict, or another network's; the message names the first tensor that differs.
     """
+    if not isinstance(state, Mapping):
+        raise RequestError(f"{type(model).__name__}: a {type(state).__name__} found, the state dict of torchvision's "
+                           "network wanted; give theirs.state_dict()")
     own = model.state_dict()
     for ours, theirs in zip_longest(own, state):
         if ours is None or theirs is None or _kind(ours, own) != _kind(theirs, state):

@@ -86,7 +86,7 @@ def unet(num_classes: int = 2, *, in_channels: int = 3, rung: int | str = 0, wid
         0       3x256x256      31,155,586    35,625,950,464      110,976    plain
         1       3x256x256      28,719,900    34,135,523,908      110,976    encoder: 3x3, 1x1 to the width, 3x3
         2       3x256x256      26,285,660    30,221,124,164       82,496    decoder: 1x1 to the width, 3x3, 3x3
-        3       3x256x256      11,635,292    15,342,322,244       21,056    4 groups where a width stays; the decoder
+        3       3x256x256      11,635,292    15,342,322,244       21,056    4 groups: encoder's last 3x3, decoder
         4       3x256x256       9,035,594    13,296,976,748       15,296    1x3 and 3x1 for each 3x3 but the head's
         5       3x256x256       5,919,434    10,207,360,364        3,776    depthwise for each grouped 1x3 and 3x1
 
