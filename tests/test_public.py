@@ -17,8 +17,8 @@ import torchslim
 PACKAGE = Path(torchslim.__file__).parent
 
 PUBLIC = [
-    "Plan", "Profile", "apply", "blocks", "carry_optimizer", "create_model", "errors", "export", "groups", "lighten",
-    "list_models", "load", "measure", "plan", "preset", "profile", "prune", "register_rule", "rewriting",
+    "Plan", "Profile", "apply", "blocks", "carry_optimizer", "compensate", "create_model", "errors", "export", "groups",
+    "lighten", "list_models", "load", "measure", "plan", "preset", "profile", "prune", "register_rule", "rewriting",
     "save", "train", "verify", "zoo",
 ]
 
@@ -28,8 +28,9 @@ ORDER = [
     "graph", "terms", "labels", "untouched", "shapes", "blindness", "trace", "rules", "tapes", "unread", "channels",
     "grouping", "coupling", "memory", "profiler", "findings", "layering", "advice", "latency", "layertimes",
     "importance", "budget", "widths", "copying", "surgery", "optimizers", "mending", "orders", "matching", "trouble",
-    "float64", "reference", "proof", "pruning", "ladder", "presets", "rewriting", "libraries", "sources", "store",
-    "plotting", "exporting", "backends", "train", "report", "pipeline", "cli", "__main__",
+    "float64", "reference", "proof", "pruning", "ladder", "presets", "rewriting", "lockstep", "compensation",
+    "libraries", "sources", "store", "plotting", "exporting", "backends", "train", "report", "pipeline", "cli",
+    "__main__",
 ]
 
 # Imports against the order, each inside a function: a saved model is a source of models, and has a source itself.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torchslim import blocks, errors, rewriting, train, zoo
+    from torchslim.compensation import compensate
     from torchslim.coupling import groups
     from torchslim.exporting import export
     from torchslim.latency import measure
@@ -32,6 +33,7 @@ _HOME = {
     "Profile": "profiler",
     "apply": "surgery",
     "carry_optimizer": "optimizers",
+    "compensate": "compensation",
     "create_model": "sources",
     "export": "exporting",
     "groups": "coupling",
@@ -55,6 +57,7 @@ __all__ = [
     "apply",
     "blocks",
     "carry_optimizer",
+    "compensate",
     "create_model",
     "errors",
     "export",

@@ -81,7 +81,7 @@ def _best(spec: Spec, weight: Tensor, pairs: Pairs, bias: bool) -> tuple[Tensor,
     groups, share, width = weight.shape
     seen, both = weight.new_zeros(groups, width, width), torch.zeros_like(weight)
     means, wanted, places = weight.new_zeros(groups, width), weight.new_zeros(groups, share), 0
-    for x, y in _places(spec, pairs):
+    for x, y in sampled(spec, pairs):
         a, b = x.reshape(len(x), groups, width).transpose(0, 1), y.reshape(len(y), groups, share).transpose(0, 1)
         seen += a.mT @ a
         both += b.mT @ a
@@ -98,7 +98,7 @@ def _best(spec: Spec, weight: Tensor, pairs: Pairs, bias: bool) -> tuple[Tensor,
     return best, means, wanted, seen
 
 
-def _places(spec: Spec, pairs: Pairs) -> Iterator[Pair]:
+def sampled(spec: Spec, pairs: Pairs) -> Iterator[Pair]:
     """At some places of each input: what the filters see there, channel by channel, and what they should give."""
     chance, unfold = torch.Generator().manual_seed(0), None
     for x, y in pairs:

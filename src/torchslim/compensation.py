@@ -1,0 +1,334 @@
+"""Put back what a cut has lost, before any training: model + its cut + pictures -> refitted weights."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from threading import get_ident
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from torchslim.calling import Inputs, arguments, unwrap
+from torchslim.copying import copied
+from torchslim.errors import PlanError, RequestError, TraceError
+from torchslim.latency import evaluating
+from torchslim.lockstep import Arrive, OutOfStep, lockstep
+from torchslim.plans import Plan
+from torchslim.rewriting.building import plain, stored
+from torchslim.rewriting.norms import Tally
+from torchslim.rewriting.solving import Pair, sampled
+from torchslim.rewriting.spec import spec_of
+from torchslim.surgery import apply
+from torchslim.wording import first_line
+
+RIDGE = 0.3
+"""What it costs to leave the weights of the cut, in mean squares of what each weight reads."""
+
+TINY = torch.finfo(torch.float64).tiny
+
+
+def compensate(model: nn.Module, slim: nn.Module, plan: Plan, data: Iterable[Inputs], *,
+               ridge: float = RIDGE) -> nn.Module:
+    """A copy of a slim network whose layers are refitted to give what the original's gave. No labels, no training.
+
+    Each convolution or linear layer from the first that lost inputs on is solved by ridge regression, in the order in
+    which they run: from what it reads in the slim network, whose layers before it are refitted already, to what the
+    original's gave there, on all batches at once (channel pruning, He et al. 2017, section 3.1; asymmetric
+    reconstruction, Zhang et al. 2015, section 3.2). What the channels that are gone gave on average goes into the bias,
+    or into the mean that the batch norm behind the layer takes off. Call it after `verify`: a refitted network is no
+    longer the silenced original.
+
+    A few pictures excite few of a network's features, and weights that only suit these suit nothing else. So every
+    batch is seen twice: as it is, and through a copy of the network whose batch norms have the statistics of these very
+    batches. There each channel is as active as it was in training, when the statistics were taken.
+
+    Layers that are called more than once in a run, with shared or computed weights, transposed in groups, and of
+    classes other than torch's own stay as the cut left them.
+
+    Args:
+        model: the original; it is left as it was.
+        slim: the network that `apply(model, plan)` gave; it is left as it was.
+        plan: the plan between the two.
+        data: batches of inputs, unlabelled; some hundred pictures will do, as like those to come as can be had.
+        ridge: above 0. How much a weight holds on to what it was: less where the data are many.
+
+    Returns:
+        The refitted copy, in the mode of `slim`.
+
+    Raises:
+        RequestError: no batch, or a ridge that is not positive.
+        PlanError: `slim` is not what the plan makes of the model.
+        TraceError: the model fails on a batch, or runs other layers on one batch than on another.
+    """
+    model, new = unwrap(model), copied(unwrap(slim))
+    batches = _listed(data)
+    if not isinstance(ridge, int | float) or not 0 < ridge < float("inf"):
+        raise RequestError(f"compensate: ridge={ridge!r} found, a number above 0 wanted; try {RIDGE}")
+    _check(model, new, plan)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        _refit_all(model, new, plan, batches, ridge)
+    return new
+
+
+def _refit_all(model: nn.Module, new: nn.Module, plan: Plan, batches: Sequence[Inputs], ridge: float) -> None:
+    """Solve layer after layer while the original and the slim network run side by side on all batches."""
+    layers, norms = _order(model, batches[0])
+    first = next((place for place, name in enumerate(layers) if _inputs_lost(model, new, name)), len(layers))
+    fits = [name for name in layers[first:] if _fits(model, new, name)]
+    views = [(model, new)]
+    if any(_counts(module) for module in model.modules()):
+        settled = _settled(model, batches)
+        views.append((settled, _sharing(new, apply(settled, plan))))
+    networks = [network for view in views for network in view]
+    count = len(batches)
+
+    def meet(name: str, brought: list[Tensor]) -> None:
+        pairs: list[Pair] = []
+        for place in range(0, len(brought), 2 * count):
+            outputs, inputs = brought[place:place + count], brought[place + count:place + 2 * count]
+            pairs += [(_wide(x), _kept(_wide(y), model.get_submodule(name), plan, name))
+                      for x, y in zip(inputs, outputs, strict=True)]
+        _solve([cut for _, cut in views], name, norms.get(name), pairs, ridge)
+
+    with ExitStack() as stack:
+        stack.enter_context(evaluating(*networks))
+        watched = [stack.enter_context(_arriving(network, fits, inside=place % 2 == 1))
+                   for place, network in enumerate(networks)]
+        _together([(watch, network, inputs) for watch, network in zip(watched, networks, strict=True)
+                   for inputs in batches], meet)
+
+
+# --- the runs -----------------------------------------------------------------------------------------------
+
+Watched = Callable[[Arrive], None]
+"""Says which run the current thread makes."""
+
+
+@contextmanager
+def _arriving(network: nn.Module, names: Sequence[str], *, inside: bool) -> Iterator[Watched]:
+    """Hooks by which a network's runs arrive at layers: with what a layer reads, before it runs, or what it gave."""
+    own: dict[int, Arrive] = {}
+
+    def before(name: str) -> Any:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            own[get_ident()](name, next(iter((*args, *kwargs.values()))))
+        return hook
+
+    def after(name: str) -> Any:
+        def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            own[get_ident()](name, output)
+        return hook
+
+    handles = [network.get_submodule(name).register_forward_pre_hook(before(name), with_kwargs=True) if inside
+               else network.get_submodule(name).register_forward_hook(after(name)) for name in names]
+    try:
+        yield lambda arrive: own.__setitem__(get_ident(), arrive)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _together(runs: Sequence[tuple[Watched, nn.Module, Inputs]], meet: Callable[[str, list[Any]], None]) -> None:
+    def run(watched: Watched, network: nn.Module, inputs: Inputs) -> Callable[[Arrive], None]:
+        def call(arrive: Arrive) -> None:
+            watched(arrive)
+            args, kwargs = arguments(inputs)
+            try:
+                network(*args, **kwargs)
+            except (RuntimeError, TypeError, ValueError) as error:
+                if type(error).__module__ == "threading":
+                    raise
+                raise TraceError(f"data: the model fails on a batch: {first_line(error)}; give inputs as the model is "
+                                 "called with") from error
+        return call
+
+    try:
+        lockstep([run(*each) for each in runs], meet)
+    except OutOfStep as error:
+        raise TraceError(f"data: the model does not run the same layers on every batch ({error}); give batches on "
+                         "which it does") from error
+
+
+def _settled(model: nn.Module, batches: Sequence[Inputs]) -> nn.Module:
+    """A copy whose batch norms have the statistics of these batches, each as what the ones before it give."""
+    copy = copied(model)
+    norms = [name for name, module in copy.named_modules() if _counts(module)]
+    calls = _calls(copy, norms, batches[0])
+
+    def meet(name: str, brought: list[Tensor]) -> None:
+        norm: Any = copy.get_submodule(name)
+        tally = Tally()
+        for x in brought:
+            tally.add(x)
+        if tally.count > 1:
+            mean, var = tally.moments
+            norm.running_mean.copy_(mean)
+            norm.running_var.copy_(var)
+
+    with evaluating(copy), _arriving(copy, [name for name in calls if calls[name] == 1], inside=True) as watched:
+        _together([(watched, copy, inputs) for inputs in batches], meet)
+    return copy
+
+
+# --- what there is to fit -----------------------------------------------------------------------------------
+
+def _listed(data: Iterable[Inputs]) -> list[Inputs]:
+    if isinstance(data, Tensor | Mapping | str) or not isinstance(data, Iterable):
+        raise RequestError(f"data: got {type(data).__name__}, wanted an iterable of batches of inputs; try [images]")
+    batches = list(data)
+    if not batches:
+        raise RequestError("data: no batch in it; wanted an iterable of batches of inputs, such as [images]")
+    return batches
+
+
+def _check(model: nn.Module, slim: nn.Module, plan: Plan) -> None:
+    wanted = {name: value.shape for name, value in apply(model, plan).state_dict().items()}
+    found = {name: value.shape for name, value in slim.state_dict().items()}
+    wrong = next((name for name in {**wanted, **found} if wanted.get(name) != found.get(name)), None)
+    if wrong is not None:
+        raise PlanError(f"`{wrong}`: the slim network has {tuple(found.get(wrong, ()))}, the plan makes "
+                        f"{tuple(wanted.get(wrong, ()))} of the model's; give the model, its plan, and what "
+                        "apply(model, plan) gave")
+
+
+def _order(model: nn.Module, inputs: Inputs) -> tuple[list[str], dict[str, str]]:
+    """Layers in the order in which they run, those that run once, and the batch norm that reads each."""
+    made: dict[int, tuple[str, Tensor]] = {}
+    norms: dict[str, str] = {}
+    handles = []
+    for name, module in model.named_modules():
+        if spec_of(module) is not None:
+            handles.append(module.register_forward_hook(
+                lambda _, args, output, name=name: made.__setitem__(id(output), (name, output))))
+        elif isinstance(module, _BatchNorm):
+            def note(_: nn.Module, args: tuple[Any, ...], name: str = name) -> None:
+                if args and id(args[0]) in made:
+                    norms[made[id(args[0])][0]] = name
+            handles.append(module.register_forward_pre_hook(note))
+    try:
+        calls = _calls(model, [name for name, module in model.named_modules() if spec_of(module) is not None], inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    shared = Counter(id(module.weight) for module in model.modules() if spec_of(module) is not None)
+    layers = [name for name, count in calls.items()
+              if count == 1 and shared[id(model.get_submodule(name).weight)] == 1]
+    return layers, norms
+
+
+def _calls(model: nn.Module, names: Sequence[str], inputs: Inputs) -> dict[str, int]:
+    """How often each of these modules is called, in the order of their first calls."""
+    order: list[str] = []
+    handles = [model.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: order.append(name))
+               for name in names]
+    args, kwargs = arguments(inputs)
+    try:
+        with evaluating(model), torch.no_grad():
+            model(*args, **kwargs)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise TraceError(f"data: the model fails on a batch: {first_line(error)}; give inputs as the model is called "
+                         "with") from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    return dict(Counter(order))
+
+
+def _inputs_lost(model: nn.Module, slim: nn.Module, name: str) -> bool:
+    before, after = spec_of(model.get_submodule(name)), spec_of(slim.get_submodule(name))
+    return before is not None and after is not None and before.fan_in != after.fan_in
+
+
+def _fits(model: nn.Module, slim: nn.Module, name: str) -> bool:
+    layer: Any = model.get_submodule(name)
+    spec = spec_of(slim.get_submodule(name))
+    plain = "weight" in layer._parameters and layer.weight.is_floating_point()
+    return spec is not None and plain and not (spec.transposed and spec.groups > 1)
+
+
+def _counts(module: nn.Module) -> bool:
+    return isinstance(module, _BatchNorm) and module.running_mean is not None
+
+
+def _sharing(slim: nn.Module, other: nn.Module) -> nn.Module:
+    """The other network with the very parameters of the slim one: what is solved for one is so for both."""
+    for name, module in slim.named_modules():
+        other.get_submodule(name)._parameters.update(module._parameters)
+    return other
+
+
+# --- the fit ------------------------------------------------------------------------------------------------
+
+def _kept(y: Tensor, layer: nn.Module, plan: Plan, name: str) -> Tensor:
+    """Of what the original's layer gave, the channels that the slim one still makes."""
+    spec = spec_of(layer)
+    assert spec is not None
+    kept = plan.kept.get(f"{name}.weight", {}).get(1 if spec.transposed else 0)
+    if kept is None:
+        return y
+    return y.index_select(-spec.dims - 1 if spec.dims else -1, torch.tensor(kept, device=y.device))
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """In float32 at least: sums of half precision would be lost."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _solve(cuts: Sequence[nn.Module], name: str, norm: str | None, pairs: Sequence[Pair], ridge: float) -> None:
+    """Refit a layer, and where it has no bias the means of the norm that reads it; all cuts share the weights."""
+    if any(x.shape[:1] != y.shape[:1] for x, y in pairs):
+        return  # the data decides how many there are (a detector's regions)
+    layer: Any = cuts[0].get_submodule(name)
+    readers: list[Any] = [] if norm is None else [cut.get_submodule(norm) for cut in cuts]
+    means = layer.bias is None and all(_counts(reader) for reader in readers) and bool(readers)
+    moved = refit(layer, pairs, ridge, centred=means)
+    for reader in readers if means else ():
+        reader.running_mean.sub_(moved.to(reader.running_mean.dtype))
+
+
+@torch.no_grad()
+def refit(layer: Any, pairs: Sequence[Pair], ridge: float, *, centred: bool) -> Tensor:
+    """Give a layer the weights, and the bias if it has one, that bring it nearest to the outputs.
+
+    Args:
+        layer: a convolution or linear layer; changed in place.
+        pairs: batches of what it reads and what it should give.
+        ridge: times the mean square of what each weight reads.
+        centred: what the outputs are on average is seen to elsewhere.
+
+    Returns:
+        The mean of what it should give less that of what it gives without a bias, (N,); 0 unless there is a bias or
+        `centred`.
+    """
+    spec = spec_of(layer)
+    assert spec is not None
+    weight = plain(layer.weight, spec.groups, spec.transposed)
+    rows = weight.double().reshape(spec.groups, spec.outputs // spec.groups, -1)
+    groups, share, width = rows.shape
+    seen, both = rows.new_zeros(groups, width, width), torch.zeros_like(rows)
+    means, wanted, count = rows.new_zeros(groups, width), rows.new_zeros(groups, share), 0
+    for x, y in sampled(spec, pairs):
+        a, b = x.reshape(len(x), groups, width).transpose(0, 1), y.reshape(len(y), groups, share).transpose(0, 1)
+        seen += a.mT @ a
+        both += b.mT @ a
+        means += a.sum(1)
+        wanted += b.sum(1)
+        count += len(x)
+    seen, both, means, wanted = (moment / count for moment in (seen, both, means, wanted))
+    if spec.bias or centred:
+        seen -= means.unsqueeze(2) * means.unsqueeze(1)
+        both -= wanted.unsqueeze(2) * means.unsqueeze(1)
+    squares = seen.diagonal(dim1=1, dim2=2)
+    # A weight that reads nothing stays as it was.
+    holds = ridge * squares + torch.finfo(torch.float32).eps * squares.mean(1, keepdim=True) + TINY
+    seen.diagonal(dim1=1, dim2=2).add_(holds)
+    best = torch.linalg.solve(seen, (both + holds.unsqueeze(1) * rows).mT).mT
+    layer.weight.copy_(stored(best.reshape(weight.shape), spec))
+    moved = (wanted - (best @ means.unsqueeze(2)).squeeze(2)).flatten()
+    if spec.bias:
+        layer.bias.copy_(moved)
+    return moved if spec.bias or centred else torch.zeros_like(moved)
