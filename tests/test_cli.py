@@ -16,7 +16,9 @@ import torchslim
 from helpers import Call, heeds_ctrl_c
 from torchslim.cli.common import amount, example, shape
 from torchslim.errors import CheckpointError, RequestError, TorchslimError
+from torchslim.plans import Plan
 from torchslim.sources import Source, resolve
+from torchslim.store import read_header
 
 SMALL = "timm:test_resnet?num_classes=10"
 
@@ -86,12 +88,30 @@ def test_prune_then_use_the_file_everywhere(call: Call, tmp_path: Path) -> None:
     assert {len(row["runs_ms"]) for row in rows} == {2}
 
 
+def test_prune_by_what_a_loss_says_of_labelled_pictures(call: Call, tmp_path: Path) -> None:
+    for importance in ("taylor", "hessian"):
+        out = tmp_path / f"{importance}.safetensors"
+        status, printed, _ = call("prune", "timm:test_resnet?num_classes=10", "--macs", "0.5", "--importance",
+                                  importance, "--data", "digits", "--pictures", "64", "--out", out, "--json")
+        assert status == 0
+        found = json.loads(printed)
+        assert found["error"] < 1e-9
+        assert found["macs"]["after"] <= 0.5 * found["macs"]["before"]
+        (plan,) = read_header(out).steps
+        assert isinstance(plan, Plan)
+        assert plan.settings["importance"] == importance
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
     (["prune", SMALL, "--out", "slim.safetensors"], "error: prune: no budget; give --macs 0.5"),
     (["prune", SMALL, "--macs", "150%", "--out", "slim.safetensors"], "error: --macs 150%: a share above 1"),
     (["prune", SMALL, "--macs", "half", "--out", "slim.safetensors"], "error: --macs half: wanted a share such"),
     (["prune", SMALL, "--macs", "0.5", "--out", "absent/slim.safetensors"], "error: --out absent/slim.safeten"),
     (["prune", SMALL, "--macs", "0.5"], "error: prune: nowhere to save the slim model; give --out"),
+    (["prune", SMALL, "--macs", "0.5", "--importance", "taylor", "--out", "s.safetensors"],
+     "error: prune: --importance taylor asks for labelled pictures; give --data digits"),
+    (["prune", SMALL, "--macs", "0.5", "--data", "digits", "--out", "s.safetensors"],
+     "error: prune: --importance l2 does not look at --data; leave it out"),
     (["prune", SMALL, "--channels", "none", "--out", "slim.safetensors"], "error: --channels none: wanted a share"),
     (["prune", SMALL, "--macs", "0.5", "--only", "layer1.*", "--preset", "inner", "--out", "s.safetensors"],
      "error: prune: --preset and --only both say which layers may be cut; give one of them"),

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 import torchslim as ts
-from helpers import Calls, conv, random_statistics
+from helpers import Calls, Untouched, conv, random_statistics
 from torchslim.channels import ChannelGroup
 from torchslim.errors import RequestError
-from torchslim.importance import CRITERIA, Weights, score
+from torchslim.gradients import Gradients
+from torchslim.importance import CRITERIA, ON_LABELS, Weights, score
 from torchslim.surgery import tensors_of
 
 X = torch.randn(2, 3, 8, 8)
@@ -106,6 +108,103 @@ def test_fpgm_finds_the_filter_that_others_stand_in_for() -> None:
     assert int(np.argmin(scores(model, "0", "fpgm"))) == 4
 
 
+def test_lamp_is_the_share_of_those_that_are_no_smaller() -> None:
+    model = network()
+    own, reader = model[0].weight.double(), model[3].weight.double()
+    squares = (own.square().sum((1, 2, 3)) + reader.square().sum((0, 2, 3))).tolist()
+    expected = [one / sum(other for other in squares if other >= one) for one in squares]
+    assert scores(model, "0", "lamp") == pytest.approx(expected, rel=1e-6)
+    assert max(scores(model, "0", "lamp")) == 1
+    with torch.no_grad():
+        model[0].weight[:] = model[0].weight[:1].clone()
+        model[3].weight[:] = model[3].weight[:, :1].clone()
+    assert scores(model, "0", "lamp") == pytest.approx([1 / 6] * 6)  # equal channels score alike
+
+
+def gated(model: nn.Module, layers: list[str], channels: int, x: Tensor, y: Tensor) -> Tensor:
+    """What the loss loses for each channel of what these layers read: its derivative by a factor of 1."""
+    gate = torch.ones(channels, dtype=x.dtype, requires_grad=True)
+    handles = [model.get_submodule(layer).register_forward_pre_hook(lambda _, args: (args[0] * gate[:, None, None],))
+               for layer in layers]
+    cross_entropy(model.eval()(x).flatten(1), y).backward()
+    for handle in handles:
+        handle.remove()
+    assert gate.grad is not None
+    return gate.grad
+
+
+def test_taylor_is_the_squared_derivative_by_a_gate_on_the_channel() -> None:
+    model, y = network().double(), torch.tensor([0, 1])
+    batches = [torch.randn(2, 3, 8, 8, dtype=torch.float64) for _ in range(3)]
+    told = Gradients(model, [(x, y) for x in batches], cross_entropy)
+    expected = torch.stack([gated(model, ["3"], 6, x, y).square() for x in batches]).mean(0)
+    assert scores_in(model, "0", "taylor", batches[0], told) == pytest.approx(expected.tolist(), rel=1e-9)
+    both = random_statistics(Calls(lambda s, x: s.b(x.relu()) + s.c(x.relu()) if x.shape[1] == 6 else s(s.a(x)),
+                                   a=conv(3, 6), b=conv(6, 2), c=conv(6, 2, groups=2))).double()
+    loss = lambda out, y: cross_entropy(out.flatten(1), y)  # noqa: E731
+    told = Gradients(both, [(batches[0], y)], loss)
+    expected = gated(both, ["b", "c"], 6, batches[0], y).square()
+    assert scores_in(both, "a", "taylor", batches[0], told) == pytest.approx(expected.tolist(), rel=1e-9)
+
+
+def scores_in(model: nn.Module, layer: str, importance: str, x: Tensor, told: Gradients) -> list[float]:
+    [found] = score((group_of(model, layer, x),), tensors_of(model), importance, gradients=told)
+    return found.tolist()
+
+
+def test_hessian_is_half_the_squares_of_weight_times_gradient() -> None:
+    model, y = network().eval(), torch.tensor([0, 1])
+    told = Gradients(model, [(X, y), (X + 1, y)], cross_entropy)
+    found = scores(model, "0", "hessian", gradients=told)
+    expected = torch.zeros(6)
+    for x in (X, X + 1):
+        model.zero_grad()
+        cross_entropy(model(x), y).backward()
+        expected += (model[3].weight * model[3].weight.grad).square().sum((0, 2, 3)).detach() / 4
+    assert found == pytest.approx(expected.tolist(), rel=1e-5)
+
+
+def test_data_and_loss_reach_the_plan_and_leave_the_model_as_it_was() -> None:
+    model = network()
+    model[3].weight.requires_grad_(False)
+    data = [(torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 0, 1])) for _ in range(2)]
+    before = Untouched(model)
+    for importance in ON_LABELS:
+        plan = ts.plan(model, X, channels=0.7, importance=importance, data=data, loss=cross_entropy)
+        told = Gradients(model, data, cross_entropy)
+        wanted = np.argsort(scores(model, "0", importance, gradients=told))[-len(plan.kept["0.weight"][0]):]
+        assert plan.kept["0.weight"][0] == tuple(sorted(wanted.tolist()))
+    before.check()
+
+
+@pytest.mark.parametrize(("data", "loss", "said"), [
+    (None, cross_entropy, "ask for data="), ([(X, torch.tensor([0, 1]))], None, "and loss="),
+    ([], cross_entropy, "no batch in it"), (X, cross_entropy, "got Tensor, wanted an iterable"),
+    ([X], cross_entropy, "batch 0 is a Tensor, wanted batches of (inputs, targets)"),
+    ([(X, 1, 2)], cross_entropy, "batch 0 is a tuple of 3"), ([(X, torch.tensor([0, 1]))], 5, "loss: got int"),
+    ([(X, torch.tensor([0, 7]))], cross_entropy, "batch 0 fails"),
+    ([(X, None)], lambda out, y: out, "loss: gave Tensor of 4 numbers, wanted a scalar"),
+    ([(X, None)], lambda out, y: (out * float("nan")).sum(), "loss: nan on batch 0"),
+    ([(X[:, :2], torch.tensor([0, 1]))], cross_entropy, "batch 0 fails")])
+def test_data_that_says_nothing_is_refused_in_one_line(data: Any, loss: Any, said: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        ts.plan(network(), X, macs=0.5, importance="taylor", data=data, loss=loss)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_group_that_no_gradient_reaches_is_named() -> None:
+    model = Calls(lambda s, x: s.c(s.a(x).relu()) + s.d(s.b(x).detach()), a=conv(3, 6), b=conv(3, 6), c=conv(6, 2),
+                  d=conv(6, 2))
+    loss = lambda out, y: out.square().mean() + model.zero  # noqa: E731
+    model.zero = 0.0  # type: ignore[assignment]
+    model.d.weight.requires_grad_(False)  # a copy asks for gradients all the same
+    assert ts.plan(model, X, macs=0.5, importance="taylor", data=[(X, None)], loss=loss).kept
+    unread = Calls(lambda s, x: (s.c(s.a(x)), s.d(s.b(x))), a=conv(3, 6), b=conv(3, 6), c=conv(6, 2), d=conv(6, 2))
+    with pytest.raises(RequestError, match="no gradient reaches weights that read the channels of `b`"):
+        ts.plan(unread, X, macs=0.5, importance="taylor", data=[(X, None)], loss=lambda out, _: out[0].sum())
+
+
 @pytest.mark.parametrize("importance", ["l1", "l2", "fpgm"])
 def test_scores_of_all_zeros_are_zeros(importance: str) -> None:
     model = network()
@@ -130,7 +229,8 @@ def test_scores_are_relative_to_their_groups_mean(importance: str) -> None:
 @pytest.mark.parametrize("importance", [*CRITERIA, "random"])
 def test_every_criterion_ranks_every_dtype(importance: str, dtype: torch.dtype) -> None:
     model = network().to(dtype)
-    for own in score((group_of(model, "0", X.to(dtype)),), tensors_of(model), importance):
+    told = Gradients(model, [(X.to(dtype), torch.tensor([0, 1]))], cross_entropy) if importance in ON_LABELS else None
+    for own in score((group_of(model, "0", X.to(dtype)),), tensors_of(model), importance, gradients=told):
         assert own.dtype == np.float64
         assert own.shape == (6,)
 
@@ -188,8 +288,8 @@ def test_only_groups_that_may_be_cut_are_scored() -> None:
 
 
 def test_an_unknown_name_lists_the_known() -> None:
-    with pytest.raises(RequestError, match=r"unknown criterion 'l3'; wanted one of bn_scale, fpgm, l1, l2, .*"
-                                           r"random, or a callable\(group\)"):
+    with pytest.raises(RequestError, match=r"unknown criterion 'l3'; wanted one of bn_scale, fpgm, hessian, l1, l2, "
+                                           r"lamp, random, taylor, or a callable\(group\)"):
         ts.plan(network(), X, macs=0.5, importance="l3")
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from torchslim.channels import ChannelGroup, Member
 from torchslim.errors import RequestError
+from torchslim.gradients import Gradients, totals
 from torchslim.modules import BLOCK
 
 Scores = NDArray[np.float64]
@@ -19,8 +20,9 @@ Scores = NDArray[np.float64]
 class Weights:
     """A network's tensors, and sums over them that several groups ask for."""
 
-    def __init__(self, state: Mapping[str, Tensor]) -> None:
+    def __init__(self, state: Mapping[str, Tensor], gradients: Gradients | None = None) -> None:
         self.state = state
+        self._gradients = gradients
         self._sums: dict[tuple[str, int, int], Scores] = {}
 
     def sums(self, member: Member, power: int) -> Scores:
@@ -29,6 +31,18 @@ class Weights:
         if key not in self._sums:
             self._sums[key] = _sums(self.state[member.name].detach(), member.dim, member.groups, power)
         return np.asarray(self._sums[key][member.indices].sum(axis=1))
+
+    @property
+    def gradients(self) -> Gradients:
+        """What a loss says of the weights.
+
+        Raises:
+            RequestError: there is no labelled data.
+        """
+        if self._gradients is None:
+            raise RequestError("importance: 'taylor' and 'hessian' ask for data=, batches of (inputs, targets), and "
+                               "loss=, a callable(outputs, targets) such as torch.nn.functional.cross_entropy")
+        return self._gradients
 
 
 Criterion = Callable[[ChannelGroup, Weights], Scores]
@@ -68,6 +82,36 @@ def fpgm(group: ChannelGroup, weights: Weights) -> Scores:
     return _relative(total)
 
 
+def lamp(group: ChannelGroup, weights: Weights) -> Scores:
+    """The channel's squares over those of all that are at least as large (LAMP, Lee et al. 2021, section 3).
+
+    The largest channel of every group scores 1: none is emptied before the others.
+    """
+    squares = _norm(group, weights, 2)
+    ordered = np.sort(squares)
+    at_least = np.cumsum(ordered[::-1])[::-1][np.searchsorted(ordered, squares)]
+    return np.divide(squares, at_least, out=np.zeros_like(squares), where=at_least > 0)
+
+
+def taylor(group: ChannelGroup, weights: Weights) -> Scores:
+    """The square of what the loss changes by, to the first order, where the channel is silenced, mean over batches.
+
+    Molchanov et al. 2019, equation 8, with the weights that read the channel as its parameters. Not relative to the
+    group: the loss is one for the whole network.
+    """
+    return np.asarray(np.square(weights.gradients.changes(group)).mean(axis=0))
+
+
+def hessian(group: ChannelGroup, weights: Weights) -> Scores:
+    """What the loss changes by, to the second order, where the weights that read the channel go to zero each by itself.
+
+    Optimal brain damage (LeCun et al. 1989, equation 5), with the squares of the gradients for the Hessian's diagonal
+    (Theis et al. 2018): half the sum of (weight x gradient)^2, mean over batches; batches of one item give the Fisher
+    information itself.
+    """
+    return np.asarray(weights.gradients.squares(group).mean(axis=0) / 2)
+
+
 def _distances(filters: Tensor) -> Tensor:
     """Euclidean distances between the rows of a matrix, shape (rows, rows).
 
@@ -82,11 +126,15 @@ def _distances(filters: Tensor) -> Tensor:
     return products.mul_(-2).add_(squares[:, None]).add_(squares).sqrt_().mul_(largest / 2.0**bits)
 
 
-CRITERIA: dict[str, Criterion] = {"bn_scale": bn_scale, "fpgm": fpgm, "l1": l1, "l2": l2}
+CRITERIA: dict[str, Criterion] = {"bn_scale": bn_scale, "fpgm": fpgm, "hessian": hessian, "l1": l1, "l2": l2,
+                                  "lamp": lamp, "taylor": taylor}
+ON_LABELS = ("hessian", "taylor")
+"""Criteria that ask for labelled data and a loss."""
 
 
 def score(groups: tuple[ChannelGroup, ...], state: Mapping[str, Tensor],
-          importance: str | Callable[[ChannelGroup], object], seed: int = 0) -> list[Scores]:
+          importance: str | Callable[[ChannelGroup], object], seed: int = 0,
+          gradients: Gradients | None = None) -> list[Scores]:
     """The scores of each group's channels, shape (channels,).
 
     Args:
@@ -94,6 +142,7 @@ def score(groups: tuple[ChannelGroup, ...], state: Mapping[str, Tensor],
         state: the network's tensors by name.
         importance: a criterion's name, "random", or a callable from a group to one score a channel.
         seed: of "random".
+        gradients: of a loss, for those criteria that ask for it (`ON_LABELS`).
 
     Raises:
         RequestError: unknown name; a criterion that has no data for a group, which is named; scores that are not one
@@ -105,11 +154,13 @@ def score(groups: tuple[ChannelGroup, ...], state: Mapping[str, Tensor],
         numbers = np.random.default_rng(seed)
         found = [numbers.random(group.channels) for group in groups]
     elif importance in CRITERIA:
-        weights = Weights(state)
+        weights = Weights(state, gradients)
         for group in groups:
             if any(state[member.name].is_meta for member in group.members):
                 raise RequestError(f"importance {importance!r}: the weights of `{group.name}` are on the meta device "
                                    "and hold no numbers; load them, or use importance='random'")
+        if importance in ON_LABELS:
+            weights.gradients.prepare(groups)
         found = [CRITERIA[importance](group, weights) for group in groups]
     else:
         raise RequestError(f"importance: unknown criterion {importance!r}; wanted one of "
@@ -133,12 +184,10 @@ def _numbers(group: ChannelGroup, scores: object) -> Scores:
 def _sums(tensor: Tensor, dim: int, groups: int, power: int) -> Scores:
     """Sum of |w|^power at each index of one dimension; over all groups' inputs for a grouped convolution."""
     if groups > 1:
-        size = _powers(tensor, power).reshape(groups, tensor.shape[0] // groups, tensor.shape[1], -1)
-        return size.sum((1, 3)).reshape(-1).double().cpu().numpy()
-    others = [d for d in range(tensor.dim()) if d != dim]
+        return totals(_powers(tensor, power), dim, groups).double().cpu().numpy()
     rows = max(1, BLOCK * len(tensor) // max(tensor.numel(), 1))
     blocks = (_powers(block, power) for block in torch.split(tensor, rows))
-    sums = [(block.sum(others) if others else block).double() for block in blocks]
+    sums = [totals(block, dim).double() for block in blocks]
     total = torch.cat(sums) if dim == 0 else torch.stack(sums).sum(0)
     return total.cpu().numpy()
 

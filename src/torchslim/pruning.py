@@ -8,7 +8,7 @@ and a width that the model's code remembers shows up here and not in the user's 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,7 +32,8 @@ from torchslim.calling import Inputs, unwrap
 from torchslim.channels import ChannelGroup
 from torchslim.coupling import Coupling, Scaling, couple
 from torchslim.errors import ProofError, RequestError
-from torchslim.importance import score
+from torchslim.gradients import Gradients, Loss
+from torchslim.importance import ON_LABELS, score
 from torchslim.labels import Rows, Touch
 from torchslim.matching import Cut, culprits, cut_as
 from torchslim.modules import tensors_of
@@ -81,7 +82,8 @@ def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params:
          channels: float | None = None, importance: str | Callable[[ChannelGroup], object] = "l2",
          scope: Scope = "global", shortcuts: bool = True, round_to: int = 1, min_channels: int = 1,
          only: Sequence[str] = (), exclude: Sequence[str] = (), allow_approximate: bool = False,
-         whole_groups: bool = False, seed: int = 0) -> Plan:
+         whole_groups: bool = False, data: Iterable[Any] | None = None, loss: Loss | None = None,
+         seed: int = 0) -> Plan:
     """Decide which channels stay, and touch nothing.
 
     Args:
@@ -90,8 +92,8 @@ def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params:
             counted for these very inputs.
         macs, params, channels: what is *kept*, alone or together: a float in (0, 1] is a share of today, an int a
             count (multiply-adds, parameters, output channels of all layers).
-        importance: "l2", "l1", "bn_scale", "fpgm", "random" or a callable(group) -> one score a channel, higher for
-            channels that matter more.
+        importance: "l2", "l1", "bn_scale", "fpgm", "lamp", "taylor", "hessian", "random" or a callable(group) -> one
+            score a channel, higher for channels that matter more (`torchslim.importance`).
         scope: "global" compares scores over the whole network, "uniform" keeps the same share of every group; a dict
             of layer-name pattern -> share of channels kept rules the groups whose layers all match, and the budget, if
             any, the others.
@@ -101,6 +103,8 @@ def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params:
         only, exclude: patterns of layer names whose output channels may, or may not, go.
         allow_approximate: also cut channels that a layer norm or its like mixes; the result is then no exact cut.
         whole_groups: grouped convolutions lose whole groups; by default each group loses equally many channels.
+        data: batches of (inputs, targets), for "taylor" and "hessian"; other criteria do not look at it.
+        loss: of outputs and targets, likewise: torch.nn.functional.cross_entropy, say.
         seed: of importance="random".
 
     Raises:
@@ -114,13 +118,14 @@ def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params:
     if all(value is None for value in asked.values()) and isinstance(scope, str):
         raise RequestError("plan: nothing was asked; give macs=, params= or channels= (what is kept), "
                            "or scope= with a share by pattern")
+    gradients = _gradients(model, importance, data, loss)
     graphs = tapes(model, inputs)
     coupling = couple(graphs, Terms(allow_approximate, whole_groups))
     limits = _limits(coupling, asked)
     trouble = Trouble()
     while True:
         left_alone = {**_protected(coupling, choice), **trouble.frozen(coupling)}
-        bundles, scores = _bundles(model, coupling, choice, left_alone)
+        bundles, scores = _bundles(model, coupling, choice, left_alone, gradients)
         selection = _select(coupling, [trouble.without_impossible(b) for b in bundles], limits, choice)
         cut = cut_as(selection, model, inputs, coupling, scores)
         if isinstance(cut, Cut):
@@ -203,12 +208,19 @@ def _protected(coupling: Coupling, choice: Choice) -> dict[int, str]:
     return reasons
 
 
-def _bundles(model: nn.Module, coupling: Coupling, choice: Choice,
-             left_alone: dict[int, str]) -> tuple[list[Bundle], Shares]:
+def _gradients(model: nn.Module, importance: object, data: Iterable[Any] | None, loss: Loss | None) -> Gradients | None:
+    """What a criterion that asks for a loss is told; None for the others, and where there is no data or no loss."""
+    if not isinstance(importance, str) or importance not in ON_LABELS or data is None or loss is None:
+        return None
+    return Gradients(model, data, loss)
+
+
+def _bundles(model: nn.Module, coupling: Coupling, choice: Choice, left_alone: dict[int, str],
+             gradients: Gradients | None) -> tuple[list[Bundle], Shares]:
     """What can be removed, and the score of every class of channels."""
     tied = _tied_rows(coupling, left_alone)
     free = [g for g in coupling.groups if left_alone.keys().isdisjoint(g.classes.tolist())]
-    found = score(tuple(free), tensors_of(model), choice.importance, choice.seed)
+    found = score(tuple(free), tensors_of(model), choice.importance, choice.seed, gradients)
     scores = np.zeros(coupling.classes)
     for group, own in zip(free, found, strict=True):
         scores[group.classes] = own

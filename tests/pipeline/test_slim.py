@@ -235,6 +235,15 @@ def test_a_trained_model_without_sparsity(ask: Ask, finished: Finished, tmp_path
     assert evaluate(again, load_data("digits", size=8)) == record.after.accuracy
 
 
+def test_criteria_that_ask_for_a_loss_get_one(ask: Ask, tmp_path: Path) -> None:
+    record = run_slim(ask(tmp_path / "run", importance="taylor", baseline_epochs=2, sparsify_epochs=0,
+                          finetune_epochs=1))
+    assert record.after.macs <= 0.4 * record.before.macs
+    assert record.scores is not None
+    plan = Plan.from_json((tmp_path / "run" / "plan.json").read_text())
+    assert plan.settings["importance"] == "taylor"
+
+
 def test_a_network_without_batch_norm(ask: Ask, network: Path, tmp_path: Path) -> None:
     model = f"{network}:plain"
     with pytest.raises(RequestError, match="--sparsify-epochs 0 --importance l2"):

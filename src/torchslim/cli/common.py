@@ -16,6 +16,8 @@ import typer
 from torchslim.errors import RequestError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from torchslim.sources import Source
 
 Model = Annotated[str, typer.Argument(
@@ -104,6 +106,21 @@ def example(source: Source, shapes: Sequence[str] | None, seed: int = 0, batch: 
     if detects:
         return [image for tensor in tensors for image in (tensor if tensor.ndim == 4 else [tensor])]
     return tensors[0] if len(tensors) == 1 else tuple(tensors)
+
+
+def pictures_of(data: str, shapes: list[str] | None, count: int, seed: int) -> list[tuple[Tensor, Tensor]]:
+    """Batches of pictures and their classes, of the size of --input or their own.
+
+    Raises:
+        RequestError: unknown data, or an input that is no square picture.
+    """
+    from torchslim.train import labelled, load_data
+
+    sizes = [shape(text) for text in shapes or []]
+    if len(sizes) > 1 or any(len(size) != 4 or size[2] != size[3] for size in sizes):
+        raise RequestError(f"--data {data}: its pictures are square, one at a time; wanted no --input, or one such as "
+                           "1x3x64x64")
+    return labelled(load_data(data, size=sizes[0][2] if sizes else None, seed=seed), count, seed)
 
 
 def wrapped(text: str, indent: str = "") -> str:

@@ -16,6 +16,7 @@ from torchslim.cli.common import (
     amount,
     check_out,
     example,
+    pictures_of,
     print_json,
     print_table,
     warn_of_random,
@@ -23,7 +24,7 @@ from torchslim.cli.common import (
 from torchslim.errors import ProofError, RequestError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from torchslim.channels import ChannelGroups
     from torchslim.plans import Plan
@@ -59,7 +60,14 @@ def prune(
     only: Only = None,
     exclude: Exclude = None,
     preset: Preset = None,
-    importance: Annotated[str, typer.Option(help="What ranks the channels: l2, l1, bn_scale, ...")] = "l2",
+    importance: Annotated[str, typer.Option(
+        help="What ranks the channels: l2, l1, bn_scale, fpgm, lamp, random; taylor, hessian: these ask for --data."),
+    ] = "l2",
+    data: Annotated[str | None, typer.Option(
+        "--data", metavar="DATA", show_default=False,
+        help="Labelled pictures for taylor and hessian: digits, folder:PATH, torchvision:NAME@ROOT, "
+             "package.module:factory or file.py:factory.")] = None,
+    pictures: Annotated[int, typer.Option("--pictures", min=1, help="So many pictures of --data.")] = 256,
     shortcuts: Annotated[bool, typer.Option(help="Also cut channels that shortcuts share.")] = True,
     round_to: Annotated[int, typer.Option(min=1, help="Keep multiples of this many channels.")] = 1,
     approximate: Annotated[bool, typer.Option("--approximate", help=(
@@ -79,32 +87,35 @@ def prune(
     """
     import torchslim
     from torchslim.sources import build, resolve
+    from torchslim.train.objective import cross_entropy
 
     asked = {"macs": macs, "params": params, "channels": channels}
     limits: dict[str, Any] = {name: amount(f"--{name}", text) for name, text in asked.items()}
     _check(limits, out, show, {"--only": only, "--exclude": exclude, "--preset": preset})
     source = resolve(model)
     patterns = _preset(source, preset) if preset is not None else only or ()
-    original, inputs = build(source), example(source, shapes, seed)
+    told = _labels(importance, data, shapes, pictures, seed)
+    original, inputs = build(source), example(source, shapes, seed) if told is None or shapes else told[0][0][:1]
     warn_of_random(source)
     plan = None
     if any(limits.values()):
         plan = torchslim.plan(original, inputs, **limits, only=patterns, exclude=exclude or (),
                               importance=importance, shortcuts=shortcuts, round_to=round_to,
-                              allow_approximate=approximate, whole_groups=whole_groups, seed=seed)
-    data: dict[str, Any] = {"model": str(source)}
+                              allow_approximate=approximate, whole_groups=whole_groups, data=told,
+                              loss=None if told is None else cross_entropy(), seed=seed)
+    found: dict[str, Any] = {"model": str(source)}
     if show:
         groups = torchslim.groups(original, inputs, allow_approximate=approximate, whole_groups=whole_groups)
-        data |= _show(str(source), original, groups, plan, as_json)
+        found |= _show(str(source), original, groups, plan, as_json)
     if plan is not None and out is not None:
-        data |= _cut(original, inputs, plan, source, out, as_json)
+        found |= _cut(original, inputs, plan, source, out, as_json)
     elif plan is not None and not as_json:
         _print_table([(budget.resource, budget.before, budget.met) for budget in plan.budgets])
     if plan is not None:
-        data |= {"left_alone": [{"name": group.name, "channels": group.channels, "reason": group.reason}
+        found |= {"left_alone": [{"name": group.name, "channels": group.channels, "reason": group.reason}
                                 for group in plan.left_alone], "notes": list(plan.notes)}
     if as_json:
-        print_json(data)
+        print_json(found)
 
 
 def _check(limits: dict[str, Any], out: Path | None, show: bool, choice: dict[str, object]) -> None:
@@ -121,6 +132,17 @@ def _check(limits: dict[str, Any], out: Path | None, show: bool, choice: dict[st
                            "would be cut")
     if out is not None:
         check_out(out)
+
+
+def _labels(importance: str, data: str | None, shapes: list[str] | None, pictures: int,
+            seed: int) -> list[tuple[Tensor, Tensor]] | None:
+    """Labelled pictures for the criteria that ask for them; None for the others."""
+    from torchslim.importance import ON_LABELS
+
+    if (importance in ON_LABELS) != (data is not None):
+        raise RequestError(f"prune: --importance {importance} {'does not look at --data; leave it out' if data else ''}"
+                           f"{'' if data else 'asks for labelled pictures; give --data digits, folder:PATH, ...'}")
+    return None if data is None else pictures_of(data, shapes, pictures, seed)
 
 
 def _preset(source: Source, strategy: str) -> Sequence[str]:

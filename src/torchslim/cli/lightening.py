@@ -7,14 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from torchslim.cli.common import Json, Model, Seed, Shapes, check_out, example, print_json, shape, warn_of_random
+from torchslim.cli.common import Json, Model, Seed, Shapes, check_out, example, pictures_of, print_json, warn_of_random
 from torchslim.cli.tables import Column, show
-from torchslim.errors import RequestError
 from torchslim.units import percent
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from torchslim.rewriting import Lightened, Rewritten
 
 
@@ -65,7 +62,7 @@ def lighten(
     if out is not None:
         check_out(out)
         warn_of_random(source)
-    batches = None if data is None else _batches(data, shapes, pictures, seed)
+    batches = None if data is None else [inputs for inputs, _ in pictures_of(data, shapes, pictures, seed)]
     inputs = batches[0][:1] if batches is not None and not shapes else example(source, shapes)
     found = lightened(build(source), [rule.strip() for rule in rules.split(",")], inputs, only=only or (),
                       exclude=exclude or (), kernels=kernels or (), min_channels=min_channels, min_share=min_share,
@@ -78,17 +75,6 @@ def lighten(
     print(_total(found))
     if saved is not None:
         print(f"saved: {saved}")
-
-
-def _batches(data: str, shapes: list[str] | None, pictures: int, seed: int) -> list[Tensor]:
-    """Pictures to fit to, of the size of --input or their own."""
-    from torchslim.train import load_data, unlabelled
-
-    sizes = [shape(text) for text in shapes or []]
-    if len(sizes) > 1 or any(len(size) != 4 or size[2] != size[3] for size in sizes):
-        raise RequestError(f"--data {data}: its pictures are square, one at a time; wanted no --input, or one such as "
-                           "1x3x64x64")
-    return unlabelled(load_data(data, size=sizes[0][2] if sizes else None, seed=seed), pictures, seed)
 
 
 def _columns() -> list[Column]:

@@ -17,14 +17,16 @@ import torchslim
 from torchslim import sources
 from torchslim.errors import ProofError, RequestError
 from torchslim.files import write_text
+from torchslim.gradients import Gradients
+from torchslim.importance import ON_LABELS
 from torchslim.latency import Latency, measure, onnx_runner
 from torchslim.pipeline.run import Run
 from torchslim.pipeline.summary import histogram, record_of
 from torchslim.plans import Plan
 from torchslim.pruning import TOLERANCE
 from torchslim.report import write
-from torchslim.train import History, evaluate
-from torchslim.train.objective import logits
+from torchslim.train import History, evaluate, labelled
+from torchslim.train.objective import cross_entropy, logits
 from torchslim.train.recipe import MOMENTUM
 from torchslim.train.seeding import mix, seeded
 from torchslim.wording import dims, first_line
@@ -35,6 +37,8 @@ SPARSIFY_RATE, FINETUNE_RATE = 2.0, 0.1
 # How far the penalty alone may move a scale, in units of the usual scale: just past zero. Channels that matter
 # hold against it.
 REACH = 1.15
+TOLD = 512
+"""Pictures that criteria see which ask for a loss."""
 
 Found = dict[str, Any]
 
@@ -78,7 +82,9 @@ def plan(run: Run) -> Found:
     """Choose channels by one threshold over the whole network, those on shortcuts included."""
     model = run.model(_uncut(run))
     decided = _decide(run, model)
-    found = histogram(model, run.inputs, decided, run.settings.importance, run.settings.seed)
+    told = _told(run)
+    gradients = Gradients(model, **told) if told else None
+    found = histogram(model, run.inputs, decided, run.settings.importance, run.settings.seed, gradients)
     write_text(run.folder.file("plan.json"), decided.to_json())
     return {"scores": found}
 
@@ -145,7 +151,14 @@ def _decide(run: Run, model: nn.Module) -> Plan:
     settings = run.settings
     return torchslim.plan(model, run.inputs, macs=settings.macs, params=settings.params,
                           importance=settings.importance, scope="global", shortcuts=True,
-                          round_to=settings.round_to, seed=settings.seed)
+                          round_to=settings.round_to, seed=settings.seed, **_told(run))
+
+
+def _told(run: Run) -> dict[str, Any]:
+    """Labelled pictures and their loss, for criteria that ask for them."""
+    if run.settings.importance not in ON_LABELS:
+        return {}
+    return {"data": labelled(run.data, TOLD, run.settings.seed), "loss": cross_entropy()}
 
 
 def _uncut(run: Run) -> str:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import torchslim
+from torchslim.gradients import Gradients
 from torchslim.importance import score
 from torchslim.latency import processor
 from torchslim.modules import tensors_of
@@ -68,7 +69,8 @@ def environment(threads: int) -> dict[str, str]:
             "processor": processor(), "cores": str(os.cpu_count()), "threads": str(threads)}
 
 
-def histogram(model: nn.Module, inputs: Tensor, plan: Plan, importance: str, seed: int) -> dict[str, Any] | None:
+def histogram(model: nn.Module, inputs: Tensor, plan: Plan, importance: str, seed: int,
+              gradients: Gradients | None = None) -> dict[str, Any] | None:
     """How the scores of the channels that stay and of those that go are spread; None if nothing could be scored.
 
     Channels that are left alone compete with none, so they are not counted.
@@ -77,7 +79,7 @@ def histogram(model: nn.Module, inputs: Tensor, plan: Plan, importance: str, see
     gone: list[Any] = []
     state = tensors_of(model)
     free = tuple(group for group in torchslim.groups(model, inputs) if not group.frozen)
-    for group, scores in zip(free, score(free, state, importance, seed), strict=True):
+    for group, scores in zip(free, score(free, state, importance, seed, gradients), strict=True):
         maker = next((m for m in group.members if m.role == "makes"), group.members[0])
         stays = plan.kept.get(maker.name, {}).get(maker.dim)
         here = np.ones(group.channels, bool) if stays is None else np.isin(maker.indices[:, 0], stays)

@@ -58,18 +58,23 @@ def stratified(targets: Sequence[int], share: float, seed: int) -> tuple[list[in
     return sorted(train), sorted(test)
 
 
-def unlabelled(data: Data, count: int, seed: int = 0, batch: int = 64) -> list[Tensor]:
-    """Batches of inputs to train on, without their classes: `count` of them, or all there are, drawn by the seed.
+def labelled(data: Data, count: int, seed: int = 0, batch: int = 64) -> list[tuple[Tensor, Tensor]]:
+    """Batches of inputs to train on and their classes: `count` items, or all there are, drawn by the seed.
 
     Shape:
-        (batch, *data.shape) each; the last may be smaller. The caller's random state stays as it was.
+        (batch, *data.shape) and (batch,) each; the last may be smaller. The caller's random state stays as it was.
     """
     items: Any = data.train
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        chosen = torch.randperm(len(items))[:count].tolist()
-        inputs = torch.stack([items[index][0] for index in chosen])
-    return [inputs[start:start + batch] for start in range(0, len(inputs), batch)]
+        chosen = [items[index] for index in torch.randperm(len(items))[:count].tolist()]
+    inputs, targets = torch.stack([item[0] for item in chosen]), torch.tensor([int(item[1]) for item in chosen])
+    return [(inputs[start:start + batch], targets[start:start + batch]) for start in range(0, len(inputs), batch)]
+
+
+def unlabelled(data: Data, count: int, seed: int = 0, batch: int = 64) -> list[Tensor]:
+    """The inputs of `labelled` alone."""
+    return [inputs for inputs, _ in labelled(data, count, seed, batch)]
 
 
 def classes_of(spec: str, *datasets: Any) -> tuple[str, ...]:

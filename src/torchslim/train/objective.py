@@ -28,7 +28,7 @@ def logits(output: Any) -> Tensor:
     return first
 
 
-def cross_entropy(label_smoothing: float) -> Loss:
+def cross_entropy(label_smoothing: float = 0.0) -> Loss:
     """Cross entropy of the first output, and a share of that of auxiliary heads, if any."""
 
     def loss(output: Any, targets: Tensor) -> Tensor:
