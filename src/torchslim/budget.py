@@ -21,7 +21,8 @@ from torchslim.coupling import Coupling, Scaling
 from torchslim.errors import RequestError
 from torchslim.importance import Scores
 from torchslim.labels import Rows
-from torchslim.tapes import Index
+from torchslim.memory import lives, size
+from torchslim.tapes import Index, Tape
 
 Shares = NDArray[np.float64]
 
@@ -45,12 +46,53 @@ class Meter:
 
     def __call__(self, shares: Shares) -> int:
         """The cost where each class of channels stays with a share (1 stays, 0 goes; between: that part of its row)."""
-        if not len(self.index):
-            return self.total
-        kept = np.rint(np.add.reduceat(shares[self.index], self.starts))
+        return int(self.scaled(shares).sum())
+
+    def scaled(self, shares: Shares) -> Shares:
+        """Each count by itself."""
         scaled = self.amounts.copy()
-        scaled[self.owner[self.firsts]] *= np.multiply.reduceat(kept / self.sizes, self.firsts)
-        return int(np.rint(scaled).sum())
+        if len(self.index):
+            kept = np.rint(np.add.reduceat(shares[self.index], self.starts))
+            scaled[self.owner[self.firsts]] *= np.multiply.reduceat(kept / self.sizes, self.firsts)
+        return np.asarray(np.rint(scaled))
+
+
+class PeakMeter(Meter):
+    """The most bytes of activations that are alive at once, as a function of which channels stay (see `lives`)."""
+
+    def __init__(self, tape: Tape) -> None:
+        found = lives(tape.graph)
+        super().__init__([Scaling(size(life.value), tuple(track.ravel() for track in _apart(
+            tape.tracks.get(life.value.id, ())))) for life in found])
+        self.first = np.array([life.first for life in found], dtype=np.int64)
+        self.last = np.array([life.last for life in found], dtype=np.int64)
+
+    @property
+    def total(self) -> int:
+        """The peak of the whole network."""
+        return self._peak(self.amounts)
+
+    def __call__(self, shares: Shares) -> int:
+        """The peak where each class of channels stays with a share."""
+        return self._peak(self.scaled(shares))
+
+    def _peak(self, amounts: Shares) -> int:
+        steps = np.zeros(int(self.last.max(initial=0)) + 2)
+        np.add.at(steps, self.first, amounts)
+        np.subtract.at(steps, self.last + 1, amounts)
+        return int(np.cumsum(steps).max())
+
+
+def _apart(tracks: Sequence[Index]) -> list[Index]:
+    """Of tracks that vary along the same dimension the first: they say the same of its size."""
+    found: list[Index] = []
+    taken: set[int] = set()
+    for track in tracks:
+        dims = {dim for dim, count in enumerate(track.shape) if count > 1}
+        if dims.isdisjoint(taken):
+            found.append(track)
+            taken |= dims
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,18 +266,20 @@ def select(coupling: Coupling, bundles: Sequence[Bundle], limits: Sequence[Limit
             low = middle + 1
     removals, shares = order.first(low), order.shares(low)
     if met(shares):
-        _give_back(removals, shares, order, low, met, evenly)
+        peaks = any(isinstance(limit.meter, PeakMeter) for limit in limits)
+        _give_back(removals, shares, order, low, met, evenly, None if peaks else GIVING_BACK)
     return Selection(tuple(bundles), tuple(removals))
 
 
 GIVING_BACK = 32
-"""How many bundles may take back removals that a limit leaves room for."""
+"""How many bundles may take back removals that a limit leaves room for: more where a limit asks for a peak, which
+most channels have no part in."""
 
 
 def _give_back(removals: list[int], shares: Shares, order: _Order, count: int, met: Callable[[Shares], bool],
-               evenly: bool) -> None:
+               evenly: bool, most: int | None) -> None:
     """The last removal may have been a large one: take back what the limits still allow, most important first."""
-    for place in list(dict.fromkeys(order.owners[:count][::-1].tolist()))[:GIVING_BACK]:
+    for place in list(dict.fromkeys(order.owners[:count][::-1].tolist()))[:most]:
         bundle, now = order.bundles[place], removals[place]
         # The lowest level that still meets the limits, by bisection: a cost does not fall as channels come back.
         low, high = max(order.start[place], now - 1) if evenly else order.start[place], now

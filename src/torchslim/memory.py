@@ -7,6 +7,7 @@ runtimes that plan their memory; Python code that holds on to a tensor longer ma
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
 from typing import Any
@@ -47,17 +48,24 @@ def size(value: Value) -> int:
     return value.numel * value.dtype.itemsize
 
 
-def held(graph: Graph) -> Sequence[int]:
-    """The bytes of activations that are alive while each operation runs: inputs, results, and what is read later.
+@dataclass(frozen=True, slots=True, eq=False)
+class Life:
+    """A tensor with memory of its own, and the operations between which it is alive: places on the tape, inclusive."""
+
+    value: Value
+    first: int
+    last: int
+
+
+def lives(graph: Graph) -> list[Life]:
+    """The activations of a run, with those that wait for later parts. Views live on in what they are views of.
 
     The weights aside; the network's inputs count until they are last read, its outputs to the end.
     """
-    if not graph.ops:
-        return []
     home: dict[int, int] = {}
     first: dict[int, int] = {value.id: 0 for value in graph.inputs}
     last: dict[int, int] = {}
-    sizes: dict[int, int] = {value.id: size(value) for value in graph.inputs}
+    owners: dict[int, Value] = {value.id: value for value in graph.inputs}
     for op in graph.ops:
         for value in op.inputs:
             last[home.get(value.id, value.id)] = op.index
@@ -70,12 +78,17 @@ def held(graph: Graph) -> Sequence[int]:
                 home[out.id] = home.get(source, source)
             elif out.id not in first:
                 first[out.id] = op.index
-                sizes[out.id] = size(out)
+                owners[out.id] = out
             last[home.get(out.id, out.id)] = op.index
     for value in graph.outputs:
         last[home.get(value.id, value.id)] = len(graph.ops) - 1
+    return [Life(owners[key], start, last.get(key, start)) for key, start in first.items()]
+
+
+def held(graph: Graph) -> Sequence[int]:
+    """The bytes of activations that are alive while each operation runs: inputs, results, and what is read later."""
     steps = [0] * (len(graph.ops) + 1)
-    for key, start in first.items():
-        steps[start] += sizes[key]
-        steps[last.get(key, start) + 1] -= sizes[key]
+    for life in lives(graph) if graph.ops else ():
+        steps[life.first] += size(life.value)
+        steps[life.last + 1] -= size(life.value)
     return list(accumulate(steps[:-1]))

@@ -20,6 +20,7 @@ from torchslim.budget import (
     Bundle,
     Limit,
     Meter,
+    PeakMeter,
     Selection,
     Shares,
     as_count,
@@ -79,19 +80,19 @@ class Choice:
 
 @torch.inference_mode(False)
 def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params: float | None = None,
-         channels: float | None = None, importance: str | Callable[[ChannelGroup], object] = "l2",
-         scope: Scope = "global", shortcuts: bool = True, round_to: int = 1, min_channels: int = 1,
-         only: Sequence[str] = (), exclude: Sequence[str] = (), allow_approximate: bool = False,
-         whole_groups: bool = False, data: Iterable[Any] | None = None, loss: Loss | None = None,
-         seed: int = 0) -> Plan:
+         channels: float | None = None, memory: float | None = None,
+         importance: str | Callable[[ChannelGroup], object] = "l2", scope: Scope = "global", shortcuts: bool = True,
+         round_to: int = 1, min_channels: int = 1, only: Sequence[str] = (), exclude: Sequence[str] = (),
+         allow_approximate: bool = False, whole_groups: bool = False, data: Iterable[Any] | None = None,
+         loss: Loss | None = None, seed: int = 0) -> Plan:
     """Decide which channels stay, and touch nothing.
 
     Args:
         model: any convolutional network; it is left as it was.
         inputs: what it is called with: a tensor, a tuple, a list (the one argument) or a dict of keywords. Costs are
             counted for these very inputs.
-        macs, params, channels: what is *kept*, alone or together: a float in (0, 1] is a share of today, an int a
-            count (multiply-adds, parameters, output channels of all layers).
+        macs, params, channels, memory: what is *kept*, alone or together: a float in (0, 1] is a share of today, an
+            int a count (multiply-adds, parameters, output channels of all layers, bytes of activations at the peak).
         importance: "l2", "l1", "bn_scale", "fpgm", "lamp", "taylor", "hessian", "random" or a callable(group) -> one
             score a channel, higher for channels that matter more (`torchslim.importance`).
         scope: "global" compares scores over the whole network, "uniform" keeps the same share of every group; a dict
@@ -114,9 +115,9 @@ def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params:
     model = unwrap(model)
     choice = Choice(importance, scope, shortcuts, round_to, min_channels, _patterns(only, "only"),
                     _patterns(exclude, "exclude"), seed)
-    asked = {"macs": macs, "params": params, "channels": channels}
+    asked = {"macs": macs, "params": params, "channels": channels, "memory": memory}
     if all(value is None for value in asked.values()) and isinstance(scope, str):
-        raise RequestError("plan: nothing was asked; give macs=, params= or channels= (what is kept), "
+        raise RequestError("plan: nothing was asked; give macs=, params=, channels= or memory= (what is kept), "
                            "or scope= with a share by pattern")
     gradients = _gradients(model, importance, data, loss)
     graphs = tapes(model, inputs)
@@ -170,9 +171,12 @@ def _patterns(patterns: Sequence[str], name: str) -> tuple[str, ...]:
 
 
 def _limits(coupling: Coupling, asked: Mapping[str, float | None]) -> list[Limit]:
-    meters = {"macs": Meter(coupling.macs), "params": Meter(coupling.params), "channels": _channel_meter(coupling)}
-    return [Limit(resource, meters[resource], as_count(value, meters[resource].total, resource))
-            for resource, value in asked.items() if value is not None]
+    meters: dict[str, Callable[[], Meter]] = {
+        "macs": lambda: Meter(coupling.macs), "params": lambda: Meter(coupling.params),
+        "channels": lambda: _channel_meter(coupling), "memory": lambda: PeakMeter(coupling.tapes[0])}
+    found = {resource: meters[resource]() for resource, value in asked.items() if value is not None}
+    return [Limit(resource, meter, as_count(asked[resource] or 0, meter.total, resource))
+            for resource, meter in found.items()]
 
 
 def _channel_meter(coupling: Coupling) -> Meter:

@@ -42,7 +42,7 @@ Preset = Annotated[str | None, typer.Option(
     metavar="inner|all", show_default=False,
     help="Cut only the layers that network slimming cuts in this network: without its shortcuts, or with them.")]
 
-BUDGETS = "--macs 0.5, --params 1.5M, --channels 0.5 or several of them"
+BUDGETS = "--macs 0.5, --params 1.5M, --channels 0.5, --memory 0.5 or several of them"
 
 
 def register(app: typer.Typer) -> None:
@@ -57,6 +57,9 @@ def prune(
     macs: Keep = None,
     params: Keep = None,
     channels: Keep = None,
+    memory: Annotated[str | None, typer.Option(
+        metavar="AMOUNT", show_default=False,
+        help="Peak of activations to keep: a share (0.5, 50%) or bytes (1500000, 1.5M).")] = None,
     only: Only = None,
     exclude: Exclude = None,
     preset: Preset = None,
@@ -89,7 +92,7 @@ def prune(
     from torchslim.sources import build, resolve
     from torchslim.train.objective import cross_entropy
 
-    asked = {"macs": macs, "params": params, "channels": channels}
+    asked = {"macs": macs, "params": params, "channels": channels, "memory": memory}
     limits: dict[str, Any] = {name: amount(f"--{name}", text) for name, text in asked.items()}
     _check(limits, out, show, {"--only": only, "--exclude": exclude, "--preset": preset})
     source = resolve(model)
