@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import Tensor, nn
@@ -41,7 +42,8 @@ def test_layers_are_chosen_by_name_kernel_width_and_share() -> None:
     model = network()
     assert names(model, "lowrank:0.5", only=["3", "7"]) == ["3", "7"]
     assert names(model, "lowrank:0.5", exclude=["1*"]) == ["3", "5", "7"]
-    assert names(model, "lowrank:0.5", kernels=[5]) == ["5"]
+    assert names(model, "lowrank:0.5", kernels=[5]) == names(model, "lowrank:0.5", kernels=numpy.array([5])) == ["5"]
+    assert names(model, "lowrank:0.5", only=None, exclude=None) == names(model, "lowrank:0.5", kernels=None)
     assert names(model, "lowrank:0.5", kernels=[1]) == ["7", "10"]
     assert names(model, "lowrank:0.5", min_channels=9) == ["3", "5", "7"]
     assert names(model, "lowrank:0.5", min_share=0.3) == ["3", "5"]
@@ -208,11 +210,10 @@ def test_the_fit_to_outputs_brings_each_layer_nearer(rule: str) -> None:
     model, data = network(), [torch.randn(16, 3, 16, 16) for _ in range(3)]
     plain, fitted, fresh = (lightened(model, rule, **way) for way in ({}, {"data": data}, {"fresh": True}))
     for row in fitted.layers:
-        old = outputs(model, row.layer, data)
-        errors = [float((outputs(found.model, row.layer, data) - old).square().mean().sqrt() / old.std())
+        old = outputs(model, row.layer, data[2:])  # kept back, and what the report is of
+        errors = [float((outputs(found.model, row.layer, data[2:]) - old).square().mean().sqrt() / old.std())
                   for found in (fitted, plain, fresh)]
-        # The ridge holds on to the weights that there were, which costs a little on the data themselves.
-        assert errors[0] < 1.02 * errors[1] < 1.02 * errors[2], row.layer
+        assert errors[0] < errors[1] < errors[2], row.layer
         assert errors[0] == pytest.approx(row.error, rel=0.05)
 
 
@@ -262,7 +263,17 @@ def test_in_place_activations_and_keywords_do_not_disturb_the_fit() -> None:
     ("separable", {"min_share": 2}, "no share"), ("separable", {"only": "3"}, "only='3'"),
     ("separable", {"exclude": ["layer1.*"]}, "matches 'layer1.*'; they are named like 0, 3, 5"),
     ("separable", {"kernels": [7]}, "no layer fits"), ("separable", {"kernels": ["3"]}, "sizes such as"),
-    ("separable", {"only": ["7"]}, "`7`: separable: light already"), ("separable", {"data": []}, "no batch")])
+    ("separable", {"only": ["7"]}, "`7`: separable: light already"), ("separable", {"data": []}, "no batch"),
+    ("separable", {"kernels": 3}, "kernels=3: wanted sizes"), ("separable", {"kernels": "3"}, "sizes such as"),
+    ("separable", {"only": 3}, "only=3 is no list"), ("separable", {"exclude": [3]}, "exclude=(3,) is no list"),
+    (None, {}, "None is no rule"), (5, {}, "5 is no rule"), ([5], {}, "5 is no rule"),
+    (("separable", ["3"]), {}, "is one pair; wanted a list of pairs: [('separable', ['3'])]"),
+    ([("separable", ["3"], 1)], {}, "is no rule; wanted such as"), ([("separable", [3])], {}, "is no list"),
+    ("separable", {"seed": "a"}, "seed='a' is no seed"), ("separable", {"seed": -1}, "seed=-1 is no seed"),
+    ("widthy:0.5", {}, "unknown rule 'widthy:0.5'"), ("width:0.5", {"kernels": [3]}, "kernels= chooses layers"),
+    (["separable", "width:0.5"], {"ends": True}, "ends= chooses layers, and width:0.5 cuts"),
+    ("width:0.5", {"min_channels": 3}, "min_channels= chooses"),
+    ("width:0.5", {"min_share": 0.1}, "min_share= chooses")])
 def test_a_wrong_request_is_refused_in_one_line(rules: Any, options: dict[str, Any], wanted: str) -> None:
     with pytest.raises(RequestError) as caught:
         ts.lighten(network(), rules, **{"inputs": X, **options})

@@ -27,8 +27,9 @@ class Rewritten:
         params: before and after.
         macs: before and after; None without inputs.
         error: relative error of its outputs: root of the mean squared difference over the old outputs' deviation; on
-            white noise, or with `data` on that, in the new network. None where channels were cut, where nothing ran,
-            and without data where the parts start from fresh weights or have norms between.
+            white noise, or with `data` on what of that was kept back from the fit, in the new network (on all of it
+            where it is a single batch that has no parts). None where channels were cut, where nothing ran, and without
+            data where the parts start from fresh weights or have norms between.
     """
 
     layer: str
