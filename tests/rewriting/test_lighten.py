@@ -7,6 +7,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
@@ -67,7 +68,8 @@ def test_a_network_with_several_outputs_has_several_last_layers() -> None:
 
 def test_what_cannot_be_rewritten_is_left_alone_with_its_reason() -> None:
     class Standardised(nn.Conv2d):
-        pass
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x - x.mean())
 
     def forward(self: Any, x: Tensor) -> Tensor:
         for name in ("first", "own", "normed", "one", "other", "hooked", "dense", "last"):
@@ -92,6 +94,69 @@ def test_what_cannot_be_rewritten_is_left_alone_with_its_reason() -> None:
     assert found.model(X).shape == model(X).shape
     with pytest.raises(RequestError, match="no plain layer"):
         ts.lighten(model, "separable", X, only=["normed"])
+
+
+class Named(nn.Conv2d):
+    def told(self) -> str:
+        return "the same"
+
+
+class Padded(nn.Conv2d):
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(x.abs(), weight, bias)
+
+
+class Owning(nn.Conv2d):
+    def __init__(self, *sizes: int, **options: Any) -> None:
+        super().__init__(*sizes, **options)
+        self.register_buffer("gain", torch.ones(()))
+
+
+def patched() -> nn.Module:
+    layer = conv(8, 8)
+    layer.forward = lambda x: x * 2  # type: ignore[method-assign, assignment]
+    return layer
+
+
+@pytest.mark.parametrize(("layer", "taken"), [
+    (lambda: Named(8, 8, 3, padding=1), True), (lambda: Padded(8, 8, 3, padding=1), False),
+    (lambda: Owning(8, 8, 3, padding=1), False), (patched, False)])
+def test_subclasses_are_taken_that_compute_as_torchs_own(layer: Any, taken: bool) -> None:
+    model = nn.Sequential(conv(3, 8), layer(), conv(8, 8), conv(8, 4))
+    for inputs in (None, X):
+        assert names(model, "separable", inputs) == (["1", "2"] if taken else ["2"])
+    light = ts.lighten(model, "lowrank:1.0", X)
+    torch.testing.assert_close(light(X), model(X), rtol=1e-3, atol=1e-4)
+
+
+def test_a_video_network_of_subclasses_is_rewritten() -> None:
+    with torch.device("meta"):
+        model, x = torchvision.models.video.r3d_18(num_classes=5), torch.empty(1, 3, 4, 32, 32)
+    assert len(names(model, "separable", x)) == 16
+
+
+def test_attention_keeps_the_layer_whose_weight_it_reads() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.MultiheadAttention(8, 2), nn.Linear(8, 8))
+    with pytest.raises(RequestError, match="MultiheadAttention reads its weight"):
+        ts.lighten(model, "lowrank:2")
+
+
+def test_what_several_rules_do_not_fit_is_said_for_each() -> None:
+    found = lightened(network(), ["grouped:5", "separable"], X, only=["3", "7"])
+    assert found.left_alone == (
+        ("3", "grouped:5: 16 and 16 channels cannot be split into 5 groups"),
+        ("7", "grouped:5: 32 and 16 channels cannot be split into 5 groups"),
+        ("7", "separable: light already: its kernel is 1"))
+    assert found.to_dict()["left_alone"]["7"] == (
+        "grouped:5: 32 and 16 channels cannot be split into 5 groups; separable: light already: its kernel is 1")
+    assert sum("left alone" in remark for remark in found.remarks()) == 3
+
+
+def test_layers_that_become_heavier_are_named() -> None:
+    found = lightened(network(), [("lowrank:1.0", ["3", "5"]), ("lowrank:0.5", ["7"])], X)
+    assert found.remarks() == ["more parameters than before: 3 (lowrank:1.0), 5 (lowrank:1.0)",
+                               "more MACs than before: 3 (lowrank:1.0), 5 (lowrank:1.0)"]
+    assert lightened(network(), "separable").remarks()[0].startswith("left alone")
 
 
 @pytest.mark.parametrize("hook", ["register_forward_pre_hook", "register_full_backward_hook",
@@ -269,7 +334,7 @@ def test_in_place_activations_and_keywords_do_not_disturb_the_fit() -> None:
     (None, {}, "None is no rule"), (5, {}, "5 is no rule"), ([5], {}, "5 is no rule"),
     (("separable", ["3"]), {}, "is one pair; wanted a list of pairs: [('separable', ['3'])]"),
     ([("separable", ["3"], 1)], {}, "is no rule; wanted such as"), ([("separable", [3])], {}, "is no list"),
-    ("separable", {"seed": "a"}, "seed='a' is no seed"), ("separable", {"seed": -1}, "seed=-1 is no seed"),
+    ("separable", {"seed": "a"}, "seed='a' is no seed"), ("separable", {"seed": 2**64}, "is no seed"),
     ("widthy:0.5", {}, "unknown rule 'widthy:0.5'"), ("width:0.5", {"kernels": [3]}, "kernels= chooses layers"),
     (["separable", "width:0.5"], {"ends": True}, "ends= chooses layers, and width:0.5 cuts"),
     ("width:0.5", {"min_channels": 3}, "min_channels= chooses"),

@@ -16,6 +16,8 @@ import typer
 from torchslim.errors import RequestError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from torchslim.sources import Source
 
 Model = Annotated[str, typer.Argument(
@@ -69,12 +71,28 @@ def check_out(out: Path) -> None:
     """Raise for a file that could not be written, before the work for it.
 
     Raises:
-        RequestError: its folder does not exist, or it is a folder itself.
+        RequestError: its folder does not exist, it is a folder itself, or its name is not that of a saved model.
     """
+    from torchslim.sources import SAVED_SUFFIX
+
     if not out.parent.is_dir():
         raise RequestError(f"--out {out}: lies in a folder that does not exist; make {out.parent} first")
     if out.is_dir():
         raise RequestError(f"--out {out}: is a folder; wanted the name of a file, such as {out / 'slim.safetensors'}")
+    if out.suffix != SAVED_SUFFIX:
+        raise RequestError(f"--out {out}: models are saved as {SAVED_SUFFIX}, by which they are known when they are "
+                           f"read; try {out.with_suffix(SAVED_SUFFIX)}")
+
+
+def seeded(source: Source, seed: int) -> nn.Module:
+    """The model of a source; its random weights, if it has some, are those of the seed."""
+    import torch
+
+    from torchslim.sources import build
+
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return build(source)
 
 
 def warn_of_random(source: Source) -> None:

@@ -18,6 +18,7 @@ from torchslim.cli.common import (
     example,
     print_json,
     print_table,
+    seeded,
     warn_of_random,
 )
 from torchslim.errors import ProofError, RequestError
@@ -78,14 +79,14 @@ def prune(
     The proof compares the slim model with the original in which the removed channels are silenced.
     """
     import torchslim
-    from torchslim.sources import build, resolve
+    from torchslim.sources import resolve
 
     asked = {"macs": macs, "params": params, "channels": channels}
     limits: dict[str, Any] = {name: amount(f"--{name}", text) for name, text in asked.items()}
     _check(limits, out, show, {"--only": only, "--exclude": exclude, "--preset": preset})
     source = resolve(model)
     patterns = _preset(source, preset) if preset is not None else only or ()
-    original, inputs = build(source), example(source, shapes, seed)
+    original, inputs = seeded(source, seed), example(source, shapes, seed)
     warn_of_random(source)
     plan = None
     if any(limits.values()):

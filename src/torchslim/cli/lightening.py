@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from torchslim.cli.common import Json, Model, Seed, Shapes, check_out, example, print_json, shape, warn_of_random
+from torchslim.cli.common import (
+    Json,
+    Model,
+    Seed,
+    Shapes,
+    check_out,
+    example,
+    print_json,
+    seeded,
+    shape,
+    warn_of_random,
+)
 from torchslim.cli.tables import Column, show
 from torchslim.errors import RequestError
 from torchslim.units import percent
@@ -16,6 +27,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from torchslim.rewriting import Lightened, Rewritten
+
+
+PICTURES = 256
 
 
 def register(app: typer.Typer) -> None:
@@ -35,7 +49,8 @@ def lighten(
         "--data", metavar="DATA", show_default=False,
         help="Fit the new layers to the old ones' outputs on pictures of digits, folder:PATH, torchvision:NAME@ROOT, "
              "package.module:factory or file.py:factory.")] = None,
-    pictures: Annotated[int, typer.Option("--pictures", min=1, help="So many pictures of --data.")] = 256,
+    pictures: Annotated[int | None, typer.Option(
+        "--pictures", min=1, show_default=False, help=f"So many pictures of --data, if not {PICTURES}.")] = None,
     shapes: Shapes = None,
     only: Annotated[list[str] | None, typer.Option(
         "--only", metavar="PATTERN", show_default=False, help="Only layers of such names; may be repeated.")] = None,
@@ -59,15 +74,17 @@ def lighten(
     """
     import torchslim
     from torchslim.rewriting import lightened
-    from torchslim.sources import build, resolve
+    from torchslim.sources import resolve
 
+    if pictures is not None and data is None:
+        raise RequestError(f"--pictures {pictures}: of no data; give --data, such as --data digits, or leave it out")
     source = resolve(model)
     if out is not None:
         check_out(out)
         warn_of_random(source)
-    batches = None if data is None else _batches(data, shapes, pictures, seed)
+    batches = None if data is None else _batches(data, shapes, pictures or PICTURES, seed)
     inputs = batches[0][:1] if batches is not None and not shapes else example(source, shapes)
-    found = lightened(build(source), [rule.strip() for rule in rules.split(",")], inputs, only=only or (),
+    found = lightened(seeded(source, seed), [rule.strip() for rule in rules.split(",")], inputs, only=only or (),
                       exclude=exclude or (), kernels=kernels or (), min_channels=min_channels, min_share=min_share,
                       ends=ends, fresh=fresh, data=batches, seed=seed)
     saved = None if out is None else str(torchslim.save(found.model, out, plan=found.steps, source=source))

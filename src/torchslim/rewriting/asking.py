@@ -82,8 +82,8 @@ def seed_of(seed: Any) -> int:
     try:
         number = index(seed)
     except TypeError:
-        number = -1
-    if not 0 <= number < 2**63:
+        number = 2**64
+    if not -2**63 <= number < 2**64:
         raise RequestError(f"lighten: seed={seed!r} is no seed; wanted a whole number such as 0")
     return number
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from math import isnan
+from math import ceil, isnan
 from typing import Any
 
 import torch
@@ -205,15 +205,25 @@ def _errors(before: nn.Module, after: nn.Module, layers: Sequence[str],
     return {name: None if isnan(error) else error for name, error in found.items()}
 
 
+PLACES, NUMBERS = 256, 2**16
+"""Of white noise each layer gives outputs at so many places at least, and so many numbers in all, so that the error is
+known to a few hundredths of itself."""
+
+
 @torch.no_grad()
 def on_noise(old: nn.Module, new: nn.Module) -> float:
     """Relative error of a new layer's outputs on white noise, in float64; not-a-number on the meta device."""
     like: Any = old
     if like.weight.is_meta:
         return float("nan")
-    linear = isinstance(old, nn.Linear)
-    shape = (64, like.in_features) if linear else (
-        2, like.in_channels, *(max(8, 2 * d * k) for d, k in zip(like.dilation, like.kernel_size, strict=True)))
+    outputs, dims = like.weight.shape[0], like.weight.dim() - 2
+    places = max(PLACES, NUMBERS // outputs)
+    if isinstance(old, nn.Linear):
+        shape = places, like.in_features
+    else:
+        side, steps = ceil(places**(1 / dims)), (1,) * dims if like.transposed else like.stride
+        shape = (1, like.in_channels, *(max(side * step, 2 * d * k) for step, d, k in zip(
+            steps, like.dilation, like.kernel_size, strict=True)))
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(like.weight.device)
     wanted, found = copied(old).double()(noise), copied(new).double()(noise)
     return float(((wanted - found).square().mean() / wanted.var()).sqrt())
