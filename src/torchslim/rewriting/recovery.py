@@ -141,11 +141,14 @@ def _fit(old: nn.Module, layer: nn.Module, pairs: list[Pair], held: list[Pair], 
                 if tensor is not None and tensor.is_floating_point():
                     tensor.data = _wide(tensor.data)
     work.eval()
+    measured = held or pairs
+    # A single number that is kept back says nothing of how much they vary.
+    variance = (_variance([y for _, y in measured]) or _variance([y for _, y in (*pairs, *held)])
+                or torch.finfo(torch.float32).tiny)
+    start, before = state(work), error(work, measured) / variance
     if isinstance(work, nn.Sequential):
         settle(work, [x for x, _ in pairs])
-    measured, variance = held or pairs, _variance([y for _, y in (*pairs, *held)])
-    best, before = state(work), error(work, measured) / variance
-    after = before
+    best, after = state(work), error(work, measured) / variance
     for improve in _ways(old, work, pairs, held, variance, steps):
         with suppress(torch.linalg.LinAlgError):  # type: ignore[attr-defined]  # no solution: it stays as it was
             improve()
@@ -153,6 +156,8 @@ def _fit(old: nn.Module, layer: nn.Module, pairs: list[Pair], held: list[Pair], 
         if found < after:
             best, after = state(work), found
         work.load_state_dict(best)  # what went astray is not kept
+    if not after <= before:
+        best, after = start, before
     layer.load_state_dict(best)
     return before, after
 
@@ -161,7 +166,7 @@ def _variance(outputs: Sequence[Tensor]) -> float:
     """Of all numbers in some tensors."""
     count = sum(y.numel() for y in outputs)
     mean = sum(float(y.double().sum()) for y in outputs) / count
-    return max(sum(float((y.double() - mean).square().sum()) for y in outputs) / count, torch.finfo(torch.float32).tiny)
+    return sum(float((y.double() - mean).square().sum()) for y in outputs) / count
 
 
 def _ways(old: Any, work: nn.Module, pairs: list[Pair], held: list[Pair], variance: float,
