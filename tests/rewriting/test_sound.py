@@ -46,6 +46,10 @@ def other(self: Any, x: Tensor) -> Tensor:
     return self.act(y) if isinstance(self.b, nn.Conv2d) else y
 
 
+def scale(self: Any, x: Tensor) -> Tensor:
+    return self.c(self.b(x) * 2 if isinstance(self.b, nn.Conv2d) else self.b(x))
+
+
 def made(middle: Callable[..., Tensor]) -> nn.Module:
     return nn.Sequential(conv(3, 8), Calls(middle, a=conv(8, 8), b=conv(8, 8), c=conv(8, 8), act=nn.ReLU()),
                          conv(8, 4)).eval()
@@ -55,7 +59,8 @@ def made(middle: Callable[..., Tensor]) -> nn.Module:
     (dtype, "the network reads its `weight`"), (width, "the network reads its `out_channels`"),
     (kind, "the network no longer runs with it: TypeError: Sequential"),
     (shortcut, "the network no longer calls what is in its place"),
-    (shape, "the network's outputs have other shapes with it"), (other, "`1.act` no longer runs as often with it")])
+    (shape, "the network's outputs have other shapes with it"), (other, "`1.act` no longer runs as often with it"),
+    (scale, "the network computes something else with it")])
 @pytest.mark.parametrize("options", [{"inputs": X}, {"data": [X, X]}], ids=["inputs", "data"])
 def test_layers_that_the_code_asks_stay_as_they_were(
         middle: Callable[..., Tensor], reason: str, options: dict[str, Any]) -> None:

@@ -13,9 +13,13 @@ from torch import nn
 from torchslim.calling import Inputs
 from torchslim.errors import TraceError
 from torchslim.graph import Graph
+from torchslim.memory import is_view
 from torchslim.rewriting.steps import exchange
+from torchslim.rules import multiplies
 from torchslim.trace import trace
 from torchslim.wording import first_line
+
+_MOVES = frozenset({"aten.clone", "aten._to_copy", "aten.copy_", "aten._unsafe_view", "aten.add", "aten.empty"})
 
 
 class _Broken(Exception):
@@ -81,7 +85,7 @@ def _tried(model: nn.Module, names: Collection[str], inputs: Inputs, before: Gra
     """The tape of a run.
 
     Raises:
-        _Broken: there is none, or what is not new in it ran another number of times than before.
+        _Broken: there is none, or what is not new in it ran in another way than before.
     """
     sure = before.device == "meta"  # data decide nothing there, so that every run is like every other
     try:
@@ -103,4 +107,15 @@ def _tried(model: nn.Module, names: Collection[str], inputs: Inputs, before: Gra
             raise _Broken(f"`{name}` no longer runs as often with it")
     if [value.shape for value in before.outputs] != [value.shape for value in after.outputs]:
         raise _Broken("the network's outputs have other shapes with it")
+    if _arithmetic(before, names, inside) != _arithmetic(after, names, inside):
+        raise _Broken("the network computes something else with it")
     return after
+
+
+def _arithmetic(graph: Graph, names: Collection[str], inside: tuple[str, ...]) -> list[tuple[str, str]]:
+    """What runs outside of the new layers.
+
+    How maps lie in memory may change, which decides on views and copies, and on how matrices are multiplied.
+    """
+    return [(op.module, op.name) for op in graph.ops if op.module not in names and not op.module.startswith(inside)
+            and not (is_view(op) or multiplies(op) or op.name in _MOVES)]
