@@ -333,6 +333,7 @@ def test_in_place_activations_and_keywords_do_not_disturb_the_fit() -> None:
     ("separable", {"only": 3}, "only=3 is no list"), ("separable", {"exclude": [3]}, "exclude=(3,) is no list"),
     (None, {}, "None is no rule"), (5, {}, "5 is no rule"), ([5], {}, "5 is no rule"),
     (("separable", ["3"]), {}, "is one pair; wanted a list of pairs: [('separable', ['3'])]"),
+    (("separable", ("3",)), {}, "is one pair; wanted a list"),
     ([("separable", ["3"], 1)], {}, "is no rule; wanted such as"), ([("separable", [3])], {}, "is no list"),
     ("separable", {"seed": "a"}, "seed='a' is no seed"), ("separable", {"seed": 2**64}, "is no seed"),
     ("widthy:0.5", {}, "unknown rule 'widthy:0.5'"), ("width:0.5", {"kernels": [3]}, "kernels= chooses layers"),

@@ -20,7 +20,8 @@ def steps_of(rules: Any) -> list[tuple[Rule | float, tuple[str, ...]]]:
     Raises:
         RequestError: an unknown rule, none, or something else.
     """
-    if isinstance(rules, tuple) and len(rules) == 2 and isinstance(rules[0], str) and isinstance(rules[1], list):
+    if (isinstance(rules, list | tuple) and len(rules) == 2 and isinstance(rules[0], str)
+            and isinstance(rules[1], list | tuple) and all(isinstance(pattern, str) for pattern in rules[1])):
         raise RequestError(f"lighten: rules={rules!r} is one pair; wanted a list of pairs: [{rules!r}]")
     items = [rules] if isinstance(rules, str) else list(rules) if isinstance(rules, list | tuple) else [rules]
     if not items:
