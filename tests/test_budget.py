@@ -71,6 +71,26 @@ def test_a_share_is_met_from_below_within_a_hundredth(resource: str, share: floa
     assert plan.notes == ()
 
 
+def test_what_comes_in_steps_says_how_far_below_it_is_and_what_comes_next() -> None:
+    model = chain()
+    plan = ts.plan(model, X, macs=0.5, round_to=32)
+    [budget], [note] = plan.budgets, plan.notes
+    share = (budget.asked - budget.met) / budget.before
+    assert share > 0.01
+    assert note.startswith(f"macs: {budget.met:,} is {share:.1%} of the whole below what was asked; channels go in")
+    above = int(note.rpartition(" ")[2].replace(",", ""))
+    assert above > budget.asked
+    again = ts.plan(model, X, macs=above, round_to=32)
+    assert again.budgets[0].met == above
+    assert again.notes == ()
+
+
+def test_of_several_budgets_the_tightest_is_what_counts() -> None:
+    plan = ts.plan(wide(), X, macs=0.5, params=0.9)
+    assert plan.notes == ()
+    assert plan.budgets[1].met < 0.9 * plan.budgets[1].before
+
+
 def test_a_count_is_met_like_a_share() -> None:
     model = chain()
     before = spent(model, X)

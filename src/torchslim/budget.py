@@ -22,6 +22,7 @@ from torchslim.errors import RequestError
 from torchslim.importance import Scores
 from torchslim.labels import Rows
 from torchslim.memory import lives, size
+from torchslim.plans import Budget
 from torchslim.tapes import Index, Tape
 
 Shares = NDArray[np.float64]
@@ -188,10 +189,11 @@ class Limit:
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """How far each bundle goes down."""
+    """How far each bundle goes down; `looser` are the shares of one removal less, which do not meet the limits."""
 
     bundles: tuple[Bundle, ...]
     removals: tuple[int, ...]
+    looser: Shares | None = None
 
     def shares(self, classes: int) -> Shares:
         """Kept share of every class of channels of the network."""
@@ -268,7 +270,25 @@ def select(coupling: Coupling, bundles: Sequence[Bundle], limits: Sequence[Limit
     if met(shares):
         peaks = any(isinstance(limit.meter, PeakMeter) for limit in limits)
         _give_back(removals, shares, order, low, met, evenly, None if peaks else GIVING_BACK)
-    return Selection(tuple(bundles), tuple(removals))
+    return Selection(tuple(bundles), tuple(removals), order.shares(low - 1) if low else None)
+
+
+CLOSE = 0.01
+"""How far below its budget, as a share of the whole network's cost, a cut may be without a remark."""
+
+
+def remarks(limits: Sequence[Limit], budgets: Sequence[Budget], selection: Selection) -> list[str]:
+    """What keeps a cut from its budgets: from meeting them, or from coming close to the tightest."""
+    found = [f"{b.resource}: asked for at most {b.asked:,}, and {b.met:,} is the least that the protected channels, "
+             "rounding and minimum width leave" for b in budgets if b.met > b.asked]
+    if budgets and not found:
+        limit, tight = max(zip(limits, budgets, strict=True), key=lambda pair: pair[1].met / pair[1].asked)
+        below = (tight.asked - tight.met) / tight.before
+        if below > CLOSE and selection.looser is not None:
+            found.append(f"{tight.resource}: {tight.met:,} is {below:.1%} of the whole below what was asked; channels go "
+                         "in steps (rounding, rows that lose equally many, layers that share them), and with one step "
+                         f"less it would be {limit.meter(selection.looser):,}")
+    return found
 
 
 GIVING_BACK = 32

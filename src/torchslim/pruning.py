@@ -26,6 +26,7 @@ from torchslim.budget import (
     as_count,
     free_bundle,
     matches,
+    remarks,
     row_bundle,
     select,
 )
@@ -141,7 +142,7 @@ def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params:
             trouble.renumbered()
             coupling = couple(graphs, replace(coupling.terms, ties=frozenset(trouble.ties)))
             limits = _limits(coupling, asked)
-    return _finished(coupling, cut, limits, choice, {**_stuck(selection.bundles), **left_alone})
+    return _finished(coupling, cut, limits, selection, choice, {**_stuck(selection.bundles), **left_alone})
 
 
 def prune(model: nn.Module, inputs: Inputs, **options: Any) -> tuple[nn.Module, Plan]:
@@ -296,12 +297,11 @@ def _uniform(bundle: Bundle) -> Bundle:
     return Bundle(bundle.name, bundle.classes, bundle.kept, 1 - bundle.kept[1:] / bundle.kept[0], bundle.tied)
 
 
-def _finished(coupling: Coupling, cut: Cut, limits: Sequence[Limit], choice: Choice,
+def _finished(coupling: Coupling, cut: Cut, limits: Sequence[Limit], selection: Selection, choice: Choice,
               left_alone: Mapping[int, str]) -> Plan:
     shares = cut.stays.astype(np.float64)
     budgets = tuple(Budget(limit.resource, limit.meter.total, limit.most, limit.meter(shares)) for limit in limits)
-    notes = [f"{b.resource}: asked for at most {b.asked:,}, and {b.met:,} is the least that the protected channels, "
-             "rounding and minimum width leave" for b in budgets if b.met > b.asked]
+    notes = remarks(limits, budgets, selection)
     mixed = list(dict.fromkeys(m.reason for m in coupling.mixed if (shares[m.labels] == 0).any()))
     notes += [f"approximate: {reason}" for reason in mixed]
     notes += note(coupling.graphs)

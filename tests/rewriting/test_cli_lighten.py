@@ -10,6 +10,7 @@ import torch
 import torchslim
 from helpers import Call
 from torchslim.rewriting import lightened
+from torchslim.store import read_header
 
 ARGUMENTS = ("lighten", "timm:test_resnet?num_classes=10", "--input", "1x3x32x32", "--rules")
 
@@ -69,9 +70,30 @@ def test_it_fits_to_pictures(call: Call) -> None:
 def test_what_can_not_be_saved_or_read_is_one_line_before_any_work(call: Call, tmp_path: Path) -> None:
     for more, wanted in ((("--out", str(tmp_path)), "is a folder"),
                          (("--out", str(tmp_path / "no" / "light.safetensors")), "does not exist"),
+                         (("--out", str(tmp_path / "light.txt")), f"try {tmp_path / 'light.safetensors'}"),
+                         (("--pictures", "8"), "--pictures 8: of no data; give --data"),
                          (("--data", "nothing"), "names no data"),
                          (("--data", "digits", "--input", "3x32x32"), "pictures are square")):
         status, out, err = call(*ARGUMENTS, "separable", *more)
         assert (status, out, err.count("\n")) == (2, "", 1)
         assert wanted in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_random_weights_are_those_of_the_seed(call: Call, tmp_path: Path) -> None:
+    reports = [call(*ARGUMENTS, "lowrank:0.5", "--json", "--seed", seed)[1] for seed in ("1", "1", "2")]
+    assert reports[0] == reports[1] != reports[2]
+    digests = []
+    for place, seed in enumerate(("1", "1", "2")):
+        path = tmp_path / f"{place}.safetensors"
+        status, _, err = call("prune", ARGUMENTS[1], "--macs", "0.5", "--input", "1x3x32x32", "--seed", seed,
+                              "--out", str(path))
+        assert status == 0, err
+        digests.append(read_header(path).digest)
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_prune_too_refuses_a_name_that_no_saved_model_has(call: Call, tmp_path: Path) -> None:
+    status, out, err = call("prune", ARGUMENTS[1], "--macs", "0.5", "--out", str(tmp_path / "a.txt"))
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "models are saved as .safetensors" in err

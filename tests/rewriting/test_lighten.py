@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
@@ -41,7 +43,8 @@ def test_layers_are_chosen_by_name_kernel_width_and_share() -> None:
     model = network()
     assert names(model, "lowrank:0.5", only=["3", "7"]) == ["3", "7"]
     assert names(model, "lowrank:0.5", exclude=["1*"]) == ["3", "5", "7"]
-    assert names(model, "lowrank:0.5", kernels=[5]) == ["5"]
+    assert names(model, "lowrank:0.5", kernels=[5]) == names(model, "lowrank:0.5", kernels=numpy.array([5])) == ["5"]
+    assert names(model, "lowrank:0.5", only=None, exclude=None) == names(model, "lowrank:0.5", kernels=None)
     assert names(model, "lowrank:0.5", kernels=[1]) == ["7", "10"]
     assert names(model, "lowrank:0.5", min_channels=9) == ["3", "5", "7"]
     assert names(model, "lowrank:0.5", min_share=0.3) == ["3", "5"]
@@ -65,7 +68,8 @@ def test_a_network_with_several_outputs_has_several_last_layers() -> None:
 
 def test_what_cannot_be_rewritten_is_left_alone_with_its_reason() -> None:
     class Standardised(nn.Conv2d):
-        pass
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x - x.mean())
 
     def forward(self: Any, x: Tensor) -> Tensor:
         for name in ("first", "own", "normed", "one", "other", "hooked", "dense", "last"):
@@ -90,6 +94,69 @@ def test_what_cannot_be_rewritten_is_left_alone_with_its_reason() -> None:
     assert found.model(X).shape == model(X).shape
     with pytest.raises(RequestError, match="no plain layer"):
         ts.lighten(model, "separable", X, only=["normed"])
+
+
+class Named(nn.Conv2d):
+    def told(self) -> str:
+        return "the same"
+
+
+class Padded(nn.Conv2d):
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(x.abs(), weight, bias)
+
+
+class Owning(nn.Conv2d):
+    def __init__(self, *sizes: int, **options: Any) -> None:
+        super().__init__(*sizes, **options)
+        self.register_buffer("gain", torch.ones(()))
+
+
+def patched() -> nn.Module:
+    layer = conv(8, 8)
+    layer.forward = lambda x: x * 2  # type: ignore[method-assign, assignment]
+    return layer
+
+
+@pytest.mark.parametrize(("layer", "taken"), [
+    (lambda: Named(8, 8, 3, padding=1), True), (lambda: Padded(8, 8, 3, padding=1), False),
+    (lambda: Owning(8, 8, 3, padding=1), False), (patched, False)])
+def test_subclasses_are_taken_that_compute_as_torchs_own(layer: Any, taken: bool) -> None:
+    model = nn.Sequential(conv(3, 8), layer(), conv(8, 8), conv(8, 4))
+    for inputs in (None, X):
+        assert names(model, "separable", inputs) == (["1", "2"] if taken else ["2"])
+    light = ts.lighten(model, "lowrank:1.0", X)
+    torch.testing.assert_close(light(X), model(X), rtol=1e-3, atol=1e-4)
+
+
+def test_a_video_network_of_subclasses_is_rewritten() -> None:
+    with torch.device("meta"):
+        model, x = torchvision.models.video.r3d_18(num_classes=5), torch.empty(1, 3, 4, 32, 32)
+    assert len(names(model, "separable", x)) == 16
+
+
+def test_attention_keeps_the_layer_whose_weight_it_reads() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.MultiheadAttention(8, 2), nn.Linear(8, 8))
+    with pytest.raises(RequestError, match="MultiheadAttention reads its weight"):
+        ts.lighten(model, "lowrank:2")
+
+
+def test_what_several_rules_do_not_fit_is_said_for_each() -> None:
+    found = lightened(network(), ["grouped:5", "separable"], X, only=["3", "7"])
+    assert found.left_alone == (
+        ("3", "grouped:5: 16 and 16 channels cannot be split into 5 groups"),
+        ("7", "grouped:5: 32 and 16 channels cannot be split into 5 groups"),
+        ("7", "separable: light already: its kernel is 1"))
+    assert found.to_dict()["left_alone"]["7"] == (
+        "grouped:5: 32 and 16 channels cannot be split into 5 groups; separable: light already: its kernel is 1")
+    assert sum("left alone" in remark for remark in found.remarks()) == 3
+
+
+def test_layers_that_become_heavier_are_named() -> None:
+    found = lightened(network(), [("lowrank:1.0", ["3", "5"]), ("lowrank:0.5", ["7"])], X)
+    assert found.remarks() == ["more parameters than before: 3 (lowrank:1.0), 5 (lowrank:1.0)",
+                               "more MACs than before: 3 (lowrank:1.0), 5 (lowrank:1.0)"]
+    assert lightened(network(), "separable").remarks()[0].startswith("left alone")
 
 
 @pytest.mark.parametrize("hook", ["register_forward_pre_hook", "register_full_backward_hook",
@@ -208,11 +275,10 @@ def test_the_fit_to_outputs_brings_each_layer_nearer(rule: str) -> None:
     model, data = network(), [torch.randn(16, 3, 16, 16) for _ in range(3)]
     plain, fitted, fresh = (lightened(model, rule, **way) for way in ({}, {"data": data}, {"fresh": True}))
     for row in fitted.layers:
-        old = outputs(model, row.layer, data)
-        errors = [float((outputs(found.model, row.layer, data) - old).square().mean().sqrt() / old.std())
+        old = outputs(model, row.layer, data[2:])  # kept back, and what the report is of
+        errors = [float((outputs(found.model, row.layer, data[2:]) - old).square().mean().sqrt() / old.std())
                   for found in (fitted, plain, fresh)]
-        # The ridge holds on to the weights that there were, which costs a little on the data themselves.
-        assert errors[0] < 1.02 * errors[1] < 1.02 * errors[2], row.layer
+        assert errors[0] < errors[1] < errors[2], row.layer
         assert errors[0] == pytest.approx(row.error, rel=0.05)
 
 
@@ -262,7 +328,18 @@ def test_in_place_activations_and_keywords_do_not_disturb_the_fit() -> None:
     ("separable", {"min_share": 2}, "no share"), ("separable", {"only": "3"}, "only='3'"),
     ("separable", {"exclude": ["layer1.*"]}, "matches 'layer1.*'; they are named like 0, 3, 5"),
     ("separable", {"kernels": [7]}, "no layer fits"), ("separable", {"kernels": ["3"]}, "sizes such as"),
-    ("separable", {"only": ["7"]}, "`7`: separable: light already"), ("separable", {"data": []}, "no batch")])
+    ("separable", {"only": ["7"]}, "`7`: separable: light already"), ("separable", {"data": []}, "no batch"),
+    ("separable", {"kernels": 3}, "kernels=3: wanted sizes"), ("separable", {"kernels": "3"}, "sizes such as"),
+    ("separable", {"only": 3}, "only=3 is no list"), ("separable", {"exclude": [3]}, "exclude=(3,) is no list"),
+    (None, {}, "None is no rule"), (5, {}, "5 is no rule"), ([5], {}, "5 is no rule"),
+    (("separable", ["3"]), {}, "is one pair; wanted a list of pairs: [('separable', ['3'])]"),
+    (("separable", ("3",)), {}, "is one pair; wanted a list"),
+    ([("separable", ["3"], 1)], {}, "is no rule; wanted such as"), ([("separable", [3])], {}, "is no list"),
+    ("separable", {"seed": "a"}, "seed='a' is no seed"), ("separable", {"seed": 2**64}, "is no seed"),
+    ("widthy:0.5", {}, "unknown rule 'widthy:0.5'"), ("width:0.5", {"kernels": [3]}, "kernels= chooses layers"),
+    (["separable", "width:0.5"], {"ends": True}, "ends= chooses layers, and width:0.5 cuts"),
+    ("width:0.5", {"min_channels": 3}, "min_channels= chooses"),
+    ("width:0.5", {"min_share": 0.1}, "min_share= chooses")])
 def test_a_wrong_request_is_refused_in_one_line(rules: Any, options: dict[str, Any], wanted: str) -> None:
     with pytest.raises(RequestError) as caught:
         ts.lighten(network(), rules, **{"inputs": X, **options})

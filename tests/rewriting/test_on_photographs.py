@@ -24,11 +24,10 @@ def network() -> tuple[nn.Module, list[Tensor], list[Tensor]]:
     reads: list[Tensor] = []
     handle = model.blocks[6].register_forward_pre_hook(lambda _, args: reads.append(args[0].clone()))
     with torch.no_grad():
-        for batch in (*photographs.batches(photographs.CALIBRATION, 34, 1, 17),
-                      *photographs.batches(photographs.TEST, 12, 2, 12)):
+        for batch in (*benchmark.calibration(), *photographs.batches(photographs.TEST, 12, 2, 12)):
             model(batch)
     handle.remove()
-    return end.eval(), reads[:2], reads[2:]
+    return end.eval(), reads[:5], reads[5:]
 
 
 @pytest.mark.parametrize("rule", ["lowrank:0.75", "grouped:2"])

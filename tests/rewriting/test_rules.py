@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from torchslim import formulas
+from torchslim.copying import copied
 from torchslim.errors import RequestError
 from torchslim.rewriting import fits
 from torchslim.rewriting.building import built, plain, stored
@@ -303,3 +304,41 @@ def test_any_layer_keeps_the_shape_of_its_outputs(layer: Any, rule: str) -> None
     assert new(x).shape == layer(x).shape
     if rule == "lowrank:1.0":
         assert on_noise(layer.double(), built(rewrite, layer.double())) < 1e-10
+
+
+@pytest.mark.parametrize("layer", [
+    nn.Conv1d(16, 16, 3, stride=2), nn.Conv1d(4, 4, 5, stride=3), nn.Conv2d(8, 12, 3), nn.Conv3d(8, 8, 3, stride=2),
+    nn.ConvTranspose1d(16, 16, 2, stride=2), nn.Linear(24, 6), nn.Conv1d(2, 300, 3)], ids=str)
+def test_the_error_on_noise_is_that_of_the_weights(layer: Any) -> None:
+    """On white noise each output has the variance of the squared norm of its weights."""
+    layer = layer.double()
+    nn.init.zeros_(layer.bias)
+    new = copied(layer)
+    with torch.no_grad():
+        new.weight += torch.randn_like(layer.weight) * layer.weight.std() * 0.4  # type: ignore[operator]
+        wanted = (new.weight - layer.weight).norm() / layer.weight.norm()  # type: ignore[operator]
+    assert on_noise(layer, new) == pytest.approx(float(wanted), rel=0.05)
+
+
+SPECTRA: dict[str, Any] = {
+    "flat": lambda place: 1 + 0 * place, "slow": lambda place: 1 / (1 + place), "steep": lambda place: 0.98**place,
+    "few": lambda place: (place < 40).double() * (1 + place), "noise": lambda place: torch.rand(len(place)).double(),
+    "outliers": lambda place: 1 + 1000 * (place < 3).double()}
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.parametrize("rank", [20, 100])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_large_products_are_as_near_as_singular_values_say(
+        name: str, rank: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fits, "LARGE", 100)
+    torch.manual_seed(0)
+    sides = (torch.linalg.qr(torch.randn(size, 200, dtype=torch.float64))[0] for size in (200, 330))
+    left, right = sides
+    matrix = ((left * SPECTRA[name](torch.arange(200, dtype=torch.float64))) @ right.T).to(dtype)
+    sizes = torch.linalg.svdvals(matrix.double())
+    best, whole = float(sizes[rank:].norm()), float(sizes.norm())
+    for one in (matrix, matrix.T):
+        a, b = fits.product(one, rank)
+        assert float((a.double() @ b.double() - one.double()).norm()) <= best * (1 + 1e-6) + (
+            1e-12 if dtype is torch.float64 else 1e-7) * whole

@@ -14,7 +14,7 @@ from torchslim.rewriting import lightened, solving
 
 @pytest.fixture(autouse=True)
 def _no_ridge_and_all_places(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(solving, "RIDGE", 1e-12)
+    monkeypatch.setattr(solving, "RIDGES", (1e-12,))
     monkeypatch.setattr(solving, "PLACES", 10000)
 
 
@@ -68,7 +68,7 @@ def test_norms_follow_what_the_new_layers_give(rule: str) -> None:
     for _ in range(100):
         model(x)  # the norms have the statistics of these inputs
     model.eval()
-    light: Any = lightened(model, rule, x[:1], data=[x]).model
+    light: Any = lightened(model, rule, x[:1], data=[(x,)]).model  # nothing is kept back
     with torch.no_grad():
         reads = light[:4](x)
     torch.testing.assert_close(light[4].running_mean, reads.mean((0, 2, 3)), rtol=1e-3, atol=1e-3)

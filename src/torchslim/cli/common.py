@@ -16,7 +16,7 @@ import typer
 from torchslim.errors import RequestError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from torchslim.sources import Source
 
@@ -27,6 +27,9 @@ Model = Annotated[str, typer.Argument(
 Shapes = Annotated[list[str] | None, typer.Option(
     "--input", metavar="SHAPE", show_default=False,
     help="Input shape, 1x3x224x224; again for each further input; default: one image of its usual size.")]
+PICTURES = 256
+Pictures = Annotated[int | None, typer.Option(
+    "--pictures", min=1, show_default=False, help=f"So many pictures of --data, if not {PICTURES}.")]
 Json = Annotated[bool, typer.Option("--json", help="Print data, and nothing else, on stdout.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
 
@@ -71,12 +74,28 @@ def check_out(out: Path) -> None:
     """Raise for a file that could not be written, before the work for it.
 
     Raises:
-        RequestError: its folder does not exist, or it is a folder itself.
+        RequestError: its folder does not exist, it is a folder itself, or its name is not that of a saved model.
     """
+    from torchslim.sources import SAVED_SUFFIX
+
     if not out.parent.is_dir():
         raise RequestError(f"--out {out}: lies in a folder that does not exist; make {out.parent} first")
     if out.is_dir():
         raise RequestError(f"--out {out}: is a folder; wanted the name of a file, such as {out / 'slim.safetensors'}")
+    if out.suffix != SAVED_SUFFIX:
+        raise RequestError(f"--out {out}: models are saved as {SAVED_SUFFIX}, by which they are known when they are "
+                           f"read; try {out.with_suffix(SAVED_SUFFIX)}")
+
+
+def seeded(source: Source, seed: int) -> nn.Module:
+    """The model of a source; its random weights, if it has some, are those of the seed."""
+    import torch
+
+    from torchslim.sources import build
+
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return build(source)
 
 
 def warn_of_random(source: Source) -> None:
@@ -108,19 +127,25 @@ def example(source: Source, shapes: Sequence[str] | None, seed: int = 0, batch: 
     return tensors[0] if len(tensors) == 1 else tuple(tensors)
 
 
-def pictures_of(data: str, shapes: list[str] | None, count: int, seed: int) -> list[tuple[Tensor, Tensor]]:
-    """Batches of pictures and their classes, of the size of --input or their own.
+def pictures_of(data: str | None, shapes: list[str] | None, count: int | None,
+                seed: int) -> list[tuple[Tensor, Tensor]] | None:
+    """Batches of pictures and their classes, of the size of --input or their own; None without data.
 
     Raises:
-        RequestError: unknown data, or an input that is no square picture.
+        RequestError: unknown data, an input that is no square picture, a number of pictures of no data.
     """
     from torchslim.train import labelled, load_data
 
+    if data is None:
+        if count is not None:
+            raise RequestError(f"--pictures {count}: of no data; give --data, such as --data digits, or leave it out")
+        return None
     sizes = [shape(text) for text in shapes or []]
     if len(sizes) > 1 or any(len(size) != 4 or size[2] != size[3] for size in sizes):
         raise RequestError(f"--data {data}: its pictures are square, one at a time; wanted no --input, or one such as "
                            "1x3x64x64")
-    return labelled(load_data(data, size=sizes[0][2] if sizes else None, seed=seed), count, seed)
+    found = load_data(data, size=sizes[0][2] if sizes else None, seed=seed)
+    return labelled(found, count or PICTURES, seed)
 
 
 def wrapped(text: str, indent: str = "") -> str:

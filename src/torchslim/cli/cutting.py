@@ -11,6 +11,7 @@ import typer
 from torchslim.cli.common import (
     Json,
     Model,
+    Pictures,
     Seed,
     Shapes,
     amount,
@@ -19,6 +20,7 @@ from torchslim.cli.common import (
     pictures_of,
     print_json,
     print_table,
+    seeded,
     warn_of_random,
 )
 from torchslim.errors import ProofError, RequestError
@@ -70,7 +72,7 @@ def prune(
         "--data", metavar="DATA", show_default=False,
         help="Labelled pictures for taylor and hessian: digits, folder:PATH, torchvision:NAME@ROOT, "
              "package.module:factory or file.py:factory.")] = None,
-    pictures: Annotated[int, typer.Option("--pictures", min=1, help="So many pictures of --data.")] = 256,
+    pictures: Pictures = None,
     shortcuts: Annotated[bool, typer.Option(help="Also cut channels that shortcuts share.")] = True,
     round_to: Annotated[int, typer.Option(min=1, help="Keep multiples of this many channels.")] = 1,
     approximate: Annotated[bool, typer.Option("--approximate", help=(
@@ -89,7 +91,7 @@ def prune(
     The proof compares the slim model with the original in which the removed channels are silenced.
     """
     import torchslim
-    from torchslim.sources import build, resolve
+    from torchslim.sources import resolve
     from torchslim.train.objective import cross_entropy
 
     asked = {"macs": macs, "params": params, "channels": channels, "memory": memory}
@@ -98,7 +100,8 @@ def prune(
     source = resolve(model)
     patterns = _preset(source, preset) if preset is not None else only or ()
     told = _labels(importance, data, shapes, pictures, seed)
-    original, inputs = build(source), example(source, shapes, seed) if told is None or shapes else told[0][0][:1]
+    inputs = example(source, shapes, seed) if told is None or shapes else told[0][0][:1]
+    original = seeded(source, seed)
     warn_of_random(source)
     plan = None
     if any(limits.values()):
@@ -137,7 +140,7 @@ def _check(limits: dict[str, Any], out: Path | None, show: bool, choice: dict[st
         check_out(out)
 
 
-def _labels(importance: str, data: str | None, shapes: list[str] | None, pictures: int,
+def _labels(importance: str, data: str | None, shapes: list[str] | None, pictures: int | None,
             seed: int) -> list[tuple[Tensor, Tensor]] | None:
     """Labelled pictures for the criteria that ask for them; None for the others."""
     from torchslim.importance import ON_LABELS
@@ -145,7 +148,7 @@ def _labels(importance: str, data: str | None, shapes: list[str] | None, picture
     if (importance in ON_LABELS) != (data is not None):
         raise RequestError(f"prune: --importance {importance} {'does not look at --data; leave it out' if data else ''}"
                            f"{'' if data else 'asks for labelled pictures; give --data digits, folder:PATH, ...'}")
-    return None if data is None else pictures_of(data, shapes, pictures, seed)
+    return pictures_of(data, shapes, pictures, seed)
 
 
 def _preset(source: Source, strategy: str) -> Sequence[str]:

@@ -7,12 +7,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from torchslim.cli.common import Json, Model, Seed, Shapes, check_out, example, pictures_of, print_json, warn_of_random
+from torchslim.cli.common import (
+    Json,
+    Model,
+    Pictures,
+    Seed,
+    Shapes,
+    check_out,
+    example,
+    pictures_of,
+    print_json,
+    seeded,
+    warn_of_random,
+)
 from torchslim.cli.tables import Column, show
 from torchslim.units import percent
 
 if TYPE_CHECKING:
     from torchslim.rewriting import Lightened, Rewritten
+
 
 
 def register(app: typer.Typer) -> None:
@@ -32,7 +45,7 @@ def lighten(
         "--data", metavar="DATA", show_default=False,
         help="Fit the new layers to the old ones' outputs on pictures of digits, folder:PATH, torchvision:NAME@ROOT, "
              "package.module:factory or file.py:factory.")] = None,
-    pictures: Annotated[int, typer.Option("--pictures", min=1, help="So many pictures of --data.")] = 256,
+    pictures: Pictures = None,
     shapes: Shapes = None,
     only: Annotated[list[str] | None, typer.Option(
         "--only", metavar="PATTERN", show_default=False, help="Only layers of such names; may be repeated.")] = None,
@@ -56,15 +69,16 @@ def lighten(
     """
     import torchslim
     from torchslim.rewriting import lightened
-    from torchslim.sources import build, resolve
+    from torchslim.sources import resolve
 
     source = resolve(model)
     if out is not None:
         check_out(out)
         warn_of_random(source)
-    batches = None if data is None else [inputs for inputs, _ in pictures_of(data, shapes, pictures, seed)]
+    told = pictures_of(data, shapes, pictures, seed)
+    batches = None if told is None else [inputs for inputs, _ in told]
     inputs = batches[0][:1] if batches is not None and not shapes else example(source, shapes)
-    found = lightened(build(source), [rule.strip() for rule in rules.split(",")], inputs, only=only or (),
+    found = lightened(seeded(source, seed), [rule.strip() for rule in rules.split(",")], inputs, only=only or (),
                       exclude=exclude or (), kernels=kernels or (), min_channels=min_channels, min_share=min_share,
                       ends=ends, fresh=fresh, data=batches, seed=seed)
     saved = None if out is None else str(torchslim.save(found.model, out, plan=found.steps, source=source))

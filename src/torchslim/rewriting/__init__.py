@@ -6,7 +6,12 @@
     building.py   the layers in its place
     steps.py      what was decided, as plain data, and putting it there
     choosing.py   which layers are rewritten
+    sound.py      with which of them the network no longer runs
+    solving.py    weights by least squares
+    norms.py      batch norms behind them
     recovery.py   fit them to the old layers' outputs
+    batches.py    the data to fit to, and what is kept back to measure on
+    asking.py     what was asked for, checked
     report.py     what was done
     rewrite.py    the whole way
 """

@@ -80,7 +80,7 @@ def candidates(model: nn.Module, graph: Graph | None) -> dict[str, tuple[Any, Sp
     for name, layer in model.named_modules():
         if not name or not isinstance(layer, _ConvNd | nn.Linear):
             continue
-        spec = spec_of(layer)
+        spec, holder = spec_of(layer), model.get_submodule(name.rpartition(".")[0])
         own: Spec | str
         if spec is None:
             own = f"{type(layer).__name__} is no plain layer of torch's"
@@ -92,7 +92,9 @@ def candidates(model: nn.Module, graph: Graph | None) -> dict[str, tuple[Any, Sp
             own = "it has hooks"
         elif not (layer.weight.is_meta or bool(layer.weight.isfinite().all())):
             own = "its weight has infinite values, or values that are no numbers"
-        elif isinstance(model.get_submodule(name.rpartition(".")[0]), nn.TransformerEncoderLayer):
+        elif isinstance(holder, nn.MultiheadAttention):
+            own = "MultiheadAttention reads its weight, and does not call it"
+        elif isinstance(holder, nn.TransformerEncoderLayer):
             own = "TransformerEncoderLayer reads its weight where it takes a short cut"  # without gradients, fused
         elif elsewhere.get(name, name) != name:
             own = f"`{elsewhere[name] or 'the model'}` reads its weight, too"

@@ -13,11 +13,10 @@ from torch.utils.hooks import RemovableHandle
 
 from torchslim.calling import Inputs, arguments
 from torchslim.copying import copied
-from torchslim.errors import RequestError
 from torchslim.latency import evaluating
 from torchslim.rewriting.building import Expanded, Ghosts, plain
 from torchslim.rewriting.norms import Tally, counting, following, settle
-from torchslim.rewriting.solving import Pair, factor, solve
+from torchslim.rewriting.solving import Pair, error, factor, solve, state
 from torchslim.rewriting.spec import Spec, spec_of
 
 STEPS = 200
@@ -31,7 +30,7 @@ class _Enough(Exception):
 
 
 def fit_to_outputs(old: nn.Module, new: nn.Module, layers: Collection[str], batches: Sequence[Inputs],
-                   steps: int = STEPS) -> dict[str, tuple[float, float]]:
+                   held: Sequence[Inputs] = (), steps: int = STEPS) -> dict[str, tuple[float, float]]:
     """Fit each new layer by itself to give what the old one gives on the same batches.
 
     Layers are fitted in the order in which they run, and read what the layers before them, already fitted, give: so
@@ -46,17 +45,14 @@ def fit_to_outputs(old: nn.Module, new: nn.Module, layers: Collection[str], batc
         new: the network with the new layers in it, which are changed in place; run in eval mode.
         layers: their names, the same in both.
         batches: of inputs, unlabelled. What one layer reads and gives on all of them is in memory at a time.
+        held: others, to which nothing is fitted: they choose the ridge, say whether a fit is kept, and are what the
+            errors are of. Where there are none, the errors are those on the batches that were fitted to.
         steps: of Adam, each on one batch.
 
     Returns:
         For each layer the mean squared error relative to the variance of the old outputs, before and after; the second
         is never the larger. Layers that the network does not call have not-a-number for both.
-
-    Raises:
-        RequestError: no batches.
     """
-    if not batches:
-        raise RequestError("lighten: data= has no batch; give an iterable of inputs, or leave it out")
     errors = dict.fromkeys(layers, (float("nan"), float("nan")))
     tallies, handles = counting(old)
     _run(old, batches, handles)
@@ -64,13 +60,19 @@ def fit_to_outputs(old: nn.Module, new: nn.Module, layers: Collection[str], batc
     for name, calls in _in_order(old, layers, batches[0]).items():
         layer = new.get_submodule(name)
         _follow(new, batches, tallies, settled, layer)
-        wanted, found = (recorded(model, model.get_submodule(name), batches, calls) for model in (old, new))
-        # Where the data decides what runs (a detector's regions), the two need not read alike.
-        alike = [x.shape for x, _ in wanted] == [x.shape for x, _ in found]
-        pairs = [(x, y) for (x, _), (_, y) in zip(found, wanted, strict=True)] if alike else wanted
-        errors[name] = _fit(old.get_submodule(name), layer, pairs, steps)
+        errors[name] = _fit(old.get_submodule(name), layer, _pairs(old, new, name, batches, calls),
+                            _pairs(old, new, name, held, calls), steps)
     _follow(new, batches, tallies, settled)
     return errors
+
+
+def _pairs(old: nn.Module, new: nn.Module, name: str, batches: Sequence[Inputs], calls: int) -> list[Pair]:
+    """What a new layer reads, and what it should give."""
+    wanted, found = (recorded(model, model.get_submodule(name), batches, calls) for model in (old, new))
+    # Where the data decides what runs (a detector's regions), the two need not read alike.
+    if [x.shape for x, _ in wanted] != [x.shape for x, _ in found]:
+        return wanted
+    return [(x, y) for (x, _), (_, y) in zip(found, wanted, strict=True)]
 
 
 def _in_order(model: nn.Module, layers: Collection[str], inputs: Inputs) -> dict[str, int]:
@@ -131,7 +133,7 @@ def _wide(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def _fit(old: nn.Module, layer: nn.Module, pairs: list[Pair], steps: int) -> tuple[float, float]:
+def _fit(old: nn.Module, layer: nn.Module, pairs: list[Pair], held: list[Pair], steps: int) -> tuple[float, float]:
     work = copied(layer).requires_grad_(True)
     for module in work.modules():
         for tensors in (module._parameters, module._buffers):
@@ -139,36 +141,46 @@ def _fit(old: nn.Module, layer: nn.Module, pairs: list[Pair], steps: int) -> tup
                 if tensor is not None and tensor.is_floating_point():
                     tensor.data = _wide(tensor.data)
     work.eval()
+    measured = held or pairs
+    # A single number that is kept back says nothing of how much they vary.
+    variance = (_variance([y for _, y in measured]) or _variance([y for _, y in (*pairs, *held)])
+                or torch.finfo(torch.float32).tiny)
+    start, before = state(work), error(work, measured) / variance
     if isinstance(work, nn.Sequential):
         settle(work, [x for x, _ in pairs])
-    variance = max(sum(float(y.double().var()) for _, y in pairs) / len(pairs), torch.finfo(torch.float32).tiny)
-    best, before = _state(work), _error(work, pairs) / variance
-    after = before
-    for improve in _ways(old, work, pairs, variance, steps):
-        improve()
-        found = _error(work, pairs) / variance
+    best, after = state(work), error(work, measured) / variance
+    for improve in _ways(old, work, pairs, held, variance, steps):
+        with suppress(torch.linalg.LinAlgError):  # type: ignore[attr-defined]  # no solution: it stays as it was
+            improve()
+        found = error(work, measured) / variance
         if found < after:
-            best, after = _state(work), found
+            best, after = state(work), found
         work.load_state_dict(best)  # what went astray is not kept
+    if not after <= before:
+        best, after = start, before
     layer.load_state_dict(best)
     return before, after
 
 
-def _state(layer: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in layer.state_dict().items()}
+def _variance(outputs: Sequence[Tensor]) -> float:
+    """Of all numbers in some tensors."""
+    count = sum(y.numel() for y in outputs)
+    mean = sum(float(y.double().sum()) for y in outputs) / count
+    return sum(float((y.double() - mean).square().sum()) for y in outputs) / count
 
 
-def _ways(old: Any, work: nn.Module, pairs: list[Pair], variance: float, steps: int) -> Iterator[Callable[[], None]]:
+def _ways(old: Any, work: nn.Module, pairs: list[Pair], held: list[Pair], variance: float,
+          steps: int) -> Iterator[Callable[[], None]]:
     """What is tried in turn, each from the best so far."""
     parts = [(module, spec) for module in work.modules() if (spec := spec_of(module)) is not None]
     if _factors(work, [spec for _, spec in parts]):
         weight = plain(_wide(old.weight.detach()), 1, parts[0][1].transposed)
-        yield lambda: factor(parts[0][0], parts[1][0], weight, pairs)
+        yield lambda: factor(parts[0][0], parts[1][0], weight, pairs, held)
         return
-    yield lambda: _solve_ends(work, pairs)
+    yield lambda: _solve_ends(work, pairs, held)
     if len(parts) > 1 and steps:
         yield lambda: _descend(work, pairs, variance, steps)
-        yield lambda: _solve_ends(work, pairs)
+        yield lambda: _solve_ends(work, pairs, held)
 
 
 def _factors(work: nn.Module, specs: Sequence[Spec]) -> bool:
@@ -177,7 +189,7 @@ def _factors(work: nn.Module, specs: Sequence[Spec]) -> bool:
             and prod(specs[1].kernel) * prod(specs[1].stride) == 1)
 
 
-def _solve_ends(work: Any, pairs: list[Pair]) -> None:
+def _solve_ends(work: Any, pairs: list[Pair], held: list[Pair]) -> None:
     """By least squares the layers from which the outputs come, the others as they are."""
     ends: list[tuple[nn.Module, nn.Module, slice | None]]
     back: nn.Module = nn.Identity()
@@ -197,7 +209,9 @@ def _solve_ends(work: Any, pairs: list[Pair]) -> None:
         ends = [(nn.Identity(), work, None)]
     for before, last, part in ends:
         with torch.no_grad():
-            solve(last, ((before(x), back(y) if part is None else _channels(y, part, last)) for x, y in pairs))
+            own = [((before(x), back(y) if part is None else _channels(y, part, last)) for x, y in some)
+                   for some in (pairs, held)]
+            solve(last, own[0], list(own[1]))
 
 
 def _channels(y: Tensor, part: slice, layer: nn.Module) -> Tensor:
@@ -222,9 +236,3 @@ def _descend(layer: nn.Module, pairs: list[Pair], variance: float, steps: int) -
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
-
-
-@torch.no_grad()
-def _error(layer: nn.Module, pairs: list[Pair]) -> float:
-    """The mean squared difference from what the old layer gave."""
-    return sum(float((layer(x) - y).double().square().mean()) for x, y in pairs) / len(pairs)

@@ -27,8 +27,9 @@ class Rewritten:
         params: before and after.
         macs: before and after; None without inputs.
         error: relative error of its outputs: root of the mean squared difference over the old outputs' deviation; on
-            white noise, or with `data` on that, in the new network. None where channels were cut, where nothing ran,
-            and without data where the parts start from fresh weights or have norms between.
+            white noise, or with `data` on what of that was kept back from the fit, in the new network (on all of it
+            where it is a single batch that has no parts). None where channels were cut, where nothing ran, and without
+            data where the parts start from fresh weights or have norms between.
     """
 
     layer: str
@@ -49,7 +50,8 @@ class Lightened:
         layers: what was rewritten, in order.
         steps: the same as plain data, which `torchslim.save(model, path, plan=steps, source=...)` keeps, and
             `torchslim.load` follows to build the network again.
-        left_alone: layers that were meant and that a rule does not fit: name and reason, by rule.
+        left_alone: layers that were meant and that a rule does not fit: name and reason, by rule; a layer that several
+            rules do not fit is there for each.
         params: of the whole model, before and after.
         macs: likewise; None without inputs.
     """
@@ -63,7 +65,10 @@ class Lightened:
 
     def to_dict(self) -> dict[str, Any]:
         """All but the model and the steps, as JSON has it."""
-        return {"layers": [asdict(row) for row in self.layers], "left_alone": dict(self.left_alone),
+        left: dict[str, str] = {}
+        for name, reason in self.left_alone:
+            left[name] = f"{left[name]}; {reason}" if name in left else reason
+        return {"layers": [asdict(row) for row in self.layers], "left_alone": left,
                 "params": self.params, "macs": self.macs}
 
     def __str__(self) -> str:
@@ -78,11 +83,16 @@ class Lightened:
         return "\n".join([*lines, *self.remarks()])
 
     def remarks(self) -> list[str]:
-        """What was left alone, a line for each reason, which names the first layers."""
+        """What became heavier, and what was left alone: a line for each reason, which names the first layers."""
+        lines = []
+        for key, what in (("params", "parameters"), ("macs", "MACs")):
+            heavier = [f"{row.layer} ({row.rule})" for row in self.layers
+                       if getattr(row, key) is not None and getattr(row, key)[1] > getattr(row, key)[0]]
+            lines += [f"more {what} than before: {_some(heavier)}"] if heavier else []
         by_reason: dict[str, list[str]] = {}
         for name, reason in self.left_alone:
             by_reason.setdefault(reason, []).append(name)
-        return [f"left alone: {reason}: {_some(names)}" for reason, names in by_reason.items()]
+        return lines + [f"left alone: {reason}: {_some(names)}" for reason, names in by_reason.items()]
 
 
 def _some(names: Sequence[str]) -> str:

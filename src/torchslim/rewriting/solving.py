@@ -6,10 +6,10 @@ with what they should give. What a few pictures leave open, a ridge keeps as it 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,10 @@ from torchslim.rewriting.building import plain, stored
 from torchslim.rewriting.fits import leading
 from torchslim.rewriting.spec import Spec, spec_of
 
-RIDGE = 0.5
-"""What it costs to leave the weights that there were, in mean squares of what the filters see: little where the data
-are like what comes, more where they are few and unlike."""
+RIDGES = 0.01, 0.1, 1.0
+"""What it may cost to leave the weights that there were, in mean squares of what the filters see. Each layer takes the
+one that is best on what is kept back: less where the data are like that, more where they are few and unlike. Where
+nothing is kept back it is the middle one."""
 PLACES = 256
 """So many places of each map are looked at, or all if it has no more."""
 
@@ -29,24 +30,30 @@ Pairs = Iterable[Pair]
 
 
 @torch.no_grad()
-def solve(layer: nn.Module, pairs: Pairs) -> None:
+def solve(layer: nn.Module, pairs: Pairs, held: Sequence[Pair] = ()) -> None:
     """Give a layer the weights, and the bias if it has one, that bring it nearest to the outputs.
 
     Args:
         layer: a convolution, in groups or not, transposed or not, or a linear layer; changed in place.
         pairs: batches of what it reads and what it should give.
+        held: more of them, by which the ridge is chosen.
     """
     spec, like = _spec(layer), _any(layer)
     weight = plain(like.weight, spec.groups, spec.transposed)
     rows = weight.double().reshape(spec.groups, spec.outputs // spec.groups, -1)
-    best, seen, wanted, _ = _best(spec, rows, pairs, spec.bias)
-    like.weight.copy_(stored(best.reshape(weight.shape), spec))
-    if spec.bias:
-        like.bias.copy_((wanted - (best @ seen.unsqueeze(2)).squeeze(2)).flatten())
+    moments = _moments(spec, rows, pairs, spec.bias)
+
+    def give(ridge: float) -> None:
+        best, _ = moments.best(rows, ridge)
+        like.weight.copy_(stored(best.reshape(weight.shape), spec))
+        if spec.bias:
+            like.bias.copy_((moments.wanted - (best @ moments.means.unsqueeze(2)).squeeze(2)).flatten())
+
+    _choose(give, layer, held)
 
 
 @torch.no_grad()
-def factor(first: nn.Module, last: nn.Module, weight: Tensor, pairs: Pairs) -> None:
+def factor(first: nn.Module, last: nn.Module, weight: Tensor, pairs: Pairs, held: Sequence[Pair] = ()) -> None:
     """The same for a layer without groups and the pointwise one that follows it: regression of a low rank.
 
     What the best whole layer gives has few main directions: the last layer spans these, the first makes their amounts
@@ -55,29 +62,71 @@ def factor(first: nn.Module, last: nn.Module, weight: Tensor, pairs: Pairs) -> N
     Args:
         first, last: changed in place.
         weight: of the one layer in whose place they are, (N, M, k, ...).
-        pairs: as above.
+        pairs, held: as above.
     """
     spec, end = _spec(first), _spec(last)
-    best, seen, wanted, moments = _best(spec, weight.double().flatten(1)[None], pairs, end.bias)
-    basis = leading(best[0] @ torch.linalg.cholesky(moments[0]), spec.outputs)
-    amounts = basis.T @ best[0]
-    # Both factors of a direction get the same norm, so that one rate of learning suits both.
-    root = amounts.norm(dim=1).clamp_min(torch.finfo(torch.float64).tiny).sqrt()
-    have = len(root)
-    for layer in (first, last):
-        _any(layer).weight.zero_()
+    rows = weight.double().flatten(1)[None]
+    moments = _moments(spec, rows, pairs, end.bias)
     shape = spec.outputs, spec.inputs, *spec.kernel
-    filters = best.new_zeros(spec.outputs, amounts.shape[1])
-    filters[:have] = amounts / root[:, None]
-    _any(first).weight.copy_(stored(filters.reshape(shape), spec))
-    _any(last).weight.flatten(1)[:, :have] = (basis * root).to(_any(last).weight.dtype)
-    if end.bias:
-        _any(last).bias.copy_(wanted[0] - basis @ (amounts @ seen[0]))
+
+    def give(ridge: float) -> None:
+        best, root_of_moments = moments.best(rows, ridge)
+        basis = leading(best[0] @ root_of_moments[0], spec.outputs)
+        amounts = basis.T @ best[0]
+        # Both factors of a direction get the same norm, so that one rate of learning suits both.
+        root = amounts.norm(dim=1).clamp_min(torch.finfo(torch.float64).tiny).sqrt()
+        have = len(root)
+        for layer in (first, last):
+            _any(layer).weight.zero_()
+        filters = best.new_zeros(spec.outputs, amounts.shape[1])
+        filters[:have] = amounts / root[:, None]
+        _any(first).weight.copy_(stored(filters.reshape(shape), spec))
+        _any(last).weight.flatten(1)[:, :have] = (basis * root).to(_any(last).weight.dtype)
+        if end.bias:
+            _any(last).bias.copy_(moments.wanted[0] - basis @ (amounts @ moments.means[0]))
+
+    _choose(give, nn.Sequential(first, last), held)
 
 
-def _best(spec: Spec, weight: Tensor, pairs: Pairs, bias: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Weights (G, N / G, F) near to `weight`, means (G, F) and (G, N / G) of what filters see and should give, and the
-    second moments (G, F, F) of what they see, about the means if there is a bias."""
+def _choose(give: Callable[[float], None], layer: nn.Module, held: Sequence[Pair]) -> None:
+    """The ridge with which a layer is nearest on what is kept back."""
+    found: list[tuple[float, dict[str, Tensor]]] = []
+    for ridge in RIDGES if held else RIDGES[len(RIDGES) // 2:][:1]:
+        give(ridge)
+        found.append((error(layer, held) if held else 0.0, state(layer)))
+    layer.load_state_dict(min(found, key=lambda one: one[0])[1])
+
+
+@torch.no_grad()
+def error(layer: nn.Module, pairs: Sequence[Pair]) -> float:
+    """The mean squared difference of what a layer gives from what it should."""
+    return sum(float((layer(x) - y).double().square().mean()) for x, y in pairs) / len(pairs)
+
+
+def state(layer: nn.Module) -> dict[str, Tensor]:
+    """A copy of all tensors of a layer, by name."""
+    return {name: tensor.detach().clone() for name, tensor in layer.state_dict().items()}
+
+
+class _Moments(NamedTuple):
+    """Second moments (G, F, F) of what filters see and (G, N / G, F) with what they should give, and means of both,
+    (G, F) and (G, N / G); about the means if there is a bias."""
+
+    seen: Tensor
+    both: Tensor
+    means: Tensor
+    wanted: Tensor
+
+    def best(self, weight: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+        """Weights (G, N / G, F) near to `weight`, and the triangular root of the moments with the ridge on them."""
+        squares = self.seen.diagonal(dim1=1, dim2=2)
+        cost = ridge * squares.mean(1).clamp_min(torch.finfo(torch.float64).tiny)[:, None, None]
+        root = torch.linalg.cholesky(self.seen + cost * torch.eye(squares.shape[1]).to(cost))
+        return torch.cholesky_solve((self.both + cost * weight).mT, root).mT, root
+
+
+def _moments(spec: Spec, weight: Tensor, pairs: Pairs, bias: bool) -> _Moments:
+    """Of what a layer's filters see in some inputs; a weight (G, N / G, F) says how many they are."""
     groups, share, width = weight.shape
     seen, both = weight.new_zeros(groups, width, width), torch.zeros_like(weight)
     means, wanted, places = weight.new_zeros(groups, width), weight.new_zeros(groups, share), 0
@@ -92,10 +141,7 @@ def _best(spec: Spec, weight: Tensor, pairs: Pairs, bias: bool) -> tuple[Tensor,
     if bias:
         seen -= means.unsqueeze(2) * means.unsqueeze(1)
         both -= wanted.unsqueeze(2) * means.unsqueeze(1)
-    ridge = RIDGE * seen.diagonal(dim1=1, dim2=2).mean(1).clamp_min(torch.finfo(torch.float64).tiny)[:, None, None]
-    seen.diagonal(dim1=1, dim2=2).add_(ridge[:, :, 0])
-    best: Tensor = torch.linalg.solve(seen, (both + ridge * weight).mT).mT
-    return best, means, wanted, seen
+    return _Moments(seen, both, means, wanted)
 
 
 def sampled(spec: Spec, pairs: Pairs) -> Iterator[Pair]:

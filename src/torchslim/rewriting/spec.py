@@ -7,6 +7,7 @@ from math import prod
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 CONVOLUTIONS: dict[type, tuple[int, bool]] = {
     nn.Conv1d: (1, False), nn.Conv2d: (2, False), nn.Conv3d: (3, False),
@@ -93,15 +94,33 @@ class Spec:
 
 
 def spec_of(layer: nn.Module) -> Spec | None:
-    """The spec of a layer; None for one that is no plain convolution or linear layer of torch's."""
-    if type(layer) is nn.Linear:
-        return Spec(layer.in_features, layer.out_features, (), (), (), (), (), 1, layer.bias is not None, False,
-                    "zeros")
-    found = CONVOLUTIONS.get(type(layer))
-    if found is None:
-        return None
+    """The spec of a layer; None for one that does not compute as torch's convolutions and linear layers do."""
+    kind = _kind(layer)
     conv: Any = layer
+    if kind is nn.Linear:
+        return Spec(conv.in_features, conv.out_features, (), (), (), (), (), 1, conv.bias is not None, False, "zeros")
+    if kind is None:
+        return None
     padding = conv.padding if isinstance(conv.padding, str) else tuple(conv.padding)
     return Spec(conv.in_channels, conv.out_channels, tuple(conv.kernel_size), tuple(conv.stride), padding,
-                tuple(conv.dilation), tuple(conv.output_padding), conv.groups, conv.bias is not None, found[1],
-                conv.padding_mode)
+                tuple(conv.dilation), tuple(conv.output_padding), conv.groups, conv.bias is not None,
+                CONVOLUTIONS[kind][1], conv.padding_mode)
+
+
+# What a layer computes with, beside its parameters and sizes.
+_WAYS = ("forward", "_conv_forward", "_output_padding", "__call__", "_call_impl", "__getattr__", "__getattribute__")
+
+
+def _kind(layer: nn.Module) -> type | None:
+    """torch's own class that a layer is of; a subclass is taken for it that has nothing of its own to compute with."""
+    own = type(layer)
+    if "forward" in vars(layer):
+        return None
+    for kind in (nn.Linear, *CONVOLUTIONS):
+        if own is kind:
+            return kind
+        if issubclass(own, kind) and not issubclass(own, LazyModuleMixin):
+            plain = all(getattr(own, way, None) is getattr(kind, way, None) for way in _WAYS)
+            held = set(layer._parameters) == {"weight", "bias"} and not layer._buffers and not layer._modules
+            return kind if plain and held else None
+    return None

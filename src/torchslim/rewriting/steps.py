@@ -79,15 +79,14 @@ def redone(model: nn.Module, step: Step) -> nn.Module:
                             "for")
         found[name] = rewrite
     with torch.random.fork_rng(devices=[]):
-        put(copy, found, fitted=False)
+        exchange(copy, {layer: built(rewrite, layer, fitted=False)
+                        for layer, rewrite in ((copy.get_submodule(name), rewrite) for name, rewrite in found.items())})
     return copy
 
 
-def put(model: nn.Module, found: Mapping[str, Rewrite], *, fitted: bool) -> None:
-    """Each rewrite in the place of the layer of that name, in the model itself, wherever that layer was held."""
-    places = {id(model.get_submodule(name)): built(rewrite, model.get_submodule(name), fitted)
-              for name, rewrite in found.items()}
+def exchange(model: nn.Module, places: Mapping[nn.Module, nn.Module]) -> None:
+    """Each module in the place of another, in the model itself, wherever that one was held."""
     for module in list(model.modules()):
         for key, child in module._modules.items():
-            if child is not None and id(child) in places:
-                module._modules[key] = places[id(child)]
+            if child is not None and child in places:
+                module._modules[key] = places[child]
