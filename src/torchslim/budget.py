@@ -286,8 +286,8 @@ def remarks(limits: Sequence[Limit], budgets: Sequence[Budget], selection: Selec
         below = (tight.asked - tight.met) / tight.before
         if below > CLOSE and selection.looser is not None:
             found.append(f"{tight.resource}: {tight.met:,} is {below:.1%} of the whole below what was asked; channels "
-                         "go in steps (rounding, rows that lose equally many, layers that share them), and with one step "
-                         f"less it would be {limit.meter(selection.looser):,}")
+                         "go in steps (rounding, rows that lose equally many, layers that share them), and with one "
+                         f"step less it would be {limit.meter(selection.looser):,}")
     return found
 
 
