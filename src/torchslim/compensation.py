@@ -20,7 +20,7 @@ from torchslim.lockstep import Arrive, OutOfStep, lockstep
 from torchslim.plans import Plan
 from torchslim.rewriting.building import plain, stored
 from torchslim.rewriting.norms import Tally
-from torchslim.rewriting.solving import Pair, sampled
+from torchslim.rewriting.solving import Pair, moments_of
 from torchslim.rewriting.spec import spec_of
 from torchslim.surgery import apply
 from torchslim.wording import first_line
@@ -308,27 +308,13 @@ def refit(layer: Any, pairs: Sequence[Pair], ridge: float, *, centred: bool) -> 
     assert spec is not None
     weight = plain(layer.weight, spec.groups, spec.transposed)
     rows = weight.double().reshape(spec.groups, spec.outputs // spec.groups, -1)
-    groups, share, width = rows.shape
-    seen, both = rows.new_zeros(groups, width, width), torch.zeros_like(rows)
-    means, wanted, count = rows.new_zeros(groups, width), rows.new_zeros(groups, share), 0
-    for x, y in sampled(spec, pairs):
-        a, b = x.reshape(len(x), groups, width).transpose(0, 1), y.reshape(len(y), groups, share).transpose(0, 1)
-        seen += a.mT @ a
-        both += b.mT @ a
-        means += a.sum(1)
-        wanted += b.sum(1)
-        count += len(x)
-    seen, both, means, wanted = (moment / count for moment in (seen, both, means, wanted))
-    if spec.bias or centred:
-        seen -= means.unsqueeze(2) * means.unsqueeze(1)
-        both -= wanted.unsqueeze(2) * means.unsqueeze(1)
-    squares = seen.diagonal(dim1=1, dim2=2)
+    moments = moments_of(spec, rows, pairs, spec.bias or centred)
+    squares = moments.squares
     # A weight that reads nothing stays as it was.
-    holds = ridge * squares + torch.finfo(torch.float32).eps * squares.mean(1, keepdim=True) + TINY
-    seen.diagonal(dim1=1, dim2=2).add_(holds)
-    best = torch.linalg.solve(seen, (both + holds.unsqueeze(1) * rows).mT).mT
+    costs = ridge * squares + torch.finfo(torch.float32).eps * squares.mean(1, keepdim=True) + TINY
+    best = moments.best(rows, costs)
     layer.weight.copy_(stored(best.reshape(weight.shape), spec))
-    moved = (wanted - (best @ means.unsqueeze(2)).squeeze(2)).flatten()
+    moved = moments.missing(best)
     if spec.bias:
         layer.bias.copy_(moved)
     return moved if spec.bias or centred else torch.zeros_like(moved)

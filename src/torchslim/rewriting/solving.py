@@ -41,13 +41,13 @@ def solve(layer: nn.Module, pairs: Pairs, held: Sequence[Pair] = ()) -> None:
     spec, like = _spec(layer), _any(layer)
     weight = plain(like.weight, spec.groups, spec.transposed)
     rows = weight.double().reshape(spec.groups, spec.outputs // spec.groups, -1)
-    moments = _moments(spec, rows, pairs, spec.bias)
+    moments = moments_of(spec, rows, pairs, spec.bias)
 
     def give(ridge: float) -> None:
-        best, _ = moments.best(rows, ridge)
+        best = moments.best(rows, moments.even(ridge))
         like.weight.copy_(stored(best.reshape(weight.shape), spec))
         if spec.bias:
-            like.bias.copy_((moments.wanted - (best @ moments.means.unsqueeze(2)).squeeze(2)).flatten())
+            like.bias.copy_(moments.missing(best))
 
     _choose(give, layer, held)
 
@@ -66,12 +66,13 @@ def factor(first: nn.Module, last: nn.Module, weight: Tensor, pairs: Pairs, held
     """
     spec, end = _spec(first), _spec(last)
     rows = weight.double().flatten(1)[None]
-    moments = _moments(spec, rows, pairs, end.bias)
+    moments = moments_of(spec, rows, pairs, end.bias)
     shape = spec.outputs, spec.inputs, *spec.kernel
 
     def give(ridge: float) -> None:
-        best, root_of_moments = moments.best(rows, ridge)
-        basis = leading(best[0] @ root_of_moments[0], spec.outputs)
+        costs = moments.even(ridge)
+        best = moments.best(rows, costs)
+        basis = leading(best[0] @ torch.linalg.cholesky((moments.seen + torch.diag_embed(costs))[0]), spec.outputs)
         amounts = basis.T @ best[0]
         # Both factors of a direction get the same norm, so that one rate of learning suits both.
         root = amounts.norm(dim=1).clamp_min(torch.finfo(torch.float64).tiny).sqrt()
@@ -108,7 +109,7 @@ def state(layer: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in layer.state_dict().items()}
 
 
-class _Moments(NamedTuple):
+class Moments(NamedTuple):
     """Second moments (G, F, F) of what filters see and (G, N / G, F) with what they should give, and means of both,
     (G, F) and (G, N / G); about the means if there is a bias."""
 
@@ -117,15 +118,28 @@ class _Moments(NamedTuple):
     means: Tensor
     wanted: Tensor
 
-    def best(self, weight: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-        """Weights (G, N / G, F) near to `weight`, and the triangular root of the moments with the ridge on them."""
-        squares = self.seen.diagonal(dim1=1, dim2=2)
-        cost = ridge * squares.mean(1).clamp_min(torch.finfo(torch.float64).tiny)[:, None, None]
-        root = torch.linalg.cholesky(self.seen + cost * torch.eye(squares.shape[1]).to(cost))
-        return torch.cholesky_solve((self.both + cost * weight).mT, root).mT, root
+    @property
+    def squares(self) -> Tensor:
+        """Of what each weight sees, (G, F)."""
+        return self.seen.diagonal(dim1=1, dim2=2)
+
+    def even(self, ridge: float) -> Tensor:
+        """A ridge of the same height for all weights, in mean squares of what they see: costs (G, F)."""
+        mean = self.squares.mean(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+        return (ridge * mean).expand_as(self.squares)
+
+    def best(self, weight: Tensor, costs: Tensor) -> Tensor:
+        """Weights (G, N / G, F) near to `weight`, which it costs so much to leave."""
+        best: Tensor = torch.linalg.solve(self.seen + torch.diag_embed(costs),
+                                          (self.both + costs.unsqueeze(1) * weight).mT).mT
+        return best
+
+    def missing(self, weight: Tensor) -> Tensor:
+        """What filters with these weights lack on average, (N,): the bias."""
+        return (self.wanted - (weight @ self.means.unsqueeze(2)).squeeze(2)).flatten()
 
 
-def _moments(spec: Spec, weight: Tensor, pairs: Pairs, bias: bool) -> _Moments:
+def moments_of(spec: Spec, weight: Tensor, pairs: Pairs, centred: bool) -> Moments:
     """Of what a layer's filters see in some inputs; a weight (G, N / G, F) says how many they are."""
     groups, share, width = weight.shape
     seen, both = weight.new_zeros(groups, width, width), torch.zeros_like(weight)
@@ -138,10 +152,10 @@ def _moments(spec: Spec, weight: Tensor, pairs: Pairs, bias: bool) -> _Moments:
         wanted += b.sum(1)
         places += len(x)
     seen, both, means, wanted = (moment / places for moment in (seen, both, means, wanted))
-    if bias:
+    if centred:
         seen -= means.unsqueeze(2) * means.unsqueeze(1)
         both -= wanted.unsqueeze(2) * means.unsqueeze(1)
-    return _Moments(seen, both, means, wanted)
+    return Moments(seen, both, means, wanted)
 
 
 def sampled(spec: Spec, pairs: Pairs) -> Iterator[Pair]:
