@@ -23,7 +23,7 @@ def peak(model: nn.Module, x: Tensor) -> int:
 @pytest.mark.parametrize("share", [0.8, 0.5, 0.3])
 @pytest.mark.parametrize("name", ["torchvision:resnet18", "torchvision:mobilenet_v2", "torchvision:shufflenet_v2_x1_0",
                                   "torchvision:densenet121", "torchvision:regnet_y_400mf", "torchvision:googlenet",
-                                  "timm:cspresnet50", "unet"])
+                                  "timm:cspresnet50", "timm:res2net50_26w_4s", "unet"])
 def test_the_budget_is_met_and_is_what_a_real_run_holds(name: str, share: float) -> None:
     torch.manual_seed(0)
     model = random_statistics(ts.create_model(name, **({"width": 0.5} if name == "unet" else {}))).eval()

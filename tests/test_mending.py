@@ -141,3 +141,28 @@ def test_planning_leaves_the_attributes_of_the_model_as_they_were() -> None:
         assert all(module.__dict__[key] is item for key, item in before[name].items())
     assert model.sizes == [10, 6]
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+
+
+class Split(nn.Module):
+    """Halves of a map, one of which goes through a convolution of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 8
+        self.first, self.inner, self.last = nn.Conv2d(6, 16, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(16, 6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = torch.split(self.first(x).relu(), self.width, 1)
+        return self.last(torch.cat([self.inner(a), b], 1))
+
+
+def test_a_width_that_sister_modules_keep_is_not_mended_for_another_of_the_same_size() -> None:
+    model = random_statistics(nn.Sequential(nn.Conv2d(3, 6, 1), Split(), Split(), Split(), nn.Conv2d(6, 5, 1)))
+    x = torch.randn(1, 3, 6, 6)
+    plan = torchslim.plan(model, x, scope={"1.first": 0.5, "2.first": 0.5, "3.inner": 0.5})
+    slim = torchslim.apply(model, plan)
+    assert [tuple(len(slim.get_parameter(f"{n}.{layer}.weight")) for layer in ("first", "inner"))
+            for n in (1, 2, 3)] == [(8, 8), (8, 8), (16, 4)]
+    assert {str(mend) for mend in plan.mends if mend.attribute == "width"} == {"1.width: 8 -> 4", "2.width: 8 -> 4"}
+    assert {entry.name for entry in plan.left_alone} == {"0", "4"}
+    assert oracle_error(model, slim, plan, x) < 1e-12

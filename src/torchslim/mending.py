@@ -105,15 +105,18 @@ def mended(model: nn.Module, inputs: Inputs, coupling: Coupling, shares: Shares,
                 break
         if better is None:
             break
-        run = better[0]
+        strayed, run = run.op, better[0]
         current += better[1]
-        run, current = _same_elsewhere(model, inputs, coupling, shares, sizes, run, current, better[1])
+        run, current = _same_elsewhere(model, inputs, coupling, shares, sizes, run, current, better[1], strayed)
     return run, tuple(current)
 
 
 def _same_elsewhere(model: nn.Module, inputs: Inputs, coupling: Coupling, shares: Shares, sizes: Sizes, run: Attempt,
-                    current: list[Mend], found: Sequence[Mend]) -> tuple[Attempt, list[Mend]]:
-    """What one module needed, others of its class will: mend them in one go, if that helps."""
+                    current: list[Mend], found: Sequence[Mend], strayed: Op) -> tuple[Attempt, list[Mend]]:
+    """What one module needed, others of its class will: mend them in one go, if that helps.
+
+    By what an operation like the one that strayed sees there: elsewhere the same width may be another's.
+    """
     if run.op is None:
         return run, current
     kinds = {(type(model.get_submodule(mend.module)), mend.attribute) for mend in found}
@@ -121,7 +124,7 @@ def _same_elsewhere(model: nn.Module, inputs: Inputs, coupling: Coupling, shares
     for tape in coupling.tapes:
         for op in tape.graph.ops:
             module = model.get_submodule(op.module)
-            wanted = [attribute for kind, attribute in kinds if type(module) is kind]
+            wanted = [attribute for kind, attribute in kinds if type(module) is kind and op.name == strayed.name]
             pool = _pool(tape, op, shares) if wanted else _Pool({}, {})
             for attribute in wanted:
                 new = _translated(getattr(module, attribute, None), pool)
