@@ -145,9 +145,11 @@ def _labels(importance: str, data: str | None, shapes: list[str] | None, picture
     """Labelled pictures for the criteria that ask for them; None for the others."""
     from torchslim.importance import ON_LABELS
 
-    if (importance in ON_LABELS) != (data is not None):
-        raise RequestError(f"prune: --importance {importance} {'does not look at --data; leave it out' if data else ''}"
-                           f"{'' if data else 'asks for labelled pictures; give --data digits, folder:PATH, ...'}")
+    if importance in ON_LABELS and data is None:
+        raise RequestError(f"prune: --importance {importance} asks for labelled pictures; give --data digits, "
+                           "folder:PATH, ...")
+    if importance not in ON_LABELS and data is not None:
+        raise RequestError(f"prune: --importance {importance} does not look at --data; leave it out")
     return pictures_of(data, shapes, pictures, seed)
 
 

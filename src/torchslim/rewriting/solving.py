@@ -144,7 +144,7 @@ def moments_of(spec: Spec, weight: Tensor, pairs: Pairs, centred: bool) -> Momen
     groups, share, width = weight.shape
     seen, both = weight.new_zeros(groups, width, width), torch.zeros_like(weight)
     means, wanted, places = weight.new_zeros(groups, width), weight.new_zeros(groups, share), 0
-    for x, y in sampled(spec, pairs):
+    for x, y in _sampled(spec, pairs):
         a, b = x.reshape(len(x), groups, width).transpose(0, 1), y.reshape(len(y), groups, share).transpose(0, 1)
         seen += a.mT @ a
         both += b.mT @ a
@@ -158,7 +158,7 @@ def moments_of(spec: Spec, weight: Tensor, pairs: Pairs, centred: bool) -> Momen
     return Moments(seen, both, means, wanted)
 
 
-def sampled(spec: Spec, pairs: Pairs) -> Iterator[Pair]:
+def _sampled(spec: Spec, pairs: Pairs) -> Iterator[Pair]:
     """At some places of each input: what the filters see there, channel by channel, and what they should give."""
     chance, unfold = torch.Generator().manual_seed(0), None
     for x, y in pairs:

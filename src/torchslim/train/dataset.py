@@ -72,11 +72,6 @@ def labelled(data: Data, count: int, seed: int = 0, batch: int = 64) -> list[tup
     return [(inputs[start:start + batch], targets[start:start + batch]) for start in range(0, len(inputs), batch)]
 
 
-def unlabelled(data: Data, count: int, seed: int = 0, batch: int = 64) -> list[Tensor]:
-    """The inputs of `labelled` alone."""
-    return [inputs for inputs, _ in labelled(data, count, seed, batch)]
-
-
 def classes_of(spec: str, *datasets: Any) -> tuple[str, ...]:
     """The datasets' own names of the classes, or their numbers."""
     named = getattr(datasets[0], "classes", None)
