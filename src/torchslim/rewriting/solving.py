@@ -130,8 +130,11 @@ class Moments(NamedTuple):
 
     def best(self, weight: Tensor, costs: Tensor) -> Tensor:
         """Weights (G, N / G, F) near to `weight`, which it costs so much to leave."""
-        best: Tensor = torch.linalg.solve(self.seen + torch.diag_embed(costs),
-                                          (self.both + costs.unsqueeze(1) * weight).mT).mT
+        read = (self.squares != 0).any(0).nonzero().flatten()  # no filter sees anything elsewhere: nothing changes
+        best = weight.clone()
+        seen, both, kept = self.seen[:, read[:, None], read], self.both[..., read], costs[:, read]
+        best[..., read] = torch.linalg.solve(seen + torch.diag_embed(kept),
+                                             (both + kept.unsqueeze(1) * weight[..., read]).mT).mT
         return best
 
     def missing(self, weight: Tensor) -> Tensor:
@@ -146,8 +149,14 @@ def moments_of(spec: Spec, weight: Tensor, pairs: Pairs, centred: bool) -> Momen
     means, wanted, places = weight.new_zeros(groups, width), weight.new_zeros(groups, share), 0
     for x, y in _sampled(spec, pairs):
         a, b = x.reshape(len(x), groups, width).transpose(0, 1), y.reshape(len(y), groups, share).transpose(0, 1)
-        seen += a.mT @ a
-        both += b.mT @ a
+        read = a.any(1).any(0).nonzero().flatten()
+        if 2 * len(read) < width:  # filters on small maps see padding for the most part
+            few = a[..., read]
+            seen[:, read[:, None], read] += few.mT @ few
+            both[..., read] += b.mT @ few
+        else:
+            seen += a.mT @ a
+            both += b.mT @ a
         means += a.sum(1)
         wanted += b.sum(1)
         places += len(x)
@@ -166,11 +175,15 @@ def _sampled(spec: Spec, pairs: Pairs) -> Iterator[Pair]:
             yield x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
             continue
         unfold = unfold or _unfold(spec).to(device=x.device, dtype=x.dtype)
-        for one, given in zip(x.reshape(-1, *x.shape[-spec.dims - 1:]), y.reshape(-1, *y.shape[-spec.dims - 1:]),
-                              strict=True):
-            views, wanted = unfold(one[None])[0].flatten(1), given.flatten(1)
-            some = torch.randperm(views.shape[1], generator=chance)[:PLACES].to(x.device)
-            yield views[:, some].T, wanted[:, some].T
+        x, y = (each.reshape(-1, *each.shape[-spec.dims - 1:]) for each in (x, y))
+        places = prod(y.shape[2:])
+        # Small maps together: their products are a matrix's then, and not a sum of outer products.
+        for some, given in zip(*(torch.split(each, max(1, PLACES // places)) for each in (x, y)), strict=True):
+            views, wanted = unfold(some).flatten(2), given.flatten(2)
+            if places > PLACES:
+                chosen = torch.randperm(places, generator=chance)[:PLACES].to(x.device)
+                views, wanted = views[..., chosen], wanted[..., chosen]
+            yield views.mT.flatten(0, 1), wanted.mT.flatten(0, 1)
 
 
 def _unfold(spec: Spec) -> nn.Module:
