@@ -27,9 +27,10 @@ ORDER = [
     "__init__", "errors", "wording", "formulas", "units", "blocks", "zoo", "files", "plans", "calling", "modules",
     "graph", "terms", "labels", "untouched", "shapes", "blindness", "trace", "rules", "tapes", "unread", "channels",
     "grouping", "coupling", "memory", "profiler", "findings", "layering", "advice", "latency", "layertimes", "copying",
-    "gradients", "importance", "budget", "widths", "surgery", "optimizers", "mending", "orders", "matching", "trouble",
-    "float64", "reference", "proof", "pruning", "ladder", "presets", "rewriting", "lockstep", "compensation",
-    "libraries", "sources", "store", "plotting", "exporting", "backends", "train", "report", "pipeline", "cli",
+    "gradients", "importance", "budget", "shortfall", "widths", "surgery", "optimizers", "mending", "orders",
+    "matching", "trouble", "float64", "reference", "proof", "pruning", "ladder", "presets", "rewriting", "lockstep",
+    "compensation", "libraries", "sources", "store", "plotting", "exporting", "backends", "train", "report", "pipeline",
+    "cli",
     "__main__",
 ]
 

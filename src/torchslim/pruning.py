@@ -26,7 +26,6 @@ from torchslim.budget import (
     as_count,
     free_bundle,
     matches,
-    remarks,
     row_bundle,
     select,
 )
@@ -41,6 +40,7 @@ from torchslim.matching import Cut, culprits, cut_as
 from torchslim.modules import tensors_of
 from torchslim.plans import Budget, LeftAlone, Plan
 from torchslim.proof import differences
+from torchslim.shortfall import remarks
 from torchslim.surgery import apply
 from torchslim.tapes import tapes
 from torchslim.terms import Terms
@@ -93,7 +93,8 @@ def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params:
         inputs: what it is called with: a tensor, a tuple, a list (the one argument) or a dict of keywords. Costs are
             counted for these very inputs.
         macs, params, channels, memory: what is *kept*, alone or together: a float in (0, 1] is a share of today, an
-            int a count (multiply-adds, parameters, output channels of all layers, bytes of activations at the peak).
+            int a count (multiply-adds, parameters, channels that layers make, bytes of activations at the peak).
+            What keeps the plan from meeting them closely is in its notes, with the nearest feasible budget.
         importance: "l2", "l1", "bn_scale", "fpgm", "lamp", "taylor", "hessian", "random" or a callable(group) -> one
             score a channel, higher for channels that matter more (`torchslim.importance`).
         scope: "global" compares scores over the whole network, "uniform" keeps the same share of every group; a dict
@@ -287,21 +288,21 @@ def _select(coupling: Coupling, bundles: Sequence[Bundle], limits: Sequence[Limi
                 least = shares[0] * bundle.kept[0]
                 floor[place] = int((bundle.kept >= least).sum()) - 1
                 ruled.append(place)
-    fixed = [Bundle(b.name, b.classes, b.kept[: floor[p] + 1], b.losses[: floor[p]], b.tied) if p in ruled else b
-             for p, b in enumerate(bundles)]
+    fixed = [replace(b, kept=b.kept[: floor[p] + 1], losses=b.losses[: floor[p]], least=int(b.kept[floor[p]]))
+             if p in ruled else b for p, b in enumerate(bundles)]
     return select(coupling, fixed, limits, floor, evenly=choice.scope == "uniform")
 
 
 def _uniform(bundle: Bundle) -> Bundle:
     """The same channels in the same order, each removal priced by the share that is then gone."""
-    return Bundle(bundle.name, bundle.classes, bundle.kept, 1 - bundle.kept[1:] / bundle.kept[0], bundle.tied)
+    return replace(bundle, losses=1 - bundle.kept[1:] / bundle.kept[0])
 
 
 def _finished(coupling: Coupling, cut: Cut, limits: Sequence[Limit], selection: Selection, choice: Choice,
               left_alone: Mapping[int, str]) -> Plan:
     shares = cut.stays.astype(np.float64)
     budgets = tuple(Budget(limit.resource, limit.meter.total, limit.most, limit.meter(shares)) for limit in limits)
-    notes = remarks(limits, budgets, selection)
+    notes = remarks(limits, budgets, selection, coupling.classes)
     mixed = list(dict.fromkeys(m.reason for m in coupling.mixed if (shares[m.labels] == 0).any()))
     notes += [f"approximate: {reason}" for reason in mixed]
     notes += note(coupling.graphs)
