@@ -109,7 +109,7 @@ def test_prune_by_what_a_loss_says_of_labelled_pictures(call: Call, tmp_path: Pa
     (["prune", SMALL, "--macs", "0.5", "--out", "absent/slim.safetensors"], "error: --out absent/slim.safeten"),
     (["prune", SMALL, "--macs", "0.5"], "error: prune: nowhere to save the slim model; give --out"),
     (["prune", SMALL, "--macs", "0.5", "--importance", "taylor", "--out", "s.safetensors"],
-     "error: prune: --importance taylor asks for labelled pictures; give --data digits"),
+     "error: prune: --importance taylor asks for pictures; give --data digits"),
     (["prune", SMALL, "--macs", "0.5", "--data", "digits", "--out", "s.safetensors"],
      "error: prune: --importance l2 does not look at --data; leave it out"),
     (["prune", SMALL, "--channels", "none", "--out", "slim.safetensors"], "error: --channels none: wanted a share"),
