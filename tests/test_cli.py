@@ -89,7 +89,7 @@ def test_prune_then_use_the_file_everywhere(call: Call, tmp_path: Path) -> None:
 
 
 def test_prune_by_what_a_loss_says_of_labelled_pictures(call: Call, tmp_path: Path) -> None:
-    for importance in ("taylor", "hessian"):
+    for importance in ("taylor", "hessian", "activation:apoz"):
         out = tmp_path / f"{importance}.safetensors"
         status, printed, _ = call("prune", "timm:test_resnet?num_classes=10", "--macs", "0.5", "--importance",
                                   importance, "--data", "digits", "--pictures", "64", "--out", out, "--json")

@@ -427,8 +427,8 @@ def test_only_groups_that_may_be_cut_are_scored() -> None:
 
 
 def test_an_unknown_name_lists_the_known() -> None:
-    with pytest.raises(RequestError, match=r"unknown criterion 'l3'; wanted one of bn_scale, fpgm, hessian, l1, l2, "
-                                           r"lamp, random, taylor, or a callable\(group\)"):
+    with pytest.raises(RequestError, match=r"unknown criterion 'l3'; wanted one of activation, bn_scale, fpgm, "
+                                           r"hessian, l1, l2, lamp, random, taylor, or a callable\(group\)"):
         ts.plan(network(), X, macs=0.5, importance="l3")
 
 

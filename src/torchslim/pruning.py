@@ -51,9 +51,9 @@ def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params:
             counted for these very inputs.
         macs, params, channels, memory: what is *kept*, alone or together: a float in (0, 1] is a share of today, an
             int a count (multiply-adds, parameters, output channels of all layers, bytes of activations at the peak).
-        importance: what ranks the channels: "l2", "l1", "bn_scale", "fpgm", "lamp", "taylor", "hessian", "random", a
-            name with options ("l2:max"), an instance of a criterion (`torchslim.importance`), or a callable(group) ->
-            one score a channel, higher for channels that matter more.
+        importance: what ranks the channels: "l2", "l1", "bn_scale", "fpgm", "lamp", "activation", "taylor", "hessian",
+            "random", a name with options ("l2:max"), an instance of a criterion (`torchslim.importance`), or a
+            callable(group) -> one score a channel, higher for channels that matter more.
         scope: "global" compares scores over the whole network, "uniform" keeps the same share of every group; a dict
             of layer-name pattern -> share of channels kept rules the groups whose layers all match, and the budget, if
             any, the others.
@@ -63,8 +63,8 @@ def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params:
         only, exclude: patterns of layer names whose output channels may, or may not, go.
         allow_approximate: also cut channels that a layer norm or its like mixes; the result is then no exact cut.
         whole_groups: grouped convolutions lose whole groups; by default each group loses equally many channels.
-        data: batches of inputs, for criteria that ask for them; of (inputs, targets) where there is a loss, for
-            "taylor" and "hessian". Other criteria do not look at it.
+        data: batches of inputs, for "activation"; of (inputs, targets) where there is a loss, for "taylor" and
+            "hessian". Other criteria do not look at it.
         loss: of outputs and targets: torch.nn.functional.cross_entropy, say.
         seed: of importance="random".
 

@@ -66,8 +66,8 @@ def prune(
     exclude: Exclude = None,
     preset: Preset = None,
     importance: Annotated[str, typer.Option(
-        help="What ranks the channels: l2, l1, bn_scale, fpgm, lamp, random; taylor, hessian: these ask for --data. "
-             "Options follow colons: l2:max, l1:filters."),
+        help="What ranks the channels: l2, l1, bn_scale, fpgm, lamp, random; activation, taylor and hessian ask for "
+             "--data. Options follow colons: l2:max, l1:filters."),
     ] = "l2",
     data: Annotated[str | None, typer.Option(
         "--data", metavar="DATA", show_default=False,

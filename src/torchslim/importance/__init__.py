@@ -4,6 +4,7 @@
     L1, L2       "l1", "l2"     sizes of weights                 Li et al. 2017
     FPGM         "fpgm"         distances between filters        He et al. 2019
     LAMP         "lamp"         squares beside larger ones       Lee et al. 2021
+    Activation   "activation"   how active channels are          Hu et al. 2016              data
     Taylor       "taylor"       first-order change of a loss     Molchanov et al. 2019       labelled data
     Hessian      "hessian"      second-order change of a loss    LeCun et al. 1989           labelled data
     Random       "random"       nothing
@@ -13,6 +14,7 @@
 `Criterion`.
 """
 
+from torchslim.importance.activations import Activation
 from torchslim.importance.evidence import Evidence
 from torchslim.importance.losses import Hessian, Taylor
 from torchslim.importance.names import CRITERIA, Importance, criterion
@@ -26,6 +28,7 @@ __all__ = [
     "L1",
     "L2",
     "LAMP",
+    "Activation",
     "BNScale",
     "ByGroup",
     "Criterion",
