@@ -18,8 +18,8 @@ PACKAGE = Path(torchslim.__file__).parent
 
 PUBLIC = [
     "Plan", "Profile", "apply", "blocks", "carry_optimizer", "compensate", "create_model", "errors", "export", "groups",
-    "lighten", "list_models", "load", "measure", "plan", "preset", "profile", "prune", "register_rule", "rewriting",
-    "save", "train", "verify", "zoo",
+    "importance", "lighten", "list_models", "load", "measure", "plan", "preset", "profile", "prune", "register_rule",
+    "rewriting", "save", "train", "verify", "zoo",
 ]
 
 # Nothing imports what stands later in this list; modules of one subpackage may import each other.
@@ -27,7 +27,7 @@ ORDER = [
     "__init__", "errors", "wording", "formulas", "units", "blocks", "zoo", "files", "plans", "calling", "modules",
     "graph", "terms", "labels", "untouched", "shapes", "blindness", "trace", "rules", "tapes", "unread", "channels",
     "grouping", "coupling", "memory", "profiler", "findings", "layering", "advice", "latency", "layertimes", "copying",
-    "gradients", "importance", "budget", "shortfall", "widths", "surgery", "optimizers", "mending", "orders",
+    "gradients", "importance", "budget", "shortfall", "choice", "widths", "surgery", "optimizers", "mending", "orders",
     "matching", "trouble", "float64", "reference", "proof", "pruning", "ladder", "presets", "rewriting", "lockstep",
     "compensation", "libraries", "sources", "store", "plotting", "exporting", "backends", "train", "report", "pipeline",
     "cli",
@@ -93,7 +93,7 @@ def test_no_module_hides_a_public_function() -> None:
         if module != "torchslim":
             importlib.import_module(module)
     for name in PUBLIC:
-        if name not in ("blocks", "errors", "rewriting", "train", "zoo"):
+        if name not in ("blocks", "errors", "importance", "rewriting", "train", "zoo"):
             assert callable(getattr(torchslim, name)), name
 
 
