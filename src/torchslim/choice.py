@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from torchslim.labels import Rows, Touch
 
 Scope = str | Mapping[str, float]
 
+TINY = 1e-9
+"""Less than any share of channels: 0.1 of 30 is 3, whatever the product of floats says."""
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -26,6 +30,7 @@ class Choice:
     shortcuts: bool = True
     round_to: int = 1
     min_channels: int = 1
+    min_kept: float = 0.0
     only: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     seed: int = 0
@@ -41,6 +46,13 @@ class Choice:
         for name, value in (("round_to", self.round_to), ("min_channels", self.min_channels)):
             if not isinstance(value, int) or value < 1:
                 raise RequestError(f"{name}: got {value!r}, wanted an int of at least 1")
+        if isinstance(self.min_kept, bool) or not isinstance(self.min_kept, Real) or not 0 <= self.min_kept <= 1:
+            raise RequestError(f"min_kept: got {self.min_kept!r}, wanted a number in [0, 1], the share of each group's "
+                               "channels that stays at the least")
+        for pattern, share in () if isinstance(self.scope, str) else self.scope.items():
+            if share < self.min_kept:
+                raise RequestError(f"scope: {pattern!r}: {share} is below min_kept={self.min_kept}, by which no group "
+                                   "loses so much; leave one of them out")
 
 
 def as_patterns(patterns: Sequence[str], name: str) -> tuple[str, ...]:
@@ -115,7 +127,13 @@ def bundles_of(coupling: Coupling, choice: Choice, left_alone: dict[int, str],
         needed[classes[np.lexsort((classes, -scores[classes], ~stays[classes]))[:2]]] = True
     bundles += [free_bundle(group, own, choice.round_to, choice.min_channels, needed[group.classes])
                 for group, own in zip(free, found, strict=True) if not in_any_row[group.classes].any()]
-    return bundles, scores
+    return [_capped(bundle, choice.min_kept) for bundle in bundles], scores
+
+
+def _capped(bundle: Bundle, share: float) -> Bundle:
+    """The same channels, of which this share stays at the least."""
+    allowed = int((bundle.kept >= share * bundle.kept[0] - TINY).sum())
+    return Bundle(bundle.name, bundle.classes, bundle.kept[:allowed], bundle.losses[:allowed - 1], bundle.tied)
 
 
 def gains(coupling: Coupling) -> Callable[[ChannelGroup], float]:
@@ -175,13 +193,14 @@ def _uniform(bundle: Bundle) -> Bundle:
     return Bundle(bundle.name, bundle.classes, bundle.kept, 1 - bundle.kept[1:] / bundle.kept[0], bundle.tied)
 
 
-def stuck(bundles: Sequence[Bundle]) -> dict[int, str]:
+def stuck(bundles: Sequence[Bundle], choice: Choice) -> dict[int, str]:
     """Class of channels -> why it stays, where a bundle has no smaller width to go to."""
     found: dict[int, str] = {}
+    least = "min_channels= and round_to=" if not choice.min_kept else "min_channels=, min_kept= and round_to="
     for bundle in bundles:
         if len(bundle.kept) == 1:
             why = ("no smaller number of channels fits all the rows that must lose equally many" if bundle.tied else
-                   "the least width already (a group keeps 2 channels; min_channels= and round_to= may ask for more)")
+                   f"the least width already (a group keeps 2 channels; {least} may ask for more)")
             found.update(dict.fromkeys(bundle.classes.tolist(), why))
     return found
 
