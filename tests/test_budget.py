@@ -487,7 +487,7 @@ def test_settings_are_on_record() -> None:
                    min_channels=3, only=["0", "3"], exclude=["3"], seed=7)
     assert plan.settings == {"importance": "random", "scope": "uniform", "shortcuts": False, "round_to": 2,
                              "min_channels": 3, "min_kept": 0.0, "only": ["0", "3"], "exclude": ["3"],
-                             "allow_approximate": False, "whole_groups": False, "seed": 7}
+                             "allow_approximate": False, "whole_groups": False, "seed": 7, "shares_of": "today"}
 
 
 def test_plans_are_the_same_every_time() -> None:

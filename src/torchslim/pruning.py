@@ -18,7 +18,7 @@ from torch import nn
 
 from torchslim.budget import Limit, Meter, PeakMeter, Selection, as_count, remarks
 from torchslim.calling import Inputs, unwrap
-from torchslim.choice import Choice, Scope, as_patterns, bundles_of, protected, selected, stuck, widths_of
+from torchslim.choice import Choice, Scope, as_patterns, bundles_of, compared, protected, selected, stuck, widths_of
 from torchslim.coupling import Coupling, Scaling, couple
 from torchslim.errors import ProofError, RequestError
 from torchslim.gradients import Loss
@@ -42,7 +42,8 @@ def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params:
          importance: Importance = "l2", scope: Scope = "global", shortcuts: bool = True,
          round_to: int = 1, min_channels: int = 1, min_kept: float = 0.0, only: Sequence[str] = (),
          exclude: Sequence[str] = (), allow_approximate: bool = False, whole_groups: bool = False,
-         data: Iterable[Any] | None = None, loss: Loss | None = None, seed: int = 0) -> Plan:
+         data: Iterable[Any] | None = None, loss: Loss | None = None, seed: int = 0,
+         original: nn.Module | None = None) -> Plan:
     """Decide which channels stay, and touch nothing.
 
     Args:
@@ -68,6 +69,8 @@ def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params:
             "hessian". Other criteria do not look at it.
         loss: of outputs and targets: torch.nn.functional.cross_entropy, say.
         seed: of importance="random".
+        original: the network that the model was cut from: shares (of budgets, by pattern, `min_kept`, "uniform") are
+            then of its costs and widths, not of today's.
 
     Raises:
         RequestError: nothing was asked, or a value is none of these.
@@ -84,6 +87,10 @@ def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params:
     evidence.check(choice.importance)
     graphs = tapes(model, inputs)
     coupling = couple(graphs, Terms(allow_approximate, whole_groups))
+    if original is not None:
+        whole = compared(couple(tapes(unwrap(original), inputs), coupling.terms), coupling)
+        choice = replace(choice, original=whole)
+        asked |= {limit.resource: max(1, limit.most) for limit in _limits(whole, asked)}
     limits = _limits(coupling, asked)
     trouble = Trouble()
     while True:
@@ -154,7 +161,8 @@ def _finished(coupling: Coupling, cut: Cut, limits: Sequence[Limit], selection: 
                 "min_kept": choice.min_kept,
                 "only": list(choice.only), "exclude": list(choice.exclude),
                 "allow_approximate": bool(mixed),
-                "whole_groups": coupling.terms.whole_groups, "seed": choice.seed}
+                "whole_groups": coupling.terms.whole_groups, "seed": choice.seed,
+                "shares_of": "today" if choice.original is None else "original"}
     return Plan(kept=cut.kept, readers=cut.readers, grouped=cut.grouped, mends=cut.mends, budgets=budgets,
                 predicted={"macs": Meter(coupling.macs)(shares), "params": Meter(coupling.params)(shares)},
                 left_alone=_left_alone(coupling, left_alone), notes=tuple(notes), settings=settings)
