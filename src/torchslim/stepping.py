@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from torchslim.calling import Inputs, unwrap
 from torchslim.errors import RequestError
@@ -27,7 +27,7 @@ def schedule(model: nn.Module, inputs: Inputs, *, steps: int = 5, curve: str = "
 
     Each step scores the network as training has left it, and cuts it to the step's share of the *original's* cost;
     likewise the shares by pattern. Networks come proven, as from `prune`. Train the very module that was given, in
-    place: the next step goes on from it.
+    place and on its device: the next step goes on from it.
 
     Args:
         model: the network; it is left as it was.
@@ -70,6 +70,4 @@ def _steps(model: nn.Module, inputs: Inputs, requests: list[Request]) -> Iterato
 
 def _kept(data: Any) -> Any:
     """Batches that can be gone through at each step."""
-    if isinstance(data, Iterable) and not isinstance(data, Tensor | Mapping | str):
-        return list(data)
-    return data  # for `plan` to refuse, if it asks for some
+    return list(data) if isinstance(data, Iterator) else data
