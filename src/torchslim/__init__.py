@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torchslim.rewriting import lighten
     from torchslim.rules import register_rule
     from torchslim.sources import create_model, list_models
+    from torchslim.stepping import schedule
     from torchslim.store import load, save
     from torchslim.surgery import apply
 
@@ -47,6 +48,7 @@ _HOME = {
     "prune": "pruning",
     "register_rule": "rules",
     "save": "store",
+    "schedule": "stepping",
     "verify": "proof",
 }
 _SUBPACKAGES = ("blocks", "errors", "importance", "rewriting", "train", "zoo")
@@ -74,6 +76,7 @@ __all__ = [
     "register_rule",
     "rewriting",
     "save",
+    "schedule",
     "train",
     "verify",
     "zoo",

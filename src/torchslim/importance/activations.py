@@ -19,7 +19,7 @@ from torchslim.errors import RequestError
 from torchslim.importance.evidence import Evidence
 from torchslim.importance.protocol import Criterion, Needs, Normalize, Scores
 from torchslim.latency import evaluating
-from torchslim.modules import BLOCK, named_modules
+from torchslim.modules import BLOCK, names_of_modules
 from torchslim.wording import first_line
 
 Statistic = Literal["mean_abs", "rms", "variance", "apoz"]
@@ -120,7 +120,8 @@ class _Tally:
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """The layers whose inputs are measured."""
-    return ((name, module) for name, module in named_modules(model) if isinstance(module, _ConvNd | nn.Linear))
+    return ((name, module) for module, name in names_of_modules(model).items()
+            if isinstance(module, _ConvNd | nn.Linear))
 
 
 def _measured(model: nn.Module, batches: Sequence[Inputs]) -> dict[str, _Tally]:
