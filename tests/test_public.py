@@ -17,9 +17,9 @@ import torchslim
 PACKAGE = Path(torchslim.__file__).parent
 
 PUBLIC = [
-    "Plan", "Profile", "apply", "blocks", "carry_optimizer", "compensate", "create_model", "errors", "export", "groups",
-    "lighten", "list_models", "load", "measure", "plan", "preset", "profile", "prune", "register_rule", "rewriting",
-    "save", "train", "verify", "zoo",
+    "Plan", "Profile", "Sensitivity", "apply", "blocks", "carry_optimizer", "compensate", "create_model", "errors",
+    "export", "groups", "lighten", "list_models", "load", "measure", "plan", "preset", "profile", "prune",
+    "register_rule", "rewriting", "save", "sensitivity", "train", "verify", "zoo",
 ]
 
 # Nothing imports what stands later in this list; modules of one subpackage may import each other.
@@ -29,8 +29,8 @@ ORDER = [
     "grouping", "coupling", "memory", "profiler", "findings", "layering", "advice", "latency", "layertimes", "copying",
     "gradients", "importance", "budget", "widths", "surgery", "optimizers", "mending", "orders", "matching", "trouble",
     "float64", "reference", "proof", "pruning", "ladder", "presets", "rewriting", "lockstep", "compensation",
-    "libraries", "sources", "store", "plotting", "exporting", "backends", "train", "report", "pipeline", "cli",
-    "__main__",
+    "libraries", "sources", "store", "plotting", "exporting", "backends", "train", "report", "sensing", "pipeline",
+    "cli", "__main__",
 ]
 
 # Imports against the order, each inside a function: a saved model is a source of models, and has a source itself.

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torchslim.pruning import plan, prune
     from torchslim.rewriting import lighten
     from torchslim.rules import register_rule
+    from torchslim.sensing import Sensitivity, sensitivity
     from torchslim.sources import create_model, list_models
     from torchslim.store import load, save
     from torchslim.surgery import apply
@@ -31,6 +32,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Plan": "plans",
     "Profile": "profiler",
+    "Sensitivity": "sensing",
     "apply": "surgery",
     "carry_optimizer": "optimizers",
     "compensate": "compensation",
@@ -47,6 +49,7 @@ _HOME = {
     "prune": "pruning",
     "register_rule": "rules",
     "save": "store",
+    "sensitivity": "sensing",
     "verify": "proof",
 }
 _SUBPACKAGES = ("blocks", "errors", "rewriting", "train", "zoo")
@@ -54,6 +57,7 @@ _SUBPACKAGES = ("blocks", "errors", "rewriting", "train", "zoo")
 __all__ = [
     "Plan",
     "Profile",
+    "Sensitivity",
     "apply",
     "blocks",
     "carry_optimizer",
@@ -73,6 +77,7 @@ __all__ = [
     "register_rule",
     "rewriting",
     "save",
+    "sensitivity",
     "train",
     "verify",
     "zoo",

@@ -97,8 +97,8 @@ def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params:
         importance: "l2", "l1", "bn_scale", "fpgm", "lamp", "taylor", "hessian", "random" or a callable(group) -> one
             score a channel, higher for channels that matter more (`torchslim.importance`).
         scope: "global" compares scores over the whole network, "uniform" keeps the same share of every group; a dict
-            of layer-name pattern -> share of channels kept rules the groups whose layers all match, and the budget, if
-            any, the others.
+            of layer-name pattern -> share of channels kept rules the groups whose layers all match (several patterns:
+            the largest share), and the budget, if any, the others.
         shortcuts: False leaves alone each group that enters an addition or concatenation or has several readers.
         round_to: kept channels are multiples of this (or all).
         min_channels: the least that a group keeps.
@@ -282,14 +282,24 @@ def _select(coupling: Coupling, bundles: Sequence[Bundle], limits: Sequence[Limi
         by_class = {int(one): group for group in coupling.groups for one in group.classes}
         for place, bundle in enumerate(bundles):
             layers = {layer for one in bundle.classes.tolist() for layer in by_class[one].makers}
-            shares = [share for pattern, share in choice.scope.items() if matches(sorted(layers), [pattern])]
-            if shares:
-                least = shares[0] * bundle.kept[0]
+            share = _ruled(sorted(layers), choice.scope)
+            if share is not None:
+                least = share * bundle.kept[0]
                 floor[place] = int((bundle.kept >= least).sum()) - 1
                 ruled.append(place)
     fixed = [Bundle(b.name, b.classes, b.kept[: floor[p] + 1], b.losses[: floor[p]], b.tied) if p in ruled else b
              for p, b in enumerate(bundles)]
     return select(coupling, fixed, limits, floor, evenly=choice.scope == "uniform")
+
+
+def _ruled(layers: Sequence[str], scope: Mapping[str, float]) -> float | None:
+    """The share that a scope keeps of what these layers make: of the first pattern that all match; where several do it
+    between them, the largest."""
+    for pattern, share in scope.items():
+        if matches(layers, [pattern]):
+            return share
+    own = [next((share for pattern, share in scope.items() if matches([layer], [pattern])), None) for layer in layers]
+    return None if None in own else max((share for share in own if share is not None), default=None)
 
 
 def _uniform(bundle: Bundle) -> Bundle:
