@@ -24,13 +24,13 @@ PUBLIC = [
 
 # Nothing imports what stands later in this list; modules of one subpackage may import each other.
 ORDER = [
-    "__init__", "errors", "wording", "formulas", "units", "blocks", "zoo", "files", "plans", "calling", "modules",
-    "graph", "terms", "labels", "untouched", "shapes", "blindness", "trace", "rules", "tapes", "unread", "channels",
-    "grouping", "coupling", "memory", "profiler", "findings", "layering", "advice", "latency", "layertimes", "copying",
-    "gradients", "importance", "budget", "widths", "surgery", "optimizers", "mending", "orders", "matching", "trouble",
-    "float64", "reference", "proof", "pruning", "ladder", "presets", "rewriting", "lockstep", "compensation",
-    "libraries", "sources", "store", "plotting", "exporting", "backends", "train", "report", "sensing", "pipeline",
-    "cli", "__main__",
+    "__init__", "errors", "wording", "formulas", "schedules", "units", "blocks", "zoo", "files", "plans", "calling",
+    "modules", "graph", "terms", "labels", "untouched", "shapes", "blindness", "trace", "rules", "tapes", "unread",
+    "channels", "grouping", "coupling", "memory", "profiler", "findings", "layering", "advice", "latency",
+    "layertimes", "copying", "gradients", "importance", "budget", "widths", "surgery", "optimizers", "mending",
+    "orders", "matching", "trouble", "float64", "reference", "proof", "pruning", "ladder", "presets", "rewriting",
+    "lockstep", "compensation", "libraries", "sources", "store", "plotting", "exporting", "backends", "train",
+    "report", "sensing", "pipeline", "cli", "__main__",
 ]
 
 # Imports against the order, each inside a function: a saved model is a source of models, and has a source itself.
