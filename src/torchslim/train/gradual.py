@@ -147,10 +147,21 @@ def _run(job: Job, inputs: Inputs, cuts: Mapping[int, Mapping[str, int]],
     for place, until in enumerate(order):
         standing = job.train(optimizer, standing, until) if standing.epochs < until else standing
         if until in cuts and len(standing.plans) == place:
-            slim, step = prune(job.model, inputs, **cuts[until], **options)
+            slim, step = _agreed(job, *prune(job.model, inputs, **cuts[until], **options))
             optimizer = carry_optimizer(optimizer, job.model, slim, step)
             job, standing = _on(job, slim), replace(standing, plans=(*standing.plans, step))
     return job, standing
+
+
+def _agreed(job: Job, slim: nn.Module, step: Plan) -> tuple[nn.Module, Plan]:
+    """The cut of the first process for all: criteria that run the network see each process's own batch statistics."""
+    if job.accelerator.num_processes == 1:
+        return slim, step
+    from accelerate.utils import broadcast_object_list
+
+    (text,) = broadcast_object_list([step.to_json()])
+    step = Plan.from_json(text)
+    return apply(job.model, step), step
 
 
 def _cut_as_before(job: Job, path: Path) -> Job:
