@@ -30,7 +30,7 @@ ORDER = [
     "layertimes", "copying", "gradients", "importance", "budget", "widths", "surgery", "optimizers", "mending",
     "orders", "matching", "trouble", "float64", "reference", "proof", "pruning", "ladder", "presets", "rewriting",
     "lockstep", "compensation", "libraries", "sources", "store", "plotting", "exporting", "backends", "train",
-    "report", "sensing", "pipeline", "cli", "__main__",
+    "report", "sensing", "pipeline", "recipes", "cli", "__main__",
 ]
 
 # Imports against the order, each inside a function: a saved model is a source of models, and has a source itself.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -17,6 +19,14 @@ WARMUP = 0.2
 """Share of a training over which the rate rises, where it then falls along a cosine."""
 STEP = 0.1
 """What the rate is multiplied by at a milestone."""
+
+
+def mean_rate(milestones: Sequence[float]) -> float:
+    """The mean of a schedule's rate, as a share of its highest; without milestones it rises and falls evenly."""
+    if not milestones:
+        return 0.5
+    edges = [0.0, *milestones, 1.0]
+    return sum((end - start) * STEP**place for place, (start, end) in enumerate(pairwise(edges)))
 
 
 @dataclass(frozen=True)
