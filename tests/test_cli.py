@@ -91,7 +91,7 @@ def test_prune_then_use_the_file_everywhere(call: Call, tmp_path: Path) -> None:
 
 
 def test_prune_by_what_a_loss_says_of_labelled_pictures(call: Call, tmp_path: Path) -> None:
-    for importance in ("taylor", "hessian"):
+    for importance in ("taylor", "hessian", "activation:apoz"):
         out = tmp_path / f"{importance}.safetensors"
         status, printed, _ = call("prune", "timm:test_resnet?num_classes=10", "--macs", "0.5", "--importance",
                                   importance, "--data", "digits", "--pictures", "64", "--out", out, "--json")
@@ -111,7 +111,7 @@ def test_prune_by_what_a_loss_says_of_labelled_pictures(call: Call, tmp_path: Pa
     (["prune", SMALL, "--macs", "0.5", "--out", "absent/slim.safetensors"], "error: --out absent/slim.safeten"),
     (["prune", SMALL, "--macs", "0.5"], "error: prune: nowhere to save the slim model; give --out"),
     (["prune", SMALL, "--macs", "0.5", "--importance", "taylor", "--out", "s.safetensors"],
-     "error: prune: --importance taylor asks for labelled pictures; give --data digits"),
+     "error: prune: --importance taylor asks for pictures; give --data digits"),
     (["prune", SMALL, "--macs", "0.5", "--data", "digits", "--out", "s.safetensors"],
      "error: prune: --importance l2 does not look at --data; leave it out"),
     (["prune", SMALL, "--channels", "none", "--out", "slim.safetensors"], "error: --channels none: wanted a share"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,9 +16,7 @@ import torchslim as ts
 from helpers import Calls, Untouched, conv, random_statistics
 from torchslim.channels import ChannelGroup
 from torchslim.errors import RequestError
-from torchslim.gradients import Gradients
-from torchslim.importance import CRITERIA, ON_LABELS, Weights, score
-from torchslim.surgery import tensors_of
+from torchslim.importance import CRITERIA, L1, L2, LAMP, ByGroup, Criterion, Evidence, criterion, score
 
 X = torch.randn(2, 3, 8, 8)
 
@@ -30,8 +30,8 @@ def group_of(model: nn.Module, layer: str, x: Tensor = X) -> ChannelGroup:
     return next(group for group in ts.groups(model, x) if layer in group.makers)
 
 
-def scores(model: nn.Module, layer: str, importance: Any, **options: Any) -> list[float]:
-    [found] = score((group_of(model, layer),), tensors_of(model), importance, **options)
+def scores(model: nn.Module, layer: str, importance: Any, x: Tensor = X, **evidence: Any) -> list[float]:
+    [found] = score((group_of(model, layer, x),), criterion(importance), Evidence(model, x, **evidence))
     return found.tolist()
 
 
@@ -136,26 +136,20 @@ def gated(model: nn.Module, layers: list[str], channels: int, x: Tensor, y: Tens
 def test_taylor_is_the_squared_derivative_by_a_gate_on_the_channel() -> None:
     model, y = network().double(), torch.tensor([0, 1])
     batches = [torch.randn(2, 3, 8, 8, dtype=torch.float64) for _ in range(3)]
-    told = Gradients(model, [(x, y) for x in batches], cross_entropy)
+    found = scores(model, "0", "taylor", batches[0], data=[(x, y) for x in batches], loss=cross_entropy)
     expected = torch.stack([gated(model, ["3"], 6, x, y).square() for x in batches]).mean(0)
-    assert scores_in(model, "0", "taylor", batches[0], told) == pytest.approx(expected.tolist(), rel=1e-9)
+    assert found == pytest.approx(expected.tolist(), rel=1e-9)
     both = random_statistics(Calls(lambda s, x: s.b(x.relu()) + s.c(x.relu()) if x.shape[1] == 6 else s(s.a(x)),
                                    a=conv(3, 6), b=conv(6, 2), c=conv(6, 2, groups=2))).double()
     loss = lambda out, y: cross_entropy(out.flatten(1), y)  # noqa: E731
-    told = Gradients(both, [(batches[0], y)], loss)
+    found = scores(both, "a", "taylor", batches[0], data=[(batches[0], y)], loss=loss)
     expected = gated(both, ["b", "c"], 6, batches[0], y).square()
-    assert scores_in(both, "a", "taylor", batches[0], told) == pytest.approx(expected.tolist(), rel=1e-9)
-
-
-def scores_in(model: nn.Module, layer: str, importance: str, x: Tensor, told: Gradients) -> list[float]:
-    [found] = score((group_of(model, layer, x),), tensors_of(model), importance, gradients=told)
-    return found.tolist()
+    assert found == pytest.approx(expected.tolist(), rel=1e-9)
 
 
 def test_hessian_is_half_the_squares_of_weight_times_gradient() -> None:
     model, y = network().eval(), torch.tensor([0, 1])
-    told = Gradients(model, [(X, y), (X + 1, y)], cross_entropy)
-    found = scores(model, "0", "hessian", gradients=told)
+    found = scores(model, "0", "hessian", data=[(X, y), (X + 1, y)], loss=cross_entropy)
     expected = torch.zeros(6)
     for x in (X, X + 1):
         model.zero_grad()
@@ -169,16 +163,16 @@ def test_data_and_loss_reach_the_plan_and_leave_the_model_as_it_was() -> None:
     model[3].weight.requires_grad_(False)
     data = [(torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 0, 1])) for _ in range(2)]
     before = Untouched(model)
-    for importance in ON_LABELS:
+    for importance in ("taylor", "hessian"):
         plan = ts.plan(model, X, channels=0.7, importance=importance, data=data, loss=cross_entropy)
-        told = Gradients(model, data, cross_entropy)
-        wanted = np.argsort(scores(model, "0", importance, gradients=told))[-len(plan.kept["0.weight"][0]):]
+        found = scores(model, "0", importance, data=data, loss=cross_entropy)
+        wanted = np.argsort(found)[-len(plan.kept["0.weight"][0]):]
         assert plan.kept["0.weight"][0] == tuple(sorted(wanted.tolist()))
     before.check()
 
 
 @pytest.mark.parametrize(("data", "loss", "said"), [
-    (None, cross_entropy, "ask for data="), ([(X, torch.tensor([0, 1]))], None, "and loss="),
+    (None, cross_entropy, "'taylor' asks for data="), ([(X, torch.tensor([0, 1]))], None, "and loss="),
     ([], cross_entropy, "no batch in it"), (X, cross_entropy, "got Tensor, wanted an iterable"),
     ([X], cross_entropy, "batch 0 is a Tensor, wanted batches of (inputs, targets)"),
     ([(X, 1, 2)], cross_entropy, "batch 0 is a tuple of 3"), ([(X, torch.tensor([0, 1]))], 5, "loss: got int"),
@@ -226,23 +220,168 @@ def test_scores_are_relative_to_their_groups_mean(importance: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("importance", [*CRITERIA, "random"])
+@pytest.mark.parametrize("importance", CRITERIA)
 def test_every_criterion_ranks_every_dtype(importance: str, dtype: torch.dtype) -> None:
-    model = network().to(dtype)
-    told = Gradients(model, [(X.to(dtype), torch.tensor([0, 1]))], cross_entropy) if importance in ON_LABELS else None
-    for own in score((group_of(model, "0", X.to(dtype)),), tensors_of(model), importance, gradients=told):
+    model, x = network().to(dtype), X.to(dtype)
+    evidence = Evidence(model, x, [(x, torch.tensor([0, 1]))], cross_entropy)
+    for own in score([group_of(model, "0", x)], criterion(importance), evidence):
         assert own.dtype == np.float64
         assert own.shape == (6,)
+        assert len(set(own.tolist())) > 1
 
 
 def test_sums_are_made_once_for_all_groups() -> None:
     model = random_statistics(Calls(lambda s, x: s.c(torch.cat([s.a(x), s.b(x)], 1)), a=conv(3, 4), b=conv(3, 6),
                                     c=conv(10, 2)))
-    weights = Weights(tensors_of(model))
+    evidence = Evidence(model, X)
     reader = {name: next(m for m in group_of(model, name).members if m.role == "reads") for name in "ab"}
     expected = model.c.weight.double().abs().sum((0, 2, 3))
-    assert weights.sums(reader["a"], 1) == pytest.approx(expected[:4].detach().numpy(), rel=1e-6)
-    assert weights.sums(reader["b"], 1) == pytest.approx(expected[4:].detach().numpy(), rel=1e-6)
+    assert evidence.sums(reader["a"], 1) == pytest.approx(expected[:4].detach().numpy(), rel=1e-6)
+    assert evidence.sums(reader["b"], 1) == pytest.approx(expected[4:].detach().numpy(), rel=1e-6)
+
+
+def test_norms_over_filters_alone_or_all_that_goes_with_a_channel() -> None:
+    model = network()
+    own, reader = model[0].weight.double(), model[3].weight.double()
+    assert scores(model, "0", "l1:filters") == pytest.approx(relative(own.abs().sum((1, 2, 3))), rel=1e-6)
+    every = own.square().sum((1, 2, 3)) + reader.square().sum((0, 2, 3))
+    for one in (model[0].bias, model[1].weight, model[1].bias):  # and not the norm's statistics
+        every = every + one.double().square()
+    assert scores(model, "0", L2(over="all")) == pytest.approx(relative(every.sqrt()), rel=1e-6)
+
+
+# Normalisation
+
+
+def test_scores_are_made_comparable_from_group_to_group() -> None:
+    model = random_statistics(nn.Sequential(conv(3, 6), conv(6, 8), conv(8, 8), conv(8, 8), conv(8, 4)))
+    groups = [group for group in ts.groups(model, X) if not group.frozen]
+    given = {group.name: np.arange(1.0, group.channels + 1) * (1 + place) for place, group in enumerate(groups)}
+
+    def normalized(how: Any) -> dict[str, list[float]]:
+        found = score(groups, ByGroup(lambda group: given[group.name], normalize=how), Evidence(model, X))
+        return {group.name: own.tolist() for group, own in zip(groups, found, strict=True)}
+
+    assert normalized("none") == {name: own.tolist() for name, own in given.items()}
+    assert normalized("max") == {name: pytest.approx((own / own.max()).tolist()) for name, own in given.items()}
+    assert normalized("mean") == {name: pytest.approx((own / own.mean()).tolist()) for name, own in given.items()}
+    assert list(given) == ["0", "1", "2", "3"]
+    assert normalized("kind") == normalized("mean")  # no two layers have as many inputs, filters and readers
+
+
+def test_blocks_of_one_stage_are_normalised_together() -> None:
+    model = ts.create_model("torchvision:resnet18", num_classes=10)
+    x = torch.rand(1, 3, 32, 32)
+    groups = [group for group in ts.groups(model, x) if not group.frozen]
+    by_name = {group.name: place for place, group in enumerate(groups)}
+    given = [np.full(group.channels, 1.0 + place) for place, group in enumerate(groups)]
+    evidence = Evidence(model, x)
+    found = score(groups, ByGroup(lambda group: given[by_name[group.name]], normalize="kind"), evidence)
+    alone = {name: found[place].tolist() for name, place in by_name.items()}
+    both = [by_name["layer1.0.conv1"], by_name["layer1.1.conv1"]]
+    mean = np.mean([1.0 + place for place in both])
+    assert alone["layer1.0.conv1"] == pytest.approx([(1 + both[0]) / mean] * 64)
+    assert alone["layer1.1.conv1"] == pytest.approx([(1 + both[1]) / mean] * 64)
+    assert alone["layer2.0.conv1"] == pytest.approx([1.0] * 128)  # reads half as many as layer2.1.conv1 does
+    assert alone["layer2.1.conv1"] == pytest.approx([1.0] * 128)
+
+
+# By name, as an instance, of one's own
+
+
+def test_a_name_is_short_for_an_instance() -> None:
+    model = network()
+    assert criterion("l2") == L2() == L2(normalize="mean")
+    assert criterion("l2:max") == L2(normalize="max")
+    assert criterion("l1:none:filters") == criterion("l1:filters:none") == L1("filters", normalize="none")
+    assert criterion("lamp:kind") == LAMP(normalize="kind")
+    assert criterion(L1()) == L1()
+    assert ts.plan(model, X, macs=0.5, importance=L2()) == ts.plan(model, X, macs=0.5)
+    plan = ts.plan(model, X, macs=0.5, importance="l2:max")
+    assert plan.settings["importance"] == "l2:max"
+    assert plan == ts.plan(model, X, macs=0.5, importance=L2(normalize="max"))
+    assert np.max(scores(model, "0", "l2:max")) == 1
+    assert ts.plan(model, X, macs=0.5, importance=ts.importance.Random(5)) != ts.plan(
+        model, X, macs=0.5, importance="random", seed=6)
+    assert ts.plan(model, X, macs=0.5, importance=ts.importance.Random(5)).kept == ts.plan(
+        model, X, macs=0.5, importance="random", seed=5).kept
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_criteria_print_as_their_names(name: str) -> None:
+    assert criterion(name).name == str(criterion(name)) == name
+    for field, words in CRITERIA[name].all_choices().items():
+        for word in words:
+            one = criterion(f"{name}:{word}")
+            assert getattr(one, field) == word
+            assert criterion(str(one)) == one
+    assert (CRITERIA[name].__doc__ or "").strip()
+
+
+def test_criteria_that_no_name_says_print_as_code() -> None:
+    assert str(ts.importance.Random(3)) == "Random(seed=3)"
+    assert str(ByGroup(lambda group: [1], normalize="max")) == "callable:max"
+
+
+@pytest.mark.parametrize(("importance", "said"), [
+    ("l2:min", "'l2:min': unknown option 'min'; after l2: wanted filters, weights, all, none, mean, max, kind"),
+    ("l2:max:max", "unknown option 'max'; after l2: wanted filters, weights, all"),
+    ("l2:", "unknown option ''"), ("", "unknown criterion ''"), (5, "unknown criterion 5"),
+    (None, "unknown criterion None"), (":l2", "unknown criterion ':l2'"),
+    (L2, r"L2 is a class; give an instance, L2\(\)")])
+def test_a_criterion_that_is_none_is_refused(importance: Any, said: str) -> None:
+    with pytest.raises(RequestError, match=said):
+        ts.plan(network(), X, macs=0.5, importance=importance)
+
+
+def test_fields_are_checked() -> None:
+    with pytest.raises(RequestError, match="L2: normalize='min' found, wanted one of none, mean, max, kind"):
+        L2(normalize="min")  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="L1: over='max' found, wanted one of filters, weights, all"):
+        L1("max")  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Saved(Criterion):
+    """A criterion of a user's own: sees all groups at once, and what their channels cost."""
+
+    needs = "inputs"
+
+    def __call__(self, groups: Sequence[ChannelGroup], evidence: Evidence) -> list[Any]:
+        assert len(evidence.batches) == 2
+        return [np.full(group.channels, evidence.gains(group)) for group in groups]
+
+
+def test_a_criterion_sees_all_groups_at_once_and_what_they_cost() -> None:
+    """One channel of `0` is read by 4 filters, one of `3` by 2 x 64 weights: oracle by hand."""
+    model, seen = network(), {}
+
+    class Watching(Saved):
+        def __call__(self, groups: Sequence[ChannelGroup], evidence: Evidence) -> list[Any]:
+            seen.update({group.name: evidence.gains(group) for group in groups})
+            return super().__call__(groups, evidence)
+
+    plan = ts.plan(model, X, channels=0.7, importance=Watching(), data=iter([X, X]))
+    assert seen == {"0": 2 * 64 * 9 * (3 + 4), "3": 2 * (64 * 9 * 6 + 2 * 64)}
+    assert plan.settings["importance"] == "Watching()"
+    with pytest.raises(RequestError, match=r"importance 'Saved\(\)' asks for data=, batches of inputs without"):
+        ts.plan(model, X, macs=0.5, importance=Saved())
+
+
+def test_with_a_loss_the_inputs_are_the_first_of_each_pair() -> None:
+    y = torch.tensor([0, 1])
+    assert ts.plan(network(), X, macs=0.5, importance=Saved(), data=[(X, y)] * 2, loss=cross_entropy).kept
+
+
+def test_a_criterion_that_forgets_a_group_is_refused() -> None:
+    class Short(Saved):
+        needs = "nothing"
+
+        def __call__(self, groups: Sequence[ChannelGroup], evidence: Evidence) -> list[Any]:
+            return []
+
+    with pytest.raises(RequestError, match="gave scores for 0 groups, wanted 2, one array a group"):
+        ts.plan(network(), X, macs=0.5, importance=Short())
 
 
 # Random and callables
@@ -288,8 +427,8 @@ def test_only_groups_that_may_be_cut_are_scored() -> None:
 
 
 def test_an_unknown_name_lists_the_known() -> None:
-    with pytest.raises(RequestError, match=r"unknown criterion 'l3'; wanted one of bn_scale, fpgm, hessian, l1, l2, "
-                                           r"lamp, random, taylor, or a callable\(group\)"):
+    with pytest.raises(RequestError, match=r"unknown criterion 'l3'; wanted one of activation, bn_scale, fpgm, "
+                                           r"hessian, l1, l2, lamp, random, taylor, or a callable\(group\)"):
         ts.plan(network(), X, macs=0.5, importance="l3")
 
 
@@ -379,7 +518,7 @@ def test_filters_that_are_equal_score_equally_however_many_threads_add() -> None
     try:
         for count in (1, 2, 5):
             torch.set_num_threads(count)
-            found.append(score((group,), tensors_of(model), "fpgm")[0].tolist())
+            found.append(score([group], criterion("fpgm"), Evidence(model, X))[0].tolist())
     finally:
         torch.set_num_threads(threads)
     assert found[0] == found[1] == found[2]

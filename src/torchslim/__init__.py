@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torchslim import blocks, errors, rewriting, train, zoo
+    from torchslim import blocks, errors, importance, rewriting, train, zoo
     from torchslim.compensation import compensate
     from torchslim.coupling import groups
     from torchslim.exporting import export
@@ -52,7 +52,7 @@ _HOME = {
     "sensitivity": "sensing",
     "verify": "proof",
 }
-_SUBPACKAGES = ("blocks", "errors", "rewriting", "train", "zoo")
+_SUBPACKAGES = ("blocks", "errors", "importance", "rewriting", "train", "zoo")
 
 __all__ = [
     "Plan",
@@ -66,6 +66,7 @@ __all__ = [
     "errors",
     "export",
     "groups",
+    "importance",
     "lighten",
     "list_models",
     "load",

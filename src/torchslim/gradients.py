@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,16 +32,12 @@ class Gradients:
         loss: of the model's outputs and the targets, to a scalar.
     """
 
-    def __init__(self, model: nn.Module, data: Iterable[Any], loss: Loss) -> None:
-        if isinstance(data, Tensor | Mapping | str) or not isinstance(data, Iterable):
-            raise RequestError(f"data: got {type(data).__name__}, wanted an iterable of {WANTED}")
+    def __init__(self, model: nn.Module, data: Sequence[Any], loss: Loss | None) -> None:
         if not callable(loss):
             raise RequestError(f"loss: got {type(loss).__name__}, wanted a callable(outputs, targets); try "
                                "torch.nn.functional.cross_entropy")
         self.model, self.loss = model, loss
-        self.batches = [_pair(batch, place) for place, batch in enumerate(data)]
-        if not self.batches:
-            raise RequestError(f"data: no batch in it; wanted an iterable of {WANTED}")
+        self.batches = [pair(batch, place) for place, batch in enumerate(data)]
         self._tables: dict[Key, tuple[Table, Table]] = {}
 
     def prepare(self, groups: Sequence[ChannelGroup]) -> None:
@@ -122,7 +118,12 @@ def _readers(group: ChannelGroup) -> list[Member]:
     return [member for member in group.members if member.role == "reads"]
 
 
-def _pair(batch: Any, place: int) -> tuple[Any, Any]:
+def pair(batch: Any, place: int) -> tuple[Any, Any]:
+    """The inputs and the targets of a batch.
+
+    Raises:
+        RequestError: it is no pair.
+    """
     if not (isinstance(batch, tuple | list) and len(batch) == 2):
         many = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
         raise RequestError(f"data: batch {place} is a {type(batch).__name__}{many}, wanted {WANTED}")

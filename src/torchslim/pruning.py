@@ -9,36 +9,21 @@ and a width that the model's code remembers shows up here and not in the user's 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from torchslim.budget import (
-    Bundle,
-    Limit,
-    Meter,
-    PeakMeter,
-    Selection,
-    Shares,
-    as_count,
-    free_bundle,
-    matches,
-    remarks,
-    row_bundle,
-    select,
-)
+from torchslim.budget import Limit, Meter, PeakMeter, Selection, as_count, remarks
 from torchslim.calling import Inputs, unwrap
-from torchslim.channels import ChannelGroup
+from torchslim.choice import Choice, Scope, as_patterns, bundles_of, protected, selected, stuck, widths_of
 from torchslim.coupling import Coupling, Scaling, couple
 from torchslim.errors import ProofError, RequestError
-from torchslim.gradients import Gradients, Loss
-from torchslim.importance import ON_LABELS, score
-from torchslim.labels import Rows, Touch
+from torchslim.gradients import Loss
+from torchslim.importance import Evidence, Importance, criterion
 from torchslim.matching import Cut, culprits, cut_as
-from torchslim.modules import tensors_of
 from torchslim.plans import Budget, LeftAlone, Plan
 from torchslim.proof import differences
 from torchslim.surgery import apply
@@ -47,42 +32,14 @@ from torchslim.terms import Terms
 from torchslim.trouble import Trouble
 from torchslim.unread import note
 
-Scope = str | Mapping[str, float]
-
 TOLERANCE = 1e-6
 """Largest relative error at which `prune` accepts a cut; a correct one is at about 1e-15."""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What the caller allows to be cut, and how it is chosen."""
-
-    importance: str | Callable[[ChannelGroup], object] = "l2"
-    scope: Scope = "global"
-    shortcuts: bool = True
-    round_to: int = 1
-    min_channels: int = 1
-    only: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if isinstance(self.scope, str) and self.scope not in ("global", "uniform"):
-            raise RequestError(f"scope: got {self.scope!r}, wanted 'global', 'uniform' or a dict of pattern: share")
-        if not isinstance(self.scope, str):
-            for pattern, share in self.scope.items():
-                if not 0 < share <= 1:
-                    raise RequestError(f"scope: {pattern!r}: {share} is no share; wanted a number in (0, 1], the "
-                                       "share of channels kept")
-        for name, value in (("round_to", self.round_to), ("min_channels", self.min_channels)):
-            if not isinstance(value, int) or value < 1:
-                raise RequestError(f"{name}: got {value!r}, wanted an int of at least 1")
 
 
 @torch.inference_mode(False)
 def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params: float | None = None,
          channels: float | None = None, memory: float | None = None,
-         importance: str | Callable[[ChannelGroup], object] = "l2", scope: Scope = "global", shortcuts: bool = True,
+         importance: Importance = "l2", scope: Scope = "global", shortcuts: bool = True,
          round_to: int = 1, min_channels: int = 1, only: Sequence[str] = (), exclude: Sequence[str] = (),
          allow_approximate: bool = False, whole_groups: bool = False, data: Iterable[Any] | None = None,
          loss: Loss | None = None, seed: int = 0) -> Plan:
@@ -94,8 +51,9 @@ def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params:
             counted for these very inputs.
         macs, params, channels, memory: what is *kept*, alone or together: a float in (0, 1] is a share of today, an
             int a count (multiply-adds, parameters, output channels of all layers, bytes of activations at the peak).
-        importance: "l2", "l1", "bn_scale", "fpgm", "lamp", "taylor", "hessian", "random" or a callable(group) -> one
-            score a channel, higher for channels that matter more (`torchslim.importance`).
+        importance: what ranks the channels: "l2", "l1", "bn_scale", "fpgm", "lamp", "activation", "taylor", "hessian",
+            "random", a name with options ("l2:max"), an instance of a criterion (`torchslim.importance`), or a
+            callable(group) -> one score a channel, higher for channels that matter more.
         scope: "global" compares scores over the whole network, "uniform" keeps the same share of every group; a dict
             of layer-name pattern -> share of channels kept rules the groups whose layers all match (several patterns:
             the largest share), and the budget, if any, the others.
@@ -105,8 +63,9 @@ def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params:
         only, exclude: patterns of layer names whose output channels may, or may not, go.
         allow_approximate: also cut channels that a layer norm or its like mixes; the result is then no exact cut.
         whole_groups: grouped convolutions lose whole groups; by default each group loses equally many channels.
-        data: batches of (inputs, targets), for "taylor" and "hessian"; other criteria do not look at it.
-        loss: of outputs and targets, likewise: torch.nn.functional.cross_entropy, say.
+        data: batches of inputs, for "activation"; of (inputs, targets) where there is a loss, for "taylor" and
+            "hessian". Other criteria do not look at it.
+        loss: of outputs and targets: torch.nn.functional.cross_entropy, say.
         seed: of importance="random".
 
     Raises:
@@ -114,21 +73,22 @@ def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params:
         TraceError: the model fails on these inputs.
     """
     model = unwrap(model)
-    choice = Choice(importance, scope, shortcuts, round_to, min_channels, _patterns(only, "only"),
-                    _patterns(exclude, "exclude"), seed)
+    choice = Choice(criterion(importance), scope, shortcuts, round_to, min_channels, as_patterns(only, "only"),
+                    as_patterns(exclude, "exclude"), seed)
     asked = {"macs": macs, "params": params, "channels": channels, "memory": memory}
     if all(value is None for value in asked.values()) and isinstance(scope, str):
         raise RequestError("plan: nothing was asked; give macs=, params=, channels= or memory= (what is kept), "
                            "or scope= with a share by pattern")
-    gradients = _gradients(model, importance, data, loss)
+    evidence = Evidence(model, inputs, data, loss, seed)
+    evidence.check(choice.importance)
     graphs = tapes(model, inputs)
     coupling = couple(graphs, Terms(allow_approximate, whole_groups))
     limits = _limits(coupling, asked)
     trouble = Trouble()
     while True:
-        left_alone = {**_protected(coupling, choice), **trouble.frozen(coupling)}
-        bundles, scores = _bundles(model, coupling, choice, left_alone, gradients)
-        selection = _select(coupling, [trouble.without_impossible(b) for b in bundles], limits, choice)
+        left_alone = {**protected(coupling, choice), **trouble.frozen(coupling)}
+        bundles, scores = bundles_of(coupling, choice, left_alone, evidence)
+        selection = selected(coupling, [trouble.without_impossible(b) for b in bundles], limits, choice)
         cut = cut_as(selection, model, inputs, coupling, scores)
         if isinstance(cut, Cut):
             break
@@ -142,7 +102,7 @@ def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params:
             trouble.renumbered()
             coupling = couple(graphs, replace(coupling.terms, ties=frozenset(trouble.ties)))
             limits = _limits(coupling, asked)
-    return _finished(coupling, cut, limits, selection, choice, {**_stuck(selection.bundles), **left_alone})
+    return _finished(coupling, cut, limits, selection, choice, {**stuck(selection.bundles), **left_alone})
 
 
 def prune(model: nn.Module, inputs: Inputs, **options: Any) -> tuple[nn.Module, Plan]:
@@ -165,12 +125,6 @@ def prune(model: nn.Module, inputs: Inputs, **options: Any) -> tuple[nn.Module, 
     return slim, decided
 
 
-def _patterns(patterns: Sequence[str], name: str) -> tuple[str, ...]:
-    if isinstance(patterns, str) or not all(isinstance(pattern, str) for pattern in patterns):
-        raise RequestError(f"{name}: got {patterns!r}, wanted a sequence of layer-name patterns such as ['layer1.*']")
-    return tuple(patterns)
-
-
 def _limits(coupling: Coupling, asked: Mapping[str, float | None]) -> list[Limit]:
     meters: dict[str, Callable[[], Meter]] = {
         "macs": lambda: Meter(coupling.macs), "params": lambda: Meter(coupling.params),
@@ -181,130 +135,7 @@ def _limits(coupling: Coupling, asked: Mapping[str, float | None]) -> list[Limit
 
 
 def _channel_meter(coupling: Coupling) -> Meter:
-    return Meter([Scaling(len(touch.labels), (touch.labels,)) for touch in _made(coupling)])
-
-
-def _made(coupling: Coupling) -> list[Touch]:
-    """The dimensions along which layers make channels: what is meant by their widths."""
-    makes = {(m.name, m.dim) for group in coupling.groups for m in group.members if m.role in ("makes", "gates")}
-    return [touch for touch in coupling.touches if (touch.name, touch.dim) in makes]
-
-
-def _protected(coupling: Coupling, choice: Choice) -> dict[int, str]:
-    """Class of channels -> why it stays, before any budget."""
-    reasons: dict[int, str] = {}
-    makers = {layer for group in coupling.groups for layer in group.makers}
-    for name, patterns in (("only", choice.only), ("exclude", choice.exclude),
-                           ("scope", () if isinstance(choice.scope, str) else tuple(choice.scope))):
-        for pattern in patterns:
-            if not any(matches([layer], [pattern]) for layer in makers):
-                raise RequestError(f"{name}: no layer that makes channels matches {pattern!r}; layers are named like "
-                                   f"{', '.join(sorted(makers)[:3])}")
-    for group in coupling.groups:
-        reason = group.frozen
-        if not reason and group.shortcut and not choice.shortcuts:
-            reason = "on a shortcut, and shortcuts=False"
-        if not reason and choice.only and not matches(group.makers, choice.only):
-            reason = "not among only="
-        if not reason and any(matches([layer], choice.exclude) for layer in group.makers):
-            reason = "among exclude="
-        if reason:
-            reasons.update(dict.fromkeys(group.classes.tolist(), reason))
-    return reasons
-
-
-def _gradients(model: nn.Module, importance: object, data: Iterable[Any] | None, loss: Loss | None) -> Gradients | None:
-    """What a criterion that asks for a loss is told; None for the others, and where there is no data or no loss."""
-    if not isinstance(importance, str) or importance not in ON_LABELS or data is None or loss is None:
-        return None
-    return Gradients(model, data, loss)
-
-
-def _bundles(model: nn.Module, coupling: Coupling, choice: Choice, left_alone: dict[int, str],
-             gradients: Gradients | None) -> tuple[list[Bundle], Shares]:
-    """What can be removed, and the score of every class of channels."""
-    tied = _tied_rows(coupling, left_alone)
-    free = [g for g in coupling.groups if left_alone.keys().isdisjoint(g.classes.tolist())]
-    found = score(tuple(free), tensors_of(model), choice.importance, choice.seed, gradients)
-    scores = np.zeros(coupling.classes)
-    for group, own in zip(free, found, strict=True):
-        scores[group.classes] = own
-    in_any_row = np.zeros(coupling.classes, dtype=bool)
-    stays = np.zeros(coupling.classes, dtype=bool)
-    stays[list(left_alone)] = True
-    made = _made(coupling)
-    bundles = []
-    for matrices in tied:
-        in_rows = np.zeros(coupling.classes, dtype=bool)
-        in_rows[np.concatenate([m.labels.ravel() for m in matrices])] = True
-        in_any_row |= in_rows
-        if not (stays & in_rows).any():
-            name = next((g.name for g in coupling.groups if in_rows[g.classes].any()), "rows of computed channels")
-            counts = [int(np.count_nonzero(in_rows[touch.labels])) for touch in made]
-            bundles.append(row_bundle(name, matrices, [n for n in counts if n], scores, choice.round_to,
-                                      choice.min_channels))
-    needed = np.zeros(coupling.classes, dtype=bool)
-    for part in coupling.parts:
-        # Channels that stay anyway count; of equal ones the first is taken.
-        classes = np.unique(part)
-        needed[classes[np.lexsort((classes, -scores[classes], ~stays[classes]))[:2]]] = True
-    bundles += [free_bundle(group, own, choice.round_to, choice.min_channels, needed[group.classes])
-                for group, own in zip(free, found, strict=True) if not in_any_row[group.classes].any()]
-    return bundles, scores
-
-
-def _tied_rows(coupling: Coupling, left_alone: dict[int, str]) -> list[list[Rows]]:
-    """Matrices of rows, those that share a channel together. One channel that stays keeps all of them."""
-    home = np.full(coupling.classes, -1)
-    found: dict[int, list[Rows]] = {}
-    for place, matrix in enumerate(coupling.rows):
-        classes = matrix.labels.ravel()
-        met = np.unique(home[classes])
-        found[place] = [matrix, *(other for old in met[met >= 0].tolist() for other in found.pop(old))]
-        home[np.isin(home, met[met >= 0])] = place
-        home[classes] = place
-    stays = np.zeros(coupling.classes, dtype=bool)
-    stays[list(left_alone)] = True
-    for place in np.unique(home[stays & (home >= 0)]).tolist():
-        own = np.flatnonzero(home == place)
-        reason = left_alone[int(own[stays[own]][0])]
-        for one in own.tolist():
-            left_alone.setdefault(one, f"must lose as many as channels that stay ({reason})")
-    return list(found.values())
-
-
-def _select(coupling: Coupling, bundles: Sequence[Bundle], limits: Sequence[Limit], choice: Choice) -> Selection:
-    if choice.scope == "uniform":
-        bundles = [_uniform(bundle) for bundle in bundles]
-    floor = {}
-    ruled = []
-    if not isinstance(choice.scope, str):
-        by_class = {int(one): group for group in coupling.groups for one in group.classes}
-        for place, bundle in enumerate(bundles):
-            layers = {layer for one in bundle.classes.tolist() for layer in by_class[one].makers}
-            share = _ruled(sorted(layers), choice.scope)
-            if share is not None:
-                least = share * bundle.kept[0]
-                floor[place] = int((bundle.kept >= least).sum()) - 1
-                ruled.append(place)
-    fixed = [Bundle(b.name, b.classes, b.kept[: floor[p] + 1], b.losses[: floor[p]], b.tied) if p in ruled else b
-             for p, b in enumerate(bundles)]
-    return select(coupling, fixed, limits, floor, evenly=choice.scope == "uniform")
-
-
-def _ruled(layers: Sequence[str], scope: Mapping[str, float]) -> float | None:
-    """The share that a scope keeps of what these layers make: of the first pattern that all match; where several do it
-    between them, the largest."""
-    for pattern, share in scope.items():
-        if matches(layers, [pattern]):
-            return share
-    own = [next((share for pattern, share in scope.items() if matches([layer], [pattern])), None) for layer in layers]
-    return None if None in own else max((share for share in own if share is not None), default=None)
-
-
-def _uniform(bundle: Bundle) -> Bundle:
-    """The same channels in the same order, each removal priced by the share that is then gone."""
-    return Bundle(bundle.name, bundle.classes, bundle.kept, 1 - bundle.kept[1:] / bundle.kept[0], bundle.tied)
+    return Meter([Scaling(len(touch.labels), (touch.labels,)) for touch in widths_of(coupling)])
 
 
 def _finished(coupling: Coupling, cut: Cut, limits: Sequence[Limit], selection: Selection, choice: Choice,
@@ -316,7 +147,7 @@ def _finished(coupling: Coupling, cut: Cut, limits: Sequence[Limit], selection: 
     notes += [f"approximate: {reason}" for reason in mixed]
     notes += note(coupling.graphs)
     notes += [f"no rule for {name}: what it reads stays" for name in coupling.unknown]
-    settings = {"importance": choice.importance if isinstance(choice.importance, str) else "callable",
+    settings = {"importance": str(choice.importance),
                 "scope": choice.scope if isinstance(choice.scope, str) else dict(choice.scope),
                 "shortcuts": choice.shortcuts, "round_to": choice.round_to, "min_channels": choice.min_channels,
                 "only": list(choice.only), "exclude": list(choice.exclude),
@@ -339,14 +170,3 @@ def _left_alone(coupling: Coupling, reasons: Mapping[int, str]) -> tuple[LeftAlo
                 key = (group.name, reasons[one])
                 found[key] = found.get(key, 0) + 1
     return tuple(LeftAlone(name, count, reason) for (name, reason), count in found.items())
-
-
-def _stuck(bundles: Sequence[Bundle]) -> dict[int, str]:
-    """Class of channels -> why it stays, where a bundle has no smaller width to go to."""
-    found: dict[int, str] = {}
-    for bundle in bundles:
-        if len(bundle.kept) == 1:
-            why = ("no smaller number of channels fits all the rows that must lose equally many" if bundle.tied else
-                   "the least width already (a group keeps 2 channels; min_channels= and round_to= may ask for more)")
-            found.update(dict.fromkeys(bundle.classes.tolist(), why))
-    return found

@@ -177,8 +177,28 @@ def test_criteria_that_ask_for_labels_rank_by_their_own_data(importance: str) ->
     apart = ts.sensitivity(model, batches[0][0][:1], [x for x, _ in batches], ratios=(0.5,), importance=importance,
                            loss=loss, scoring=batches, measure="agreement")
     assert [group.kept for group in apart.groups] == [group.kept for group in found.groups]
-    with pytest.raises(RequestError, match=r"'taylor' and 'hessian' ask for data="):
+    with pytest.raises(RequestError, match=rf"importance '{importance}' asks for data=.* and loss="):
         ts.sensitivity(model, batches[0][0][:1], batches, importance=importance)
+
+
+def test_criteria_that_look_at_pictures_need_no_labels() -> None:
+    model, batches = residual(), pictures()
+    x = batches[0][0][:1]
+    found = ts.sensitivity(model, x, batches, ratios=(0.5,), importance="activation", loss=nn.functional.cross_entropy)
+    bare = ts.sensitivity(model, x, [x for x, _ in batches], ratios=(0.5,), importance="activation", scoring=batches)
+    assert (found.importance, found.measure, bare.measure) == ("activation", "accuracy", "agreement")
+    for group in found.groups:
+        plan = ts.plan(model, x, scope=dict.fromkeys(group.layers, 0.5), only=group.layers, importance="activation",
+                       data=[x for x, _ in batches])
+        assert group.values == (right(ts.apply(model, plan), batches),)
+
+
+def test_options_and_instances_of_criteria() -> None:
+    model, batches = residual(), pictures()
+    x = batches[0][0][:1]
+    named = ts.sensitivity(model, x, batches, ratios=(0.5,), importance="l1:filters")
+    assert named.importance == "l1:filters"
+    assert ts.sensitivity(model, x, batches, ratios=(0.5,), importance=ts.importance.L1(over="filters")) == named
 
 
 # --- what is cut together ---------------------------------------------------------------------------------------------

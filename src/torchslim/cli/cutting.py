@@ -71,11 +71,12 @@ def prune(
         "Compare scores over the whole network, keep the same share of each group, or keep what a JSON file says: "
         "layer pattern to share, as `sensitivity` writes it."))] = "global",
     importance: Annotated[str, typer.Option(
-        help="What ranks the channels: l2, l1, bn_scale, fpgm, lamp, random; taylor, hessian: these ask for --data."),
+        help="What ranks the channels: l2, l1, bn_scale, fpgm, lamp, random; activation, taylor and hessian ask for "
+             "--data. Options follow colons: l2:max, l1:filters."),
     ] = "l2",
     data: Annotated[str | None, typer.Option(
         "--data", metavar="DATA", show_default=False,
-        help="Labelled pictures for taylor and hessian: digits, folder:PATH, torchvision:NAME@ROOT, "
+        help="Pictures for the criteria that ask for them: digits, folder:PATH, torchvision:NAME@ROOT, "
              "package.module:factory or file.py:factory.")] = None,
     pictures: Pictures = None,
     shortcuts: Annotated[bool, typer.Option(help="Also cut channels that shortcuts share.")] = True,
@@ -163,13 +164,13 @@ def _scope(text: str) -> str | dict[str, float]:
 
 def _labels(importance: str, data: str | None, shapes: list[str] | None, pictures: int | None,
             seed: int) -> list[tuple[Tensor, Tensor]] | None:
-    """Labelled pictures for the criteria that ask for them; None for the others."""
-    from torchslim.importance import ON_LABELS
+    """Labelled pictures for the criteria that look at pictures; None for the others."""
+    from torchslim.importance import criterion
 
-    if importance in ON_LABELS and data is None:
-        raise RequestError(f"prune: --importance {importance} asks for labelled pictures; give --data digits, "
-                           "folder:PATH, ...")
-    if importance not in ON_LABELS and data is not None:
+    needs_data = criterion(importance).needs_data
+    if needs_data and data is None:
+        raise RequestError(f"prune: --importance {importance} asks for pictures; give --data digits, folder:PATH, ...")
+    if not needs_data and data is not None:
         raise RequestError(f"prune: --importance {importance} does not look at --data; leave it out")
     return pictures_of(data, shapes, pictures, seed)
 

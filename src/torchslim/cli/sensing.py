@@ -54,7 +54,7 @@ def sensitivity(
     ratios: Annotated[str, typer.Option(metavar="SHARE,...", help="Shares of a group's channels that are kept.")] =
         "0.9,0.7,0.5,0.3,0.1",
     importance: Annotated[str, typer.Option(
-        help="Which channels of a group go first: l2, l1, bn_scale, fpgm, lamp, random, taylor, hessian.")] = "l2",
+        help="Which channels of a group go first, as for prune.")] = "l2",
     measure: Annotated[str, typer.Option(
         metavar="accuracy|agreement|error", help="Of the labels, with the whole network's own answers, or of the "
         "outputs.")] = "accuracy",
@@ -79,7 +79,7 @@ def sensitivity(
     torchslim prune MODEL --scope FOLDER/shares.json --out slim.safetensors
     """
     from torchslim import sensing
-    from torchslim.importance import ON_LABELS
+    from torchslim.importance import criterion
     from torchslim.sources import resolve
     from torchslim.train import labelled
     from torchslim.train.objective import cross_entropy
@@ -97,7 +97,7 @@ def sensitivity(
     result = sensing.sensitivity(
         network, inputs, held_out, ratios=asked, importance=importance, measure=measure, only=only or (),
         exclude=exclude or (), shortcuts=shortcuts, seed=seed, checkpoint=notes, progress=Line(),
-        scoring=labelled(found, PICTURES, seed) if importance in ON_LABELS else None, loss=cross_entropy())
+        scoring=labelled(found, PICTURES, seed) if criterion(importance).needs_data else None, loss=cross_entropy())
     if out is not None:
         _keep(result, out, drop)
     if as_json:

@@ -17,8 +17,7 @@ import torchslim
 from torchslim import sources
 from torchslim.errors import ProofError, RequestError
 from torchslim.files import write_text
-from torchslim.gradients import Gradients
-from torchslim.importance import ON_LABELS
+from torchslim.importance import Evidence, criterion
 from torchslim.latency import Latency, measure, onnx_runner
 from torchslim.pipeline.run import Run
 from torchslim.pipeline.summary import histogram, record_of
@@ -38,7 +37,7 @@ SPARSIFY_RATE, FINETUNE_RATE = 2.0, 0.1
 # hold against it.
 REACH = 1.15
 TOLD = 512
-"""Pictures that criteria see which ask for a loss."""
+"""Pictures that criteria see."""
 
 Found = dict[str, Any]
 
@@ -87,9 +86,8 @@ def plan(run: Run) -> Found:
     """Choose channels by one threshold over the whole network, those on shortcuts included."""
     model = run.model(_uncut(run))
     decided = _decide(run, model)
-    told = _told(run)
-    gradients = Gradients(model, **told) if told else None
-    found = histogram(model, run.inputs, decided, run.settings.importance, run.settings.seed, gradients)
+    evidence = Evidence(model, run.inputs, seed=run.settings.seed, **_told(run))
+    found = histogram(criterion(run.settings.importance), evidence, decided)
     write_text(run.folder.file("plan.json"), decided.to_json())
     return {"scores": found}
 
@@ -160,8 +158,8 @@ def _decide(run: Run, model: nn.Module) -> Plan:
 
 
 def _told(run: Run) -> dict[str, Any]:
-    """Labelled pictures and their loss, for criteria that ask for them."""
-    if run.settings.importance not in ON_LABELS:
+    """Labelled pictures and their loss, for criteria that look at pictures."""
+    if not criterion(run.settings.importance).needs_data:
         return {}
     return {"data": labelled(run.data, TOLD, run.settings.seed), "loss": cross_entropy()}
 

@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import torchslim
-from torchslim.gradients import Gradients
-from torchslim.importance import score
+from torchslim.choice import gains
+from torchslim.coupling import couple
+from torchslim.importance import Criterion, Evidence, score
 from torchslim.latency import processor
-from torchslim.modules import tensors_of
 from torchslim.pipeline.run import Run
 from torchslim.plans import Plan
 from torchslim.report.record import Curve, LayerChange, Measured, Record, Sample, ScoreHistogram, Timing
+from torchslim.tapes import tapes
 from torchslim.train.dataset import Data
 from torchslim.train.objective import logits
 
@@ -69,23 +70,23 @@ def environment(threads: int) -> dict[str, str]:
             "processor": processor(), "cores": str(os.cpu_count()), "threads": str(threads)}
 
 
-def histogram(model: nn.Module, inputs: Tensor, plan: Plan, importance: str, seed: int,
-              gradients: Gradients | None = None) -> dict[str, Any] | None:
+def histogram(criterion: Criterion, evidence: Evidence, plan: Plan) -> dict[str, Any] | None:
     """How the scores of the channels that stay and of those that go are spread; None if nothing could be scored.
 
     Channels that are left alone compete with none, so they are not counted.
     """
     kept: list[Any] = []
     gone: list[Any] = []
-    state = tensors_of(model)
-    free = tuple(group for group in torchslim.groups(model, inputs) if not group.frozen)
-    for group, scores in zip(free, score(free, state, importance, seed, gradients), strict=True):
+    coupling = couple(tapes(evidence.model, evidence.inputs))
+    evidence.gains = gains(coupling)
+    free = [group for group in coupling.groups if not group.frozen]
+    for group, scores in zip(free, score(free, criterion, evidence), strict=True):
         maker = next((m for m in group.members if m.role == "makes"), group.members[0])
         stays = plan.kept.get(maker.name, {}).get(maker.dim)
         here = np.ones(group.channels, bool) if stays is None else np.isin(maker.indices[:, 0], stays)
         kept += scores[here].tolist()
         gone += scores[~here].tolist()
-    return _binned(np.array(kept), np.array(gone), _LABELS.get(importance, f"Importance {importance}"))
+    return _binned(np.array(kept), np.array(gone), _LABELS.get(str(criterion), f"Importance {criterion}"))
 
 
 def _binned(kept: Values, gone: Values, label: str) -> dict[str, Any] | None:

@@ -20,16 +20,16 @@ from torch import nn
 from torchslim.budget import matches
 from torchslim.calling import Inputs, unwrap
 from torchslim.channels import ChannelGroup
+from torchslim.choice import gains
 from torchslim.coupling import Coupling, couple
 from torchslim.errors import RequestError
-from torchslim.gradients import Gradients, Loss
-from torchslim.importance import ON_LABELS, Scores, score
-from torchslim.modules import tensors_of
+from torchslim.gradients import Loss
+from torchslim.importance import Criterion, Evidence, Importance, Scores, criterion, score
 from torchslim.plans import LeftAlone, Plan
 from torchslim.pruning import plan
 from torchslim.sensing.found import GroupSensitivity, Sensitivity
 from torchslim.sensing.notebook import Notebook, fingerprint
-from torchslim.sensing.yardstick import Yardstick
+from torchslim.sensing.yardstick import Yardstick, is_labelled
 from torchslim.surgery import apply
 from torchslim.tapes import tapes
 from torchslim.terms import Terms
@@ -60,7 +60,7 @@ class Measured:
 
 @torch.inference_mode(False)
 def sensitivity(model: nn.Module, inputs: Inputs, data: Any, *, ratios: Sequence[float] = RATIOS,
-                importance: str | Callable[[ChannelGroup], object] = "l2", measure: str | None = None,
+                importance: Importance = "l2", measure: str | None = None,
                 shortcuts: bool = True, only: Sequence[str] = (), exclude: Sequence[str] = (),
                 allow_approximate: bool = False, whole_groups: bool = False, scoring: Iterable[Any] | None = None,
                 loss: Loss | None = None, seed: int = 0, checkpoint: str | Path | None = None,
@@ -82,8 +82,9 @@ def sensitivity(model: nn.Module, inputs: Inputs, data: Any, *, ratios: Sequence
             relative, of the outputs. By default the accuracy where there are targets, the agreement where the outputs
             are one score a class, (B, classes), and else the error.
         shortcuts, only, exclude, allow_approximate, whole_groups: which groups are cut (see `torchslim.plan`).
-        scoring: batches of (inputs, targets) for the criteria that ask for labels; by default those of `data`.
-        loss: of outputs and targets, likewise.
+        scoring: batches for the criteria that look at data, of (inputs, targets) for those that ask for labels; by
+            default those of `data`.
+        loss: of outputs and targets, for those.
         seed: of importance="random".
         checkpoint: a file that holds what has been measured so far. If it is there, the scan goes on from it, and ends
             with what one that was never interrupted would have found.
@@ -106,13 +107,12 @@ def sensitivity(model: nn.Module, inputs: Inputs, data: Any, *, ratios: Sequence
     if not units:
         why = "; ".join(dict.fromkeys(entry.reason for entry in untouched.left_alone))
         raise RequestError(f"sensitivity: no channel group can be cut: {why}")
-    criterion = _Criterion(model, units, importance, seed, data if scoring is None else scoring, loss)
+    ranks = _Criterion(model, inputs, coupling, units, importance, seed, data if scoring is None else scoring, loss)
     yardstick = Yardstick(model, data, measure)
-    named = importance if isinstance(importance, str) else getattr(importance, "__qualname__", "callable")
     notebook = Notebook(None if checkpoint is None else Path(checkpoint), {
-        "model": fingerprint(model), "data": yardstick.digest, "measure": yardstick.measure, "importance": named,
-        "ranking": criterion.ranking(), **options})
-    measuring = _Measuring(model, inputs, {**options, "importance": criterion}, yardstick,
+        "model": fingerprint(model), "data": yardstick.digest, "measure": yardstick.measure, "importance": str(ranks),
+        "ranking": ranks.ranking(), **options})
+    measuring = _Measuring(model, inputs, {**options, "importance": ranks}, yardstick,
                            untouched.predicted["macs"])
     found: dict[str, list[dict[str, Any]]] = {}
     for place, unit in enumerate(units):
@@ -127,7 +127,7 @@ def sensitivity(model: nn.Module, inputs: Inputs, data: Any, *, ratios: Sequence
                                       for key in ("kept", "macs", "value"))) for unit in units if unit not in stuck)
     left = (*untouched.left_alone, *(LeftAlone(unit.name, unit.channels, f"loses none, not even where {widths[-1]:g} "
                                                "of them would do") for unit in stuck))
-    return Sensitivity(yardstick.measure, yardstick.base, yardstick.items, widths, named, groups, left)
+    return Sensitivity(yardstick.measure, yardstick.base, yardstick.items, widths, str(ranks), groups, left)
 
 
 def _checked(ratios: Sequence[float]) -> tuple[float, ...]:
@@ -194,15 +194,18 @@ def _units(coupling: Coupling, free: Sequence[ChannelGroup]) -> list[_Unit]:
 
 
 class _Criterion:
-    """A criterion's scores, found once for all groups: those that ask for a loss run the network for them."""
+    """A criterion's scores, found once for all groups: those that look at data run the network for them."""
 
-    def __init__(self, model: nn.Module, units: Sequence[_Unit], importance: str | Callable[[ChannelGroup], object],
-                 seed: int, data: Iterable[Any], loss: Loss | None) -> None:
-        gradients = Gradients(model, data, loss) if importance in ON_LABELS and loss is not None else None
-        self._score: Callable[[tuple[ChannelGroup, ...]], list[Scores]] = lambda groups: score(
-            groups, tensors_of(model), importance, seed, gradients)
+    def __init__(self, model: nn.Module, inputs: Inputs, coupling: Coupling, units: Sequence[_Unit],
+                 importance: Importance, seed: int, data: Iterable[Any], loss: Loss | None) -> None:
+        self._criterion = criterion(importance)
+        self._evidence = Evidence(model, inputs, *_told(self._criterion, data, loss), seed, gains(coupling))
+        self._evidence.check(self._criterion)
         groups = tuple(group for unit in units for group in unit.groups)
-        self._found = dict(zip(map(_key, groups), self._score(groups), strict=True))
+        self._found = dict(zip(map(_key, groups), score(groups, self._criterion, self._evidence), strict=True))
+
+    def __str__(self) -> str:
+        return str(self._criterion)
 
     def ranking(self) -> str:
         """A checksum of the order in which channels go."""
@@ -215,8 +218,17 @@ class _Criterion:
         # Where rows turn out to be tied channel by channel, planning asks for groups that were not there before.
         key = _key(group)
         if key not in self._found:
-            (self._found[key],) = self._score((group,))
+            (self._found[key],) = score((group,), self._criterion, self._evidence)
         return self._found[key]
+
+
+def _told(wanted: Criterion, data: Iterable[Any], loss: Loss | None) -> tuple[Iterable[Any] | None, Loss | None]:
+    """What a criterion looks at: batches without their labels, if it asks for none."""
+    if wanted.needs == "labels":
+        return data, loss
+    if wanted.needs == "inputs":
+        return [batch[0] if is_labelled(batch) else batch for batch in data], None
+    return None, None
 
 
 def _key(group: ChannelGroup) -> tuple[Any, ...]:

@@ -109,7 +109,7 @@ class Yardstick:
         with torch.inference_mode(), evaluating(model), seeded(0):
             for place, batch in enumerate(self._data):
                 moved = map_tensors(lambda tensor: tensor.to(device), batch)
-                inputs, targets = moved if _is_labelled(moved) else (moved, None)
+                inputs, targets = moved if is_labelled(moved) else (moved, None)
                 args, kwargs = arguments(inputs)
                 try:
                     outputs = list(tensors_in(model(*args, **kwargs)))
@@ -129,7 +129,7 @@ def update(digest: Any, tensor: Tensor) -> None:
     digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
-def _is_labelled(batch: Any) -> bool:
+def is_labelled(batch: Any) -> bool:
     """A pair of which the second is integers, which no picture is."""
     return (isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[1], Tensor)
             and not batch[1].is_floating_point() and batch[1].dtype is not torch.bool)

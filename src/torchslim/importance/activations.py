@@ -1,0 +1,148 @@
+"""A criterion that looks at what channels carry: statistics over unlabelled batches, where their readers see them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from torchslim.calling import Inputs, arguments
+from torchslim.channels import ChannelGroup
+from torchslim.copying import copied
+from torchslim.errors import RequestError
+from torchslim.importance.evidence import Evidence
+from torchslim.importance.protocol import Criterion, Needs, Normalize, Scores
+from torchslim.latency import evaluating
+from torchslim.modules import BLOCK, named_modules
+from torchslim.wording import first_line
+
+Statistic = Literal["mean_abs", "rms", "variance", "apoz"]
+Table = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Activation(Criterion):
+    """How active the channel is on unlabelled data, relative to the group's mean.
+
+    Measured at the inputs of the convolutions and linear layers that read the channel, hence behind norms, activations
+    and additions, in eval mode; over all positions, items and readers.
+
+    Attributes:
+        statistic: "rms", the root mean square; "mean_abs", the mean of |a|; "variance", which tells a channel that is
+            constant, and could go into a bias, from one that says something (Polyak and Wolf 2015); "apoz", the share
+            of values that are not zero: 1 less the average percentage of zeros (Hu et al. 2016, equation 1).
+    """
+
+    statistic: Statistic = "rms"
+    normalize: Normalize = field(default="mean", kw_only=True)
+    needs: ClassVar[Needs] = "inputs"
+    name: ClassVar[str] = "activation"
+    choices: ClassVar[dict[str, tuple[str, ...]]] = {"statistic": get_args(Statistic)}
+
+    def __call__(self, groups: Sequence[ChannelGroup], evidence: Evidence) -> Sequence[Scores]:
+        """See `Criterion`.
+
+        Raises:
+            RequestError: the model fails on a batch, or nothing that reads a group's channels was run.
+        """
+        if "moments" not in evidence.memo:
+            evidence.memo["moments"] = _measured(evidence.model, evidence.batches)
+        readers = _readers(evidence.model)
+        return [_STATISTICS[self.statistic](_moments(group, evidence, readers)) for group in groups]
+
+
+@dataclass
+class Moments:
+    """Means over all that was seen of some channels: of a, |a|, a^2 and of whether it is other than 0."""
+
+    mean: Table
+    size: Table
+    square: Table
+    active: Table
+
+
+_STATISTICS: dict[str, Callable[[Moments], Scores]] = {
+    "mean_abs": lambda seen: seen.size,
+    "rms": lambda seen: np.sqrt(seen.square),
+    "variance": lambda seen: np.maximum(seen.square - np.square(seen.mean), 0.0),
+    "apoz": lambda seen: seen.active,
+}
+
+
+def _readers(model: nn.Module) -> dict[int, list[str]]:
+    """By the id of a tensor the layers that read with it: several where it is tied."""
+    found: dict[int, list[str]] = {}
+    for name, layer in _layers(model):
+        for own in (*layer.parameters(), *layer.buffers()):  # what its weight is computed of, too
+            found.setdefault(id(own), []).append(name)
+    return found
+
+
+def _moments(group: ChannelGroup, evidence: Evidence, readers: Mapping[int, list[str]]) -> Moments:
+    """Of each channel of a group, over all its readers."""
+    sums, count = np.zeros((4, group.channels)), 0
+    for member in group.members:
+        if member.role == "reads":
+            for name in readers.get(id(evidence.state[member.name]), ()):
+                tally = evidence.memo["moments"].get(name)
+                if tally is not None and tally.sums.shape[1] > member.indices.max():
+                    sums += tally.sums[:, member.indices].sum(2)
+                    count += tally.count * member.indices.shape[1]
+    if not count:
+        raise RequestError(f"importance 'activation': no convolution or linear layer that ran on the data reads the "
+                           f"channels of `{group.name}`; leave it alone with exclude=, or use importance='l2'")
+    return Moments(*(sums / count))
+
+
+# --- the run ------------------------------------------------------------------------------------------------
+
+class _Tally:
+    """Sums over what a layer read: of a, |a|, a^2 and of whether it is other than 0, shape (4, channels)."""
+
+    def __init__(self) -> None:
+        self.sums: Table = np.zeros((4, 0))
+        self.count = 0
+
+    def add(self, x: Tensor) -> None:
+        """Count a batch, (B, channels, values)."""
+        for part in torch.split(x.detach(), max(1, BLOCK * len(x) // max(x.numel(), 1))):
+            a = part.double()
+            found = torch.stack([a.sum((0, 2)), a.abs().sum((0, 2)), a.square().sum((0, 2)), (a != 0).sum((0, 2))])
+            self.sums = found.cpu().numpy() + (self.sums if self.count else 0)
+            self.count += len(part) * part.shape[2]
+
+
+def _layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The layers whose inputs are measured."""
+    return ((name, module) for name, module in named_modules(model) if isinstance(module, _ConvNd | nn.Linear))
+
+
+def _measured(model: nn.Module, batches: Sequence[Inputs]) -> dict[str, _Tally]:
+    """Of each layer that ran, what it read."""
+    model, found = copied(model), dict[str, _Tally]()
+    for name, layer in _layers(model):
+        dims = len(layer.kernel_size) if isinstance(layer, _ConvNd) else None
+
+        def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name,
+                 dims: int | None = dims) -> None:
+            x = next(iter((*args, *kwargs.values())))
+            x = x.reshape(-1, x.shape[-1], 1) if dims is None else x.reshape(-1, *x.shape[-dims - 1:]).flatten(2)
+            found.setdefault(name, _Tally()).add(x)
+
+        layer.register_forward_pre_hook(note, with_kwargs=True)
+    with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        for place, batch in enumerate(batches):
+            args, kwargs = arguments(batch)
+            try:
+                model(*args, **kwargs)
+            except (RuntimeError, TypeError, ValueError, IndexError) as error:
+                raise RequestError(f"data: batch {place} fails: {first_line(error)}; wanted what the model is called "
+                                   "with; where the batches are (inputs, targets), give loss= too, or "
+                                   "data=(x for x, *_ in loader)") from error
+    return found
