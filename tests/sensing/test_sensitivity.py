@@ -154,10 +154,16 @@ def test_the_model_and_the_random_state_are_left_as_they_were() -> None:
 def test_datasets_and_labels_of_maps() -> None:
     batches = pictures()
     x, y = (torch.cat(parts) for parts in zip(*batches, strict=True))
-    options = {"ratios": (0.5,), "importance": "l1"}
     model = residual()
-    whole = ts.sensitivity(model, x[:1], torch.utils.data.TensorDataset(x, y), **options)
-    assert whole.groups == ts.sensitivity(model, x[:1], batches, **options).groups
+    dataset = torch.utils.data.TensorDataset(x, y)
+    parted = ts.train.Data("parted", torch.utils.data.TensorDataset(-x, y), dataset, tuple("abcd"), (3, 8, 8))
+    for importance in ("l1", "activation", "taylor"):  # pictures for the criterion are taken from what is given, too
+        options = {"ratios": (0.5,), "importance": importance, "loss": nn.functional.cross_entropy}
+        whole = ts.sensitivity(model, x[:1], dataset, **options)
+        assert whole.items == 60
+        assert ts.sensitivity(model, x[:1], parted, **options) == whole
+        if importance == "l1":
+            assert whole.groups == ts.sensitivity(model, x[:1], batches, **options).groups
     net = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 4, 1))
     labels = torch.randint(0, 4, (10, 8, 8))
     maps = ts.sensitivity(net, x[:1], [(x[:10], labels)], ratios=(0.5,))
@@ -355,6 +361,7 @@ def _generator() -> object:
     ({"ratios": ()}, r"ratios: got \(\), wanted shares of channels kept"),
     ({"ratios": (0.5, 0)}, r"ratios: got \(0\.5, 0\), wanted shares"),
     ({"ratios": 1.5}, r"ratios: got 1\.5, wanted shares"),
+    ({"ratios": (0.5, None)}, r"ratios: got \(0\.5, None\), wanted shares"),
     ({"ratios": "0.5"}, r"ratios: got '0\.5', wanted shares"),
     ({"measure": "loss"}, "measure: got 'loss', wanted one of accuracy, agreement, error"),
     ({"importance": "guess"}, "importance: unknown criterion 'guess'"),

@@ -276,6 +276,7 @@ def test_two_processes_make_the_same_cuts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("options", "message"), [
     ({"macs": None}, "no budget; give macs=0.5"),
     ({"cutting": {"macs": 0.3}}, "no budget in cutting="),
+    ({"cutting": {"scope": {"0": 0.5}}}, "a scope of patterns says what is kept of each layer, and every step would"),
     ({"macs": 1.5}, r"macs=1\.5: wanted a float in \(0, 1\]"),
     ({"steps": 0}, "steps: got 0"),
     ({"curve": "steep"}, "curve: got 'steep'"),

@@ -24,11 +24,11 @@ class Notebook:
     """Entries by name, kept in a file where there is one.
 
     Args:
-        path: the file; None to keep them in memory only.
+        path: the file (see `writable`); None to keep them in memory only.
         identity: what a measurement depends on, as JSON values: entries of another one are not taken up.
 
     Raises:
-        RequestError: the file is of another model, other data or other settings, or can't be written.
+        RequestError: the file is of another model, other data or other settings.
         CheckpointError: the file is something else, or damaged.
     """
 
@@ -36,12 +36,7 @@ class Notebook:
         self.path = path
         self.identity = json.loads(json.dumps(dict(identity)))
         self.entries: dict[str, dict[str, Any]] = {}
-        if path is None:
-            return
-        if path.is_dir() or not path.parent.is_dir():
-            problem = "is a folder" if path.is_dir() else "lies in a folder that does not exist"
-            raise RequestError(f"{path}: {problem}; give a file such as scan.json in a folder that exists")
-        if path.exists():
+        if path is not None and path.exists():
             self.entries = self._read(path)
 
     def put(self, name: str, entry: Mapping[str, Any]) -> None:
@@ -69,6 +64,18 @@ class Notebook:
             raise RequestError(f"{path}: holds measurements of {said}; measure as before, choose another file, or "
                                "delete it to start anew")
         return entries
+
+
+def writable(path: Path) -> Path:
+    """The path, if a file could be there.
+
+    Raises:
+        RequestError: it is a folder, or its folder does not exist.
+    """
+    if path.is_dir() or not path.parent.is_dir():
+        problem = "is a folder" if path.is_dir() else "lies in a folder that does not exist"
+        raise RequestError(f"{path}: {problem}; give a file such as scan.json in a folder that exists")
+    return path
 
 
 def fingerprint(model: nn.Module) -> str:

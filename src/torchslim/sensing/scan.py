@@ -28,8 +28,8 @@ from torchslim.importance import Criterion, Evidence, Importance, Scores, criter
 from torchslim.plans import LeftAlone, Plan
 from torchslim.pruning import plan
 from torchslim.sensing.found import GroupSensitivity, Sensitivity
-from torchslim.sensing.notebook import Notebook, fingerprint
-from torchslim.sensing.yardstick import Yardstick, is_labelled
+from torchslim.sensing.notebook import Notebook, fingerprint, writable
+from torchslim.sensing.yardstick import Yardstick, batches_in, is_labelled
 from torchslim.surgery import apply
 from torchslim.tapes import tapes
 from torchslim.terms import Terms
@@ -96,8 +96,8 @@ def sensitivity(model: nn.Module, inputs: Inputs, data: Any, *, ratios: Sequence
         CheckpointError: the checkpoint is damaged or something else, or can't be written.
         TraceError: the model fails on these inputs.
     """
-    model = unwrap(model)
-    widths = _checked(ratios)
+    model, widths, batches = unwrap(model), _checked(ratios), batches_in(data)
+    path = None if checkpoint is None else writable(Path(checkpoint))
     options: dict[str, Any] = {"shortcuts": shortcuts, "exclude": tuple(exclude), "whole_groups": whole_groups,
                                "allow_approximate": allow_approximate, "seed": seed}
     # A plan that takes nothing: it checks the request, and says what can't be cut.
@@ -107,9 +107,10 @@ def sensitivity(model: nn.Module, inputs: Inputs, data: Any, *, ratios: Sequence
     if not units:
         why = "; ".join(dict.fromkeys(entry.reason for entry in untouched.left_alone))
         raise RequestError(f"sensitivity: no channel group can be cut: {why}")
-    ranks = _Criterion(model, inputs, coupling, units, importance, seed, data if scoring is None else scoring, loss)
-    yardstick = Yardstick(model, data, measure)
-    notebook = Notebook(None if checkpoint is None else Path(checkpoint), {
+    ranks = _Criterion(model, inputs, coupling, units, importance, seed,
+                       batches if scoring is None else batches_in(scoring), loss)
+    yardstick = Yardstick(model, batches, measure)
+    notebook = Notebook(path, {
         "model": fingerprint(model), "data": yardstick.digest, "measure": yardstick.measure, "importance": str(ranks),
         "ranking": ranks.ranking(), **options})
     measuring = _Measuring(model, inputs, {**options, "importance": ranks}, yardstick,
@@ -132,7 +133,7 @@ def sensitivity(model: nn.Module, inputs: Inputs, data: Any, *, ratios: Sequence
 
 def _checked(ratios: Sequence[float]) -> tuple[float, ...]:
     listed = list(ratios) if isinstance(ratios, Iterable) else [ratios]
-    if not listed or any(isinstance(ratio, bool | str) or not 0 < ratio <= 1 for ratio in listed):
+    if not listed or not all(type(ratio) in (int, float) and 0 < ratio <= 1 for ratio in listed):
         raise RequestError(f"ratios: got {ratios!r}, wanted shares of channels kept, each above 0 and at most 1; try "
                            f"{RATIOS}")
     return tuple(sorted({float(ratio) for ratio in listed}, reverse=True))

@@ -28,7 +28,7 @@ class Yardstick:
 
     Args:
         model: the whole network; it runs once, here.
-        data: a dataset, a `Data` (its held-out part), or batches that can be iterated over again and again.
+        data: batches that can be iterated over again and again (see `batches_in`).
         measure: see `Sensitivity`; None to go by the data and the outputs.
 
     Attributes:
@@ -41,16 +41,11 @@ class Yardstick:
         RequestError: no batch, batches that can be read once only, batches or outputs that do not suit the measure.
     """
 
-    def __init__(self, model: nn.Module, data: Any, measure: str | None) -> None:
+    def __init__(self, model: nn.Module, data: Iterable[Any], measure: str | None) -> None:
         if measure is not None and measure not in MEASURES:
             raise RequestError(f"measure: got {measure!r}, wanted one of {', '.join(MEASURES)}, or None to go by the "
                                "data")
-        if isinstance(data, Data):
-            data = data.test
-        if isinstance(data, Tensor | Mapping | str | Iterator) or not (is_dataset(data) or isinstance(data, Iterable)):
-            raise RequestError(f"data: got {type(data).__name__}, wanted batches that can be gone through many times; "
-                               "try [(images, classes)], a DataLoader or a dataset")
-        self._data = DataLoader(data, EVALUATION_BATCH) if is_dataset(data) else data
+        self._data = data
         self.measure = measure or ""
         self.items = self._right = 0
         self._answers: list[list[Tensor]] = []
@@ -121,6 +116,20 @@ class Yardstick:
                 if not outputs:
                     raise RequestError(f"data: the model gives no tensor on batch {place}; nothing can be compared")
                 yield inputs, targets, outputs
+
+
+def batches_in(data: Any) -> Iterable[Any]:
+    """Batches of a dataset, of a `Data` (its held-out part), or as they come.
+
+    Raises:
+        RequestError: it is something else, or can be read once only.
+    """
+    if isinstance(data, Data):
+        data = data.test
+    if isinstance(data, Tensor | Mapping | str | Iterator) or not (is_dataset(data) or isinstance(data, Iterable)):
+        raise RequestError(f"data: got {type(data).__name__}, wanted batches that can be gone through many times; try "
+                           "[(images, classes)], a DataLoader or a dataset")
+    return DataLoader(data, EVALUATION_BATCH) if is_dataset(data) else data
 
 
 def update(digest: Any, tensor: Tensor) -> None:

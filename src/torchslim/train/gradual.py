@@ -64,7 +64,8 @@ def fit_gradually(model: nn.Module, data: Any, inputs: Inputs, *, macs: float | 
         curve: "cubic", "linear" or "geometric": how the shares go down (`torchslim.schedules.shares`).
         begin: epochs before the first cut.
         every: epochs from one cut to the next.
-        cutting: further options of `torchslim.plan`: importance, round_to, scope, only, data and loss, ...
+        cutting: further options of `torchslim.plan`: importance, round_to, only, data and loss, ...; no scope of
+            patterns, whose shares each step would take anew.
         training: the options of `fit`. The learning rate goes by one schedule over all epochs. `checkpoint` holds the
             cuts made so far, too: training goes on from it, and ends with the same weights, to the bit. `sparsity` is
             a weight here, as scales come and go.
@@ -84,20 +85,24 @@ def fit_gradually(model: nn.Module, data: Any, inputs: Inputs, *, macs: float | 
     options = dict(cutting or {})
     asked = {name: value for name, value in zip(BUDGETS, (macs, params, channels, memory), strict=True)
              if value is not None}
+    if isinstance(options.get("scope"), Mapping):
+        raise RequestError("fit_gradually: a scope of patterns says what is kept of each layer, and every step would "
+                           "take that share of what the last one left; give a budget, with only= or exclude=")
     if not asked or not options.keys().isdisjoint(BUDGETS):
         raise RequestError("fit_gradually: no budget; give macs=0.5 (keep half of the multiply-adds), params=, "
                            "channels= or memory=, and no budget in cutting=")
     schedule = _schedule(model, inputs, asked, steps, curve, options)
-    asking = inspect.signature(fit).bind(copied(model), data, **training)
-    asking.apply_defaults()
-    job = job_of(**asking.arguments)
+    bound = inspect.signature(fit).bind(copied(model), data, **training)
+    bound.apply_defaults()
+    job = job_of(**bound.arguments)
     cuts = _cuts(begin, every, steps, job.recipe.epochs)
-    also = {"gradual": {"at": cuts, "budgets": schedule, "options": {
+    also = {"gradual": {"at": cuts, "steps": schedule, "options": {
         name: value if isinstance(value, str | int | float | None) else repr(value)
         for name, value in options.items() if name not in ("data", "loss")}}}
     with job.placed(job.model):
         job = replace(job, also=also)
-        job, standing = _run(job, _moved(inputs, job.model), dict(zip(cuts, schedule, strict=True)), options)
+        asking = {at: {**options, **step} for at, step in zip(cuts, schedule, strict=True)}
+        job, standing = _run(job, _moved(inputs, job.model), asking)
     first = next(model.parameters(), None)
     modes = dict(named_modules(model))
     slim = job.model.to("cpu" if first is None else first.device)
@@ -109,10 +114,9 @@ def fit_gradually(model: nn.Module, data: Any, inputs: Inputs, *, macs: float | 
 def _schedule(model: nn.Module, inputs: Inputs, asked: Mapping[str, float], steps: int, curve: str,
               options: Mapping[str, Any]) -> list[dict[str, int]]:
     """The budgets of each step, as counts: shares of the original would be of another network after a cut."""
-    everything: dict[str, Any] = {**options, **dict.fromkeys(asked, 1.0), "importance": "random"}
-    whole = plan(model, inputs, **everything)
     found: list[dict[str, int]] = [{} for _ in shares(steps, 1.0, curve)]
-    for budget in whole.budgets:
+    whole: dict[str, Any] = {**options, **dict.fromkeys(asked, 1.0), "importance": "random"}
+    for budget in plan(model, inputs, **whole).budgets:
         final = as_count(asked[budget.resource], budget.before, budget.resource)
         parts = shares(steps, min(1.0, final / budget.before), curve)
         for step, share in zip(found, parts, strict=True):
@@ -133,8 +137,7 @@ def _cuts(begin: int, every: int, steps: int, epochs: int) -> list[int]:
     return [begin + step * every for step in range(steps)]
 
 
-def _run(job: Job, inputs: Inputs, cuts: Mapping[int, Mapping[str, int]],
-         options: Mapping[str, Any]) -> tuple[Job, Standing]:
+def _run(job: Job, inputs: Inputs, cuts: Mapping[int, Mapping[str, Any]]) -> tuple[Job, Standing]:
     """Train from cut to cut, from the checkpoint on if there is one."""
     standing = Standing(0, (), ())
     begun = job.checkpoint if job.checkpoint is not None and job.checkpoint.exists() else None
@@ -147,7 +150,7 @@ def _run(job: Job, inputs: Inputs, cuts: Mapping[int, Mapping[str, int]],
     for place, until in enumerate(order):
         standing = job.train(optimizer, standing, until) if standing.epochs < until else standing
         if until in cuts and len(standing.plans) == place:
-            slim, step = _agreed(job, *prune(job.model, inputs, **cuts[until], **options))
+            slim, step = _agreed(job, *prune(job.model, inputs, **cuts[until]))
             optimizer = carry_optimizer(optimizer, job.model, slim, step)
             job, standing = _on(job, slim), replace(standing, plans=(*standing.plans, step))
     return job, standing
