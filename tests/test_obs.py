@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import torchslim as ts
 from torchslim.errors import RequestError
-from torchslim.importance import OBS, Evidence, sensing, surgeon
-from torchslim.importance.sensing import sense
+from torchslim.importance import OBS, Evidence, probing, surgeon
+from torchslim.importance.probing import probe
 from torchslim.importance.surgeon import Face, _prices
 from torchslim.spec import geometry
 
@@ -119,7 +119,7 @@ def test_what_is_measured_is_what_numpy_says() -> None:
     x = torch.randn(5, 3, 4, 5)
     spec = geometry(conv)
     assert spec is not None
-    seen = sense(model, [x[:2], x[2:]], {"0": (spec, [torch.arange(6)])}, 0)["0"]
+    seen = probe(model, [x[:2], x[2:]], {"0": (spec, [torch.arange(6)])}, 0)["0"]
     windows = np.lib.stride_tricks.sliding_window_view(x.numpy(), (2, 1), (2, 3))[:, :, :, ::2]
     rows = windows.transpose(0, 2, 3, 1, 4, 5).reshape(-1, 6)
     np.testing.assert_allclose(seen.moments[0][0], np.cov(rows.T, bias=True), rtol=1e-4, atol=1e-5)
@@ -133,7 +133,7 @@ def test_moments_of_channels_that_hardly_vary_about_a_large_mean_are_exact() -> 
     x[:, 0] = 1000 + 0.01 * x[:, 0]
     spec = geometry(conv)
     assert spec is not None
-    seen = sense(nn.Sequential(conv), [x.float()], {"0": (spec, [torch.arange(2)])}, 0)["0"]
+    seen = probe(nn.Sequential(conv), [x.float()], {"0": (spec, [torch.arange(2)])}, 0)["0"]
     wanted = np.cov(x.float().double().transpose(0, 1).flatten(1).numpy(), bias=True)
     np.testing.assert_allclose(seen.moments[0][0], wanted, rtol=1e-3)
 
@@ -149,13 +149,13 @@ def test_how_loud_the_pictures_are_does_not_matter_behind_batch_norms() -> None:
 
 def test_it_is_measured_once_and_the_same_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    original = sensing.sense
+    original = probing.probe
 
     def counted(*args: Any) -> Any:
         calls.append(1)
         return original(*args)
 
-    monkeypatch.setattr(surgeon, "sense", counted)
+    monkeypatch.setattr(surgeon, "probe", counted)
     torch.manual_seed(5)
     model = Twins(*READERS["3x3"]()).eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}

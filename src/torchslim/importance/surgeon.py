@@ -16,8 +16,8 @@ from torchslim.channels import ChannelGroup
 from torchslim.errors import RequestError
 from torchslim.importance.activations import readers_of
 from torchslim.importance.evidence import Evidence
+from torchslim.importance.probing import Probed, probe
 from torchslim.importance.protocol import Criterion, Needs, Scores
-from torchslim.importance.sensing import Sensed, sense
 from torchslim.spec import Spec, geometry, plain
 
 WIDE = 2048
@@ -65,7 +65,7 @@ class OBS(Criterion):
         """See `Criterion`."""
         readers = readers_of(evidence.model)
         readings = [list(_readings(group, evidence, readers)) for group in groups]
-        known = {name: Inverses(one, self.damp) for name, one in _sensed(evidence, readings).items()}
+        known = {name: Inverses(one, self.damp) for name, one in _probed(evidence, readings).items()}
         found = []
         for group, own in zip(groups, readings, strict=True):
             faces = [face for reading in own if reading.layer in known for face in _faces(reading, known)]
@@ -116,17 +116,17 @@ def _readings(group: ChannelGroup, evidence: Evidence, readers: Mapping[int, lis
                 yield Reading(name, spec, weight.reshape(spec.groups, spec.outputs // spec.groups, -1), member.indices)
 
 
-def _sensed(evidence: Evidence, readings: Sequence[Sequence[Reading]]) -> dict[str, Sensed]:
+def _probed(evidence: Evidence, readings: Sequence[Sequence[Reading]]) -> dict[str, Probed]:
     """What was seen and felt at all layers that the outputs depend on; measured once, unless others are asked for."""
     wanted: dict[str, tuple[Spec, list[Tensor]]] = {}
     for reading in (one for own in readings for one in own):
         columns = wanted.setdefault(reading.layer, (reading.spec, []))[1]
         columns += [one for one in reading.columns if not any(torch.equal(one, other) for other in columns)]
-    before = evidence.memo.get("sensed")
+    before = evidence.memo.get("probed")
     if before is None or not all(name in before[0] and _among(columns, before[0][name][1])
                                  for name, (_, columns) in wanted.items()):
-        found = sense(evidence.model, evidence.batches, wanted, evidence.seed)
-        evidence.memo["sensed"] = before = wanted, {name: one for name, one in found.items() if one.felt is not None}
+        found = probe(evidence.model, evidence.batches, wanted, evidence.seed)
+        evidence.memo["probed"] = before = wanted, {name: one for name, one in found.items() if one.felt is not None}
     return dict(before[1])
 
 
@@ -137,15 +137,15 @@ def _among(columns: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
 class Inverses:
     """Inverses of the moments of what a layer reads, made when they are asked for."""
 
-    def __init__(self, sensed: Sensed, damp: float) -> None:
-        self.sensed, self.damp = sensed, damp
+    def __init__(self, probed: Probed, damp: float) -> None:
+        self.probed, self.damp = probed, damp
         self.made: dict[int, Tensor] = {}
 
     def of(self, columns: Tensor) -> Tensor:
         """(G, F, F) for one of its sets of columns."""
-        place = next(i for i, own in enumerate(self.sensed.columns) if torch.equal(own, columns))
+        place = next(i for i, own in enumerate(self.probed.columns) if torch.equal(own, columns))
         if place not in self.made:
-            moments = self.sensed.moments[place]
+            moments = self.probed.moments[place]
             squares = moments.diagonal(dim1=1, dim2=2)
             ridge = self.damp * squares + TINY * squares.mean(1, keepdim=True).clamp_min(TINY)
             self.made[place] = torch.cholesky_inverse(torch.linalg.cholesky(moments + torch.diag_embed(ridge)))
@@ -196,7 +196,7 @@ def _faces(reading: Reading, known: Mapping[str, Inverses]) -> Iterator[Face]:
     # Together what each channel is to one group of filters; one by one where it is part of several.
     whole = bool((home == home[:, :1]).all())
     parts = [reading.seen] if whole else [place[:, None] for place in reading.seen.T]
-    felt = inverses.sensed.felt
+    felt = inverses.probed.felt
     assert felt is not None
     roots = felt.reshape(spec.groups, -1).sqrt()
     for columns in reading.columns:

@@ -24,7 +24,7 @@ PLACES = 64
 
 
 @dataclass
-class Sensed:
+class Probed:
     """What a layer was seen to read, and how the network's outputs feel what it gives.
 
     Attributes:
@@ -75,8 +75,8 @@ class Sensed:
                         for squares, means in zip(self.moments, self.means, strict=True)]
 
 
-def sense(model: nn.Module, batches: Sequence[Inputs], layers: Mapping[str, tuple[Spec, Sequence[Tensor]]],
-          seed: int) -> dict[str, Sensed]:
+def probe(model: nn.Module, batches: Sequence[Inputs], layers: Mapping[str, tuple[Spec, Sequence[Tensor]]],
+          seed: int) -> dict[str, Probed]:
     """Run all batches once, forth and back, in a copy whose batch norms have the statistics of these batches.
 
     On a few pictures many channels are silent that speak on others. In that copy every channel is as active as it was
@@ -93,7 +93,7 @@ def sense(model: nn.Module, batches: Sequence[Inputs], layers: Mapping[str, tupl
         TraceError: it fails, or runs other layers on one batch than on another.
     """
     network = settled(model, batches) if any(counts(module) for module in model.modules()) else copied(model)
-    found = {name: Sensed(spec, columns, Sampler(spec, PLACES)) for name, (spec, columns) in layers.items()}
+    found = {name: Probed(spec, columns, Sampler(spec, PLACES)) for name, (spec, columns) in layers.items()}
     chance = torch.Generator().manual_seed(seed)
     for parameter in network.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
@@ -119,7 +119,7 @@ def sense(model: nn.Module, batches: Sequence[Inputs], layers: Mapping[str, tupl
     return {name: one for name, one in found.items() if one.places}
 
 
-def _watched(network: nn.Module, found: Mapping[str, Sensed],
+def _watched(network: nn.Module, found: Mapping[str, Probed],
              given: list[tuple[str, Tensor]]) -> Iterator[RemovableHandle]:
     for name in found:
         def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor, name: str = name) -> Tensor:
