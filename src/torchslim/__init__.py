@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from torchslim.pruning import plan, prune
     from torchslim.rewriting import lighten
     from torchslim.rules import register_rule
+    from torchslim.sensing import Sensitivity, sensitivity
     from torchslim.sources import create_model, list_models
+    from torchslim.stepping import schedule
     from torchslim.store import load, save
     from torchslim.surgery import apply
 
@@ -31,6 +33,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Plan": "plans",
     "Profile": "profiler",
+    "Sensitivity": "sensing",
     "apply": "surgery",
     "carry_optimizer": "optimizers",
     "compensate": "compensation",
@@ -47,6 +50,8 @@ _HOME = {
     "prune": "pruning",
     "register_rule": "rules",
     "save": "store",
+    "schedule": "stepping",
+    "sensitivity": "sensing",
     "verify": "proof",
 }
 _SUBPACKAGES = ("blocks", "errors", "importance", "rewriting", "train", "zoo")
@@ -54,6 +59,7 @@ _SUBPACKAGES = ("blocks", "errors", "importance", "rewriting", "train", "zoo")
 __all__ = [
     "Plan",
     "Profile",
+    "Sensitivity",
     "apply",
     "blocks",
     "carry_optimizer",
@@ -74,6 +80,8 @@ __all__ = [
     "register_rule",
     "rewriting",
     "save",
+    "schedule",
+    "sensitivity",
     "train",
     "verify",
     "zoo",

@@ -18,7 +18,7 @@ from torch import nn
 
 from torchslim.budget import Limit, Meter, PeakMeter, Selection, as_count
 from torchslim.calling import Inputs, unwrap
-from torchslim.choice import Choice, Scope, as_patterns, bundles_of, protected, selected, stuck, widths_of
+from torchslim.choice import Choice, Scope, as_patterns, bundles_of, compared, protected, selected, stuck, widths_of
 from torchslim.coupling import Coupling, Scaling, couple
 from torchslim.errors import ProofError, RequestError
 from torchslim.gradients import Loss
@@ -41,9 +41,10 @@ TOLERANCE = 1e-6
 def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params: float | None = None,
          channels: float | None = None, memory: float | None = None,
          importance: Importance = "l2", scope: Scope = "global", shortcuts: bool = True,
-         round_to: int = 1, min_channels: int = 1, only: Sequence[str] = (), exclude: Sequence[str] = (),
-         allow_approximate: bool = False, whole_groups: bool = False, data: Iterable[Any] | None = None,
-         loss: Loss | None = None, seed: int = 0) -> Plan:
+         round_to: int = 1, min_channels: int = 1, min_kept: float = 0.0, only: Sequence[str] = (),
+         exclude: Sequence[str] = (), allow_approximate: bool = False, whole_groups: bool = False,
+         data: Iterable[Any] | None = None, loss: Loss | None = None, seed: int = 0,
+         original: nn.Module | None = None) -> Plan:
     """Decide which channels stay, and touch nothing.
 
     Args:
@@ -57,11 +58,12 @@ def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params:
             "random", a name with options ("l2:max"), an instance of a criterion (`torchslim.importance`), or a
             callable(group) -> one score a channel, higher for channels that matter more.
         scope: "global" compares scores over the whole network, "uniform" keeps the same share of every group; a dict
-            of layer-name pattern -> share of channels kept rules the groups whose layers all match, and the budget, if
-            any, the others.
+            of layer-name pattern -> share of channels kept rules the groups whose layers all match (several patterns:
+            the largest share), and the budget, if any, the others.
         shortcuts: False leaves alone each group that enters an addition or concatenation or has several readers.
         round_to: kept channels are multiples of this (or all).
         min_channels: the least that a group keeps.
+        min_kept: the least share of its channels that a group keeps: 0.1 lets no group lose more than nine tenths.
         only, exclude: patterns of layer names whose output channels may, or may not, go.
         allow_approximate: also cut channels that a layer norm or its like mixes; the result is then no exact cut.
         whole_groups: grouped convolutions lose whole groups; by default each group loses equally many channels.
@@ -69,14 +71,16 @@ def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params:
             "hessian". Other criteria do not look at it.
         loss: of outputs and targets: torch.nn.functional.cross_entropy, say.
         seed: of importance="random".
+        original: the network that the model was cut from: shares (of budgets, by pattern, `min_kept`, "uniform") are
+            then of its costs and widths, not of today's.
 
     Raises:
         RequestError: nothing was asked, or a value is none of these.
         TraceError: the model fails on these inputs.
     """
     model = unwrap(model)
-    choice = Choice(criterion(importance), scope, shortcuts, round_to, min_channels, as_patterns(only, "only"),
-                    as_patterns(exclude, "exclude"), seed)
+    choice = Choice(criterion(importance), scope, shortcuts, round_to, min_channels, min_kept,
+                    as_patterns(only, "only"), as_patterns(exclude, "exclude"), seed)
     asked = {"macs": macs, "params": params, "channels": channels, "memory": memory}
     if all(value is None for value in asked.values()) and isinstance(scope, str):
         raise RequestError("plan: nothing was asked; give macs=, params=, channels= or memory= (what is kept), "
@@ -85,6 +89,10 @@ def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params:
     evidence.check(choice.importance)
     graphs = tapes(model, inputs)
     coupling = couple(graphs, Terms(allow_approximate, whole_groups))
+    if original is not None:
+        whole = compared(couple(tapes(unwrap(original), inputs), coupling.terms), coupling)
+        choice = replace(choice, original=whole)
+        asked |= {limit.resource: max(1, limit.most) for limit in _limits(whole, asked)}
     limits = _limits(coupling, asked)
     trouble = Trouble()
     while True:
@@ -104,7 +112,7 @@ def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params:
             trouble.renumbered()
             coupling = couple(graphs, replace(coupling.terms, ties=frozenset(trouble.ties)))
             limits = _limits(coupling, asked)
-    return _finished(coupling, cut, limits, selection, choice, {**stuck(selection.bundles), **left_alone})
+    return _finished(coupling, cut, limits, selection, choice, {**stuck(selection.bundles, choice), **left_alone})
 
 
 def prune(model: nn.Module, inputs: Inputs, **options: Any) -> tuple[nn.Module, Plan]:
@@ -144,7 +152,9 @@ def _finished(coupling: Coupling, cut: Cut, limits: Sequence[Limit], selection: 
               left_alone: Mapping[int, str]) -> Plan:
     shares = cut.stays.astype(np.float64)
     budgets = tuple(Budget(limit.resource, limit.meter.total, limit.most, limit.meter(shares)) for limit in limits)
-    notes = remarks(limits, budgets, selection, coupling.classes)
+    own = dict.fromkeys((limit.resource for limit in limits), 1)
+    wholes = {limit.resource: limit.meter.total for limit in _limits(choice.original, own)} if choice.original else {}
+    notes = remarks(limits, budgets, selection, coupling.classes, wholes)
     mixed = list(dict.fromkeys(m.reason for m in coupling.mixed if (shares[m.labels] == 0).any()))
     notes += [f"approximate: {reason}" for reason in mixed]
     notes += note(coupling.graphs)
@@ -152,9 +162,11 @@ def _finished(coupling: Coupling, cut: Cut, limits: Sequence[Limit], selection: 
     settings = {"importance": str(choice.importance),
                 "scope": choice.scope if isinstance(choice.scope, str) else dict(choice.scope),
                 "shortcuts": choice.shortcuts, "round_to": choice.round_to, "min_channels": choice.min_channels,
+                "min_kept": choice.min_kept,
                 "only": list(choice.only), "exclude": list(choice.exclude),
                 "allow_approximate": bool(mixed),
-                "whole_groups": coupling.terms.whole_groups, "seed": choice.seed}
+                "whole_groups": coupling.terms.whole_groups, "seed": choice.seed,
+                "shares_of": "today" if choice.original is None else "original"}
     return Plan(kept=cut.kept, readers=cut.readers, grouped=cut.grouped, mends=cut.mends, budgets=budgets,
                 predicted={"macs": Meter(coupling.macs)(shares), "params": Meter(coupling.params)(shares)},
                 left_alone=_left_alone(coupling, left_alone), notes=tuple(notes), settings=settings)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import ceil
 
 import numpy as np
@@ -14,7 +14,8 @@ CLOSE = 0.01
 """How far below its budget, as a share of the whole network's cost, a cut may be without a remark."""
 
 
-def remarks(limits: Sequence[Limit], budgets: Sequence[Budget], selection: Selection, classes: int) -> list[str]:
+def remarks(limits: Sequence[Limit], budgets: Sequence[Budget], selection: Selection, classes: int,
+            wholes: Mapping[str, int]) -> list[str]:
     """What keeps a cut from meeting its budgets, or from coming close to the tightest; mostly nothing.
 
     Args:
@@ -22,13 +23,15 @@ def remarks(limits: Sequence[Limit], budgets: Sequence[Budget], selection: Selec
         budgets: what became of each of them.
         selection: what was cut for them.
         classes: how many classes of channels the network has.
+        wholes: by resource, what budgets are shares of, where that is not the network's own cost.
     """
     pairs = list(zip(limits, budgets, strict=True))
-    beyond = [_beyond(limit, budget, selection, classes) for limit, budget in pairs if budget.met > budget.asked]
-    return beyond or _below(pairs, selection)
+    beyond = [_beyond(limit, budget, selection, classes, wholes.get(budget.resource, budget.before))
+              for limit, budget in pairs if budget.met > budget.asked]
+    return beyond or _below(pairs, selection, wholes)
 
 
-def _beyond(limit: Limit, budget: Budget, selection: Selection, classes: int) -> str:
+def _beyond(limit: Limit, budget: Budget, selection: Selection, classes: int, whole: int) -> str:
     """Why a budget is out of reach: what stays in any case, how narrow groups may get, or the steps they go in."""
     alone, narrow = np.ones(classes), np.ones(classes)
     for bundle in selection.bundles:
@@ -41,14 +44,15 @@ def _beyond(limit: Limit, budget: Budget, selection: Selection, classes: int) ->
     if protected > budget.asked:
         why = f"the protected channels, those that are left alone, cost {protected:,} by themselves"
     elif least > budget.asked:
-        why = "the minimum width of the groups (2 channels, min_channels= or a share by pattern) allows no less"
+        why = ("the minimum width of the groups (2 channels, min_channels=, min_kept= or a share by pattern) allows "
+               "no less")
     else:
         why = f"rounding (round_to=, or rows that lose equally many) stops it, single channels would leave {least:,}"
     return (f"{budget.resource}: asked for at most {budget.asked:,}, and the nearest feasible budget is "
-            f"{_both(budget.met, budget.before)}: {why}")
+            f"{_both(budget.met, whole)}: {why}")
 
 
-def _below(pairs: Sequence[tuple[Limit, Budget]], selection: Selection) -> list[str]:
+def _below(pairs: Sequence[tuple[Limit, Budget]], selection: Selection, wholes: Mapping[str, int]) -> list[str]:
     """Why all budgets are met, but none of those that ask for a further removal closely."""
     looser = selection.looser
     if looser is None or selection.last is None:
@@ -65,7 +69,7 @@ def _below(pairs: Sequence[tuple[Limit, Budget]], selection: Selection) -> list[
         why = f"rounding, by which `{bundle.name}` loses {_step(selection, looser)} channels at once"
     else:
         why = f"a single channel of `{bundle.name}`"
-    above = _both(limit.meter(looser), tight.before)
+    above = _both(limit.meter(looser), wholes.get(tight.resource, tight.before))
     return [f"{tight.resource}: {tight.met:,} is {below:.1%} of the whole below what was asked; the next step is "
             f"larger ({why}), and the nearest feasible budget above is {above}"]
 
