@@ -105,8 +105,8 @@ def sampled(spec: Spec, pairs: Pairs) -> Iterator[Pair]:
 class Sampler:
     """Looks at what a layer's filters see at some places of its inputs; always the same ones."""
 
-    def __init__(self, spec: Spec, places: int = PLACES) -> None:
-        self.spec, self.places = spec, places
+    def __init__(self, spec: Spec, places: int | None = None) -> None:
+        self.spec, self.places = spec, PLACES if places is None else places
         self.chance = torch.Generator().manual_seed(0)
         self.unfold: nn.Module | None = None
 
