@@ -29,8 +29,8 @@ ORDER = [
     "channels", "grouping", "coupling", "memory", "profiler", "findings", "layering", "advice", "latency", "layertimes",
     "copying", "lockstep", "spec", "moments", "settling", "gradients", "importance", "budget", "shortfall", "choice",
     "widths", "surgery", "optimizers", "mending", "orders", "matching", "trouble", "float64", "reference", "proof",
-    "pruning", "stepping", "ladder", "presets", "rewriting", "compensation", "libraries", "sources", "store", "plotting",
-    "exporting", "backends", "train", "report", "sensing", "pipeline", "recipes", "cli", "__main__",
+    "pruning", "stepping", "ladder", "presets", "rewriting", "compensation", "libraries", "sources", "store",
+    "plotting", "exporting", "backends", "train", "report", "sensing", "pipeline", "recipes", "cli", "__main__",
 ]
 
 # Imports against the order, each inside a function: a saved model is a source of models, and has a source itself.
