@@ -28,9 +28,9 @@ ORDER = [
     "modules", "graph", "terms", "labels", "untouched", "shapes", "blindness", "trace", "rules", "tapes", "unread",
     "channels", "grouping", "coupling", "memory", "profiler", "findings", "layering", "advice", "latency", "layertimes",
     "copying", "lockstep", "spec", "moments", "settling", "gradients", "importance", "budget", "choice", "widths",
-    "surgery", "optimizers", "mending", "orders", "matching", "trouble", "float64", "reference", "proof", "pruning",
-    "stepping", "ladder", "presets", "rewriting", "compensation", "libraries", "sources", "store", "plotting",
-    "exporting", "backends", "train", "report", "sensing", "pipeline", "recipes", "cli", "__main__",
+    "surgery", "optimizers", "mending", "orders", "matching", "trouble", "float64", "reference", "proof",
+    "compensation", "pruning", "stepping", "ladder", "presets", "rewriting", "libraries", "sources", "store",
+    "plotting", "exporting", "backends", "train", "report", "sensing", "pipeline", "recipes", "cli", "__main__",
 ]
 
 # Imports against the order, each inside a function: a saved model is a source of models, and has a source itself.
