@@ -38,10 +38,12 @@ from torchslim.train import Data, evaluate, fit, labelled, load_data
 
 # Rows of the first table; a new criterion's name here, or --only NAME, is all that it takes.
 CRITERIA = ("random", "l1", "l2", "l2:filters", "l2:all", "bn_scale", "fpgm", "lamp", "activation:mean_abs",
-            "activation", "activation:variance", "activation:apoz", "taylor", "hessian")
+            "activation", "activation:variance", "activation:apoz", "obs", "taylor", "hessian")
 # Rows of the second one, and its columns.
 NORMALISED = ("l1", "l2", "bn_scale", "fpgm", "lamp", "activation:variance", "taylor", "hessian")
 NORMALISATIONS = ("none", "mean", "max", "kind")
+# Rows of the fourth one: with the layers refitted on the same pictures.
+COMPENSATED = ("l2", "bn_scale", "activation", "activation:variance", "obs", "taylor")
 # Rows of the third one, and its columns.
 SCOPED = ("l2", "bn_scale", "activation", "taylor", "hessian")
 SCOPES: dict[str, dict[str, Any]] = {"global": {}, "global, min_kept=0.2": {"min_kept": 0.2},
@@ -103,7 +105,8 @@ def main() -> None:
     found = known()
     data = load_data("digits", size=8)
     for network, seed in product(NETWORKS, SEEDS):
-        every = (*first(network, seed, options.only), *second(network, seed), *third(network, seed))
+        every = (*first(network, seed, options.only), *second(network, seed), *third(network, seed),
+                 *fourth(network, seed))
         wanted = [key for key in every if key not in found]
         if wanted:
             found |= measured(network, seed, wanted, data)
@@ -131,6 +134,12 @@ def third(network: str, seed: int) -> list[Key]:
     """What the third table says of it."""
     return [(network, seed, scoped(criterion, scope), share, epochs) for criterion in SCOPED for scope in SCOPES
             for share, epochs in ((SHARES[-1], 0), (LEAST, TUNING))]
+
+
+def fourth(network: str, seed: int) -> list[Key]:
+    """What the fourth table says of it, beside the first."""
+    return [(network, seed, f"{criterion} + compensate", share, 0) for criterion in COMPENSATED
+            for share in (MIDDLE, SHARES[-1])]
 
 
 def scoped(criterion: str, scope: str) -> str:
@@ -168,11 +177,14 @@ def accuracies(model: nn.Module, wanted: Sequence[Key], told: list[tuple[Tensor,
     inputs = told[0][0][:1]
     for key in wanted:
         _, seed, how, share, epochs = key
+        how, plus, _ = how.partition(" + ")
         criterion, _, scope = how.partition(" @ ")
         slim = model
         if criterion:
-            slim, _ = ts.prune(model, inputs, macs=share, importance=criterion, data=told, loss=cross_entropy,
-                               seed=seed, **SCOPES[scope or "global"])
+            slim, plan = ts.prune(model, inputs, macs=share, importance=criterion, data=told, loss=cross_entropy,
+                                  seed=seed, **SCOPES[scope or "global"])
+        if plus:
+            slim = ts.compensate(model, slim, plan, [pictures for pictures, _ in told])
         if epochs:
             fit(slim, data, epochs=epochs, lr=0.01, seed=seed)
         yield key, evaluate(slim, data)
@@ -203,7 +215,11 @@ def section(found: Mapping[Key, float], rows: Sequence[str]) -> str:
         f"Scope: accuracy at {SHARES[-1]:.0%} as it is, at {LEAST:.0%} after training; mean of all three networks.", "",
         *table([f"{scope}: {head}" for scope in SCOPES for head in (f"{SHARES[-1]:.0%}", f"{LEAST:.0%}, trained")],
                {row: [mean(NETWORKS, scoped(row, scope), share, epochs) for scope in SCOPES
-                      for share, epochs in ((SHARES[-1], 0), (LEAST, TUNING))] for row in SCOPED})])
+                      for share, epochs in ((SHARES[-1], 0), (LEAST, TUNING))] for row in SCOPED}), "",
+        f"With `compensate` on the same {TOLD} pictures, and no training: mean of all three networks.", "",
+        *table([f"{share:.0%}{how}" for share in (MIDDLE, SHARES[-1]) for how in ("", ", compensated")],
+               {row: [mean(NETWORKS, row + how, share) for share in (MIDDLE, SHARES[-1])
+                      for how in ("", " + compensate")] for row in COMPENSATED})])
 
 
 def table(heads: Sequence[str], rows: Mapping[str, Sequence[str]]) -> list[str]:

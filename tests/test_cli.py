@@ -28,14 +28,16 @@ def test_help_and_version(call: Call) -> None:
     for arguments in ((), ("--help",)):
         status, out, err = call(*arguments)
         assert (status, err) == (0, "")
-        for command in ("models", "profile", "compare", "advise", "ladder", "prune", "slim", "export", "bench", "demo"):
+        for command in ("models", "profile", "compare", "advise", "ladder", "prune", "sensitivity", "slim", "recipes",
+                        "export", "bench", "demo"):
             assert f"\n  {command} " in out
         assert max(map(len, out.splitlines())) <= 80
     assert call("--version") == (0, f"torchslim {torchslim.__version__}\n", "")
 
 
 @pytest.mark.parametrize("command", [
-    "models", "profile", "compare", "advise", "ladder", "prune", "export", "bench", "slim", "demo"])
+    "models", "profile", "compare", "advise", "ladder", "prune", "sensitivity", "export", "bench", "slim", "recipes",
+    "demo"])
 def test_every_command_explains_itself_in_80_columns(call: Call, command: str) -> None:
     status, out, _ = call(command, "--help")
     assert status == 0

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torchslim.pruning import plan, prune
     from torchslim.rewriting import lighten
     from torchslim.rules import register_rule
+    from torchslim.sensing import Sensitivity, sensitivity
     from torchslim.sources import create_model, list_models
     from torchslim.stepping import schedule
     from torchslim.store import load, save
@@ -32,6 +33,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Plan": "plans",
     "Profile": "profiler",
+    "Sensitivity": "sensing",
     "apply": "surgery",
     "carry_optimizer": "optimizers",
     "compensate": "compensation",
@@ -49,6 +51,7 @@ _HOME = {
     "register_rule": "rules",
     "save": "store",
     "schedule": "stepping",
+    "sensitivity": "sensing",
     "verify": "proof",
 }
 _SUBPACKAGES = ("blocks", "errors", "importance", "rewriting", "train", "zoo")
@@ -56,6 +59,7 @@ _SUBPACKAGES = ("blocks", "errors", "importance", "rewriting", "train", "zoo")
 __all__ = [
     "Plan",
     "Profile",
+    "Sensitivity",
     "apply",
     "blocks",
     "carry_optimizer",
@@ -77,6 +81,7 @@ __all__ = [
     "rewriting",
     "save",
     "schedule",
+    "sensitivity",
     "train",
     "verify",
     "zoo",

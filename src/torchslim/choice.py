@@ -216,11 +216,21 @@ def selected(coupling: Coupling, bundles: list[Bundle], limits: Sequence[Limit],
         by_class = {int(one): group for group in coupling.groups for one in group.classes}
         for place, bundle in enumerate(bundles):
             layers = {layer for one in bundle.classes.tolist() for layer in by_class[one].makers}
-            shares = [share for pattern, share in choice.scope.items() if matches(sorted(layers), [pattern])]
-            if shares:
-                bundles[place] = _down_to(bundle, shares[0] * wholes[place])
+            share = _ruled(sorted(layers), choice.scope)
+            if share is not None:
+                bundles[place] = _down_to(bundle, share * wholes[place])
                 floor[place] = len(bundles[place].losses)
     return select(coupling, bundles, limits, floor, evenly=choice.scope == "uniform")
+
+
+def _ruled(layers: Sequence[str], scope: Mapping[str, float]) -> float | None:
+    """The share that a scope keeps of what these layers make: of the first pattern that all match; where several do it
+    between them, the largest."""
+    for pattern, share in scope.items():
+        if matches(layers, [pattern]):
+            return share
+    own = [next((share for pattern, share in scope.items() if matches([layer], [pattern])), None) for layer in layers]
+    return None if None in own else max((share for share in own if share is not None), default=None)
 
 
 def _uniform(bundle: Bundle, whole: float) -> Bundle:

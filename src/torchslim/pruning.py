@@ -56,8 +56,8 @@ def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params:
             "random", a name with options ("l2:max"), an instance of a criterion (`torchslim.importance`), or a
             callable(group) -> one score a channel, higher for channels that matter more.
         scope: "global" compares scores over the whole network, "uniform" keeps the same share of every group; a dict
-            of layer-name pattern -> share of channels kept rules the groups whose layers all match, and the budget, if
-            any, the others.
+            of layer-name pattern -> share of channels kept rules the groups whose layers all match (several patterns:
+            the largest share), and the budget, if any, the others.
         shortcuts: False leaves alone each group that enters an addition or concatenation or has several readers.
         round_to: kept channels are multiples of this (or all).
         min_channels: the least that a group keeps.

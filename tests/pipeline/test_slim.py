@@ -342,7 +342,7 @@ def test_requests_on_the_command_line_that_make_no_sense(monkeypatch: pytest.Mon
     base = ["torchslim", "slim", "torchvision:resnet18", "--data", "digits", "--out", str(tmp_path / "run")]
     for words, expected in (([], "no budget"), (["--macs", "1.4"], "a share above 1"),
                             (["--macs", "0.4", "--lr", "0"], "--lr"),
-                            (["--macs", "0.4", "--epochs", "3"], "No such option")):
+                            (["--macs", "0.4", "--rounds", "3"], "No such option")):
         monkeypatch.setattr(sys, "argv", [*base, *words])
         assert cli.main() == 2
         said = capsys.readouterr()

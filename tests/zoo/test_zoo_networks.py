@@ -17,6 +17,9 @@ from torchslim.errors import RequestError
 
 # U-Net gives maps and asks for larger pictures
 CLASSIFIERS = [name for name in zoo.NETWORKS if name != "unet"]
+# what is deep and alike all the way is tried with few layers, and once as it is
+SHALLOW = {"densenet_cifar": {"depth": 10}, "preresnet_cifar": {"depth": 20}, "resnet_cifar": {"depth": 14},
+           "vgg_cifar": {"depth": 11}}
 every = pytest.mark.parametrize("name", CLASSIFIERS)
 
 
@@ -25,9 +28,13 @@ def picture(name: str, channels: int = 3) -> Tensor:
     return torch.randn(2, channels, size, size)
 
 
+def made(name: str, **options: Any) -> nn.Module:
+    return ts.create_model(f"torchslim:{name}", **SHALLOW.get(name, {}), **options)
+
+
 @every
 def test_shapes_follow_the_options(name: str) -> None:
-    network = ts.create_model(f"torchslim:{name}", num_classes=7, in_channels=1).eval()
+    network = made(name, num_classes=7, in_channels=1).eval()
     assert network(picture(name, 1)).shape == (2, 7)
 
 
@@ -42,7 +49,7 @@ def test_the_unet_gives_ten_less_of_even_sizes_in_any_proportion(height: int, wi
 
 @every
 def test_every_parameter_learns(name: str) -> None:
-    network = ts.create_model(f"torchslim:{name}", num_classes=5)
+    network = made(name, num_classes=5)
     assert check_training(network, picture(name)) == {each for each, _ in network.named_parameters()}
 
 
@@ -63,7 +70,7 @@ def test_the_unet_of_any_width_runs(rung: int | str, width: float) -> None:
 
 @every
 def test_scripts_and_compiles(name: str) -> None:
-    network, x = ts.create_model(f"torchslim:{name}", num_classes=5).eval(), picture(name)
+    network, x = made(name, num_classes=5).eval(), picture(name)
     if name in ("mobilenet_v1_cifar", "squeezenet1_1", "shufflenet_v2"):  # tracing the others takes long, all are alike
         torch.compiler.reset()
         assert torch.equal(torch.compile(network, backend="eager", fullgraph=True)(x), network(x))
@@ -85,7 +92,8 @@ def scripted(network: nn.Module) -> Any:
 @pytest.mark.parametrize("spec", [*CLASSIFIERS, "mobilenet_v1?width=0.25", "shufflenet_v1?groups=1",
                                   "shufflenet_v1?groups=8", "shufflenet_v1_cifar?groups=1",
                                   "shufflenet_v2_cifar?width=0.5", "unet?rung=0", "unet?rung=3", "unet?rung=5",
-                                  "unet?rung=separable-head&width=0.5"])
+                                  "unet?rung=separable-head&width=0.5", "resnet_cifar?shortcut=projected",
+                                  "densenet_cifar?growth=5&depth=13", "vgg_cifar?depth=16"])
 def test_is_cut_and_proven(spec: str) -> None:
     name = spec.partition("?")[0]
     x = torch.randn(1, 3, 125, 125) if name == "unet" else picture(name)[:1]
@@ -112,6 +120,13 @@ def test_is_cut_and_proven(spec: str) -> None:
     ("mobilenet_v3_small?width='a'", "mobilenet_v3_small: width='a' found, a positive number wanted"),
     ("squeezenet_cifar?num_classes=0", "squeezenet_cifar: num_classes=0 found, a whole number of at least 1 wanted"),
     ("unet?in_channels=1.5", "unet: in_channels=1.5 found, a whole number of at least 1 wanted"),
+    ("vgg_cifar?depth=18", "vgg_cifar: depth=18 found, one of 19, 16, 13, 11 wanted; try depth=19"),
+    ("preresnet_cifar?depth=165", "preresnet_cifar: depth=165 found, 9n + 2 wanted; try depth=20"),
+    ("densenet_cifar?depth=4", "densenet_cifar: depth=4 found, 3n + 4 wanted; try depth=10"),
+    ("densenet_cifar?growth=0", "densenet_cifar: growth=0 found, a whole number of at least 1 wanted"),
+    ("resnet_cifar?depth=56.0", "resnet_cifar: depth=56.0 found, 6n + 2 wanted; try depth=14"),
+    ("resnet_cifar?shortcut=none", "shortcut='none' found, one of padded, projected wanted; try shortcut=padded"),
+    ("vgg_cifar?scale=0", "vgg_cifar: scale=0 found, a positive number wanted; try scale=0.5"),
     ("mobilenet_v1?num_classes=True", "mobilenet_v1: num_classes=True found, a whole number of at least 1 wanted"),
     ("mobilenet_v1?width=True", "mobilenet_v1: width=True found, a positive number wanted"),
     ("unet?rung=True", "unet: rung=True found, one of 0, 1, 2, 3, 4, 5, separable, separable-head wanted"),
@@ -138,3 +153,28 @@ def test_any_positive_width_makes_a_mobilenet() -> None:
     for width in (0.01, 0.33, 1.5):
         with torch.device("meta"):
             assert ts.create_model("mobilenet_v1", width=width)(torch.empty(1, 3, 64, 64)).shape == (1, 1000)
+
+
+@pytest.mark.parametrize("name", ["vgg_cifar", "preresnet_cifar", "densenet_cifar"])
+def test_scales_of_norms_start_where_they_are_told_to(name: str) -> None:
+    network = made(name, scale=0.5)
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert norms
+    assert all((norm.weight == 0.5).all() and (norm.bias == 0).all() for norm in norms)
+    assert all((norm.weight == 1).all() for norm in made(name).modules() if isinstance(norm, nn.BatchNorm2d))
+
+
+def test_a_padded_shortcut_is_what_the_paper_says() -> None:
+    """Option A: every second place, and zeros for the channels that are new."""
+    x = torch.randn(2, 16, 8, 8)
+    y = zoo.resnet.Padded(16, 32)(x)
+    assert torch.equal(y[:, 8:24], x[:, :, ::2, ::2])
+    assert not y[:, :8].any()
+    assert not y[:, 24:].any()
+
+
+def test_a_dense_layer_keeps_what_came_in() -> None:
+    layer, x = zoo.densenet.DenseLayer(5, 3), torch.randn(2, 5, 8, 8)
+    y = layer(x)
+    assert y.shape == (2, 8, 8, 8)
+    assert torch.equal(y[:, :5], x)

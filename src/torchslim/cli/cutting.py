@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,6 +25,7 @@ from torchslim.cli.common import (
     warn_of_random,
 )
 from torchslim.errors import ProofError, RequestError
+from torchslim.wording import first_line
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -65,6 +67,9 @@ def prune(
     only: Only = None,
     exclude: Exclude = None,
     preset: Preset = None,
+    scope: Annotated[str, typer.Option(metavar="global|uniform|FILE", help=(
+        "Compare scores over the whole network, keep the same share of each group, or keep what a JSON file says: "
+        "layer pattern to share, as `sensitivity` writes it."))] = "global",
     importance: Annotated[str, typer.Option(
         help="What ranks the channels: l2, l1, bn_scale, fpgm, lamp, random; activation, taylor and hessian ask for "
              "--data. Options follow colons: l2:max, l1:filters."),
@@ -100,7 +105,8 @@ def prune(
 
     asked = {"macs": macs, "params": params, "channels": channels, "memory": memory}
     limits: dict[str, Any] = {name: amount(f"--{name}", text) for name, text in asked.items()}
-    _check(limits, out, show, {"--only": only, "--exclude": exclude, "--preset": preset})
+    shares = _scope(scope)
+    _check(limits, out, show, not isinstance(shares, str), {"--only": only, "--exclude": exclude, "--preset": preset})
     source = resolve(model)
     patterns = _preset(source, preset) if preset is not None else only or ()
     told = _labels(importance, data, shapes, pictures, seed)
@@ -108,8 +114,8 @@ def prune(
     original = seeded(source, seed)
     warn_of_random(source)
     plan = None
-    if any(limits.values()):
-        plan = torchslim.plan(original, inputs, **limits, only=patterns, exclude=exclude or (),
+    if any(limits.values()) or not isinstance(shares, str):
+        plan = torchslim.plan(original, inputs, **limits, scope=shares, only=patterns, exclude=exclude or (),
                               importance=importance, shortcuts=shortcuts, round_to=round_to,
                               min_channels=min_channels, min_kept=min_kept,
                               allow_approximate=approximate, whole_groups=whole_groups, data=told,
@@ -129,13 +135,14 @@ def prune(
         print_json(found)
 
 
-def _check(limits: dict[str, Any], out: Path | None, show: bool, choice: dict[str, object]) -> None:
+def _check(limits: dict[str, Any], out: Path | None, show: bool, ruled: bool, choice: dict[str, object]) -> None:
     """Raise for a request that could not end well: before the work, not after it."""
     if choice["--only"] and choice["--preset"]:
         raise RequestError("prune: --preset and --only both say which layers may be cut; give one of them")
-    if not any(limits.values()) and (out is not None or not show):
+    budget = ruled or any(limits.values())
+    if not budget and (out is not None or not show):
         raise RequestError(f"prune: no budget; give {BUDGETS}")
-    if not any(limits.values()) and any(choice.values()):
+    if not budget and any(choice.values()):
         given = next(option for option, value in choice.items() if value)
         raise RequestError(f"{given}: says where a budget may cut, and there is no budget; give {BUDGETS}")
     if out is None and not show:
@@ -143,6 +150,20 @@ def _check(limits: dict[str, Any], out: Path | None, show: bool, choice: dict[st
                            "would be cut")
     if out is not None:
         check_out(out)
+
+
+def _scope(text: str) -> str | dict[str, float]:
+    """A scope by its name, or the shares in a file."""
+    if text in ("global", "uniform"):
+        return text
+    try:
+        found = json.loads(Path(text).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RequestError(f"--scope {text}: {first_line(error)}; wanted global, uniform, or a JSON file of layer "
+                           "patterns and the share of channels that each keeps") from error
+    if not isinstance(found, dict) or not all(type(share) in (int, float) for share in found.values()):
+        raise RequestError(f'--scope {text}: wanted layer patterns and shares, such as {{"layer1.*": 0.8}}')
+    return found
 
 
 def _labels(importance: str, data: str | None, shapes: list[str] | None, pictures: int | None,

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from torchslim.cli.common import Json, Model, Seed, amount, print_table, say
+from torchslim.cli.common import Json, Seed, amount, print_table, say
+from torchslim.errors import RequestError
 
 if TYPE_CHECKING:
     from torchslim.pipeline.settings import Settings
@@ -24,7 +25,9 @@ INTERRUPTED = 130
 Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="The run's folder.")]
 Threads = Annotated[int | None, typer.Option(min=1, show_default=False, help="CPU threads; default: all cores.")]
 Restart = Annotated[bool, typer.Option("--restart", help="Throw away the run in this folder, and begin anew.")]
-Epochs = Annotated[int, typer.Option(min=0)]
+Keep = Annotated[str | None, typer.Option(metavar="AMOUNT", show_default=False, help="To keep, likewise.")]
+Milestones = Annotated[str | None, typer.Option(metavar="SHARE,...", show_default=False, help=(
+    "Shares of a phase at which its rate falls to a tenth; default: a warm-up and half a cosine."))]
 
 
 def register(app: typer.Typer) -> None:
@@ -34,29 +37,54 @@ def register(app: typer.Typer) -> None:
 
 
 def slim(
-    model: Model,
-    data: Annotated[str, typer.Option("--data", metavar="DATA", show_default=False, help=(
-        "digits, folder:PATH, torchvision:NAME@ROOT, package.module:factory or file.py:factory."))],
     out: Out,
+    model: Annotated[str | None, typer.Argument(metavar="MODEL", show_default=False, help=(
+        "As elsewhere (torchvision:NAME, file.py:factory, ...); the recipe's, if there is one."))] = None,
+    data: Annotated[str | None, typer.Option("--data", metavar="DATA", show_default=False, help=(
+        "digits, folder:PATH, torchvision:NAME@ROOT, package.module:factory or file.py:factory."))] = None,
+    recipe: Annotated[str | None, typer.Option("--recipe", metavar="NAME|FILE", show_default=False, help=(
+        "A published result's settings (`torchslim recipes`), which all other options change."))] = None,
     macs: Annotated[str | None, typer.Option(metavar="AMOUNT", show_default=False, help=(
         "Multiply-adds to keep: a share (0.4, 40%) or a count (700M)."))] = None,
-    params: Annotated[str | None, typer.Option(metavar="AMOUNT", show_default=False, help=(
-        "Parameters to keep, likewise."))] = None,
-    seed: Seed = 0,
+    params: Keep = None,
+    channels: Keep = None,
+    seed: Annotated[int | None, typer.Option(show_default="0", help="Seed of every random choice.")] = None,
     size: Annotated[int | None, typer.Option(min=8, show_default=False, help=(
         "Height and width of the pictures; default: the data's own."))] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures in a training step.")] = 64,
-    lr: Annotated[float, typer.Option(help="Highest learning rate; later phases take theirs from it.")] = 0.05,
-    baseline_epochs: Annotated[int, typer.Option(min=0, help="0 takes the model as it comes.")] = 12,
-    sparsify_epochs: Annotated[int, typer.Option(min=0, help="0 leaves sparsification out.")] = 10,
-    finetune_epochs: Annotated[int, typer.Option(min=0, help="Epochs after the cut.")] = 8,
+    batch_size: Annotated[int | None, typer.Option(
+        min=1, show_default="64", help="Pictures in a training step.")] = None,
+    lr: Annotated[float | None, typer.Option(
+        show_default="0.05", help="Highest learning rate of the baseline.")] = None,
+    sparsify_lr: Annotated[float | None, typer.Option(
+        show_default="twice --lr", help="While scales are pressed.")] = None,
+    finetune_lr: Annotated[float | None, typer.Option(
+        show_default="a tenth of --lr", help="After the cut.")] = None,
+    milestones: Milestones = None,
+    later_milestones: Annotated[str | None, typer.Option(metavar="SHARE,...", show_default=False, help=(
+        "Those of the phases after the baseline; default: the same."))] = None,
+    weight_decay: Annotated[float | None, typer.Option(
+        show_default="0.0005", help="For all but biases and scales.")] = None,
+    label_smoothing: Annotated[float | None, typer.Option(show_default="0.1", help="Of the cross entropy.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, show_default=False, help=(
+        "Of every phase that has some, in place of the next three."))] = None,
+    baseline_epochs: Annotated[int | None, typer.Option(
+        min=0, show_default="12", help="0 takes the model as it comes.")] = None,
+    sparsify_epochs: Annotated[int | None, typer.Option(
+        min=0, show_default="10", help="0 leaves sparsification out.")] = None,
+    finetune_epochs: Annotated[int | None, typer.Option(min=0, show_default="8", help="Epochs after the cut.")] = None,
+    fresh: Annotated[bool | None, typer.Option("--fresh/--no-fresh", show_default="no-fresh", help=(
+        "Sparsify from fresh weights, not from the baseline's."))] = None,
     sparsity: Annotated[float | None, typer.Option(show_default=False, help=(
         "Weight of the penalty on batch-norm scales; default: fitted to the number of steps."))] = None,
-    importance: Annotated[str, typer.Option(help="What ranks the channels: bn_scale, l1, l2, ...")] = "bn_scale",
-    round_to: Annotated[int, typer.Option(min=1, help="Keep multiples of this many channels, for fast kernels.")] = 8,
+    importance: Annotated[str | None, typer.Option(
+        show_default="bn_scale", help="What ranks the channels: bn_scale, l1, l2, ...")] = None,
+    round_to: Annotated[int | None, typer.Option(
+        min=1, show_default="8", help="Keep multiples of this many channels, for fast kernels.")] = None,
     threads: Threads = None,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that load pictures.")] = 0,
-    export: Annotated[bool, typer.Option(help="Write ONNX files, compare and time them.")] = True,
+    workers: Annotated[int | None, typer.Option(
+        min=0, show_default="0", help="Processes that load pictures.")] = None,
+    export: Annotated[bool | None, typer.Option("--export/--no-export", show_default="export", help=(
+        "Write ONNX files, compare and time them."))] = None,
     restart: Restart = False,
     as_json: Json = False,
 ) -> None:
@@ -64,17 +92,43 @@ def slim(
 
     The same command goes on with a run that was interrupted, and shows the result of a finished one.
     """
-    from torchslim.pipeline.settings import Settings
-
-    record = _run(Settings(
-        model=model, data=data, out=out, macs=amount("--macs", macs), params=amount("--params", params), seed=seed,
-        size=size, batch_size=batch_size, lr=lr, baseline_epochs=baseline_epochs, sparsify_epochs=sparsify_epochs,
-        finetune_epochs=finetune_epochs, sparsity=sparsity, importance=importance, round_to=round_to, threads=threads,
-        workers=workers, export=export), restart)
+    given = {
+        "model": model, "data": data, "macs": amount("--macs", macs), "params": amount("--params", params),
+        "channels": amount("--channels", channels), "seed": seed, "size": size, "batch_size": batch_size, "lr": lr,
+        "sparsify_lr": sparsify_lr, "finetune_lr": finetune_lr, "milestones": _shares("--milestones", milestones),
+        "later_milestones": _shares("--later-milestones", later_milestones), "weight_decay": weight_decay,
+        "label_smoothing": label_smoothing, "baseline_epochs": baseline_epochs, "sparsify_epochs": sparsify_epochs,
+        "finetune_epochs": finetune_epochs, "fresh": fresh, "sparsity": sparsity, "importance": importance,
+        "round_to": round_to, "threads": threads, "workers": workers, "export": export}
+    settings = _settings(recipe, out, epochs, {name: value for name, value in given.items() if value is not None})
+    record = _run(settings, restart)
     if as_json:
         print(record.to_json())
     else:
         _show(record, out)
+
+
+def _settings(recipe: str | None, out: Path, epochs: int | None, given: dict[str, Any]) -> Settings:
+    """What was asked, in place of what the recipe says, in place of what is usual."""
+    from torchslim import recipes
+
+    said = recipes.Recipe("", "", "", "", {}, (), {}) if recipe is None else recipes.read(recipe)
+    if not {"macs", "params", "channels"}.isdisjoint(given):  # a budget of one's own, and not both
+        given = {**dict.fromkeys(("macs", "params", "channels")), **given}
+    missing = [name for name in ("model", "data") if name not in given and name not in said.settings]
+    if missing:
+        what = {"model": "MODEL, such as torchvision:resnet18", "data": "--data, such as --data digits"}[missing[0]]
+        raise RequestError(f"slim: no {missing[0]}; give {what}, or a --recipe with one")
+    return said.run(out, epochs, **given)
+
+
+def _shares(option: str, text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(",") if part)
+    except ValueError:
+        raise RequestError(f"{option} {text}: wanted shares of a phase, such as 0.5,0.75") from None
 
 
 def demo(out: Out = Path("runs/demo"), seed: Seed = 0, threads: Threads = None, restart: Restart = False,

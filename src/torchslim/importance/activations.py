@@ -53,7 +53,7 @@ class Activation(Criterion):
         """
         if "moments" not in evidence.memo:
             evidence.memo["moments"] = _measured(evidence.model, evidence.batches)
-        readers = _readers(evidence.model)
+        readers = readers_of(evidence.model)
         return [_STATISTICS[self.statistic](_moments(group, evidence, readers)) for group in groups]
 
 
@@ -75,7 +75,7 @@ _STATISTICS: dict[str, Callable[[Moments], Scores]] = {
 }
 
 
-def _readers(model: nn.Module) -> dict[int, list[str]]:
+def readers_of(model: nn.Module) -> dict[int, list[str]]:
     """By the id of a tensor the layers that read with it: several where it is tied."""
     found: dict[int, list[str]] = {}
     for name, layer in _layers(model):

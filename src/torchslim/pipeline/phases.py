@@ -26,7 +26,7 @@ from torchslim.pruning import TOLERANCE
 from torchslim.report import write
 from torchslim.train import History, evaluate, labelled
 from torchslim.train.objective import cross_entropy, logits
-from torchslim.train.recipe import MOMENTUM
+from torchslim.train.recipe import MOMENTUM, mean_rate
 from torchslim.train.seeding import mix, seeded
 from torchslim.wording import dims, first_line
 
@@ -56,11 +56,16 @@ def baseline(run: Run) -> Found:
 
 def sparsify(run: Run) -> Found:
     """Press the scales of batch norms toward zero while training goes on."""
-    model = run.model("baseline.safetensors")
-    rate = SPARSIFY_RATE * run.settings.lr
+    if run.settings.fresh:
+        with seeded(mix(run.settings.seed, 5)):
+            model = sources.build(run.source)
+    else:
+        model = run.model("baseline.safetensors")
+    rate = run.settings.sparsify_lr or SPARSIFY_RATE * run.settings.lr
     weight = run.settings.sparsity
     if weight is None:
-        weight = pressure(model, rate, run.settings.sparsify_epochs * run.steps)
+        mean = rate * mean_rate(run.milestones("sparsify"))
+        weight = pressure(model, mean, run.settings.sparsify_epochs * run.steps)
     history = run.train(model, "sparsify", 3, epochs=run.settings.sparsify_epochs, lr=rate, sparsity=weight)
     run.store(model, "sparse.safetensors")
     return {"accuracy": evaluate(model, run.data), "curve": _curve(history), "weight": weight}
@@ -69,12 +74,12 @@ def sparsify(run: Run) -> Found:
 def pressure(model: nn.Module, rate: float, steps: int) -> float:
     """The weight of the penalty that moves a scale no channel defends just past zero in so many steps.
 
-    A step moves it by rate x weight / (1 - momentum), and the schedule's mean rate is half its highest. Short
-    trainings so press harder than long ones, and end equally sparse.
+    A step moves it by rate x weight / (1 - momentum), at the schedule's mean rate. Short trainings so press harder than
+    long ones, and end equally sparse.
     """
     scales = torch.cat([m.weight.detach().abs().flatten() for m in model.modules()
                         if isinstance(m, _BatchNorm) and m.weight is not None])
-    return REACH * float(scales.median()) * (1 - MOMENTUM) / (0.5 * rate * steps)
+    return REACH * float(scales.median()) * (1 - MOMENTUM) / (rate * steps)
 
 
 def plan(run: Run) -> Found:
@@ -105,7 +110,7 @@ def finetune(run: Run) -> Found:
     history = History()
     if run.settings.finetune_epochs:
         history = run.train(slim, "finetune", 4, epochs=run.settings.finetune_epochs,
-                            lr=FINETUNE_RATE * run.settings.lr)
+                            lr=run.settings.finetune_lr or FINETUNE_RATE * run.settings.lr)
     run.store(slim, "finetuned.safetensors", run.plan())
     return {"accuracy": evaluate(slim, run.data), "curve": _curve(history)}
 
@@ -148,7 +153,7 @@ def report(run: Run) -> Found:
 def _decide(run: Run, model: nn.Module) -> Plan:
     settings = run.settings
     return torchslim.plan(model, run.inputs, macs=settings.macs, params=settings.params,
-                          importance=settings.importance, scope="global", shortcuts=True,
+                          channels=settings.channels, importance=settings.importance, scope="global", shortcuts=True,
                           round_to=settings.round_to, seed=settings.seed, **_told(run))
 
 

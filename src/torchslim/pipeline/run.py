@@ -18,8 +18,6 @@ from torchslim.store import load, save
 from torchslim.train import Data, History, Progress, fit, load_data
 from torchslim.train.seeding import mix
 
-SMOOTHING = 0.1
-
 
 @dataclass
 class Run:
@@ -64,9 +62,15 @@ class Run:
         """Keep a model under a name."""
         save(model, self.folder.file(name), plan=plan, source=self.source)
 
+    def milestones(self, phase: str) -> tuple[float, ...]:
+        """Shares of a phase at which its learning rate falls."""
+        later = self.settings.later_milestones
+        return self.settings.milestones if phase == "baseline" or later is None else later
+
     def train(self, model: nn.Module, phase: str, number: int, **options: Any) -> History:
         """Train, going on from where an interrupted run stopped."""
         settings = self.settings
-        return fit(model, self.data, batch_size=settings.batch_size, label_smoothing=SMOOTHING,
+        return fit(model, self.data, batch_size=settings.batch_size, label_smoothing=settings.label_smoothing,
+                   weight_decay=settings.weight_decay, milestones=self.milestones(phase),
                    seed=mix(settings.seed, number), checkpoint=self.folder.file(f"{phase}.checkpoint"),
                    progress=self.watch, workers=settings.workers, **options)

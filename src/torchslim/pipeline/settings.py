@@ -24,13 +24,21 @@ class Settings:
         out: the run's folder.
         macs: multiply-adds to keep: a share (a float in (0, 1]) or a count (an int).
         params: parameters to keep, likewise.
+        channels: output channels of all layers to keep, likewise.
         seed: of every random choice.
         size: height and width of the pictures; None for the data's own.
         batch_size: pictures in a training step.
-        lr: highest learning rate of the baseline; the other phases take theirs from it.
+        lr: highest learning rate of the baseline.
+        sparsify_lr: that of sparsification; None for twice the baseline's.
+        finetune_lr: that of fine-tuning; None for a tenth of the baseline's.
+        milestones: shares of a phase at which its rate falls to a tenth; empty for a warm-up and half a cosine.
+        later_milestones: those of the phases after the baseline; None for the same.
+        weight_decay: of all phases, for all but biases and scales.
+        label_smoothing: of the cross entropy.
         baseline_epochs: 0 takes the model as it comes.
         sparsify_epochs: 0 leaves sparsification out.
         finetune_epochs: epochs after the cut.
+        fresh: whether sparsification starts from fresh weights, and not from the baseline's.
         sparsity: weight of the L1 penalty on batch-norm scales; None to fit it to the number of steps.
         importance: how channels are scored.
         round_to: numbers of channels stay multiples of this. The kernels of many runtimes work on blocks of 8
@@ -45,13 +53,21 @@ class Settings:
     out: Path
     macs: float | None = None
     params: float | None = None
+    channels: float | None = None
     seed: int = 0
     size: int | None = None
     batch_size: int = 64
     lr: float = 0.05
+    sparsify_lr: float | None = None
+    finetune_lr: float | None = None
+    milestones: tuple[float, ...] = ()
+    later_milestones: tuple[float, ...] | None = None
+    weight_decay: float = 5e-4
+    label_smoothing: float = 0.1
     baseline_epochs: int = 12
     sparsify_epochs: int = 10
     finetune_epochs: int = 8
+    fresh: bool = False
     sparsity: float | None = None
     importance: str = "bn_scale"
     round_to: int = 8
@@ -60,11 +76,18 @@ class Settings:
     export: bool = True
 
     def __post_init__(self) -> None:
-        if self.macs is None and self.params is None:
-            raise RequestError("slim: no budget; give --macs 0.4 (keep 40% of the multiply-adds), --params, or both")
+        if self.macs is None and self.params is None and self.channels is None:
+            raise RequestError("slim: no budget; give --macs 0.4 (keep 40% of the multiply-adds), --params, "
+                               "--channels, or several of them")
         wanted = {
             "batch_size": (self.batch_size >= 1, "1 or more"),
             "lr": (0 < self.lr < math.inf, "a number above 0"),
+            "sparsify_lr": (self.sparsify_lr is None or 0 < self.sparsify_lr < math.inf, "a number above 0"),
+            "finetune_lr": (self.finetune_lr is None or 0 < self.finetune_lr < math.inf, "a number above 0"),
+            "milestones": (_rising(self.milestones), _MILESTONES),
+            "later_milestones": (self.later_milestones is None or _rising(self.later_milestones), _MILESTONES),
+            "weight_decay": (0 <= self.weight_decay < math.inf, "0 or more"),
+            "label_smoothing": (0 <= self.label_smoothing < 1, "from 0 to below 1"),
             "baseline_epochs": (self.baseline_epochs >= 0, "0 or more"),
             "sparsify_epochs": (self.sparsify_epochs >= 0, "0 or more"),
             "finetune_epochs": (self.finetune_epochs >= 0, "0 or more"),
@@ -75,7 +98,7 @@ class Settings:
         }
         for name, (good, text) in wanted.items():
             if not good:
-                raise RequestError(f"{option(name)} {getattr(self, name)}: wanted {text}")
+                raise RequestError(f"{option(name)} {_written(getattr(self, name))}: wanted {text}")
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for a run to be continued, as JSON values."""
@@ -92,8 +115,23 @@ class Settings:
             value = getattr(self, field.name)
             if field.name in ("model", "data", "out") or value == field.default:
                 continue
-            words += ["--no-export"] if field.name == "export" else [option(field.name), str(value)]
+            if isinstance(value, bool):
+                words.append(option(field.name) if value else f"--no-{field.name}")
+            else:
+                words += [option(field.name), _written(value)]
         return shlex.join([*words, "--out", str(self.out)])
+
+
+_MILESTONES = "rising shares of a phase, each between 0 and 1, such as 0.5,0.75"
+
+
+def _rising(shares: tuple[float, ...]) -> bool:
+    return all(0 < share < 1 for share in shares) and list(shares) == sorted(set(shares))
+
+
+def _written(value: object) -> str:
+    """A setting's value as the command line takes it."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def option(name: str) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from torchslim.errors import CheckpointError
 from torchslim.files import write_whole
+from torchslim.plans import Plan
 from torchslim.wording import first_line
 
 FORMAT = 1
@@ -23,11 +24,12 @@ _KEY = "torchslim.fit"
 
 @dataclass(frozen=True)
 class Standing:
-    """How far a training is: the epochs done; for each its loss and, where measured, its accuracy."""
+    """How far a training is: the epochs done; for each its loss and, where measured, its accuracy; the cuts made."""
 
     epochs: int
     loss: tuple[float, ...]
     accuracy: tuple[float, ...]
+    plans: tuple[Plan, ...] = ()
 
 
 def save_standing(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, standing: Standing,
@@ -53,7 +55,8 @@ def save_standing(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
             elif value is not None:
                 plain.setdefault(str(index), {})[key] = value
     about = {"format": FORMAT, "recipe": dict(recipe), "optimizer": plain, "epochs": standing.epochs,
-             "loss": standing.loss, "accuracy": standing.accuracy}
+             "loss": standing.loss, "accuracy": standing.accuracy,
+             "plans": [json.loads(plan.to_json()) for plan in standing.plans]}
 
     def write(draft: Path) -> None:
         try:
@@ -87,10 +90,30 @@ def load_standing(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
         model.load_state_dict({name.removeprefix("model."): value for name, value in tensors.items()})
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": state, "param_groups": groups})
-        return Standing(int(about["epochs"]), tuple(about["loss"]), tuple(about["accuracy"]))
+        return Standing(int(about["epochs"]), tuple(about["loss"]), tuple(about["accuracy"]), _plans(about))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: no checkpoint of this training ({first_line(error)}); "
                               "delete it to start anew") from error
+
+
+def plans_in(path: Path, recipe: Mapping[str, Any]) -> tuple[Plan, ...]:
+    """The cuts that were made before a file was written: its state fits the network that they make.
+
+    Raises:
+        CheckpointError: the file is damaged, no checkpoint, or of another recipe.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {})[_KEY])
+        _compare(path, about["recipe"], recipe)
+        return _plans(about)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: no checkpoint of this training ({first_line(error)}); "
+                              "delete it to start anew") from error
+
+
+def _plans(about: Mapping[str, Any]) -> tuple[Plan, ...]:
+    return tuple(Plan.from_json(json.dumps(plan)) for plan in about["plans"])
 
 
 def _own(value: Tensor) -> Tensor:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from torchslim.train.batches import TrainingBatches
 from torchslim.train.checkpoint import Standing, load_standing, save_standing
 from torchslim.train.dataset import Data
 from torchslim.train.objective import Loss, cross_entropy, distillation
-from torchslim.train.recipe import Recipe
+from torchslim.train.recipe import WARMUP, Recipe
 from torchslim.train.scoring import EVALUATION_BATCH, count
 from torchslim.train.seeding import mix, seeded
 from torchslim.train.sparsity import Slimming
@@ -67,7 +67,8 @@ class Progress:
 
 
 def fit(model: nn.Module, data: Any, *, epochs: int = 10, lr: float = 0.05, batch_size: int = 64,
-        weight_decay: float = 5e-4, optimizer: str = "sgd", warmup: float = 0.2, label_smoothing: float = 0.0,
+        weight_decay: float = 5e-4, optimizer: str = "sgd", warmup: float | None = None,
+        milestones: Sequence[float] = (), label_smoothing: float = 0.0,
         loss: Loss | None = None, sparsity: float | Slimming = 0.0, teacher: nn.Module | None = None,
         temperature: float = 4.0, alpha: float = 0.5, seed: int = 0, held_out: Any = None,
         checkpoint: str | Path | None = None, progress: Callable[[Progress], None] | None = None,
@@ -79,11 +80,12 @@ def fit(model: nn.Module, data: Any, *, epochs: int = 10, lr: float = 0.05, batc
         data: a dataset of `(inputs, target)`, a `Data`, or anything that gives batches `(inputs, targets)`
             each time it is iterated over (a list, a `DataLoader`).
         epochs: passes over the data.
-        lr: the highest learning rate; it rises to this over `warmup`, a share of the epochs, and falls to 0.
+        lr: the highest learning rate; it rises to this over `warmup`, and falls to 0 along half a cosine.
         batch_size: of a dataset, per process; batches that come ready are taken as they are.
         weight_decay: for all but biases and scales.
         optimizer: "sgd" (momentum 0.9, Nesterov) or "adamw".
-        warmup: see `lr`.
+        warmup: a share of the epochs; by default 0.2, or none where there are milestones.
+        milestones: shares of the epochs at which the rate falls to a tenth, in place of the cosine: (0.5, 0.75).
         label_smoothing: of the cross entropy.
         loss: `(outputs, targets)` to a scalar, in place of the cross entropy.
         sparsity: weight of an L1 penalty on all scales of batch norms, or a `Slimming` of this model.
@@ -106,27 +108,37 @@ def fit(model: nn.Module, data: Any, *, epochs: int = 10, lr: float = 0.05, batc
         CheckpointError: the checkpoint is damaged or belongs to another training.
         MissingExtra: Accelerate is not installed.
     """
+    job = job_of(**locals())
+    with job.placed(model):
+        return job.run()
+
+
+def job_of(model: nn.Module, data: Any, *, epochs: int, lr: float, batch_size: int, weight_decay: float,
+           optimizer: str, warmup: float | None, milestones: Sequence[float], label_smoothing: float,
+           loss: Loss | None, sparsity: float | Slimming, teacher: nn.Module | None, temperature: float, alpha: float,
+           seed: int, held_out: Any, checkpoint: str | Path | None, progress: Callable[[Progress], None] | None,
+           workers: int) -> Job:
+    """A training, asked for by the arguments of `fit`."""
     if isinstance(sparsity, Slimming):
         press: Slimming | None = sparsity
     else:
         press = Slimming(model, weight=sparsity) if sparsity else None
+    if warmup is None:
+        warmup = 0.0 if milestones else WARMUP
     recipe = Recipe(epochs, lr, batch_size, weight_decay, optimizer, warmup, label_smoothing,
-                    press.weight if press else 0.0, temperature, alpha, seed)
+                    press.weight if press else 0.0, temperature, alpha, seed, tuple(milestones))
     if isinstance(data, Data):
         data, held_out = data.train, data.test if held_out is None else held_out
     accelerator = _accelerator()
     rank, world = accelerator.process_index, accelerator.num_processes
     batches = TrainingBatches(data, batch_size, seed, rank, world, workers)
-    objective = loss or cross_entropy(label_smoothing)
-    with _placed(model, accelerator.device), _placed(teacher, accelerator.device):
-        job = _Job(model, recipe, batches, objective, press, teacher, held_out,
-                   None if checkpoint is None else Path(checkpoint), progress, accelerator)
-        return job.run()
+    return Job(model, recipe, batches, loss or cross_entropy(label_smoothing), press, teacher, held_out,
+               None if checkpoint is None else Path(checkpoint), progress, accelerator)
 
 
 @dataclass
-class _Job:
-    """One call of `fit`."""
+class Job:
+    """One call of `fit`, or the stretch of a gradual training between two cuts."""
 
     model: nn.Module
     recipe: Recipe
@@ -138,28 +150,42 @@ class _Job:
     checkpoint: Path | None
     progress: Callable[[Progress], None] | None
     accelerator: Any
+    also: Mapping[str, Any] = field(default_factory=dict)
 
     def run(self) -> History:
+        """Train from the checkpoint, if there is one, to the end."""
         optimizer = self.recipe.build_optimizer(self.model)
         standing = Standing(0, (), ())
         if self.checkpoint is not None and self.checkpoint.exists():
-            standing = load_standing(self.checkpoint, self.model, optimizer, self._identity())
+            standing = load_standing(self.checkpoint, self.model, optimizer, self.identity())
+        standing = self.train(optimizer, standing, self.recipe.epochs)
+        return History(standing.loss, standing.accuracy)
+
+    @contextmanager
+    def placed(self, model: nn.Module) -> Iterator[None]:
+        """The model and the teacher where the training runs inside; as and where they were outside."""
+        with _placed(model, self.accelerator.device), _placed(self.teacher, self.accelerator.device):
+            yield
+
+    def train(self, optimizer: torch.optim.Optimizer, standing: Standing, until: int) -> Standing:
+        """Train on until so many epochs are done."""
         wrapped, stepper = self.accelerator.prepare(self.model, optimizer)
         try:
-            for epoch in range(standing.epochs, self.recipe.epochs):
+            for epoch in range(standing.epochs, until):
                 loss, steps = self._epoch(wrapped, stepper, epoch)
                 accuracy = self._accuracy()
                 standing = Standing(epoch + 1, (*standing.loss, loss),
-                                    standing.accuracy if accuracy is None else (*standing.accuracy, accuracy))
+                                    standing.accuracy if accuracy is None else (*standing.accuracy, accuracy),
+                                    standing.plans)
                 if self.checkpoint is not None and self.accelerator.is_main_process:
-                    save_standing(self.checkpoint, self.model, optimizer, standing, self._identity())
+                    save_standing(self.checkpoint, self.model, optimizer, standing, self.identity())
                 self.accelerator.wait_for_everyone()
                 self._tell(epoch, steps, loss, accuracy, finished=True)
         finally:
             optimizer.zero_grad(set_to_none=True)
             self.accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # takes autocast off `forward`
             vars(self.model).pop("_is_accelerate_prepared", None)
-        return History(standing.loss, standing.accuracy)
+        return standing
 
     def _epoch(self, wrapped: nn.Module, stepper: Any, epoch: int) -> tuple[float, int]:
         """Train one epoch; its mean loss over all processes, and its steps."""
@@ -230,9 +256,9 @@ class _Job:
             self.progress(Progress(epoch + 1, self.recipe.epochs, step, self.batches.steps, loss, accuracy,
                                    finished))
 
-    def _identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         """What must be the same for a checkpoint to be this training's."""
-        return {**self.recipe.to_dict(), "steps": self.batches.steps, "teacher": self.teacher is not None,
+        return {**self.also, **self.recipe.to_dict(), "steps": self.batches.steps, "teacher": self.teacher is not None,
                 "pressed": list(self.press.names) if self.press else [],
                 "processes": self.accelerator.num_processes}
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -13,6 +15,18 @@ from torchslim.errors import RequestError, TrainingError
 
 OPTIMIZERS = ("sgd", "adamw")
 MOMENTUM = 0.9
+WARMUP = 0.2
+"""Share of a training over which the rate rises, where it then falls along a cosine."""
+STEP = 0.1
+"""What the rate is multiplied by at a milestone."""
+
+
+def mean_rate(milestones: Sequence[float]) -> float:
+    """The mean of a schedule's rate, as a share of its highest; without milestones it rises and falls evenly."""
+    if not milestones:
+        return 0.5
+    edges = [0.0, *milestones, 1.0]
+    return sum((end - start) * STEP**place for place, (start, end) in enumerate(pairwise(edges)))
 
 
 @dataclass(frozen=True)
@@ -30,6 +44,7 @@ class Recipe:
     temperature: float
     alpha: float
     seed: int
+    milestones: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         wanted = {
@@ -41,6 +56,9 @@ class Recipe:
             "warmup": (0 <= self.warmup < 1, "a share of the epochs from 0 to below 1; try 0.2"),
             "label_smoothing": (0 <= self.label_smoothing < 1, "from 0 to below 1; try 0.1"),
             "temperature": (0 < self.temperature < math.inf, "a number above 0; try 4"),
+            "milestones": (all(0 < share < 1 for share in self.milestones)
+                           and list(self.milestones) == sorted(set(self.milestones)),
+                           "rising shares of the training, each between 0 and 1; try (0.5, 0.75)"),
             "alpha": (0 <= self.alpha <= 1, "the teacher's share of the loss, from 0 to 1; try 0.5"),
         }
         for name, (good, text) in wanted.items():
@@ -52,12 +70,14 @@ class Recipe:
         return asdict(self)
 
     def rate(self, done: float) -> float:
-        """The learning rate when a share of the training is done: up in a line, then down half a cosine.
+        """The learning rate when a share of the training is done: up in a line, then down half a cosine, or in steps.
 
         A rule of one number, so that nothing of it needs storing to go on after an interruption.
         """
         if done < self.warmup:
             return self.lr * done / self.warmup
+        if self.milestones:
+            return self.lr * STEP**sum(done >= share for share in self.milestones)
         return self.lr * 0.5 * (1 + math.cos(math.pi * (done - self.warmup) / (1 - self.warmup)))
 
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:

@@ -81,7 +81,7 @@ def positive(where: str, width: float) -> float:
 
 
 def chosen(where: str, option: str, value: float | str,
-           rows: Mapping[float, T] | Mapping[int, T] | Mapping[int | str, T]) -> T:
+           rows: Mapping[float, T] | Mapping[int, T] | Mapping[str, T] | Mapping[int | str, T]) -> T:
     """The row of a table for an option.
 
     Raises:
@@ -92,3 +92,28 @@ def chosen(where: str, option: str, value: float | str,
         raise RequestError(f"{where}: {option}={value!r} found, one of {', '.join(map(str, known))} wanted; "
                            f"try {option}={next(iter(known))}")
     return known[value]
+
+
+def layered(where: str, depth: int, each: int, rest: int) -> int:
+    """How many blocks there are in a stage of a network of `each` n + `rest` layers.
+
+    Raises:
+        RequestError: the depth is of no such network.
+    """
+    if not counts(depth) or depth <= rest or (depth - rest) % each:
+        raise RequestError(f"{where}: depth={depth!r} found, {each}n + {rest} wanted; try depth={2 * each + rest}")
+    return (depth - rest) // each
+
+
+def scaled(where: str, network: Network, scale: float) -> Network:
+    """The network with all scales of its batch norms at one value, from which training starts.
+
+    Raises:
+        RequestError: it is not a positive number.
+    """
+    if not isinstance(scale, Real) or isinstance(scale, bool) or not 0 < scale < math.inf:
+        raise RequestError(f"{where}: scale={scale!r} found, a positive number wanted; try scale=0.5")
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.constant_(module.weight, float(scale))
+    return network

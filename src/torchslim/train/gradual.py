@@ -1,0 +1,189 @@
+"""Cutting while training goes on: a little at a time, by schedule, the optimizer's state carried through each cut."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from torchslim.budget import as_count
+from torchslim.calling import Inputs, map_tensors, unwrap
+from torchslim.copying import copied
+from torchslim.errors import CheckpointError, PlanError, RequestError
+from torchslim.modules import named_modules
+from torchslim.optimizers import carry_optimizer
+from torchslim.plans import Plan
+from torchslim.pruning import plan, prune
+from torchslim.schedules import shares
+from torchslim.surgery import apply
+from torchslim.train.checkpoint import Standing, load_standing, plans_in
+from torchslim.train.fitting import History, Job, fit, job_of
+from torchslim.train.sparsity import Slimming
+
+BUDGETS = ("macs", "params", "channels", "memory")
+
+
+@dataclass(frozen=True)
+class Gradual:
+    """What a gradual training made.
+
+    Attributes:
+        model: the slim network, trained.
+        plans: the cuts that lead to it from the original, in order: `torchslim.save(model, path, plan=plans,
+            source=...)` keeps them.
+        history: of all epochs.
+    """
+
+    model: nn.Module
+    plans: tuple[Plan, ...]
+    history: History
+
+
+def fit_gradually(model: nn.Module, data: Any, inputs: Inputs, *, macs: float | None = None,
+                  params: float | None = None, channels: float | None = None, memory: float | None = None,
+                  steps: int = 5, curve: str = "cubic", begin: int = 1, every: int = 1,
+                  cutting: Mapping[str, Any] | None = None, **training: Any) -> Gradual:
+    """Train, and cut a step further every few epochs: what is left learns to do without before more goes.
+
+    Gradual pruning (Zhu & Gupta 2017), of channels: at each step a new plan takes the network, as it then is, down to
+    the schedule's share of the *original's* cost; it is cut and proven, and the optimizer's momenta of the channels
+    that stay go on. The last `epochs - begin - (steps - 1) * every` epochs train the network at its final size. Whole
+    blocks are never removed: each layer keeps two channels at the least.
+
+    Args:
+        model: the original; it is left as it was.
+        data: see `fit`.
+        inputs: what the model is called with (see `torchslim.plan`).
+        macs, params, channels, memory: what is kept in the end, alone or together (see `torchslim.plan`).
+        steps: how many cuts.
+        curve: "cubic", "linear" or "geometric": how the shares go down (`torchslim.schedules.shares`).
+        begin: epochs before the first cut.
+        every: epochs from one cut to the next.
+        cutting: further options of `torchslim.plan`: importance, round_to, only, data and loss, ...; no scope of
+            patterns, whose shares each step would take anew.
+        training: the options of `fit`. The learning rate goes by one schedule over all epochs. `checkpoint` holds the
+            cuts made so far, too: training goes on from it, and ends with the same weights, to the bit. `sparsity` is
+            a weight here, as scales come and go.
+
+    Returns:
+        The slim network, in the modes and on the device of the model, the list of its cuts, and the history.
+
+    Raises:
+        RequestError: no budget, a schedule that does not fit into the epochs, options that make no sense.
+        ProofError: a cut network does not equal its silenced original.
+        CheckpointError, TrainingError, MissingExtra: see `fit`.
+    """
+    model = unwrap(model)
+    if isinstance(training.get("sparsity"), Slimming):
+        raise RequestError("fit_gradually: sparsity is a Slimming of a network that is about to be cut; give its "
+                           "weight, such as sparsity=1e-4")
+    options = dict(cutting or {})
+    asked = {name: value for name, value in zip(BUDGETS, (macs, params, channels, memory), strict=True)
+             if value is not None}
+    if isinstance(options.get("scope"), Mapping):
+        raise RequestError("fit_gradually: a scope of patterns says what is kept of each layer, and every step would "
+                           "take that share of what the last one left; give a budget, with only= or exclude=")
+    if not asked or not options.keys().isdisjoint(BUDGETS):
+        raise RequestError("fit_gradually: no budget; give macs=0.5 (keep half of the multiply-adds), params=, "
+                           "channels= or memory=, and no budget in cutting=")
+    schedule = _schedule(model, inputs, asked, steps, curve, options)
+    bound = inspect.signature(fit).bind(copied(model), data, **training)
+    bound.apply_defaults()
+    job = job_of(**bound.arguments)
+    cuts = _cuts(begin, every, steps, job.recipe.epochs)
+    also = {"gradual": {"at": cuts, "steps": schedule, "options": {
+        name: value if isinstance(value, str | int | float | None) else repr(value)
+        for name, value in options.items() if name not in ("data", "loss")}}}
+    with job.placed(job.model):
+        job = replace(job, also=also)
+        asking = {at: {**options, **step} for at, step in zip(cuts, schedule, strict=True)}
+        job, standing = _run(job, _moved(inputs, job.model), asking)
+    first = next(model.parameters(), None)
+    modes = dict(named_modules(model))
+    slim = job.model.to("cpu" if first is None else first.device)
+    for name, module in named_modules(slim):
+        module.training = modes[name].training
+    return Gradual(slim, standing.plans, History(standing.loss, standing.accuracy))
+
+
+def _schedule(model: nn.Module, inputs: Inputs, asked: Mapping[str, float], steps: int, curve: str,
+              options: Mapping[str, Any]) -> list[dict[str, int]]:
+    """The budgets of each step, as counts: shares of the original would be of another network after a cut."""
+    found: list[dict[str, int]] = [{} for _ in shares(steps, 1.0, curve)]
+    whole: dict[str, Any] = {**options, **dict.fromkeys(asked, 1.0), "importance": "random"}
+    for budget in plan(model, inputs, **whole).budgets:
+        final = as_count(asked[budget.resource], budget.before, budget.resource)
+        parts = shares(steps, min(1.0, final / budget.before), curve)
+        for step, share in zip(found, parts, strict=True):
+            step[budget.resource] = max(1, int(budget.before * share))
+        found[-1][budget.resource] = final
+    return found
+
+
+def _cuts(begin: int, every: int, steps: int, epochs: int) -> list[int]:
+    """After how many epochs each cut is made."""
+    for name, value, least in (("begin", begin, 0), ("every", every, 1)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise RequestError(f"fit_gradually: {name}={value!r} found, an int of at least {least} wanted; try 1")
+    last = begin + (steps - 1) * every
+    if last >= epochs:
+        raise RequestError(f"fit_gradually: the last of {steps} cuts is due after {last} epochs, and there are "
+                           f"{epochs}; give epochs={last + 1} or more, or fewer steps")
+    return [begin + step * every for step in range(steps)]
+
+
+def _run(job: Job, inputs: Inputs, cuts: Mapping[int, Mapping[str, Any]]) -> tuple[Job, Standing]:
+    """Train from cut to cut, from the checkpoint on if there is one."""
+    standing = Standing(0, (), ())
+    begun = job.checkpoint if job.checkpoint is not None and job.checkpoint.exists() else None
+    if begun is not None:
+        job = _cut_as_before(job, begun)
+    optimizer = job.recipe.build_optimizer(job.model)
+    if begun is not None:
+        standing = load_standing(begun, job.model, optimizer, job.identity())
+    order = [*cuts, job.recipe.epochs]
+    for place, until in enumerate(order):
+        standing = job.train(optimizer, standing, until) if standing.epochs < until else standing
+        if until in cuts and len(standing.plans) == place:
+            slim, step = _agreed(job, *prune(job.model, inputs, **cuts[until]))
+            optimizer = carry_optimizer(optimizer, job.model, slim, step)
+            job, standing = _on(job, slim), replace(standing, plans=(*standing.plans, step))
+    return job, standing
+
+
+def _agreed(job: Job, slim: nn.Module, step: Plan) -> tuple[nn.Module, Plan]:
+    """The cut of the first process for all: criteria that run the network see each process's own batch statistics."""
+    if job.accelerator.num_processes == 1:
+        return slim, step
+    from accelerate.utils import broadcast_object_list
+
+    (text,) = broadcast_object_list([step.to_json()])
+    step = Plan.from_json(text)
+    return apply(job.model, step), step
+
+
+def _cut_as_before(job: Job, path: Path) -> Job:
+    """The training of the network that a checkpoint is of."""
+    for step in plans_in(path, job.identity()):
+        try:
+            job = _on(job, apply(job.model, step))
+        except PlanError as error:
+            raise CheckpointError(f"{path}: made by a training of another model: {error}") from error
+    return job
+
+
+def _on(job: Job, model: nn.Module) -> Job:
+    """The same training, of another network."""
+    return replace(job, model=model, press=None if job.press is None else Slimming(model, weight=job.press.weight))
+
+
+def _moved(inputs: Inputs, model: nn.Module) -> Inputs:
+    first = next(model.parameters(), None)
+    device = torch.device("cpu") if first is None else first.device
+    moved: Inputs = map_tensors(lambda tensor: tensor.to(device), inputs)
+    return moved

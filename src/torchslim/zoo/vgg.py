@@ -1,0 +1,51 @@
+"""VGG (Simonyan and Zisserman 2015) with batch norm, for 32x32 pictures: network slimming's (Liu et al. 2017)."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from torchslim.blocks import ConvNormAct
+from torchslim.zoo.common import Network, at_least_one, chosen, initialised, pooled, scaled
+
+# 3x3 convolutions of each stage, tables 1 and 2; a 2x2 max-pool stands between stages
+CHANNELS = (64, 128, 256, 512, 512)
+DEPTHS = {
+    # depth: convolutions by stage
+    19: (2, 2, 4, 4, 4),
+    16: (2, 2, 3, 3, 3),
+    13: (2, 2, 2, 2, 2),
+    11: (1, 1, 2, 2, 2),
+}
+
+
+def vgg_cifar(num_classes: int = 10, *, depth: int = 19, scale: float = 1.0, in_channels: int = 3) -> Network:
+    """VGG for 32x32 pictures: batch norm after each convolution, the mean over the last map, one linear layer.
+
+    Network slimming (Liu et al. 2017), table 1: VGGNet on CIFAR-10, 20.04M parameters and 7.97e8 FLOPs, which are two
+    for each MAC.
+
+        depth   input          parameters           MACs
+        19      3x32x32        20,035,018    398,136,320
+        16      3x32x32        14,724,042    313,201,664
+
+    Args:
+        num_classes, in_channels: at the output and at the input.
+        depth: layers with weights of the network that this is the form of: 11, 13, 16 or 19.
+        scale: what the scales of batch norms start from; network slimming trains from 0.5.
+
+    Shape:
+        (B, in_channels, H, W) -> (B, num_classes); H and W at least 16.
+
+    Raises:
+        RequestError: another depth, a scale that is not positive, classes or channels below 1.
+    """
+    at_least_one("vgg_cifar", num_classes=num_classes, in_channels=in_channels)
+    features: list[nn.Module] = []
+    channels = in_channels
+    for place, (width, convolutions) in enumerate(zip(CHANNELS, chosen("vgg_cifar", "depth", depth, DEPTHS),
+                                                      strict=True)):
+        features += [nn.MaxPool2d(2)] if place else []
+        for _ in range(convolutions):
+            features.append(ConvNormAct(channels, width, 3))
+            channels = width
+    return scaled("vgg_cifar", initialised(Network(features, [*pooled(), nn.Linear(channels, num_classes)])), scale)
