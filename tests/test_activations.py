@@ -80,6 +80,14 @@ def test_masked_and_tied_weights_have_readers() -> None:
     assert scores(model, "b", "rms") == pytest.approx(ORACLES["rms"](both).tolist(), rel=1e-5)
 
 
+def test_a_layer_under_two_names_counts_once() -> None:
+    model = random_statistics(Calls(lambda s, x: s.c(s.a(x)) + s.d(s.a(x).tanh()), a=conv(3, 6), b=conv(6, 2),
+                                    d=conv(6, 2))).eval()
+    model.c = model.b
+    both = np.concatenate([seen(model.a), seen(lambda x: model.a(x).tanh())], 1)
+    assert scores(model, "a", "rms") == pytest.approx(ORACLES["rms"](both).tolist(), rel=1e-5)
+
+
 def test_a_channel_without_a_batch_dimension_and_large_maps() -> None:
     model = random_statistics(nn.Sequential(conv(3, 4), nn.ReLU(), conv(4, 2))).eval()
     large = torch.randn(3, 3, 700, 900)  # in several parts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -258,6 +259,44 @@ def test_rows_keep_multiples_too() -> None:
     assert slim[1].groups == 4
 
 
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 1.0])
+def test_no_group_loses_more_than_its_share(share: float) -> None:
+    model = chain()
+    plan = ts.plan(model, X, params=1, min_kept=share)
+    assert widths(plan, model) == {"0": ceil(share * 64), "3": ceil(share * 96), "5": ceil(share * 48),
+                                   "8": ceil(share * 64), "10": 10}
+    [budget] = plan.budgets
+    assert plan.notes == (f"params: asked for at most 1, and {budget.met:,} is the least that the protected channels, "
+                          f"rounding, minimum width and min_kept={share:g} leave",)
+    assert plan.settings["min_kept"] == share
+
+
+def test_a_share_of_channels_is_no_matter_of_floats() -> None:
+    model = nn.Sequential(conv(3, 30), conv(30, 4))
+    assert len(ts.plan(model, X, params=1, min_kept=0.1).kept["0.weight"][0]) == 3  # 0.1 * 30 is a little above 3
+    assert len(ts.plan(model, X, params=1, min_kept=0.1, round_to=4).kept["0.weight"][0]) == 4
+    assert len(ts.plan(model, X, params=1, min_kept=0.1, min_channels=5).kept["0.weight"][0]) == 5
+
+
+def test_what_a_cap_lets_stay_says_so() -> None:
+    plan = ts.plan(chain(), X, params=0.5, min_kept=1.0)
+    assert plan.kept == {}
+    assert "min_channels=, min_kept= and round_to= may ask for more" in plan.left_alone[1].reason
+
+
+def test_rows_and_deep_networks_keep_their_share() -> None:
+    model = nn.Sequential(conv(3, 32), conv(32, 48, groups=4), conv(48, 4))
+    slim = ts.apply(model, ts.plan(model, X, params=1, min_kept=0.3))
+    assert slim[0].weight.shape[0] == 4 * 3  # of the 8 that each group reads
+    assert slim[1].weight.shape[0] == 4 * 4  # of the 12 that each group makes
+    for name in ("mobilenet_v2", "shufflenet_v2_x1_0", "densenet121"):
+        deep = network(name)
+        plan = ts.plan(deep, PICTURE, macs=0.1, min_kept=0.4, importance="random")
+        assert "min_kept=0.4" in plan.notes[0]
+        assert all(len(kept[0]) >= 0.4 * len(deep.get_parameter(layer)) for layer, kept in plan.kept.items()
+                   if layer.endswith(".weight") and 0 in kept)
+
+
 # What may go
 
 
@@ -405,6 +444,10 @@ def test_as_count(value: float, total: int, expected: int) -> None:
     ({"macs": 0.5, "round_to": 0}, "round_to: got 0, wanted an int of at least 1"),
     ({"macs": 0.5, "round_to": 1.5}, "round_to: got 1.5"),
     ({"macs": 0.5, "min_channels": -1}, "min_channels: got -1"),
+    ({"macs": 0.5, "min_kept": 1.5}, r"min_kept: got 1.5, wanted a number in \[0, 1\]"),
+    ({"macs": 0.5, "min_kept": -0.1}, "min_kept: got -0.1"),
+    ({"macs": 0.5, "min_kept": "half"}, "min_kept: got 'half'"),
+    ({"scope": {"0": 0.2}, "min_kept": 0.3}, "scope: '0': 0.2 is below min_kept=0.3"),
 ])
 def test_wrong_requests_say_what_is_wanted(options: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message):
@@ -443,8 +486,8 @@ def test_settings_are_on_record() -> None:
     plan = ts.plan(chain(), X, macs=0.9, importance="random", scope="uniform", shortcuts=False, round_to=2,
                    min_channels=3, only=["0", "3"], exclude=["3"], seed=7)
     assert plan.settings == {"importance": "random", "scope": "uniform", "shortcuts": False, "round_to": 2,
-                             "min_channels": 3, "only": ["0", "3"], "exclude": ["3"], "allow_approximate": False,
-                             "whole_groups": False, "seed": 7}
+                             "min_channels": 3, "min_kept": 0.0, "only": ["0", "3"], "exclude": ["3"],
+                             "allow_approximate": False, "whole_groups": False, "seed": 7, "shares_of": "today"}
 
 
 def test_plans_are_the_same_every_time() -> None:

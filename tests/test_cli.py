@@ -104,6 +104,17 @@ def test_prune_by_what_a_loss_says_of_labelled_pictures(call: Call, tmp_path: Pa
         assert plan.settings["importance"] == importance
 
 
+def test_prune_leaves_each_group_its_least(call: Call, tmp_path: Path) -> None:
+    status, printed, _ = call("prune", SMALL, "--params", "1", "--importance", "l1:filters:max", "--min-kept", "0.5",
+                              "--min-channels", "9", "--out", tmp_path / "slim.safetensors", "--json")
+    assert status == 0
+    assert "rounding, minimum width and min_kept=0.5 leave" in json.loads(printed)["notes"][0]
+    (plan,) = read_header(tmp_path / "slim.safetensors").steps
+    assert isinstance(plan, Plan)
+    assert (plan.settings["min_kept"], plan.settings["min_channels"]) == (0.5, 9)
+    assert plan.settings["importance"] == "l1:filters:max"
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
     (["prune", SMALL, "--out", "slim.safetensors"], "error: prune: no budget; give --macs 0.5"),
     (["prune", SMALL, "--macs", "150%", "--out", "slim.safetensors"], "error: --macs 150%: a share above 1"),
@@ -122,6 +133,9 @@ def test_prune_by_what_a_loss_says_of_labelled_pictures(call: Call, tmp_path: Pa
     (["prune", "resnet18?num_classes=2", "--macs", "0.5", "--preset", "outer", "--out", "s.safetensors"],
      "error: preset: resnet18 has no strategy 'outer'; wanted 'inner' or 'all'"),
     (["prune", SMALL, "--macs", "0.5", "--round-to", "0", "--out", "s.safetensors"], "error: Invalid value for"),
+    (["prune", SMALL, "--macs", "0.5", "--min-kept", "2", "--out", "s.safetensors"], "error: Invalid value for"),
+    (["prune", SMALL, "--macs", "0.5", "--importance", "l2:most", "--out", "s.safetensors"],
+     "error: importance: 'l2:most': unknown option 'most'; after l2: wanted filters, weights, all, none, mean, max"),
     (["profile", "resnet81"], "error: resnet81: no model of that name; did you mean resnet18"),
     (["profile", SMALL, "--input", "3x64x"], "error: --input 3x64x: no shape; wanted sizes joined by x"),
     (["profile", "absent.safetensors"], "error: absent.safetensors: no such file"),

@@ -223,7 +223,7 @@ def test_scores_are_relative_to_their_groups_mean(importance: str) -> None:
 @pytest.mark.parametrize("importance", CRITERIA)
 def test_every_criterion_ranks_every_dtype(importance: str, dtype: torch.dtype) -> None:
     model, x = network().to(dtype), X.to(dtype)
-    evidence = Evidence(model, x, [(x, torch.tensor([0, 1]))], cross_entropy)
+    evidence = Evidence(model, x, [(x, torch.tensor([0, 1]))], cross_entropy, gains=lambda _: 1.0)
     for own in score([group_of(model, "0", x)], criterion(importance), evidence):
         assert own.dtype == np.float64
         assert own.shape == (6,)
@@ -428,7 +428,7 @@ def test_only_groups_that_may_be_cut_are_scored() -> None:
 
 def test_an_unknown_name_lists_the_known() -> None:
     with pytest.raises(RequestError, match=r"unknown criterion 'l3'; wanted one of activation, bn_scale, fpgm, "
-                                           r"hessian, l1, l2, lamp, random, taylor, or a callable\(group\)"):
+                                           r"hessian, l1, l2, lamp, obs, random, taylor, or a callable\(group\)"):
         ts.plan(network(), X, macs=0.5, importance="l3")
 
 

@@ -18,19 +18,19 @@ PACKAGE = Path(torchslim.__file__).parent
 
 PUBLIC = [
     "Plan", "Profile", "Sensitivity", "apply", "blocks", "carry_optimizer", "compensate", "create_model", "errors",
-    "export", "groups", "importance", "lighten", "list_models", "load", "measure", "plan", "preset", "profile",
-    "prune", "register_rule", "rewriting", "save", "sensitivity", "train", "verify", "zoo",
+    "export", "groups", "importance", "lighten", "list_models", "load", "measure", "plan", "preset", "profile", "prune",
+    "register_rule", "rewriting", "save", "schedule", "sensitivity", "train", "verify", "zoo",
 ]
 
 # Nothing imports what stands later in this list; modules of one subpackage may import each other.
 ORDER = [
     "__init__", "errors", "wording", "formulas", "schedules", "units", "blocks", "zoo", "files", "plans", "calling",
     "modules", "graph", "terms", "labels", "untouched", "shapes", "blindness", "trace", "rules", "tapes", "unread",
-    "channels", "grouping", "coupling", "memory", "profiler", "findings", "layering", "advice", "latency",
-    "layertimes", "copying", "gradients", "importance", "budget", "choice", "widths", "surgery", "optimizers",
-    "mending", "orders", "matching", "trouble", "float64", "reference", "proof", "pruning", "ladder", "presets",
-    "rewriting", "lockstep", "compensation", "libraries", "sources", "store", "plotting", "exporting", "backends",
-    "train", "report", "sensing", "pipeline", "recipes", "cli", "__main__",
+    "channels", "grouping", "coupling", "memory", "profiler", "findings", "layering", "advice", "latency", "layertimes",
+    "copying", "lockstep", "spec", "moments", "settling", "gradients", "importance", "budget", "choice", "widths",
+    "surgery", "optimizers", "mending", "orders", "matching", "trouble", "float64", "reference", "proof", "pruning",
+    "stepping", "ladder", "presets", "rewriting", "compensation", "libraries", "sources", "store", "plotting",
+    "exporting", "backends", "train", "report", "sensing", "pipeline", "recipes", "cli", "__main__",
 ]
 
 # Imports against the order, each inside a function: a saved model is a source of models, and has a source itself.

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torchslim.rules import register_rule
     from torchslim.sensing import Sensitivity, sensitivity
     from torchslim.sources import create_model, list_models
+    from torchslim.stepping import schedule
     from torchslim.store import load, save
     from torchslim.surgery import apply
 
@@ -49,6 +50,7 @@ _HOME = {
     "prune": "pruning",
     "register_rule": "rules",
     "save": "store",
+    "schedule": "stepping",
     "sensitivity": "sensing",
     "verify": "proof",
 }
@@ -78,6 +80,7 @@ __all__ = [
     "register_rule",
     "rewriting",
     "save",
+    "schedule",
     "sensitivity",
     "train",
     "verify",

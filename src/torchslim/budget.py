@@ -277,10 +277,12 @@ CLOSE = 0.01
 """How far below its budget, as a share of the whole network's cost, a cut may be without a remark."""
 
 
-def remarks(limits: Sequence[Limit], budgets: Sequence[Budget], selection: Selection) -> list[str]:
+def remarks(limits: Sequence[Limit], budgets: Sequence[Budget], selection: Selection,
+            min_kept: float = 0.0) -> list[str]:
     """What keeps a cut from its budgets: from meeting them, or from coming close to the tightest."""
+    least = f"rounding, minimum width and min_kept={min_kept:g}" if min_kept else "rounding and minimum width"
     found = [f"{b.resource}: asked for at most {b.asked:,}, and {b.met:,} is the least that the protected channels, "
-             "rounding and minimum width leave" for b in budgets if b.met > b.asked]
+             f"{least} leave" for b in budgets if b.met > b.asked]
     if budgets and not found:
         limit, tight = max(zip(limits, budgets, strict=True), key=lambda pair: pair[1].met / pair[1].asked)
         below = (tight.asked - tight.met) / tight.before

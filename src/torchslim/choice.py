@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 
@@ -16,19 +17,27 @@ from torchslim.labels import Rows, Touch
 
 Scope = str | Mapping[str, float]
 
+TINY = 1e-9
+"""Less than any share of channels: 0.1 of 30 is 3, whatever the product of floats says."""
+
 
 @dataclass(frozen=True)
 class Choice:
-    """What the caller allows to be cut, and how it is chosen."""
+    """What the caller allows to be cut, and how it is chosen.
+
+    See `torchslim.plan`; of `original`, whose widths shares refer to, there is the coupling.
+    """
 
     importance: Criterion
     scope: Scope = "global"
     shortcuts: bool = True
     round_to: int = 1
     min_channels: int = 1
+    min_kept: float = 0.0
     only: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     seed: int = 0
+    original: Coupling | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.scope, str) and self.scope not in ("global", "uniform"):
@@ -41,6 +50,13 @@ class Choice:
         for name, value in (("round_to", self.round_to), ("min_channels", self.min_channels)):
             if not isinstance(value, int) or value < 1:
                 raise RequestError(f"{name}: got {value!r}, wanted an int of at least 1")
+        if isinstance(self.min_kept, bool) or not isinstance(self.min_kept, Real) or not 0 <= self.min_kept <= 1:
+            raise RequestError(f"min_kept: got {self.min_kept!r}, wanted a number in [0, 1], the share of each group's "
+                               "channels that stays at the least")
+        for pattern, share in () if isinstance(self.scope, str) else self.scope.items():
+            if share < self.min_kept:
+                raise RequestError(f"scope: {pattern!r}: {share} is below min_kept={self.min_kept}, by which no group "
+                                   "loses so much; leave one of them out")
 
 
 def as_patterns(patterns: Sequence[str], name: str) -> tuple[str, ...]:
@@ -115,7 +131,47 @@ def bundles_of(coupling: Coupling, choice: Choice, left_alone: dict[int, str],
         needed[classes[np.lexsort((classes, -scores[classes], ~stays[classes]))[:2]]] = True
     bundles += [free_bundle(group, own, choice.round_to, choice.min_channels, needed[group.classes])
                 for group, own in zip(free, found, strict=True) if not in_any_row[group.classes].any()]
+    if choice.min_kept:
+        wholes = _wholes(coupling, bundles, choice)
+        bundles = [_down_to(bundle, choice.min_kept * whole) for bundle, whole in zip(bundles, wholes, strict=True)]
     return bundles, scores
+
+
+def _wholes(coupling: Coupling, bundles: Sequence[Bundle], choice: Choice) -> list[float]:
+    """Of each bundle how many there are of what it keeps; in the original, where shares refer to that."""
+    if choice.original is None:
+        return [float(bundle.kept[0]) for bundle in bundles]
+    by_class = {int(one): group for group in coupling.groups for one in group.classes}
+    found = []
+    for bundle in bundles:
+        groups = {id(by_class[one]): by_class[one] for one in bundle.classes.tolist() if one in by_class}
+        members = [m for group in groups.values() for m in group.members]
+        makers = [(m.name, m.dim) for m in members if m.role == "makes"] or [(m.name, m.dim) for m in members]
+        before, now = (sum(len(of[key].labels) for key in makers)
+                       for of in (choice.original.by_dimension, coupling.by_dimension))
+        found.append(float(bundle.kept[0]) * before / now)
+    return found
+
+
+def _down_to(bundle: Bundle, least: float) -> Bundle:
+    """The same channels, of which so many stay at the least."""
+    allowed = max(1, int((bundle.kept >= least - TINY).sum()))
+    return Bundle(bundle.name, bundle.classes, bundle.kept[:allowed], bundle.losses[:allowed - 1], bundle.tied)
+
+
+def compared(original: Coupling, coupling: Coupling) -> Coupling:
+    """The original of which another network is a cut.
+
+    Raises:
+        RequestError: the other is no cut of it.
+    """
+    for (name, dim), touch in coupling.by_dimension.items():
+        before = original.by_dimension.get((name, dim))
+        if before is None or len(before.labels) < len(touch.labels):
+            found = "no such tensor" if before is None else f"{len(before.labels)} channels along dimension {dim}"
+            raise RequestError(f"original: `{name}`: {found} in it, and {len(touch.labels)} in the model; give the "
+                               "network that the model was cut from")
+    return original
 
 
 def gains(coupling: Coupling) -> Callable[[ChannelGroup], float]:
@@ -150,24 +206,21 @@ def _tied_rows(coupling: Coupling, left_alone: dict[int, str]) -> list[list[Rows
     return list(found.values())
 
 
-def selected(coupling: Coupling, bundles: Sequence[Bundle], limits: Sequence[Limit], choice: Choice) -> Selection:
+def selected(coupling: Coupling, bundles: list[Bundle], limits: Sequence[Limit], choice: Choice) -> Selection:
     """How far each bundle goes down, for the limits and the choice's scope."""
+    wholes = _wholes(coupling, bundles, choice)
     if choice.scope == "uniform":
-        bundles = [_uniform(bundle) for bundle in bundles]
+        bundles = [_uniform(bundle, whole) for bundle, whole in zip(bundles, wholes, strict=True)]
     floor = {}
-    ruled = []
     if not isinstance(choice.scope, str):
         by_class = {int(one): group for group in coupling.groups for one in group.classes}
         for place, bundle in enumerate(bundles):
             layers = {layer for one in bundle.classes.tolist() for layer in by_class[one].makers}
             share = _ruled(sorted(layers), choice.scope)
             if share is not None:
-                least = share * bundle.kept[0]
-                floor[place] = int((bundle.kept >= least).sum()) - 1
-                ruled.append(place)
-    fixed = [Bundle(b.name, b.classes, b.kept[: floor[p] + 1], b.losses[: floor[p]], b.tied) if p in ruled else b
-             for p, b in enumerate(bundles)]
-    return select(coupling, fixed, limits, floor, evenly=choice.scope == "uniform")
+                bundles[place] = _down_to(bundle, share * wholes[place])
+                floor[place] = len(bundles[place].losses)
+    return select(coupling, bundles, limits, floor, evenly=choice.scope == "uniform")
 
 
 def _ruled(layers: Sequence[str], scope: Mapping[str, float]) -> float | None:
@@ -180,18 +233,19 @@ def _ruled(layers: Sequence[str], scope: Mapping[str, float]) -> float | None:
     return None if None in own else max((share for share in own if share is not None), default=None)
 
 
-def _uniform(bundle: Bundle) -> Bundle:
+def _uniform(bundle: Bundle, whole: float) -> Bundle:
     """The same channels in the same order, each removal priced by the share that is then gone."""
-    return Bundle(bundle.name, bundle.classes, bundle.kept, 1 - bundle.kept[1:] / bundle.kept[0], bundle.tied)
+    return Bundle(bundle.name, bundle.classes, bundle.kept, 1 - bundle.kept[1:] / whole, bundle.tied)
 
 
-def stuck(bundles: Sequence[Bundle]) -> dict[int, str]:
+def stuck(bundles: Sequence[Bundle], choice: Choice) -> dict[int, str]:
     """Class of channels -> why it stays, where a bundle has no smaller width to go to."""
     found: dict[int, str] = {}
+    least = "min_channels= and round_to=" if not choice.min_kept else "min_channels=, min_kept= and round_to="
     for bundle in bundles:
         if len(bundle.kept) == 1:
             why = ("no smaller number of channels fits all the rows that must lose equally many" if bundle.tied else
-                   "the least width already (a group keeps 2 channels; min_channels= and round_to= may ask for more)")
+                   f"the least width already (a group keeps 2 channels; {least} may ask for more)")
             found.update(dict.fromkeys(bundle.classes.tolist(), why))
     return found
 

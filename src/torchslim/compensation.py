@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from threading import get_ident
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from torchslim.calling import Inputs, arguments, unwrap
+from torchslim.calling import Inputs, unwrap
 from torchslim.copying import copied
-from torchslim.errors import PlanError, RequestError, TraceError
+from torchslim.errors import PlanError, RequestError
 from torchslim.latency import evaluating
-from torchslim.lockstep import Arrive, OutOfStep, lockstep
+from torchslim.moments import Pair, moments_of
 from torchslim.plans import Plan
-from torchslim.rewriting.building import plain, stored
-from torchslim.rewriting.norms import Tally
-from torchslim.rewriting.solving import Pair, moments_of
-from torchslim.rewriting.spec import spec_of
+from torchslim.settling import arriving, calls_of, counts, settled, together
+from torchslim.spec import plain, spec_of, stored
 from torchslim.surgery import apply
-from torchslim.wording import first_line
 
 RIDGE = 0.3
 """What it costs to leave the weights of the cut, in mean squares of what each weight reads."""
@@ -80,9 +76,9 @@ def _refit_all(model: nn.Module, new: nn.Module, plan: Plan, batches: Sequence[I
     first = next((place for place, name in enumerate(layers) if _inputs_lost(model, new, name)), len(layers))
     fits = [name for name in layers[first:] if _fits(model, new, name)]
     views = [(model, new)]
-    if any(_counts(module) for module in model.modules()):
-        settled = _settled(model, batches)
-        views.append((settled, _sharing(new, apply(settled, plan))))
+    if any(counts(module) for module in model.modules()):
+        active = settled(model, batches)
+        views.append((active, _sharing(new, apply(active, plan))))
     networks = [network for view in views for network in view]
     count = len(batches)
 
@@ -96,82 +92,10 @@ def _refit_all(model: nn.Module, new: nn.Module, plan: Plan, batches: Sequence[I
 
     with ExitStack() as stack:
         stack.enter_context(evaluating(*networks))
-        watched = [stack.enter_context(_arriving(network, fits, inside=place % 2 == 1))
+        watched = [stack.enter_context(arriving(network, fits, inside=place % 2 == 1))
                    for place, network in enumerate(networks)]
-        _together([(watch, network, inputs) for watch, network in zip(watched, networks, strict=True)
+        together([(watch, network, inputs) for watch, network in zip(watched, networks, strict=True)
                    for inputs in batches], meet)
-
-
-# --- the runs -----------------------------------------------------------------------------------------------
-
-Watched = Callable[[Arrive], None]
-"""Says which run the current thread makes."""
-
-
-@contextmanager
-def _arriving(network: nn.Module, names: Sequence[str], *, inside: bool) -> Iterator[Watched]:
-    """Hooks by which a network's runs arrive at layers: with what a layer reads, before it runs, or what it gave."""
-    own: dict[int, Arrive] = {}
-
-    def before(name: str) -> Any:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            own[get_ident()](name, next(iter((*args, *kwargs.values()))))
-        return hook
-
-    def after(name: str) -> Any:
-        def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-            own[get_ident()](name, output)
-        return hook
-
-    handles = [network.get_submodule(name).register_forward_pre_hook(before(name), with_kwargs=True) if inside
-               else network.get_submodule(name).register_forward_hook(after(name)) for name in names]
-    try:
-        yield lambda arrive: own.__setitem__(get_ident(), arrive)
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _together(runs: Sequence[tuple[Watched, nn.Module, Inputs]], meet: Callable[[str, list[Any]], None]) -> None:
-    def run(watched: Watched, network: nn.Module, inputs: Inputs) -> Callable[[Arrive], None]:
-        def call(arrive: Arrive) -> None:
-            watched(arrive)
-            args, kwargs = arguments(inputs)
-            try:
-                network(*args, **kwargs)
-            except (RuntimeError, TypeError, ValueError) as error:
-                if type(error).__module__ == "threading":
-                    raise
-                raise TraceError(f"data: the model fails on a batch: {first_line(error)}; give inputs as the model is "
-                                 "called with") from error
-        return call
-
-    try:
-        lockstep([run(*each) for each in runs], meet)
-    except OutOfStep as error:
-        raise TraceError(f"data: the model does not run the same layers on every batch ({error}); give batches on "
-                         "which it does") from error
-
-
-def _settled(model: nn.Module, batches: Sequence[Inputs]) -> nn.Module:
-    """A copy whose batch norms have the statistics of these batches, each as what the ones before it give."""
-    copy = copied(model)
-    norms = [name for name, module in copy.named_modules() if _counts(module)]
-    calls = _calls(copy, norms, batches[0])
-
-    def meet(name: str, brought: list[Tensor]) -> None:
-        norm: Any = copy.get_submodule(name)
-        tally = Tally()
-        for x in brought:
-            tally.add(x)
-        if tally.count > 1:
-            mean, var = tally.moments
-            norm.running_mean.copy_(mean)
-            norm.running_var.copy_(var)
-
-    with evaluating(copy), _arriving(copy, [name for name in calls if calls[name] == 1], inside=True) as watched:
-        _together([(watched, copy, inputs) for inputs in batches], meet)
-    return copy
 
 
 # --- what there is to fit -----------------------------------------------------------------------------------
@@ -210,7 +134,7 @@ def _order(model: nn.Module, inputs: Inputs) -> tuple[list[str], dict[str, str]]
                     norms[made[id(args[0])][0]] = name
             handles.append(module.register_forward_pre_hook(note))
     try:
-        calls = _calls(model, [name for name, module in model.named_modules() if spec_of(module) is not None], inputs)
+        calls = calls_of(model, [name for name, module in model.named_modules() if spec_of(module) is not None], inputs)
     finally:
         for handle in handles:
             handle.remove()
@@ -218,24 +142,6 @@ def _order(model: nn.Module, inputs: Inputs) -> tuple[list[str], dict[str, str]]
     layers = [name for name, count in calls.items()
               if count == 1 and shared[id(model.get_submodule(name).weight)] == 1]
     return layers, norms
-
-
-def _calls(model: nn.Module, names: Sequence[str], inputs: Inputs) -> dict[str, int]:
-    """How often each of these modules is called, in the order of their first calls."""
-    order: list[str] = []
-    handles = [model.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: order.append(name))
-               for name in names]
-    args, kwargs = arguments(inputs)
-    try:
-        with evaluating(model), torch.no_grad():
-            model(*args, **kwargs)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise TraceError(f"data: the model fails on a batch: {first_line(error)}; give inputs as the model is called "
-                         "with") from error
-    finally:
-        for handle in handles:
-            handle.remove()
-    return dict(Counter(order))
 
 
 def _inputs_lost(model: nn.Module, slim: nn.Module, name: str) -> bool:
@@ -248,10 +154,6 @@ def _fits(model: nn.Module, slim: nn.Module, name: str) -> bool:
     spec = spec_of(slim.get_submodule(name))
     plain = "weight" in layer._parameters and layer.weight.is_floating_point()
     return spec is not None and plain and not (spec.transposed and spec.groups > 1)
-
-
-def _counts(module: nn.Module) -> bool:
-    return isinstance(module, _BatchNorm) and module.running_mean is not None
 
 
 def _sharing(slim: nn.Module, other: nn.Module) -> nn.Module:
@@ -284,7 +186,7 @@ def _solve(cuts: Sequence[nn.Module], name: str, norm: str | None, pairs: Sequen
         return  # the data decides how many there are (a detector's regions)
     layer: Any = cuts[0].get_submodule(name)
     readers: list[Any] = [] if norm is None else [cut.get_submodule(norm) for cut in cuts]
-    means = layer.bias is None and all(_counts(reader) for reader in readers) and bool(readers)
+    means = layer.bias is None and all(counts(reader) for reader in readers) and bool(readers)
     moved = refit(layer, pairs, ridge, centred=means)
     for reader in readers if means else ():
         reader.running_mean.sub_(moved.to(reader.running_mean.dtype))

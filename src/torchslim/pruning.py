@@ -18,7 +18,7 @@ from torch import nn
 
 from torchslim.budget import Limit, Meter, PeakMeter, Selection, as_count, remarks
 from torchslim.calling import Inputs, unwrap
-from torchslim.choice import Choice, Scope, as_patterns, bundles_of, protected, selected, stuck, widths_of
+from torchslim.choice import Choice, Scope, as_patterns, bundles_of, compared, protected, selected, stuck, widths_of
 from torchslim.coupling import Coupling, Scaling, couple
 from torchslim.errors import ProofError, RequestError
 from torchslim.gradients import Loss
@@ -40,9 +40,10 @@ TOLERANCE = 1e-6
 def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params: float | None = None,
          channels: float | None = None, memory: float | None = None,
          importance: Importance = "l2", scope: Scope = "global", shortcuts: bool = True,
-         round_to: int = 1, min_channels: int = 1, only: Sequence[str] = (), exclude: Sequence[str] = (),
-         allow_approximate: bool = False, whole_groups: bool = False, data: Iterable[Any] | None = None,
-         loss: Loss | None = None, seed: int = 0) -> Plan:
+         round_to: int = 1, min_channels: int = 1, min_kept: float = 0.0, only: Sequence[str] = (),
+         exclude: Sequence[str] = (), allow_approximate: bool = False, whole_groups: bool = False,
+         data: Iterable[Any] | None = None, loss: Loss | None = None, seed: int = 0,
+         original: nn.Module | None = None) -> Plan:
     """Decide which channels stay, and touch nothing.
 
     Args:
@@ -60,6 +61,7 @@ def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params:
         shortcuts: False leaves alone each group that enters an addition or concatenation or has several readers.
         round_to: kept channels are multiples of this (or all).
         min_channels: the least that a group keeps.
+        min_kept: the least share of its channels that a group keeps: 0.1 lets no group lose more than nine tenths.
         only, exclude: patterns of layer names whose output channels may, or may not, go.
         allow_approximate: also cut channels that a layer norm or its like mixes; the result is then no exact cut.
         whole_groups: grouped convolutions lose whole groups; by default each group loses equally many channels.
@@ -67,14 +69,16 @@ def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params:
             "hessian". Other criteria do not look at it.
         loss: of outputs and targets: torch.nn.functional.cross_entropy, say.
         seed: of importance="random".
+        original: the network that the model was cut from: shares (of budgets, by pattern, `min_kept`, "uniform") are
+            then of its costs and widths, not of today's.
 
     Raises:
         RequestError: nothing was asked, or a value is none of these.
         TraceError: the model fails on these inputs.
     """
     model = unwrap(model)
-    choice = Choice(criterion(importance), scope, shortcuts, round_to, min_channels, as_patterns(only, "only"),
-                    as_patterns(exclude, "exclude"), seed)
+    choice = Choice(criterion(importance), scope, shortcuts, round_to, min_channels, min_kept,
+                    as_patterns(only, "only"), as_patterns(exclude, "exclude"), seed)
     asked = {"macs": macs, "params": params, "channels": channels, "memory": memory}
     if all(value is None for value in asked.values()) and isinstance(scope, str):
         raise RequestError("plan: nothing was asked; give macs=, params=, channels= or memory= (what is kept), "
@@ -83,6 +87,10 @@ def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params:
     evidence.check(choice.importance)
     graphs = tapes(model, inputs)
     coupling = couple(graphs, Terms(allow_approximate, whole_groups))
+    if original is not None:
+        whole = compared(couple(tapes(unwrap(original), inputs), coupling.terms), coupling)
+        choice = replace(choice, original=whole)
+        asked |= {limit.resource: max(1, limit.most) for limit in _limits(whole, asked)}
     limits = _limits(coupling, asked)
     trouble = Trouble()
     while True:
@@ -102,7 +110,7 @@ def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params:
             trouble.renumbered()
             coupling = couple(graphs, replace(coupling.terms, ties=frozenset(trouble.ties)))
             limits = _limits(coupling, asked)
-    return _finished(coupling, cut, limits, selection, choice, {**stuck(selection.bundles), **left_alone})
+    return _finished(coupling, cut, limits, selection, choice, {**stuck(selection.bundles, choice), **left_alone})
 
 
 def prune(model: nn.Module, inputs: Inputs, **options: Any) -> tuple[nn.Module, Plan]:
@@ -142,7 +150,7 @@ def _finished(coupling: Coupling, cut: Cut, limits: Sequence[Limit], selection: 
               left_alone: Mapping[int, str]) -> Plan:
     shares = cut.stays.astype(np.float64)
     budgets = tuple(Budget(limit.resource, limit.meter.total, limit.most, limit.meter(shares)) for limit in limits)
-    notes = remarks(limits, budgets, selection)
+    notes = remarks(limits, budgets, selection, choice.min_kept)
     mixed = list(dict.fromkeys(m.reason for m in coupling.mixed if (shares[m.labels] == 0).any()))
     notes += [f"approximate: {reason}" for reason in mixed]
     notes += note(coupling.graphs)
@@ -150,9 +158,11 @@ def _finished(coupling: Coupling, cut: Cut, limits: Sequence[Limit], selection: 
     settings = {"importance": str(choice.importance),
                 "scope": choice.scope if isinstance(choice.scope, str) else dict(choice.scope),
                 "shortcuts": choice.shortcuts, "round_to": choice.round_to, "min_channels": choice.min_channels,
+                "min_kept": choice.min_kept,
                 "only": list(choice.only), "exclude": list(choice.exclude),
                 "allow_approximate": bool(mixed),
-                "whole_groups": coupling.terms.whole_groups, "seed": choice.seed}
+                "whole_groups": coupling.terms.whole_groups, "seed": choice.seed,
+                "shares_of": "today" if choice.original is None else "original"}
     return Plan(kept=cut.kept, readers=cut.readers, grouped=cut.grouped, mends=cut.mends, budgets=budgets,
                 predicted={"macs": Meter(coupling.macs)(shares), "params": Meter(coupling.params)(shares)},
                 left_alone=_left_alone(coupling, left_alone), notes=tuple(notes), settings=settings)

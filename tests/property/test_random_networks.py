@@ -33,6 +33,7 @@ def requests(draw: Callable[..., Any]) -> dict[str, Any]:
             "shortcuts": draw(st.sampled_from([True, True, False])),
             "round_to": draw(st.sampled_from([1, 1, 2])),
             "min_channels": draw(st.sampled_from([1, 3])),
+            "min_kept": draw(st.sampled_from([0.0, 0.0, 0.4])),
             "whole_groups": draw(st.sampled_from([False, False, True]))}
 
 
@@ -48,6 +49,8 @@ def test_every_cut_is_exact_and_fits_and_trains(model: nn.Module, request: dict[
     assert oracle_error(model, slim, plan, x) < EXACT
 
     assert plan.predicted == {"params": count(slim), "macs": counted_macs(slim, x)}
+    assert all(len(dims[0]) >= request["min_kept"] * len(model.get_parameter(name)) - EXACT
+               for name, dims in plan.kept.items() if 0 in dims and name.endswith("weight"))
     for budget in plan.budgets:
         assert budget.met <= budget.asked or any(note.startswith(budget.resource) for note in plan.notes)
     assert ts.Plan.from_json(plan.to_json()) == plan

@@ -14,10 +14,10 @@ from torchslim import formulas
 from torchslim.copying import copied
 from torchslim.errors import RequestError
 from torchslim.rewriting import fits
-from torchslim.rewriting.building import built, plain, stored
+from torchslim.rewriting.building import built
 from torchslim.rewriting.rewrite import on_noise
 from torchslim.rewriting.rules import Rewrite, names, parse
-from torchslim.rewriting.spec import spec_of
+from torchslim.spec import plain, spec_of, stored
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {}, "padded": {"padding": 1}, "strided": {"stride": 2, "padding": 1},

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from helpers import conv
+from torchslim import moments
 from torchslim.rewriting import lightened, solving
 
 
 @pytest.fixture(autouse=True)
 def _no_ridge_and_all_places(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(solving, "RIDGES", (1e-12,))
-    monkeypatch.setattr(solving, "PLACES", 10000)
+    monkeypatch.setattr(moments, "PLACES", 10000)
 
 
 def jacobian(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:

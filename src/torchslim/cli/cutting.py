@@ -81,6 +81,9 @@ def prune(
     pictures: Pictures = None,
     shortcuts: Annotated[bool, typer.Option(help="Also cut channels that shortcuts share.")] = True,
     round_to: Annotated[int, typer.Option(min=1, help="Keep multiples of this many channels.")] = 1,
+    min_channels: Annotated[int, typer.Option(min=1, help="The least that a group of layers keeps.")] = 1,
+    min_kept: Annotated[float, typer.Option(
+        min=0, max=1, help="The least share of its channels that a group of layers keeps.")] = 0.0,
     approximate: Annotated[bool, typer.Option("--approximate", help=(
         "Also cut channels that a layer norm or its like mixes; the result is then no exact cut."))] = False,
     whole_groups: Annotated[bool, typer.Option("--whole-groups", help=(
@@ -114,6 +117,7 @@ def prune(
     if any(limits.values()) or not isinstance(shares, str):
         plan = torchslim.plan(original, inputs, **limits, scope=shares, only=patterns, exclude=exclude or (),
                               importance=importance, shortcuts=shortcuts, round_to=round_to,
+                              min_channels=min_channels, min_kept=min_kept,
                               allow_approximate=approximate, whole_groups=whole_groups, data=told,
                               loss=None if told is None else cross_entropy(), seed=seed)
     found: dict[str, Any] = {"model": str(source)}

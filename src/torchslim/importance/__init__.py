@@ -7,6 +7,7 @@
     Activation   "activation"   how active channels are          Hu et al. 2016              data
     Taylor       "taylor"       first-order change of a loss     Molchanov et al. 2019       labelled data
     Hessian      "hessian"      second-order change of a loss    LeCun et al. 1989           labelled data
+    OBS          "obs"           what a best refit leaves     Hassibi and Stork 1993      data
     Random       "random"       nothing
 
 `plan(model, inputs, importance=...)` takes a name, a name with options ("l2:max", "l1:filters:none"), an instance
@@ -20,6 +21,7 @@ from torchslim.importance.losses import Hessian, Taylor
 from torchslim.importance.names import CRITERIA, Importance, criterion
 from torchslim.importance.protocol import ByGroup, Criterion, Random, Scores
 from torchslim.importance.scoring import score
+from torchslim.importance.surgeon import OBS
 from torchslim.importance.weights import FPGM, L1, L2, LAMP, BNScale
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "L1",
     "L2",
     "LAMP",
+    "OBS",
     "Activation",
     "BNScale",
     "ByGroup",

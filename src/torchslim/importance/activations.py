@@ -19,7 +19,7 @@ from torchslim.errors import RequestError
 from torchslim.importance.evidence import Evidence
 from torchslim.importance.protocol import Criterion, Needs, Normalize, Scores
 from torchslim.latency import evaluating
-from torchslim.modules import BLOCK, named_modules
+from torchslim.modules import BLOCK, names_of_modules
 from torchslim.wording import first_line
 
 Statistic = Literal["mean_abs", "rms", "variance", "apoz"]
@@ -53,7 +53,7 @@ class Activation(Criterion):
         """
         if "moments" not in evidence.memo:
             evidence.memo["moments"] = _measured(evidence.model, evidence.batches)
-        readers = _readers(evidence.model)
+        readers = readers_of(evidence.model)
         return [_STATISTICS[self.statistic](_moments(group, evidence, readers)) for group in groups]
 
 
@@ -75,7 +75,7 @@ _STATISTICS: dict[str, Callable[[Moments], Scores]] = {
 }
 
 
-def _readers(model: nn.Module) -> dict[int, list[str]]:
+def readers_of(model: nn.Module) -> dict[int, list[str]]:
     """By the id of a tensor the layers that read with it: several where it is tied."""
     found: dict[int, list[str]] = {}
     for name, layer in _layers(model):
@@ -120,7 +120,8 @@ class _Tally:
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """The layers whose inputs are measured."""
-    return ((name, module) for name, module in named_modules(model) if isinstance(module, _ConvNd | nn.Linear))
+    return ((name, module) for module, name in names_of_modules(model).items()
+            if isinstance(module, _ConvNd | nn.Linear))
 
 
 def _measured(model: nn.Module, batches: Sequence[Inputs]) -> dict[str, _Tally]:

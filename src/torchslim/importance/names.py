@@ -10,13 +10,14 @@ from torchslim.errors import RequestError
 from torchslim.importance.activations import Activation
 from torchslim.importance.losses import Hessian, Taylor
 from torchslim.importance.protocol import ByGroup, Criterion, Random
+from torchslim.importance.surgeon import OBS
 from torchslim.importance.weights import FPGM, L1, L2, LAMP, BNScale
 
 Importance = str | Criterion | Callable[[ChannelGroup], object]
 """How `plan` is told what ranks the channels."""
 
 CRITERIA: dict[str, type[Criterion]] = {
-    kind.name: kind for kind in (Activation, BNScale, FPGM, Hessian, L1, L2, LAMP, Random, Taylor)}
+    kind.name: kind for kind in (Activation, BNScale, FPGM, Hessian, L1, L2, LAMP, OBS, Random, Taylor)}
 
 
 def criterion(importance: Importance) -> Criterion:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from torchslim.rewriting.rules import Rewrite
-from torchslim.rewriting.spec import Spec
+from torchslim.spec import plain, stored
 
 _NORMS: dict[int, Any] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -109,15 +109,3 @@ def _spread_bias(rewrite: Rewrite, layers: dict[str, Any], bias: Tensor) -> None
         layers["expand3"].bias.copy_(own[half:])
     else:
         layers[rewrite.parts[-1][0]].bias.copy_(own)
-
-
-def plain(weight: Tensor, groups: int, transposed: bool) -> Tensor:
-    """A layer's weight as (N, M / groups, k, ...); of a transposed convolution torch stores (M, N / groups, k, ...)."""
-    if not transposed:
-        return weight
-    return weight.reshape(groups, -1, *weight.shape[1:]).transpose(1, 2).flatten(0, 1)
-
-
-def stored(weight: Tensor, spec: Spec) -> Tensor:
-    """The other way round: as torch stores it."""
-    return plain(weight, spec.groups, True) if spec.transposed else weight

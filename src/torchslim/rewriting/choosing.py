@@ -13,8 +13,8 @@ from torch.nn.modules.conv import _ConvNd
 from torchslim.budget import matches
 from torchslim.errors import RequestError
 from torchslim.graph import Graph, Op, Value
-from torchslim.rewriting.spec import Spec, spec_of
 from torchslim.rules import macs, multiplies
+from torchslim.spec import Spec, spec_of
 
 
 @dataclass(frozen=True)

@@ -15,28 +15,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
+from torchslim.moments import Tally
+
 OPEN = 2.0
 """A fresh norm's bias, in deviations: so much lets the ReLU behind it through nearly all, as if the parts were linear,
 which is where the old weights fit."""
-
-
-class Tally:
-    """Mean and variance of each channel of all that a norm reads."""
-
-    def __init__(self) -> None:
-        self.count, self.sum, self.squares = 0, torch.zeros(()), torch.zeros(())
-
-    def add(self, x: Tensor) -> None:
-        """Count a batch, (B, C, *map)."""
-        rows = x.detach().double().transpose(0, 1).flatten(1)
-        self.count += rows.shape[1]
-        self.sum, self.squares = self.sum + rows.sum(1), self.squares + rows.square().sum(1)
-
-    @property
-    def moments(self) -> tuple[Tensor, Tensor]:
-        """Of each channel."""
-        mean = self.sum / self.count
-        return mean, (self.squares / self.count - mean.square()).clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def norms(model: nn.Module) -> dict[str, Any]:

@@ -14,10 +14,11 @@ from torch.utils.hooks import RemovableHandle
 from torchslim.calling import Inputs, arguments
 from torchslim.copying import copied
 from torchslim.latency import evaluating
-from torchslim.rewriting.building import Expanded, Ghosts, plain
-from torchslim.rewriting.norms import Tally, counting, following, settle
-from torchslim.rewriting.solving import Pair, error, factor, solve, state
-from torchslim.rewriting.spec import Spec, spec_of
+from torchslim.moments import Pair, Tally
+from torchslim.rewriting.building import Expanded, Ghosts
+from torchslim.rewriting.norms import counting, following, settle
+from torchslim.rewriting.solving import error, factor, solve, state
+from torchslim.spec import Spec, plain, spec_of
 
 STEPS = 200
 """Steps of Adam for each layer that has no closed form."""

@@ -25,8 +25,8 @@ from torchslim.rewriting.recovery import fit_to_outputs
 from torchslim.rewriting.report import Lightened, Rewritten, told
 from torchslim.rewriting.rules import Rewrite, Rule
 from torchslim.rewriting.sound import put_in
-from torchslim.rewriting.spec import Spec
 from torchslim.rewriting.steps import Rewriting, Step, exchange
+from torchslim.spec import Spec
 from torchslim.surgery import apply
 from torchslim.trace import trace
 

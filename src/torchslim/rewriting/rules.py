@@ -25,7 +25,7 @@ from torch import Tensor
 
 from torchslim.errors import RequestError
 from torchslim.rewriting import fits
-from torchslim.rewriting.spec import Spec
+from torchslim.spec import Spec
 
 Weights = list[Tensor]
 

@@ -6,27 +6,20 @@ with what they should give. What a few pictures leave open, a ridge keeps as it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
-from math import prod
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from torchslim.rewriting.building import plain, stored
+from torchslim.moments import Pair, Pairs, moments_of
 from torchslim.rewriting.fits import leading
-from torchslim.rewriting.spec import Spec, spec_of
+from torchslim.spec import Spec, plain, spec_of, stored
 
 RIDGES = 0.01, 0.1, 1.0
 """What it may cost to leave the weights that there were, in mean squares of what the filters see. Each layer takes the
 one that is best on what is kept back: less where the data are like that, more where they are few and unlike. Where
 nothing is kept back it is the middle one."""
-PLACES = 256
-"""So many places of each map are looked at, or all if it has no more."""
-
-Pair = tuple[Tensor, Tensor]
-Pairs = Iterable[Pair]
 
 
 @torch.no_grad()
@@ -107,80 +100,6 @@ def error(layer: nn.Module, pairs: Sequence[Pair]) -> float:
 def state(layer: nn.Module) -> dict[str, Tensor]:
     """A copy of all tensors of a layer, by name."""
     return {name: tensor.detach().clone() for name, tensor in layer.state_dict().items()}
-
-
-class Moments(NamedTuple):
-    """Second moments (G, F, F) of what filters see and (G, N / G, F) with what they should give, and means of both,
-    (G, F) and (G, N / G); about the means if there is a bias."""
-
-    seen: Tensor
-    both: Tensor
-    means: Tensor
-    wanted: Tensor
-
-    @property
-    def squares(self) -> Tensor:
-        """Of what each weight sees, (G, F)."""
-        return self.seen.diagonal(dim1=1, dim2=2)
-
-    def even(self, ridge: float) -> Tensor:
-        """A ridge of the same height for all weights, in mean squares of what they see: costs (G, F)."""
-        mean = self.squares.mean(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
-        return (ridge * mean).expand_as(self.squares)
-
-    def best(self, weight: Tensor, costs: Tensor) -> Tensor:
-        """Weights (G, N / G, F) near to `weight`, which it costs so much to leave."""
-        best: Tensor = torch.linalg.solve(self.seen + torch.diag_embed(costs),
-                                          (self.both + costs.unsqueeze(1) * weight).mT).mT
-        return best
-
-    def missing(self, weight: Tensor) -> Tensor:
-        """What filters with these weights lack on average, (N,): the bias."""
-        return (self.wanted - (weight @ self.means.unsqueeze(2)).squeeze(2)).flatten()
-
-
-def moments_of(spec: Spec, weight: Tensor, pairs: Pairs, centred: bool) -> Moments:
-    """Of what a layer's filters see in some inputs; a weight (G, N / G, F) says how many they are."""
-    groups, share, width = weight.shape
-    seen, both = weight.new_zeros(groups, width, width), torch.zeros_like(weight)
-    means, wanted, places = weight.new_zeros(groups, width), weight.new_zeros(groups, share), 0
-    for x, y in _sampled(spec, pairs):
-        a, b = x.reshape(len(x), groups, width).transpose(0, 1), y.reshape(len(y), groups, share).transpose(0, 1)
-        seen += a.mT @ a
-        both += b.mT @ a
-        means += a.sum(1)
-        wanted += b.sum(1)
-        places += len(x)
-    seen, both, means, wanted = (moment / places for moment in (seen, both, means, wanted))
-    if centred:
-        seen -= means.unsqueeze(2) * means.unsqueeze(1)
-        both -= wanted.unsqueeze(2) * means.unsqueeze(1)
-    return Moments(seen, both, means, wanted)
-
-
-def _sampled(spec: Spec, pairs: Pairs) -> Iterator[Pair]:
-    """At some places of each input: what the filters see there, channel by channel, and what they should give."""
-    chance, unfold = torch.Generator().manual_seed(0), None
-    for x, y in pairs:
-        if not spec.dims:
-            yield x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
-            continue
-        unfold = unfold or _unfold(spec).to(device=x.device, dtype=x.dtype)
-        for one, given in zip(x.reshape(-1, *x.shape[-spec.dims - 1:]), y.reshape(-1, *y.shape[-spec.dims - 1:]),
-                              strict=True):
-            views, wanted = unfold(one[None])[0].flatten(1), given.flatten(1)
-            some = torch.randperm(views.shape[1], generator=chance)[:PLACES].to(x.device)
-            yield views[:, some].T, wanted[:, some].T
-
-
-def _unfold(spec: Spec) -> nn.Module:
-    """A layer whose outputs are what each tap of a filter sees of each channel."""
-    taps = prod(spec.kernel)
-    wide = replace(spec, outputs=spec.inputs * taps, groups=spec.inputs, bias=False)
-    layer = wide.layer().requires_grad_(False)
-    ones = torch.eye(taps).reshape(taps, 1, *spec.kernel).repeat(spec.inputs, *[1] * (spec.dims + 1))
-    _any(layer).weight.copy_(stored(ones, wide))
-    return layer
 
 
 def _spec(layer: nn.Module) -> Spec:

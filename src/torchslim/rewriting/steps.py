@@ -14,7 +14,7 @@ from torchslim.errors import CheckpointError, PlanError, RequestError
 from torchslim.plans import Plan
 from torchslim.rewriting.building import built
 from torchslim.rewriting.rules import Rewrite, parse
-from torchslim.rewriting.spec import spec_of
+from torchslim.spec import spec_of
 from torchslim.surgery import apply
 from torchslim.wording import first_line
 

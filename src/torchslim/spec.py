@@ -1,4 +1,4 @@
-"""What a convolution or linear layer is, as a value: layer -> Spec -> layer."""
+"""What a convolution or linear layer is, as a value: layer -> Spec -> layer; and its weight in one order."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.lazy import LazyModuleMixin
 
 CONVOLUTIONS: dict[type, tuple[int, bool]] = {
@@ -95,16 +96,20 @@ class Spec:
 
 def spec_of(layer: nn.Module) -> Spec | None:
     """The spec of a layer; None for one that does not compute as torch's convolutions and linear layers do."""
-    kind = _kind(layer)
+    return None if _kind(layer) is None else geometry(layer)
+
+
+def geometry(layer: nn.Module) -> Spec | None:
+    """The spec that a layer's sizes tell, whatever else its class computes; None for no convolution or linear layer."""
     conv: Any = layer
-    if kind is nn.Linear:
+    if isinstance(layer, nn.Linear):
         return Spec(conv.in_features, conv.out_features, (), (), (), (), (), 1, conv.bias is not None, False, "zeros")
-    if kind is None:
+    if not isinstance(layer, _ConvNd):
         return None
     padding = conv.padding if isinstance(conv.padding, str) else tuple(conv.padding)
     return Spec(conv.in_channels, conv.out_channels, tuple(conv.kernel_size), tuple(conv.stride), padding,
                 tuple(conv.dilation), tuple(conv.output_padding), conv.groups, conv.bias is not None,
-                CONVOLUTIONS[kind][1], conv.padding_mode)
+                conv.transposed, conv.padding_mode)
 
 
 # What a layer computes with, beside its parameters and sizes.
@@ -124,3 +129,15 @@ def _kind(layer: nn.Module) -> type | None:
             held = set(layer._parameters) == {"weight", "bias"} and not layer._buffers and not layer._modules
             return kind if plain and held else None
     return None
+
+
+def plain(weight: Tensor, groups: int, transposed: bool) -> Tensor:
+    """A layer's weight as (N, M / groups, k, ...); of a transposed convolution torch stores (M, N / groups, k, ...)."""
+    if not transposed:
+        return weight
+    return weight.reshape(groups, -1, *weight.shape[1:]).transpose(1, 2).flatten(0, 1)
+
+
+def stored(weight: Tensor, spec: Spec) -> Tensor:
+    """The other way round: as torch stores it."""
+    return plain(weight, spec.groups, True) if spec.transposed else weight
