@@ -29,7 +29,7 @@ ORDER = [
     "channels", "grouping", "coupling", "memory", "profiler", "findings", "layering", "advice", "latency", "layertimes",
     "copying", "lockstep", "spec", "moments", "settling", "gradients", "importance", "budget", "shortfall", "choice",
     "widths", "surgery", "optimizers", "mending", "orders", "matching", "trouble", "float64", "reference", "proof",
-    "pruning", "stepping", "ladder", "presets", "rewriting", "compensation", "libraries", "sources", "store",
+    "compensation", "pruning", "stepping", "ladder", "presets", "rewriting", "libraries", "sources", "store",
     "plotting", "exporting", "backends", "train", "report", "sensing", "pipeline", "recipes", "cli", "__main__",
 ]
 

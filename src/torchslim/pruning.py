@@ -19,6 +19,7 @@ from torch import nn
 from torchslim.budget import Limit, Meter, PeakMeter, Selection, as_count
 from torchslim.calling import Inputs, unwrap
 from torchslim.choice import Choice, Scope, as_patterns, bundles_of, compared, protected, selected, stuck, widths_of
+from torchslim.compensation import compensate as refitted
 from torchslim.coupling import Coupling, Scaling, couple
 from torchslim.errors import ProofError, RequestError
 from torchslim.gradients import Loss
@@ -115,15 +116,27 @@ def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params:
     return _finished(coupling, cut, limits, selection, choice, {**stuck(selection.bundles, choice), **left_alone})
 
 
-def prune(model: nn.Module, inputs: Inputs, **options: Any) -> tuple[nn.Module, Plan]:
+def prune(model: nn.Module, inputs: Inputs, *, compensate: bool = False, **options: Any) -> tuple[nn.Module, Plan]:
     """Plan, apply and verify, in one call; the options are those of `plan`.
+
+    Args:
+        model, inputs: see `plan`.
+        compensate: after the proof, refit what is left to the original's outputs on `data=` (`torchslim.compensate`);
+            the targets of labelled data play no part.
+        options: see `plan`.
 
     Returns:
         The slim model, in the mode of the given one, and its plan.
 
     Raises:
+        RequestError: see `plan`; or there is no data to compensate on.
         ProofError: the slim network does not equal its silenced original; the slim network is not returned.
     """
+    evidence = Evidence(model, inputs, options.get("data"), options.get("loss"))
+    if compensate:
+        if evidence.data is None:
+            raise RequestError("prune: compensate=True asks for data=, batches of what the model is called with")
+        options["data"] = evidence.listed  # an iterator gives its batches once
     decided = plan(model, inputs, **options)
     slim = apply(model, decided)
     found = differences(model, slim, decided, inputs)
@@ -132,7 +145,7 @@ def prune(model: nn.Module, inputs: Inputs, **options: Any) -> tuple[nn.Module, 
         raise ProofError(f"prune: `{wrong.where}` of the slim network differs from the silenced original's by "
                          f"{wrong.error:.1e} (relative), at most {TOLERANCE:.0e} is accepted; leave the layers before "
                          "it alone with exclude=")
-    return slim, decided
+    return refitted(model, slim, decided, evidence.batches) if compensate else slim, decided
 
 
 def _limits(coupling: Coupling, asked: Mapping[str, float | None]) -> list[Limit]:
