@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from math import ceil
 from typing import Any
 
@@ -78,12 +79,34 @@ def test_what_comes_in_steps_says_how_far_below_it_is_and_what_comes_next() -> N
     [budget], [note] = plan.budgets, plan.notes
     share = (budget.asked - budget.met) / budget.before
     assert share > 0.01
-    assert note.startswith(f"macs: {budget.met:,} is {share:.1%} of the whole below what was asked; channels go in")
-    above = int(note.rpartition(" ")[2].replace(",", ""))
+    above, kept = feasible(note)
+    assert note == (
+        f"macs: {budget.met:,} is {share:.1%} of the whole below what was asked; the next step is larger (rounding, by "
+        f"which `3` loses 32 channels at once), and the nearest feasible budget above is {above:,}, a share of {kept}")
     assert above > budget.asked
-    again = ts.plan(model, X, macs=above, round_to=32)
-    assert again.budgets[0].met == above
-    assert again.notes == ()
+    for asked in (above, float(kept)):
+        again = ts.plan(model, X, macs=asked, round_to=32)
+        assert above <= again.budgets[0].met <= again.budgets[0].asked
+        assert again.notes == ()
+
+
+def feasible(note: str) -> tuple[int, str]:
+    """The nearest feasible budget that a remark names: the count, and the share as it stands there."""
+    found = re.search(r"nearest feasible budget (?:is|above is) ([\d,]+), a share of (\d\.\d{4})", note)
+    assert found is not None, note
+    return int(found[1].replace(",", "")), found[2]
+
+
+def test_steps_of_rows_and_of_single_channels_are_told_apart() -> None:
+    rows = nn.Sequential(conv(3, 32), conv(32, 32, groups=16), conv(32, 8))
+    [note] = ts.plan(rows, X, params=0.7).notes
+    assert "the next step is larger (the rows of `1` lose equally many)" in note
+    single = nn.Sequential(conv(3, 6), conv(6, 8), nn.Flatten(), nn.Linear(8 * 256, 10))
+    [note] = ts.plan(single, X, params=0.7).notes
+    assert "the next step is larger (a single channel of `1`)" in note
+    for model, note_of in ((rows, ts.plan(rows, X, params=0.7)), (single, ts.plan(single, X, params=0.7))):
+        above, _ = feasible(note_of.notes[0])
+        assert ts.plan(model, X, params=above).budgets[0].met == above
 
 
 def test_of_several_budgets_the_tightest_is_what_counts() -> None:
@@ -128,8 +151,21 @@ def test_a_budget_that_cannot_be_met_says_so(resource: str) -> None:
     plan = ts.plan(model, X, **{resource: 1})
     [budget] = plan.budgets
     assert budget.met > budget.asked == 1
-    assert plan.notes == (f"{resource}: asked for at most 1, and {budget.met:,} is the least that the protected "
-                          "channels, rounding and minimum width leave",)
+    whole = spent(model, X)[resource]
+    classifier = {"macs": 0, "params": 10, "channels": 10}[resource]  # what is left of it without a channel to read
+    why = (f"the protected channels, those that are left alone, cost {classifier} by themselves" if classifier else
+           "the minimum width of the groups (2 channels, min_channels=, min_kept= or a share by pattern) allows no "
+           "less")
+    [note] = plan.notes
+    above, share = feasible(note)
+    assert above == budget.met
+    assert note == (f"{resource}: asked for at most 1, and the nearest feasible budget is {budget.met:,}, a share of "
+                    f"{share}: {why}")
+    assert float(share) - 2e-4 <= budget.met / whole <= float(share)
+    for asked in (above, float(share)):
+        again = ts.plan(model, X, **{resource: asked})
+        assert again.notes == ()
+        assert again.budgets[0].met <= again.budgets[0].asked
     slim = ts.apply(model, plan)
     assert spent(slim, X)[resource] == budget.met
     assert widths(plan, model) == {"0": 2, "3": 2, "5": 2, "8": 2, "10": 10}
@@ -265,9 +301,8 @@ def test_no_group_loses_more_than_its_share(share: float) -> None:
     plan = ts.plan(model, X, params=1, min_kept=share)
     assert widths(plan, model) == {"0": ceil(share * 64), "3": ceil(share * 96), "5": ceil(share * 48),
                                    "8": ceil(share * 64), "10": 10}
-    [budget] = plan.budgets
-    assert plan.notes == (f"params: asked for at most 1, and {budget.met:,} is the least that the protected channels, "
-                          f"rounding, minimum width and min_kept={share:g} leave",)
+    [budget], [note] = plan.budgets, plan.notes
+    assert feasible(note)[0] == budget.met
     assert plan.settings["min_kept"] == share
 
 
@@ -292,7 +327,7 @@ def test_rows_and_deep_networks_keep_their_share() -> None:
     for name in ("mobilenet_v2", "shufflenet_v2_x1_0", "densenet121"):
         deep = network(name)
         plan = ts.plan(deep, PICTURE, macs=0.1, min_kept=0.4, importance="random")
-        assert "min_kept=0.4" in plan.notes[0]
+        assert "min_kept=" in plan.notes[0]
         assert all(len(kept[0]) >= 0.4 * len(deep.get_parameter(layer)) for layer, kept in plan.kept.items()
                    if layer.endswith(".weight") and 0 in kept)
 
@@ -413,8 +448,43 @@ def test_fire_modules_without_their_concatenations_are_a_budget_out_of_reach() -
     plan = ts.plan(network("squeezenet1_1"), PICTURE, macs=0.5, shortcuts=False)
     [budget] = plan.budgets
     assert budget.met > budget.asked
-    assert plan.notes == (f"macs: asked for at most {budget.asked:,}, and {budget.met:,} is the least that the "
-                          "protected channels, rounding and minimum width leave",)
+    [note] = plan.notes
+    assert note.startswith(f"macs: asked for at most {budget.asked:,}, and the nearest feasible budget is ")
+    assert "the protected channels, those that are left alone, cost " in note
+
+
+@pytest.mark.parametrize(("options", "why"), [
+    ({"round_to": 32}, "rounding (round_to=, or rows that lose equally many) stops it, single channels would leave "),
+    ({"min_channels": 32}, "the minimum width of the groups (2 channels, min_channels=, min_kept= or a share by"),
+    ({"min_kept": 0.5, "round_to": 8}, "the minimum width"),
+    ({"exclude": ["3"]}, "the minimum width"), ({"exclude": ["3", "5"]}, "the protected channels, those that are left"),
+    ({"scope": {"3": 0.9, "5": 0.9}}, "the minimum width")])
+def test_what_stops_a_budget_is_named(options: dict[str, Any], why: str) -> None:
+    model = chain()
+    plan = ts.plan(model, X, macs=0.02, **options)
+    [budget], [note] = plan.budgets, plan.notes
+    assert budget.met > budget.asked
+    assert why in note
+    assert feasible(note)[0] == budget.met == counted_macs(ts.apply(model, plan), X)
+
+
+def test_rows_that_rounding_holds_are_named_and_single_steps_are_what_they_would_leave() -> None:
+    model = nn.Sequential(conv(3, 32), conv(32, 32, groups=4), conv(32, 4))
+    [note] = ts.plan(model, X, params=0.4, round_to=32).notes
+    left = int(note.rpartition(" ")[2].replace(",", ""))
+    assert "rounding (round_to=" in note
+    assert ts.plan(model, X, params=1).budgets[0].met == left
+
+
+def test_nothing_goes_for_a_budget_that_it_can_not_serve() -> None:
+    """A map that stays is the peak of memory: what is not alive then need not go."""
+    model = nn.Sequential(conv(3, 16, 1), nn.ReLU(), nn.AvgPool2d(8), conv(16, 64), nn.ReLU(), conv(64, 8))
+    plan = ts.plan(model, X, memory=0.01, exclude=["0"])
+    assert plan.budgets[0].met > plan.budgets[0].asked
+    assert plan.kept == {}
+    both = ts.plan(model, X, memory=0.01, params=0.5, exclude=["0"])
+    assert both.budgets[0].met <= both.budgets[0].asked
+    assert both.budgets[0].met > 0.48 * both.budgets[0].before
 
 
 # Requests that are wrong

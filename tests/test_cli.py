@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 import torchslim
 from helpers import Call, heeds_ctrl_c
@@ -104,11 +105,25 @@ def test_prune_by_what_a_loss_says_of_labelled_pictures(call: Call, tmp_path: Pa
         assert plan.settings["importance"] == importance
 
 
+def test_prune_puts_back_what_is_lost(call: Call, tmp_path: Path) -> None:
+    def weights(*more: str) -> dict[str, Tensor]:
+        out = tmp_path / "slim.safetensors"
+        status, printed, _ = call("prune", "timm:test_resnet?num_classes=10", "--macs", "0.5", "--importance", "obs",
+                                  "--data", "digits", "--pictures", "64", "--out", out, *more)
+        assert status == 0
+        assert ("compensated: refitted to the original's outputs on 64 pictures" in printed) == bool(more)
+        return torchslim.load(out).state_dict()
+
+    cut, compensated = weights(), weights("--compensate")
+    assert {name: value.shape for name, value in cut.items()} == {n: v.shape for n, v in compensated.items()}
+    assert not torch.equal(cut["fc.weight"], compensated["fc.weight"])
+
+
 def test_prune_leaves_each_group_its_least(call: Call, tmp_path: Path) -> None:
-    status, printed, _ = call("prune", SMALL, "--params", "1", "--importance", "l1:filters:max", "--min-kept", "0.5",
+    status, printed, _ = call("prune", SMALL, "--params", "2%", "--importance", "l1:filters:max", "--min-kept", "0.5",
                               "--min-channels", "9", "--out", tmp_path / "slim.safetensors", "--json")
     assert status == 0
-    assert "rounding, minimum width and min_kept=0.5 leave" in json.loads(printed)["notes"][0]
+    assert "min_kept=" in json.loads(printed)["notes"][0]
     (plan,) = read_header(tmp_path / "slim.safetensors").steps
     assert isinstance(plan, Plan)
     assert (plan.settings["min_kept"], plan.settings["min_channels"]) == (0.5, 9)
@@ -124,7 +139,9 @@ def test_prune_leaves_each_group_its_least(call: Call, tmp_path: Path) -> None:
     (["prune", SMALL, "--macs", "0.5", "--importance", "taylor", "--out", "s.safetensors"],
      "error: prune: --importance taylor asks for pictures; give --data digits"),
     (["prune", SMALL, "--macs", "0.5", "--data", "digits", "--out", "s.safetensors"],
-     "error: prune: --importance l2 does not look at --data; leave it out"),
+     "error: prune: --importance l2 does not look at --data; leave it out, or give --compensate"),
+    (["prune", SMALL, "--macs", "0.5", "--compensate", "--out", "s.safetensors"],
+     "error: prune: --compensate asks for pictures; give --data digits"),
     (["prune", SMALL, "--channels", "none", "--out", "slim.safetensors"], "error: --channels none: wanted a share"),
     (["prune", SMALL, "--macs", "0.5", "--only", "layer1.*", "--preset", "inner", "--out", "s.safetensors"],
      "error: prune: --preset and --only both say which layers may be cut; give one of them"),

@@ -205,3 +205,30 @@ def test_networks_whose_path_the_data_decides_are_refused() -> None:
     slim, plan = halved(model, "a")
     with pytest.raises(TraceError, match="does not run the same layers on every batch"):
         ts.compensate(model, slim, plan, [X, X + 1e6])
+
+
+@pytest.mark.parametrize("importance", ["l2", "obs"])
+def test_prune_compensates_on_batches_that_come_once(importance: str) -> None:
+    torch.manual_seed(0)
+    model = plain().float()
+    x = torch.randn(12, 3, 12, 12)
+    slim, plan = ts.prune(model, x[:1], macs=0.6, importance=importance, data=iter([x[:6], x[6:]]), compensate=True)
+    wanted = ts.compensate(model, ts.apply(model, plan), plan, [x[:6], x[6:]])
+    assert all(torch.equal(value, wanted.state_dict()[name]) for name, value in slim.state_dict().items())
+    assert not torch.equal(slim(x), ts.apply(model, plan)(x))
+
+
+def test_prune_compensates_on_the_pictures_of_labelled_data() -> None:
+    torch.manual_seed(0)
+    model = plain().float()
+    x, y = torch.randn(8, 3, 12, 12), torch.zeros(8, dtype=torch.long)
+    options: Any = {"macs": 0.6, "importance": "taylor", "data": [(x, y)],
+                    "loss": lambda out, wanted: nn.functional.cross_entropy(out.flatten(2).mean(2), wanted)}
+    slim, plan = ts.prune(model, x[:1], compensate=True, **options)
+    wanted = ts.compensate(model, ts.apply(model, plan), plan, [x])
+    assert torch.equal(slim(x), wanted(x))
+
+
+def test_prune_does_not_compensate_without_data() -> None:
+    with pytest.raises(RequestError, match="compensate=True asks for data="):
+        ts.prune(plain(), X, macs=0.6, compensate=True)

@@ -8,7 +8,7 @@ many (the groups of a convolution, the halves of a channel split) go down togeth
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import pairwise
 from math import gcd
@@ -22,7 +22,6 @@ from torchslim.errors import RequestError
 from torchslim.importance import Scores
 from torchslim.labels import Rows
 from torchslim.memory import lives, size
-from torchslim.plans import Budget
 from torchslim.tapes import Index, Tape
 
 Shares = NDArray[np.float64]
@@ -106,6 +105,7 @@ class Bundle:
         kept: how many stay after each number of removals; the first entry is all of them.
         losses: what each removal loses, not decreasing.
         tied: the rows lose equally many; which channels go is chosen once their numbers are known.
+        least: how many would stay at the least if they did not go in steps.
     """
 
     name: str
@@ -113,6 +113,7 @@ class Bundle:
     kept: Index
     losses: Scores
     tied: bool
+    least: int
 
     def shares(self, level: int) -> Shares:
         """Kept share of each class after so many removals: 1 or 0, or the share of each row."""
@@ -137,7 +138,8 @@ def free_bundle(group: ChannelGroup, scores: Scores, round_to: int, least: int,
     ranked = scores[order]
     gone = group.channels - kept
     losses = np.add.reduceat(ranked[: gone[-1]], gone[:-1]) / np.diff(gone) if len(kept) > 1 else np.zeros(0)
-    return Bundle(group.name, group.classes[order], kept, np.maximum.accumulate(losses), tied=False)
+    return Bundle(group.name, group.classes[order], kept, np.maximum.accumulate(losses), tied=False,
+                  least=min(least, group.channels))
 
 
 def row_bundle(name: str, matrices: Sequence[Rows], widths: Sequence[int], scores: Scores, round_to: int,
@@ -154,12 +156,13 @@ def row_bundle(name: str, matrices: Sequence[Rows], widths: Sequence[int], score
     blocks = [block for matrix in matrices for block in _distinct(matrix.labels)]
     steps = gcd(*(block.shape[1] for block in blocks))
 
-    def allowed(k: int) -> bool:
-        narrow = any(matrix.labels.shape[1] * k // steps < matrix.least for matrix in matrices)
-        kept = [width * k // steps for width in widths]
-        return not narrow and all(width % round_to == 0 and width >= least for width in kept)
+    def wide(k: int) -> bool:
+        return all(matrix.labels.shape[1] * k // steps >= matrix.least for matrix in matrices) and all(
+            width * k // steps >= least for width in widths)
 
-    kept = np.array([steps, *(k for k in range(steps - 1, 0, -1) if allowed(k))])
+    able = [k for k in range(1, steps) if wide(k)]
+    rounded = [k for k in able if all(width * k // steps % round_to == 0 for width in widths)]
+    kept = np.array([steps, *reversed(rounded)])
     ranked = [np.sort(scores[block], axis=1) for block in blocks]
     losses = []
     for before, after in pairwise(kept.tolist()):
@@ -167,7 +170,8 @@ def row_bundle(name: str, matrices: Sequence[Rows], widths: Sequence[int], score
                  for block in ranked]
         losses.append(float(np.mean(np.concatenate([part.ravel() for part in parts]))))
     classes = np.unique(np.concatenate([block.ravel() for block in blocks]))
-    return Bundle(name, classes, kept, np.maximum.accumulate(np.array(losses)), tied=True)
+    return Bundle(name, classes, kept, np.maximum.accumulate(np.array(losses)), tied=True,
+                  least=min(able, default=steps))
 
 
 def _distinct(rows: Index) -> list[Index]:
@@ -189,10 +193,18 @@ class Limit:
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """How far each bundle goes down; `looser` are the shares of one removal less, which do not meet the limits."""
+    """How far each bundle goes down.
+
+    Attributes:
+        bundles: what can be removed.
+        removals: of each bundle.
+        last: the place of the bundle whose removal made the selection meet the limits; None where nothing need go.
+        looser: the shares without this removal, which do not meet them.
+    """
 
     bundles: tuple[Bundle, ...]
     removals: tuple[int, ...]
+    last: int | None = None
     looser: Shares | None = None
 
     def shares(self, classes: int) -> Shares:
@@ -244,7 +256,7 @@ class _Order:
 
 def select(coupling: Coupling, bundles: Sequence[Bundle], limits: Sequence[Limit],
            floor: Mapping[int, int] | None = None, evenly: bool = False) -> Selection:
-    """The fewest and least important removals that meet every limit, or all that can go where none do.
+    """The fewest and least important removals that meet every limit, or come as near to it as can be.
 
     Args:
         coupling: the network's.
@@ -255,42 +267,26 @@ def select(coupling: Coupling, bundles: Sequence[Bundle], limits: Sequence[Limit
     """
     start = [0 if floor is None else floor.get(place, 0) for place in range(len(bundles))]
     order = _Order(bundles, start, coupling.classes)
+    low, high = 0, len(order.owners)
+    least = order.shares(high)
+    # What is out of reach asks for the least that there is, so that nothing goes that is of no use to it.
+    limits = [replace(limit, most=max(limit.most, limit.meter(least))) for limit in limits]
 
     def met(shares: Shares) -> bool:
         return all(limit.meter(shares) <= limit.most for limit in limits)
 
-    low, high = 0, len(order.owners)
     while low < high:
         middle = (low + high) // 2
         if met(order.shares(middle)):
             high = middle
         else:
             low = middle + 1
-    removals, shares = order.first(low), order.shares(low)
-    if met(shares):
-        peaks = any(isinstance(limit.meter, PeakMeter) for limit in limits)
-        _give_back(removals, shares, order, low, met, evenly, None if peaks else GIVING_BACK)
-    return Selection(tuple(bundles), tuple(removals), order.shares(low - 1) if low else None)
-
-
-CLOSE = 0.01
-"""How far below its budget, as a share of the whole network's cost, a cut may be without a remark."""
-
-
-def remarks(limits: Sequence[Limit], budgets: Sequence[Budget], selection: Selection,
-            min_kept: float = 0.0) -> list[str]:
-    """What keeps a cut from its budgets: from meeting them, or from coming close to the tightest."""
-    least = f"rounding, minimum width and min_kept={min_kept:g}" if min_kept else "rounding and minimum width"
-    found = [f"{b.resource}: asked for at most {b.asked:,}, and {b.met:,} is the least that the protected channels, "
-             f"{least} leave" for b in budgets if b.met > b.asked]
-    if budgets and not found:
-        limit, tight = max(zip(limits, budgets, strict=True), key=lambda pair: pair[1].met / pair[1].asked)
-        below = (tight.asked - tight.met) / tight.before
-        if below > CLOSE and selection.looser is not None:
-            found.append(f"{tight.resource}: {tight.met:,} is {below:.1%} of the whole below what was asked; channels "
-                         "go in steps (rounding, rows that lose equally many, layers that share them), and with one "
-                         f"step less it would be {limit.meter(selection.looser):,}")
-    return found
+    removals = order.first(low)
+    peaks = any(isinstance(limit.meter, PeakMeter) for limit in limits)
+    _give_back(removals, order.shares(low), order, low, met, evenly, None if peaks else GIVING_BACK)
+    if not low:
+        return Selection(tuple(bundles), tuple(removals))
+    return Selection(tuple(bundles), tuple(removals), int(order.owners[low - 1]), order.shares(low - 1))
 
 
 GIVING_BACK = 32

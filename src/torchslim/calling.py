@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -37,6 +37,20 @@ def arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if next(tensors_in((args, kwargs)), None) is None:
         raise RequestError("inputs: no tensor in them; try torch.randn(1, 3, 224, 224)")
     return args, kwargs
+
+
+def batches_of(data: Any, wanted: str = "batches of inputs") -> list[Any]:
+    """The batches of `data=`, as they come.
+
+    Raises:
+        RequestError: it is a single batch, or nothing that can be gone through, or holds none.
+    """
+    if isinstance(data, Tensor | Mapping | str) or not isinstance(data, Iterable):
+        raise RequestError(f"data: got {type(data).__name__}, wanted an iterable of {wanted}, such as a list")
+    batches = list(data)
+    if not batches:
+        raise RequestError(f"data: no batch in it; wanted an iterable of {wanted}, such as a list")
+    return batches
 
 
 def tensors_in(tree: Any) -> Iterator[Tensor]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import ceil
 from numbers import Real
 
 import numpy as np
@@ -156,7 +157,8 @@ def _wholes(coupling: Coupling, bundles: Sequence[Bundle], choice: Choice) -> li
 def _down_to(bundle: Bundle, least: float) -> Bundle:
     """The same channels, of which so many stay at the least."""
     allowed = max(1, int((bundle.kept >= least - TINY).sum()))
-    return Bundle(bundle.name, bundle.classes, bundle.kept[:allowed], bundle.losses[:allowed - 1], bundle.tied)
+    return replace(bundle, kept=bundle.kept[:allowed], losses=bundle.losses[:allowed - 1],
+                   least=min(max(bundle.least, ceil(least - TINY)), int(bundle.kept[0])))
 
 
 def compared(original: Coupling, coupling: Coupling) -> Coupling:
@@ -235,7 +237,7 @@ def _ruled(layers: Sequence[str], scope: Mapping[str, float]) -> float | None:
 
 def _uniform(bundle: Bundle, whole: float) -> Bundle:
     """The same channels in the same order, each removal priced by the share that is then gone."""
-    return Bundle(bundle.name, bundle.classes, bundle.kept, 1 - bundle.kept[1:] / whole, bundle.tied)
+    return replace(bundle, losses=1 - bundle.kept[1:] / whole)
 
 
 def stuck(bundles: Sequence[Bundle], choice: Choice) -> dict[int, str]:

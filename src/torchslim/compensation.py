@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from torchslim.calling import Inputs, unwrap
+from torchslim.calling import Inputs, batches_of, unwrap
 from torchslim.copying import copied
 from torchslim.errors import PlanError, RequestError
 from torchslim.latency import evaluating
@@ -61,7 +61,7 @@ def compensate(model: nn.Module, slim: nn.Module, plan: Plan, data: Iterable[Inp
         TraceError: the model fails on a batch, or runs other layers on one batch than on another.
     """
     model, new = unwrap(model), copied(unwrap(slim))
-    batches = _listed(data)
+    batches = batches_of(data)
     if not isinstance(ridge, int | float) or not 0 < ridge < float("inf"):
         raise RequestError(f"compensate: ridge={ridge!r} found, a number above 0 wanted; try {RIDGE}")
     _check(model, new, plan)
@@ -99,15 +99,6 @@ def _refit_all(model: nn.Module, new: nn.Module, plan: Plan, batches: Sequence[I
 
 
 # --- what there is to fit -----------------------------------------------------------------------------------
-
-def _listed(data: Iterable[Inputs]) -> list[Inputs]:
-    if isinstance(data, Tensor | Mapping | str) or not isinstance(data, Iterable):
-        raise RequestError(f"data: got {type(data).__name__}, wanted an iterable of batches of inputs; try [images]")
-    batches = list(data)
-    if not batches:
-        raise RequestError("data: no batch in it; wanted an iterable of batches of inputs, such as [images]")
-    return batches
-
 
 def _check(model: nn.Module, slim: nn.Module, plan: Plan) -> None:
     wanted = {name: value.shape for name, value in apply(model, plan).state_dict().items()}

@@ -44,8 +44,11 @@ class Moments(NamedTuple):
 
     def best(self, weight: Tensor, costs: Tensor) -> Tensor:
         """Weights (G, N / G, F) near to `weight`, which it costs so much to leave."""
-        best: Tensor = torch.linalg.solve(self.seen + torch.diag_embed(costs),
-                                          (self.both + costs.unsqueeze(1) * weight).mT).mT
+        read = (self.squares != 0).any(0).nonzero().flatten()  # no filter sees anything elsewhere: nothing changes
+        best = weight.clone()
+        seen, both, kept = self.seen[:, read[:, None], read], self.both[..., read], costs[:, read]
+        best[..., read] = torch.linalg.solve(seen + torch.diag_embed(kept),
+                                             (both + kept.unsqueeze(1) * weight[..., read]).mT).mT
         return best
 
     def missing(self, weight: Tensor) -> Tensor:
@@ -58,10 +61,16 @@ def moments_of(spec: Spec, weight: Tensor, pairs: Pairs, centred: bool) -> Momen
     groups, share, width = weight.shape
     seen, both = weight.new_zeros(groups, width, width), torch.zeros_like(weight)
     means, wanted, places = weight.new_zeros(groups, width), weight.new_zeros(groups, share), 0
-    for x, y in sampled(spec, pairs):
+    for x, y in _together(sampled(spec, pairs), PLACES):
         a, b = x.reshape(len(x), groups, width).transpose(0, 1), y.reshape(len(y), groups, share).transpose(0, 1)
-        seen += a.mT @ a
-        both += b.mT @ a
+        read = a.any(1).any(0).nonzero().flatten()
+        if 2 * len(read) < width:  # filters on small maps see padding for the most part
+            few = a[..., read]
+            seen[:, read[:, None], read] += few.mT @ few
+            both[..., read] += b.mT @ few
+        else:
+            seen += a.mT @ a
+            both += b.mT @ a
         means += a.sum(1)
         wanted += b.sum(1)
         places += len(x)
@@ -70,6 +79,18 @@ def moments_of(spec: Spec, weight: Tensor, pairs: Pairs, centred: bool) -> Momen
         seen -= means.unsqueeze(2) * means.unsqueeze(1)
         both -= wanted.unsqueeze(2) * means.unsqueeze(1)
     return Moments(seen, both, means, wanted)
+
+
+def _together(pairs: Pairs, least: int) -> Iterator[Pair]:
+    """The same rows, at least so many at a time but for the last: those of small maps make one product, not many."""
+    held: list[Pair] = []
+    for pair in pairs:
+        held.append(pair)
+        if sum(len(x) for x, _ in held) >= least:
+            yield torch.cat([x for x, _ in held]), torch.cat([y for _, y in held])
+            held = []
+    if held:
+        yield torch.cat([x for x, _ in held]), torch.cat([y for _, y in held])
 
 
 def sampled(spec: Spec, pairs: Pairs) -> Iterator[Pair]:

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from torchslim.budget import Limit, Meter, PeakMeter, Selection, as_count, remarks
+from torchslim.budget import Limit, Meter, PeakMeter, Selection, as_count
 from torchslim.calling import Inputs, unwrap
 from torchslim.choice import Choice, Scope, as_patterns, bundles_of, compared, protected, selected, stuck, widths_of
+from torchslim.compensation import compensate as refitted
 from torchslim.coupling import Coupling, Scaling, couple
 from torchslim.errors import ProofError, RequestError
 from torchslim.gradients import Loss
@@ -26,6 +27,7 @@ from torchslim.importance import Evidence, Importance, criterion
 from torchslim.matching import Cut, culprits, cut_as
 from torchslim.plans import Budget, LeftAlone, Plan
 from torchslim.proof import differences
+from torchslim.shortfall import remarks
 from torchslim.surgery import apply
 from torchslim.tapes import tapes
 from torchslim.terms import Terms
@@ -51,7 +53,8 @@ def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params:
         inputs: what it is called with: a tensor, a tuple, a list (the one argument) or a dict of keywords. Costs are
             counted for these very inputs.
         macs, params, channels, memory: what is *kept*, alone or together: a float in (0, 1] is a share of today, an
-            int a count (multiply-adds, parameters, output channels of all layers, bytes of activations at the peak).
+            int a count (multiply-adds, parameters, channels that layers make, bytes of activations at the peak).
+            What keeps the plan from meeting them closely is in its notes, with the nearest feasible budget.
         importance: what ranks the channels: "l2", "l1", "bn_scale", "fpgm", "lamp", "activation", "taylor", "hessian",
             "random", a name with options ("l2:max"), an instance of a criterion (`torchslim.importance`), or a
             callable(group) -> one score a channel, higher for channels that matter more.
@@ -113,15 +116,27 @@ def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params:
     return _finished(coupling, cut, limits, selection, choice, {**stuck(selection.bundles, choice), **left_alone})
 
 
-def prune(model: nn.Module, inputs: Inputs, **options: Any) -> tuple[nn.Module, Plan]:
+def prune(model: nn.Module, inputs: Inputs, *, compensate: bool = False, **options: Any) -> tuple[nn.Module, Plan]:
     """Plan, apply and verify, in one call; the options are those of `plan`.
+
+    Args:
+        model, inputs: see `plan`.
+        compensate: after the proof, refit what is left to the original's outputs on `data=` (`torchslim.compensate`);
+            the targets of labelled data play no part.
+        options: see `plan`.
 
     Returns:
         The slim model, in the mode of the given one, and its plan.
 
     Raises:
+        RequestError: see `plan`; or there is no data to compensate on.
         ProofError: the slim network does not equal its silenced original; the slim network is not returned.
     """
+    evidence = Evidence(model, inputs, options.get("data"), options.get("loss"))
+    if compensate:
+        if evidence.data is None:
+            raise RequestError("prune: compensate=True asks for data=, batches of what the model is called with")
+        options["data"] = evidence.listed  # an iterator gives its batches once
     decided = plan(model, inputs, **options)
     slim = apply(model, decided)
     found = differences(model, slim, decided, inputs)
@@ -130,7 +145,7 @@ def prune(model: nn.Module, inputs: Inputs, **options: Any) -> tuple[nn.Module, 
         raise ProofError(f"prune: `{wrong.where}` of the slim network differs from the silenced original's by "
                          f"{wrong.error:.1e} (relative), at most {TOLERANCE:.0e} is accepted; leave the layers before "
                          "it alone with exclude=")
-    return slim, decided
+    return refitted(model, slim, decided, evidence.batches) if compensate else slim, decided
 
 
 def _limits(coupling: Coupling, asked: Mapping[str, float | None]) -> list[Limit]:
@@ -150,7 +165,9 @@ def _finished(coupling: Coupling, cut: Cut, limits: Sequence[Limit], selection: 
               left_alone: Mapping[int, str]) -> Plan:
     shares = cut.stays.astype(np.float64)
     budgets = tuple(Budget(limit.resource, limit.meter.total, limit.most, limit.meter(shares)) for limit in limits)
-    notes = remarks(limits, budgets, selection, choice.min_kept)
+    own = dict.fromkeys((limit.resource for limit in limits), 1)
+    wholes = {limit.resource: limit.meter.total for limit in _limits(choice.original, own)} if choice.original else {}
+    notes = remarks(limits, budgets, selection, coupling.classes, wholes)
     mixed = list(dict.fromkeys(m.reason for m in coupling.mixed if (shares[m.labels] == 0).any()))
     notes += [f"approximate: {reason}" for reason in mixed]
     notes += note(coupling.graphs)

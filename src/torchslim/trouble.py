@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -49,7 +49,7 @@ class Trouble:
             return bundle
         first = int(bundle.classes.min())
         able = np.array([(first, n) not in self.impossible for n in bundle.kept.tolist()])
-        return Bundle(bundle.name, bundle.classes, bundle.kept[able], bundle.losses[able[1:]], bundle.tied)
+        return replace(bundle, kept=bundle.kept[able], losses=bundle.losses[able[1:]])
 
     def meet(self, coupling: Coupling, selection: Selection, place: int, reason: str) -> None:
         """Take note that a bundle of the selection, by its place, can't be cut to its level."""

@@ -242,12 +242,23 @@ def test_files_that_are_no_recipes(text: str, message: str, tmp_path: Path) -> N
      "--finetune-lr 0.0: wanted a number above 0"),
     (["torchvision:resnet18", "--data", "digits", "--macs", "0.5", "--label-smoothing", "1"],
      "--label-smoothing 1.0: wanted from 0 to below 1"),
+    (["torchvision:resnet18", "--data", "digits", "--macs", "0.5", "--fresh", "--sparsify-epochs", "0"],
+     "--fresh True: wanted sparsification to start from fresh weights"),
 ])
 def test_runs_that_lack_something(more: list[str], said: str, tmp_path: Path, call: Call) -> None:
     status, _, err = call("slim", *more, "--out", tmp_path / "run")
     assert status == 2
     assert err.startswith(f"error: {said}")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_saved_model_has_no_fresh_weights(tmp_path: Path, call: Call) -> None:
+    path = ts.save(build("torchslim:resnet_cifar?depth=8"), tmp_path / "a.safetensors",
+                   source="torchslim:resnet_cifar?depth=8")
+    status, _, said = call("slim", path, "--data", "digits", "--macs", "0.5", "--fresh", "--out", tmp_path / "run")
+    assert status == 2
+    assert "--fresh: " in said
+    assert "is a saved model" in said
 
 
 def test_a_command_repeats_every_setting(tmp_path: Path) -> None:

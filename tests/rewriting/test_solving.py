@@ -48,6 +48,21 @@ def test_the_weights_are_those_of_least_squares(layer: Any) -> None:
     torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("side", [1, 2])
+def test_what_filters_see_of_small_maps_alone_changes_and_the_rest_stays(side: int) -> None:
+    layer = nn.Conv2d(4, 6, 5, padding=2, groups=2).double()
+    before = layer.weight.detach().clone()
+    x, y = torch.randn(40, 4, side, side).double() + 0.5, torch.randn(40, 6, side, side).double()
+    matrix, flat = jacobian(layer, x)
+    solving.solve(layer, [(x[:3], y[:3]), (x[3:], y[3:])])
+    seen = matrix.abs().sum(0) > 0
+    wanted = flat.clone()
+    wanted[seen] = torch.linalg.lstsq(matrix[:, seen], y.flatten()).solution
+    found = nn.utils.parameters_to_vector(layer.parameters()).detach()
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
+    assert torch.equal(layer.weight[:, :, 4], before[:, :, 4])  # padding on both sides of it
+
+
 def test_two_factors_are_the_best_of_their_rank() -> None:
     first, last = nn.Linear(6, 2, bias=False).double(), nn.Linear(2, 5).double()
     x, y = torch.randn(40, 6).double() @ torch.randn(6, 6).double(), torch.randn(40, 5).double()

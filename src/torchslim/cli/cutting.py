@@ -71,14 +71,16 @@ def prune(
         "Compare scores over the whole network, keep the same share of each group, or keep what a JSON file says: "
         "layer pattern to share, as `sensitivity` writes it."))] = "global",
     importance: Annotated[str, typer.Option(
-        help="What ranks the channels: l2, l1, bn_scale, fpgm, lamp, random; activation, taylor and hessian ask for "
-             "--data. Options follow colons: l2:max, l1:filters."),
+        help="What ranks the channels: l2, l1, bn_scale, fpgm, lamp, random; obs, activation, taylor and hessian ask "
+             "for --data. Options follow colons: l2:max, l1:filters."),
     ] = "l2",
     data: Annotated[str | None, typer.Option(
         "--data", metavar="DATA", show_default=False,
-        help="Pictures for the criteria that ask for them: digits, folder:PATH, torchvision:NAME@ROOT, "
-             "package.module:factory or file.py:factory.")] = None,
+        help="Pictures for --compensate, and for the criteria that ask for them: digits, folder:PATH, "
+             "torchvision:NAME@ROOT, package.module:factory or file.py:factory.")] = None,
     pictures: Pictures = None,
+    compensate: Annotated[bool, typer.Option("--compensate", help=(
+        "Refit what is left to the original's outputs on --data, without labels, after the proof."))] = False,
     shortcuts: Annotated[bool, typer.Option(help="Also cut channels that shortcuts share.")] = True,
     round_to: Annotated[int, typer.Option(min=1, help="Keep multiples of this many channels.")] = 1,
     min_channels: Annotated[int, typer.Option(min=1, help="The least that a group of layers keeps.")] = 1,
@@ -109,7 +111,7 @@ def prune(
     _check(limits, out, show, not isinstance(shares, str), {"--only": only, "--exclude": exclude, "--preset": preset})
     source = resolve(model)
     patterns = _preset(source, preset) if preset is not None else only or ()
-    told = _labels(importance, data, shapes, pictures, seed)
+    told = _labels(importance, compensate, data, shapes, pictures, seed)
     inputs = example(source, shapes, seed) if told is None or shapes else told[0][0][:1]
     original = seeded(source, seed)
     warn_of_random(source)
@@ -125,7 +127,7 @@ def prune(
         groups = torchslim.groups(original, inputs, allow_approximate=approximate, whole_groups=whole_groups)
         found |= _show(str(source), original, groups, plan, as_json)
     if plan is not None and out is not None:
-        found |= _cut(original, inputs, plan, source, out, as_json)
+        found |= _cut(original, inputs, plan, source, out, as_json, [x for x, _ in told] if compensate and told else ())
     elif plan is not None and not as_json:
         _print_table([(budget.resource, budget.before, budget.met) for budget in plan.budgets])
     if plan is not None:
@@ -166,16 +168,18 @@ def _scope(text: str) -> str | dict[str, float]:
     return found
 
 
-def _labels(importance: str, data: str | None, shapes: list[str] | None, pictures: int | None,
+def _labels(importance: str, compensate: bool, data: str | None, shapes: list[str] | None, pictures: int | None,
             seed: int) -> list[tuple[Tensor, Tensor]] | None:
-    """Labelled pictures for the criteria that look at pictures; None for the others."""
+    """Labelled pictures where a criterion looks at pictures, or the cut is compensated; None where not."""
     from torchslim.importance import criterion
 
     needs_data = criterion(importance).needs_data
-    if needs_data and data is None:
-        raise RequestError(f"prune: --importance {importance} asks for pictures; give --data digits, folder:PATH, ...")
-    if not needs_data and data is not None:
-        raise RequestError(f"prune: --importance {importance} does not look at --data; leave it out")
+    if (needs_data or compensate) and data is None:
+        who = f"--importance {importance}" if needs_data else "--compensate"
+        raise RequestError(f"prune: {who} asks for pictures; give --data digits, folder:PATH, ...")
+    if not needs_data and not compensate and data is not None:
+        raise RequestError(f"prune: --importance {importance} does not look at --data; leave it out, or give "
+                           "--compensate")
     return pictures_of(data, shapes, pictures, seed)
 
 
@@ -202,8 +206,9 @@ def _show(title: str, original: nn.Module, found: ChannelGroups, plan: Plan | No
     return tree.as_data(shown, groups)
 
 
-def _cut(original: nn.Module, inputs: Any, plan: Plan, source: Source, out: Path, as_json: bool) -> dict[str, Any]:
-    """Cut, prove, save and tell; what came of it, as data."""
+def _cut(original: nn.Module, inputs: Any, plan: Plan, source: Source, out: Path, as_json: bool,
+         pictures: Sequence[Tensor]) -> dict[str, Any]:
+    """Cut, prove, refit on pictures if there are any, save and tell; what came of it, as data."""
     import torchslim
     from torchslim.pruning import TOLERANCE
 
@@ -213,12 +218,16 @@ def _cut(original: nn.Module, inputs: Any, plan: Plan, source: Source, out: Path
         raise ProofError(f"prune: the slim network differs from its silenced original by {error:.1e}, at "
                          f"most {TOLERANCE:.0e} is accepted; nothing was saved")
     before, after = torchslim.profile(original, inputs), torchslim.profile(slim, inputs)
+    if pictures:
+        slim = torchslim.compensate(original, slim, plan, pictures)
     torchslim.save(slim, out, plan=plan, source=source)
     if not as_json:
         _print_table([("parameters", before.params, after.params), ("multiply-adds", before.macs, after.macs)])
         for note in plan.notes:
             print(f"note: {note}")
         print(f"proof: differs from the silenced original by {error:.1e}")
+        if pictures:
+            print(f"compensated: refitted to the original's outputs on {sum(map(len, pictures))} pictures")
         if plan.left_alone:
             print(f"left alone: {len(plan.left_alone)} channel groups (--json lists them with their reasons)")
         print(f"saved: {out}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from torchslim.calling import Inputs
+from torchslim.calling import Inputs, batches_of
 from torchslim.channels import ChannelGroup, Member
 from torchslim.errors import RequestError
 from torchslim.gradients import Gradients, Loss, pair, totals
@@ -74,13 +74,7 @@ class Evidence:
         Raises:
             RequestError: there are none.
         """
-        wanted = "batches of inputs" if self.loss is None else "batches of (inputs, targets)"
-        if isinstance(self.data, Tensor | Mapping | str) or not isinstance(self.data, Iterable):
-            raise RequestError(f"data: got {type(self.data).__name__}, wanted an iterable of {wanted}")
-        batches = list(self.data)
-        if not batches:
-            raise RequestError(f"data: no batch in it; wanted an iterable of {wanted}")
-        return batches
+        return batches_of(self.data, "batches of inputs" if self.loss is None else "batches of (inputs, targets)")
 
     @cached_property
     def batches(self) -> list[Inputs]:

@@ -58,7 +58,7 @@ def sparsify(run: Run) -> Found:
     """Press the scales of batch norms toward zero while training goes on."""
     if run.settings.fresh:
         with seeded(mix(run.settings.seed, 5)):
-            model = sources.build(run.source)
+            model = sources.build(run.source.without_weights())
     else:
         model = run.model("baseline.safetensors")
     rate = run.settings.sparsify_lr or SPARSIFY_RATE * run.settings.lr

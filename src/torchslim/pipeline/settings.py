@@ -91,6 +91,8 @@ class Settings:
             "baseline_epochs": (self.baseline_epochs >= 0, "0 or more"),
             "sparsify_epochs": (self.sparsify_epochs >= 0, "0 or more"),
             "finetune_epochs": (self.finetune_epochs >= 0, "0 or more"),
+            "fresh": (not self.fresh or self.sparsify_epochs > 0, "sparsification to start from fresh weights; give "
+                      "--sparsify-epochs above 0"),
             "sparsity": (self.sparsity is None or 0 <= self.sparsity < math.inf, "0 or more"),
             "round_to": (self.round_to >= 1, "1 or more; try 8"),
             "threads": (self.threads is None or self.threads >= 1, "1 or more"),

@@ -189,7 +189,9 @@ def _preflight(settings: Settings) -> None:
                            "torchslim.train.fit from a script of your own under torchrun")
     from torchslim.sources import resolve
 
-    resolve(settings.model)
+    if resolve(settings.model).kind == "saved" and settings.fresh:
+        raise RequestError(f"--fresh: {settings.model} is a saved model, whose weights are all that it has; leave "
+                           "--fresh out, or give the architecture that it was made from")
     if find_spec("accelerate") is None:
         raise MissingExtra("accelerate", "train", "training")
     for package in ("onnx", "onnxscript", "onnxruntime") if settings.export else ():
