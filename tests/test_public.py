@@ -27,10 +27,10 @@ ORDER = [
     "__init__", "errors", "wording", "formulas", "units", "blocks", "zoo", "files", "plans", "calling", "modules",
     "graph", "terms", "labels", "untouched", "shapes", "blindness", "trace", "rules", "tapes", "unread", "channels",
     "grouping", "coupling", "memory", "profiler", "findings", "layering", "advice", "latency", "layertimes", "copying",
-    "gradients", "importance", "budget", "widths", "surgery", "optimizers", "mending", "orders", "matching", "trouble",
-    "float64", "reference", "proof", "pruning", "ladder", "presets", "rewriting", "lockstep", "compensation",
-    "libraries", "sources", "store", "plotting", "exporting", "backends", "train", "report", "pipeline", "cli",
-    "__main__",
+    "exporting", "backends", "gradients", "importance", "budget", "geometry", "surfaces", "timetable", "parts",
+    "clockmeter", "pacing", "stopwatches", "deadlines", "widths", "surgery", "optimizers", "mending", "orders",
+    "matching", "trouble", "float64", "reference", "proof", "pruning", "ladder", "presets", "rewriting", "lockstep",
+    "compensation", "libraries", "sources", "store", "plotting", "train", "report", "pipeline", "cli", "__main__",
 ]
 
 # Imports against the order, each inside a function: a saved model is a source of models, and has a source itself.

@@ -279,15 +279,15 @@ CLOSE = 0.01
 
 def remarks(limits: Sequence[Limit], budgets: Sequence[Budget], selection: Selection) -> list[str]:
     """What keeps a cut from its budgets: from meeting them, or from coming close to the tightest."""
-    found = [f"{b.resource}: asked for at most {b.asked:,}, and {b.met:,} is the least that the protected channels, "
-             "rounding and minimum width leave" for b in budgets if b.met > b.asked]
+    found = [f"{b.resource}: asked for at most {b.spoken(b.asked)}, and {b.spoken(b.met)} is the least that the "
+             "protected channels, rounding and minimum width leave" for b in budgets if b.met > b.asked]
     if budgets and not found:
         limit, tight = max(zip(limits, budgets, strict=True), key=lambda pair: pair[1].met / pair[1].asked)
         below = (tight.asked - tight.met) / tight.before
         if below > CLOSE and selection.looser is not None:
-            found.append(f"{tight.resource}: {tight.met:,} is {below:.1%} of the whole below what was asked; channels "
-                         "go in steps (rounding, rows that lose equally many, layers that share them), and with one "
-                         f"step less it would be {limit.meter(selection.looser):,}")
+            found.append(f"{tight.resource}: {tight.spoken(tight.met)} is {below:.1%} of the whole below what was "
+                         "asked; channels go in steps (rounding, rows that lose equally many, layers that share them), "
+                         f"and with one step less it would be {tight.spoken(limit.meter(selection.looser))}")
     return found
 
 

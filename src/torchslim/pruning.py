@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,13 +33,16 @@ from torchslim.budget import (
 )
 from torchslim.calling import Inputs, unwrap
 from torchslim.channels import ChannelGroup
+from torchslim.clockmeter import ClockMeter
 from torchslim.coupling import Coupling, Scaling, couple
+from torchslim.deadlines import Backend, Deadline, deadline
 from torchslim.errors import ProofError, RequestError
 from torchslim.gradients import Gradients, Loss
 from torchslim.importance import ON_LABELS, score
 from torchslim.labels import Rows, Touch
 from torchslim.matching import Cut, culprits, cut_as
 from torchslim.modules import tensors_of
+from torchslim.pacing import idle, select_by_time, stairs
 from torchslim.plans import Budget, LeftAlone, Plan
 from torchslim.proof import differences
 from torchslim.surgery import apply
@@ -81,7 +85,8 @@ class Choice:
 
 @torch.inference_mode(False)
 def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params: float | None = None,
-         channels: float | None = None, memory: float | None = None,
+         channels: float | None = None, memory: float | None = None, latency: float | str | None = None,
+         backend: str | Backend | None = None,
          importance: str | Callable[[ChannelGroup], object] = "l2", scope: Scope = "global", shortcuts: bool = True,
          round_to: int = 1, min_channels: int = 1, only: Sequence[str] = (), exclude: Sequence[str] = (),
          allow_approximate: bool = False, whole_groups: bool = False, data: Iterable[Any] | None = None,
@@ -94,6 +99,10 @@ def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params:
             counted for these very inputs.
         macs, params, channels, memory: what is *kept*, alone or together: a float in (0, 1] is a share of today, an
             int a count (multiply-adds, parameters, output channels of all layers, bytes of activations at the peak).
+        latency: the time kept of one call, measured: a share, an int of nanoseconds or a text such as "3ms".
+        backend: where the network is to be fast, and is timed: "eager" (the default where a latency is asked for),
+            "channels-last", "compiled", "onnxruntime", "openvino", "cuda", or a clock of your own
+            (`torchslim.deadlines.Backend`). With other budgets alone it says to meet them by cuts that save time there.
         importance: "l2", "l1", "bn_scale", "fpgm", "lamp", "taylor", "hessian", "random" or a callable(group) -> one
             score a channel, higher for channels that matter more (`torchslim.importance`).
         scope: "global" compares scores over the whole network, "uniform" keeps the same share of every group; a dict
@@ -110,28 +119,39 @@ def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params:
         seed: of importance="random".
 
     Raises:
-        RequestError: nothing was asked, or a value is none of these.
+        RequestError: nothing was asked, or a value is none of these; or the backend can't run here.
+        ExportError: the network can't be run in the backend.
         TraceError: the model fails on these inputs.
     """
     model = unwrap(model)
     choice = Choice(importance, scope, shortcuts, round_to, min_channels, _patterns(only, "only"),
                     _patterns(exclude, "exclude"), seed)
     asked = {"macs": macs, "params": params, "channels": channels, "memory": memory}
-    if all(value is None for value in asked.values()) and isinstance(scope, str):
-        raise RequestError("plan: nothing was asked; give macs=, params=, channels= or memory= (what is kept), "
-                           "or scope= with a share by pattern")
+    if latency is None and all(value is None for value in asked.values()) and isinstance(scope, str):
+        raise RequestError("plan: nothing was asked; give macs=, params=, channels=, memory= or latency= (what is "
+                           "kept), or scope= with a share by pattern")
     gradients = _gradients(model, importance, data, loss)
     graphs = tapes(model, inputs)
     coupling = couple(graphs, Terms(allow_approximate, whole_groups))
-    limits = _limits(coupling, asked)
+    clock = deadline(model, inputs, graphs[0], latency, backend)
     trouble = Trouble()
     while True:
+        meter = None if clock is None else clock.meter(coupling)
+        limits = _limits(coupling, asked, clock, meter)
         left_alone = {**_protected(coupling, choice), **trouble.frozen(coupling)}
         bundles, scores = _bundles(model, coupling, choice, left_alone, gradients)
-        selection = _select(coupling, [trouble.without_impossible(b) for b in bundles], limits, choice)
+        bundles = [trouble.without_impossible(b) for b in bundles]
+        selection = _select(coupling, bundles, limits, choice, meter)
         cut = cut_as(selection, model, inputs, coupling, scores)
         if isinstance(cut, Cut):
-            break
+            slow = {} if meter is None else _slow(meter, selection, bundles, coupling)
+            reasons = {**_stuck(selection.bundles), **slow, **left_alone}
+            found = _finished(coupling, cut, limits, selection, choice, reasons, meter)
+            if clock is None or meter is None:
+                return found
+            if clock.confirmed(partial(apply, model, found), found, meter):
+                return clock.noted(found)
+            continue
         ties = len(trouble.ties)
         places = trouble.known_culprits(selection, cut) or culprits(
             cut, selection, model, inputs, coupling, scores)
@@ -141,8 +161,6 @@ def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params:
         if len(trouble.ties) > ties:
             trouble.renumbered()
             coupling = couple(graphs, replace(coupling.terms, ties=frozenset(trouble.ties)))
-            limits = _limits(coupling, asked)
-    return _finished(coupling, cut, limits, selection, choice, {**_stuck(selection.bundles), **left_alone})
 
 
 def prune(model: nn.Module, inputs: Inputs, **options: Any) -> tuple[nn.Module, Plan]:
@@ -171,13 +189,17 @@ def _patterns(patterns: Sequence[str], name: str) -> tuple[str, ...]:
     return tuple(patterns)
 
 
-def _limits(coupling: Coupling, asked: Mapping[str, float | None]) -> list[Limit]:
+def _limits(coupling: Coupling, asked: Mapping[str, float | None], clock: Deadline | None,
+            timer: ClockMeter | None) -> list[Limit]:
     meters: dict[str, Callable[[], Meter]] = {
         "macs": lambda: Meter(coupling.macs), "params": lambda: Meter(coupling.params),
         "channels": lambda: _channel_meter(coupling), "memory": lambda: PeakMeter(coupling.tapes[0])}
     found = {resource: meters[resource]() for resource, value in asked.items() if value is not None}
-    return [Limit(resource, meter, as_count(asked[resource] or 0, meter.total, resource))
-            for resource, meter in found.items()]
+    limits = [Limit(resource, meter, as_count(asked[resource] or 0, meter.total, resource))
+              for resource, meter in found.items()]
+    if clock is not None and clock.most is not None and timer is not None:
+        limits.append(Limit("latency", timer, clock.most))
+    return limits
 
 
 def _channel_meter(coupling: Coupling) -> Meter:
@@ -273,7 +295,10 @@ def _tied_rows(coupling: Coupling, left_alone: dict[int, str]) -> list[list[Rows
     return list(found.values())
 
 
-def _select(coupling: Coupling, bundles: Sequence[Bundle], limits: Sequence[Limit], choice: Choice) -> Selection:
+def _select(coupling: Coupling, bundles: Sequence[Bundle], limits: Sequence[Limit], choice: Choice,
+            meter: ClockMeter | None) -> Selection:
+    if meter is not None:
+        bundles = stairs(meter, bundles, coupling.classes)
     if choice.scope == "uniform":
         bundles = [_uniform(bundle) for bundle in bundles]
     floor = {}
@@ -289,6 +314,8 @@ def _select(coupling: Coupling, bundles: Sequence[Bundle], limits: Sequence[Limi
                 ruled.append(place)
     fixed = [Bundle(b.name, b.classes, b.kept[: floor[p] + 1], b.losses[: floor[p]], b.tied) if p in ruled else b
              for p, b in enumerate(bundles)]
+    if meter is not None and choice.scope != "uniform":
+        return select_by_time(coupling, fixed, limits, meter, floor)
     return select(coupling, fixed, limits, floor, evenly=choice.scope == "uniform")
 
 
@@ -298,7 +325,7 @@ def _uniform(bundle: Bundle) -> Bundle:
 
 
 def _finished(coupling: Coupling, cut: Cut, limits: Sequence[Limit], selection: Selection, choice: Choice,
-              left_alone: Mapping[int, str]) -> Plan:
+              left_alone: Mapping[int, str], meter: ClockMeter | None) -> Plan:
     shares = cut.stays.astype(np.float64)
     budgets = tuple(Budget(limit.resource, limit.meter.total, limit.most, limit.meter(shares)) for limit in limits)
     notes = remarks(limits, budgets, selection)
@@ -313,7 +340,8 @@ def _finished(coupling: Coupling, cut: Cut, limits: Sequence[Limit], selection: 
                 "allow_approximate": bool(mixed),
                 "whole_groups": coupling.terms.whole_groups, "seed": choice.seed}
     return Plan(kept=cut.kept, readers=cut.readers, grouped=cut.grouped, mends=cut.mends, budgets=budgets,
-                predicted={"macs": Meter(coupling.macs)(shares), "params": Meter(coupling.params)(shares)},
+                predicted={"macs": Meter(coupling.macs)(shares), "params": Meter(coupling.params)(shares),
+                           **({} if meter is None else {"latency": meter(shares)})},
                 left_alone=_left_alone(coupling, left_alone), notes=tuple(notes), settings=settings)
 
 
@@ -329,6 +357,12 @@ def _left_alone(coupling: Coupling, reasons: Mapping[int, str]) -> tuple[LeftAlo
                 key = (group.name, reasons[one])
                 found[key] = found.get(key, 0) + 1
     return tuple(LeftAlone(name, count, reason) for (name, reason), count in found.items())
+
+
+def _slow(meter: ClockMeter, selection: Selection, bundles: Sequence[Bundle], coupling: Coupling) -> dict[int, str]:
+    """Class of channels -> why it stays, where a cut would save no time."""
+    return {one: "a cut here would not make it faster"
+            for place in idle(meter, selection, bundles, coupling.classes) for one in bundles[place].classes.tolist()}
 
 
 def _stuck(bundles: Sequence[Bundle]) -> dict[int, str]:
