@@ -72,6 +72,10 @@ class ClockMeter(Meter):
         # Where the layers alone sum to more than the network takes, all are scaled.
         return self.today * (1 - self.gain * (1 - total / self.at_full))
 
+    def allowed(self, time: float) -> float:
+        """The sum of the parts at which the network takes so many nanoseconds."""
+        return self.at_full * (1 - (1 - time / self.today) / self.gain)
+
     @property
     def total(self) -> int:
         """What the uncut network takes."""

@@ -24,7 +24,7 @@ from torchslim.units import milliseconds
 NEAR = 0.02
 """How far from the time asked for, as a share of it, a cut network may be seen to be without another plan."""
 AMISS = 0.05
-"""How far it may be without a remark."""
+"""How far from the time that was foreseen, as a share of it, it may be without a remark."""
 _GAINS = 0.3, 3.0  # what is beyond was a busy machine, and would spoil the plans that follow
 _PLANS = 4  # at the most, each with the gain that the one before was seen to have
 
@@ -137,10 +137,10 @@ class Deadline:
             return plan
         note = (f"latency: {milliseconds(self.seen / 1e6)} measured in {self.backend.name}, "
                 f"{self.seen / self.today:.1%} of the original's, side by side")
-        met = plan.predicted["latency"] <= (self.most or 0)
-        if met and abs(self.seen - (self.most or 0)) > AMISS * (self.most or 0):
-            note += (f"; that is {self.seen / (self.most or 1) - 1:+.0%} from what was asked: times vary on a machine "
-                     "that does other work, plan again when it is idle")
+        foreseen = plan.predicted["latency"]
+        if abs(self.seen - foreseen) > AMISS * foreseen:
+            note += (f"; {milliseconds(foreseen / 1e6)} were foreseen: times vary on a machine that does other work, "
+                     "plan again when it is idle")
         return replace(plan, notes=(*plan.notes, note))
 
 

@@ -16,7 +16,7 @@ from itertools import count
 import numpy as np
 from numpy.typing import NDArray
 
-from torchslim.budget import Bundle, Limit, PeakMeter, Selection, Shares, select
+from torchslim.budget import CLOSE, Bundle, Limit, PeakMeter, Selection, Shares, select
 from torchslim.clockmeter import ClockMeter
 from torchslim.coupling import Coupling
 from torchslim.importance import Scores
@@ -203,6 +203,9 @@ def _descent(coupling: Coupling, bundles: Sequence[Bundle], limits: Sequence[Lim
         return Selection(rest.bundles, rest.removals, looser)
     if met():
         _give_back(pace, taken, start, met, move)
+        if most is not None and meter.time(pace.total) < most - CLOSE * meter.today:
+            _exchange(pace, taken, start, meter.allowed(most), met, move)
+            _give_back(pace, taken, start, met, move)
     return Selection(tuple(bundles), tuple(pace.levels), looser)
 
 
@@ -249,6 +252,31 @@ def _give_back(pace: Pace, taken: Sequence[int], start: Sequence[int], met: Call
             move(place, middle)
             low, high = (low, middle) if met() else (middle + 1, high)
         move(place, high)
+
+
+def _exchange(pace: Pace, taken: Sequence[int], start: Sequence[int], allowed: float, met: Callable[[], bool],
+              move: Callable[[int, int], None]) -> None:
+    """Where steps are large the last ones overshoot: undo each by one level if some other step does for less."""
+    for place in dict.fromkeys(reversed(taken)):
+        now = pace.levels[place]
+        if now == start[place]:
+            continue
+        move(place, now - 1)
+        gained = float(pace.lost[place][now] - pace.lost[place][now - 1])
+        cheapest, instead = gained, (place, now)
+        for other in range(len(pace.bundles)):
+            level, times = pace.levels[other], pace.times(other)
+            enough = np.flatnonzero(times[level] - times[level + 1:] >= pace.total - allowed)
+            if other != place and len(enough):
+                to = level + 1 + int(enough[0])
+                loss = float(pace.lost[other][to] - pace.lost[other][level])
+                if loss < cheapest:
+                    cheapest, instead = loss, (other, to)
+        before = pace.levels[instead[0]]
+        move(*instead)
+        if not met():
+            move(instead[0], before)
+            move(place, now)
 
 
 def idle(meter: ClockMeter, selection: Selection, before: Sequence[Bundle], classes: int) -> list[int]:

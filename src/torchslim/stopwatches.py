@@ -183,7 +183,8 @@ def _call(geometry: Geometry, device: torch.device, last: bool) -> Callable[[], 
 # --- runtimes -----------------------------------------------------------------------------------------------
 
 _NAME = re.compile(r"layer(\d+)_")
-_OPENVINO_KINDS = ("Convolution", "GroupConvolution", "Deconvolution", "GroupDeconvolution", "FullyConnected", "MatMul")
+_OPENVINO_KINDS = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData",
+                   "Deconvolution", "FullyConnected", "MatMul")
 
 
 def _in_onnxruntime(part: Sequence[Geometry], threads: int) -> list[float]:
@@ -211,9 +212,14 @@ def _in_openvino(part: Sequence[Geometry], threads: int) -> list[float]:
     import openvino
 
     core = openvino.Core()
+    model = core.read_model(_file(part))
+    for operation in model.get_ops():  # some lose their names where the file is read
+        source = operation.input_value(0).get_node() if operation.get_input_size() else None
+        if source is not None and source.get_type_name() == "Parameter":
+            operation.set_friendly_name(f"layer{source.get_friendly_name()[1:]}_")
     options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "PERF_COUNT": "YES",
                "INFERENCE_NUM_THREADS": str(threads)}
-    request = core.compile_model(core.read_model(_file(part)), "CPU", options).create_infer_request()
+    request = core.compile_model(model, "CPU", options).create_infer_request()
     feeds = _feeds(part)
     times: list[list[float]] = [[] for _ in part]
 

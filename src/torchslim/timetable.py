@@ -82,7 +82,7 @@ class Timetable:
             if not all(math.isfinite(number) and number >= 0 for number in times.values()):
                 raise ValueError("it holds numbers that are no times")
             return times
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return {}
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             aside = self.path.with_suffix(".broken")
