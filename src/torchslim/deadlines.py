@@ -22,10 +22,10 @@ from torchslim.timetable import Stopwatch, Timetable
 from torchslim.units import milliseconds
 
 NEAR = 0.02
-"""How far from the time asked for, as a share of it, a cut network may be seen to be without another plan."""
-AMISS = 0.05
-"""How far from the time that was foreseen, as a share of it, it may be without a remark."""
-_GAINS = 0.3, 3.0  # what is beyond was a busy machine, and would spoil the plans that follow
+"""How far from the time that was foreseen a cut network may be without another plan: a share of what was asked for."""
+UNSTEADY = 0.05
+"""Where the quarters of a measurement differ by more than this share, it is not believed, nor kept."""
+_GAINS = 0.5, 2.0  # what is beyond was a busy machine, and would spoil the plans that follow
 _PLANS = 4  # at the most, each with the gain that the one before was seen to have
 
 _UNITS = {"ns": 1.0, "us": 1e3, "µs": 1e3, "μs": 1e3, "ms": 1e6, "s": 1e9}
@@ -34,8 +34,8 @@ _UNITS = {"ns": 1.0, "us": 1e3, "µs": 1e3, "μs": 1e3, "ms": 1e6, "s": 1e9}
 class Backend(Stopwatch, Protocol):
     """What times layers and networks: a clock of one's own, of a phone on the desk, say, is an object with these."""
 
-    def networks(self, models: Sequence[nn.Module], inputs: Inputs) -> Sequence[float]:
-        """The nanoseconds of a call of each network, measured side by side."""
+    def networks(self, models: Sequence[nn.Module], inputs: Inputs) -> Sequence[Sequence[float]]:
+        """The nanoseconds of a call of each network in each round, measured in turns."""
         ...
 
 
@@ -88,6 +88,7 @@ class Deadline:
         most: nanoseconds that were asked for; None where other budgets are to be met in a way that saves time.
         gain: see `ClockMeter`.
         seen: nanoseconds of the last network that was measured.
+        doubt: by how much the quarters of that measurement differ, as a share.
         plans: how many were.
     """
 
@@ -100,6 +101,7 @@ class Deadline:
     most: int | None = None
     gain: float = 1.0
     seen: float | None = None
+    doubt: float = 0.0
     plans: int = 0
 
     def meter(self, coupling: Coupling) -> ClockMeter:
@@ -116,20 +118,28 @@ class Deadline:
         """
         if self.most is None or not plan.kept:
             return True
-        sizes = [f"{name} {dim} {len(index)}" for name, dims in plan.kept.items() for dim, index in dims.items()]
-
-        def share() -> float:
-            before, after = self.backend.networks([self.model, slim()], self.inputs)
-            return after / before
-
         self.plans += 1
-        self.seen = self.today * self.table.number(f"cut {self.key} {_digest(sizes)}", share)
+        self._look(slim, plan)
+        assert self.seen is not None
         foreseen = plan.predicted["latency"]
         saving = (self.today - foreseen) / meter.gain
-        if abs(self.seen - foreseen) <= NEAR * self.most or self.plans == _PLANS or saving <= 0:
+        if (abs(self.seen - foreseen) <= NEAR * self.most or self.plans == _PLANS or saving <= 0
+                or self.doubt > UNSTEADY):
             return True
         self.gain = min(max((self.today - self.seen) / saving, _GAINS[0]), _GAINS[1])
         return False
+
+    def _look(self, slim: Callable[[], nn.Module], plan: Plan) -> None:
+        """What the cut network takes beside the original, measured or remembered."""
+        sizes = [f"{name} {dim} {len(index)}" for name, dims in plan.kept.items() for dim, index in dims.items()]
+        key = f"cut {self.key} {_digest(sizes)}"
+
+        share, self.doubt = self.table.known.get(key), 0.0
+        if share is None:
+            share, self.doubt = _share(*self.backend.networks([self.model, slim()], self.inputs))
+            if self.doubt <= UNSTEADY:
+                self.table.keep({key: share})
+        self.seen = self.today * share
 
     def noted(self, plan: Plan) -> Plan:
         """The plan with what was measured."""
@@ -138,9 +148,11 @@ class Deadline:
         note = (f"latency: {milliseconds(self.seen / 1e6)} measured in {self.backend.name}, "
                 f"{self.seen / self.today:.1%} of the original's, side by side")
         foreseen = plan.predicted["latency"]
-        if abs(self.seen - foreseen) > AMISS * foreseen:
-            note += (f"; {milliseconds(foreseen / 1e6)} were foreseen: times vary on a machine that does other work, "
-                     "plan again when it is idle")
+        if self.doubt > UNSTEADY:
+            note += (f"; the clock was unsteady (its quarters differ by {self.doubt:.0%}), and the plan goes by the "
+                     "table of layers: plan again when the machine is idle")
+        elif abs(self.seen - foreseen) > UNSTEADY * foreseen:
+            note += f"; {milliseconds(foreseen / 1e6)} were foreseen"
         return replace(plan, notes=(*plan.notes, note))
 
 
@@ -167,9 +179,26 @@ def deadline(model: nn.Module, inputs: Inputs, graph: Graph, latency: float | st
         parsed(latency)  # what is no time is said before anything is measured
     table = Timetable(clock, folder)
     key = _digest([f"{op.name} {[v.shape for v in op.inputs]} {[v.dtype for v in op.inputs]}" for op in graph.ops])
-    today = table.number(f"network {key}", lambda: float(clock.networks([model], inputs)[0]))
+    today = table.known.get(f"network {key}")
+    if today is None:
+        runs = clock.networks([model], inputs)[0]
+        today = min(runs)
+        if _share([today] * len(runs), runs)[1] <= UNSTEADY:
+            table.keep({f"network {key}": today})
     most = None if latency is None else nanoseconds(latency, today)
     return Deadline(model, inputs, clock, table, today, key, most)
+
+
+def _share(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]:
+    """What the second of two networks takes of the first's time, and by how much quarters of the rounds differ in that.
+
+    The fastest rounds count: whatever disturbs a run adds to it.
+    """
+    size = max(1, len(before) // 4)
+    starts = range(0, len(before) - size + 1, size)
+    quarters = [min(after[start:start + size]) / min(before[start:start + size]) for start in starts]
+    share = min(after) / min(before)
+    return share, (max(quarters) - min(quarters)) / share
 
 
 def _digest(lines: Sequence[str]) -> str:

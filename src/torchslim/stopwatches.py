@@ -74,8 +74,8 @@ class Watch:
                 found += _in_torch(part, self.device, self.threads, last=self.name == "channels-last")
         return found
 
-    def networks(self, models: Sequence[nn.Module], inputs: Inputs) -> list[float]:
-        """The nanoseconds of one call of each network, measured in turns.
+    def networks(self, models: Sequence[nn.Module], inputs: Inputs) -> list[list[float]]:
+        """The nanoseconds of a call of each network in each round, measured in turns.
 
         Raises:
             ExportError: the backend can't run a network.
@@ -87,7 +87,7 @@ class Watch:
         candidates = {str(place): prepared(model, inputs, backend, threads=self.threads)
                       for place, model in enumerate(models)}
         found = measure(candidates, inputs, rounds=_NETWORK_ROUNDS, min_seconds=0.0, threads=self.threads)
-        return [min(latency.runs) * 1e6 for latency in found.values()]
+        return [[run * 1e6 for run in latency.runs] for latency in found.values()]
 
 
 def watch(name: str, inputs: Inputs) -> Watch:

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -49,6 +49,9 @@ class Timetable:
     Args:
         stopwatch: what measures.
         folder: where to keep times; None means the user's folder for caches (`folder_of_caches`).
+
+    Attributes:
+        known: numbers by key: nanoseconds of layers, and what else was kept.
     """
 
     def __init__(self, stopwatch: Stopwatch, folder: Path | None = None) -> None:
@@ -64,14 +67,20 @@ class Timetable:
         missing = [geometry for geometry in distinct if geometry.key not in self.known]
         if missing:
             found = self.stopwatch.layers(missing)
-            self._keep({geometry.key: float(time) for geometry, time in zip(missing, found, strict=True)})
+            self.keep({geometry.key: float(time) for geometry, time in zip(missing, found, strict=True)})
         return {geometry: self.known[geometry.key] for geometry in distinct}
 
-    def number(self, key: str, measure: Callable[[], float]) -> float:
-        """A number by its key, measured where it is not known."""
-        if key not in self.known:
-            self._keep({key: measure()})
-        return self.known[key]
+    def keep(self, found: Mapping[str, float]) -> None:
+        """Add to what is known and to the file, where another process may have added meanwhile."""
+        self.known |= found
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.known = {**self._read(), **self.known}
+            write_text(self.path, json.dumps({"format": FORMAT, "setting": dict(self.stopwatch.setting),
+                                              "times": self.known}, indent=0, sort_keys=True))
+        except (OSError, CheckpointError) as error:
+            warnings.warn(f"{self.path}: measured times could not be kept ({first_line(error)}); they will be measured "
+                          "again; set XDG_CACHE_HOME to a folder that can be written", TorchslimWarning, stacklevel=2)
 
     def _read(self) -> dict[str, float]:
         try:
@@ -94,18 +103,6 @@ class Timetable:
             warnings.warn(f"{self.path}: no cache of measured times ({first_line(error)}); {done}, and what it should "
                           "have held is measured again", TorchslimWarning, stacklevel=2)
             return {}
-
-    def _keep(self, found: Mapping[str, float]) -> None:
-        """Add to what is known and to the file, where another process may have added meanwhile."""
-        self.known |= found
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.known = {**self._read(), **self.known}
-            write_text(self.path, json.dumps({"format": FORMAT, "setting": dict(self.stopwatch.setting),
-                                              "times": self.known}, indent=0, sort_keys=True))
-        except (OSError, CheckpointError) as error:
-            warnings.warn(f"{self.path}: measured times could not be kept ({first_line(error)}); they will be measured "
-                          "again; set XDG_CACHE_HOME to a folder that can be written", TorchslimWarning, stacklevel=2)
 
 
 def folder_of_caches() -> Path:
