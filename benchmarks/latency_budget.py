@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"turns of each network ({ROUNDS})")
     parser.add_argument("--fresh", action="store_true", help="measure tables anew, whatever the user's cache holds")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there, too")
-    parser.add_argument("--table", type=Path, metavar="FILE", help="write them as a section, such as docs/benchmarks.md")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="write them there: docs/benchmarks.md")
     options = parser.parse_args()
     context = multiprocessing.get_context("spawn")
     found: dict[str, list[dict[str, Any]]] = {}
@@ -131,8 +131,8 @@ def _page(found: dict[str, list[dict[str, Any]]], threads: int) -> str:
 
     lines = ["## What a cut gains on the clock", "", " ".join((__doc__ or "").split("\n\n")[1].split()), "",
              f"torch {torch.__version__}, ONNX Runtime {metadata.version('onnxruntime')}, Torch-Pruning "
-             f"{metadata.version('torch-pruning')}, Python {platform.python_version()}, {processor()}, {threads} threads; "
-             "written by `python benchmarks/latency_budget.py --table docs/benchmarks.md --fresh`.", ""]
+             f"{metadata.version('torch-pruning')}, Python {platform.python_version()}, {processor()}, {threads} "
+             "threads; written by `python benchmarks/latency_budget.py --table docs/benchmarks.md --fresh`.", ""]
     for name, rows in found.items():
         lines += [f"| {name} | MACs, fewer by | ms | faster by | faster over fewer | time asked | measured | off by |",
                   "|---|--:|--:|--:|--:|--:|--:|--:|",
