@@ -43,7 +43,7 @@ def test_the_budget_is_met_and_is_what_the_slim_network_takes(name: str, share: 
     plan = ts.plan(model, x, latency=share, backend=Blocky())
     [budget] = plan.budgets
     assert (budget.resource, budget.before) == ("latency", round(time_of(model, x)))
-    assert budget.asked == int(share * time_of(model, x))
+    assert budget.asked == int(share * budget.before)
     assert budget.met <= budget.asked
     assert plan.predicted["latency"] == budget.met
     slim = ts.apply(model, plan)
@@ -230,6 +230,17 @@ def test_what_is_no_time_is_refused_before_anything_is_measured(asked: object) -
     with pytest.raises(RequestError, match=r"wanted a float in \(0, 1\], the share kept of today, an int of nanosec"):
         ts.plan(chain(3, 32, 8), torch.randn(1, 3, 8, 8), latency=asked, backend=clock)  # type: ignore[arg-type]
     assert clock.asked == [0, 0]
+
+
+def test_all_of_the_time_cuts_nothing() -> None:
+    plan = ts.plan(chain(3, 32, 8), torch.randn(1, 3, 9, 9), latency=1.0, backend=Blocky(fixed=0.7))
+    assert plan.kept == {}
+    assert plan.budgets[0].met == plan.budgets[0].asked == plan.budgets[0].before
+
+
+def test_what_is_no_clock_is_refused() -> None:
+    with pytest.raises(RequestError, match="backend: got list without name, setting, layers, networks; wanted one of"):
+        ts.plan(chain(3, 32, 8), torch.randn(1, 3, 8, 8), latency=0.5, backend=["eager"])  # type: ignore[arg-type]
 
 
 def test_more_than_it_takes_is_refused() -> None:

@@ -17,7 +17,7 @@ from torchslim.coupling import Coupling
 from torchslim.errors import RequestError
 from torchslim.graph import Graph
 from torchslim.plans import Plan
-from torchslim.stopwatches import watch
+from torchslim.stopwatches import NAMES, watch
 from torchslim.timetable import Stopwatch, Timetable
 from torchslim.units import milliseconds
 
@@ -60,7 +60,7 @@ def parsed(asked: object) -> float | int:
     return found
 
 
-def nanoseconds(asked: object, today: float) -> int:
+def nanoseconds(asked: object, today: int) -> int:
     """A budget of time in nanoseconds.
 
     Raises:
@@ -96,7 +96,7 @@ class Deadline:
     inputs: Inputs
     backend: Backend
     table: Timetable
-    today: float
+    today: int
     key: str
     most: int | None = None
     gain: float = 1.0
@@ -133,7 +133,6 @@ class Deadline:
         """What the cut network takes beside the original, measured or remembered."""
         sizes = [f"{name} {dim} {len(index)}" for name, dims in plan.kept.items() for dim, index in dims.items()]
         key = f"cut {self.key} {_digest(sizes)}"
-
         share, self.doubt = self.table.known.get(key), 0.0
         if share is None:
             share, self.doubt = _share(*self.backend.networks([self.model, slim()], self.inputs))
@@ -174,17 +173,22 @@ def deadline(model: nn.Module, inputs: Inputs, graph: Graph, latency: float | st
     """
     if latency is None and backend is None:
         return None
-    clock: Backend = watch(backend or "eager", inputs) if backend is None or isinstance(backend, str) else backend
     if latency is not None:
         parsed(latency)  # what is no time is said before anything is measured
+    clock: Backend = watch(backend or "eager", inputs) if backend is None or isinstance(backend, str) else backend
+    missing = [name for name in ("name", "setting", "layers", "networks") if not hasattr(clock, name)]
+    if missing:
+        raise RequestError(f"backend: got {type(clock).__name__} without {', '.join(missing)}; wanted one of "
+                           f"{', '.join(NAMES)}, or a clock of your own (`torchslim.deadlines.Backend`)")
     table = Timetable(clock, folder)
     key = _digest([f"{op.name} {[v.shape for v in op.inputs]} {[v.dtype for v in op.inputs]}" for op in graph.ops])
-    today = table.known.get(f"network {key}")
-    if today is None:
+    known = table.known.get(f"network {key}")
+    if known is None:
         runs = clock.networks([model], inputs)[0]
-        today = min(runs)
-        if _share([today] * len(runs), runs)[1] <= UNSTEADY:
-            table.keep({f"network {key}": today})
+        known = min(runs)
+        if _share([known] * len(runs), runs)[1] <= UNSTEADY:
+            table.keep({f"network {key}": known})
+    today = max(1, round(known))
     most = None if latency is None else nanoseconds(latency, today)
     return Deadline(model, inputs, clock, table, today, key, most)
 
