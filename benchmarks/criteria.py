@@ -6,8 +6,8 @@ pressed toward zero by an L1 penalty (network slimming). Each is cut by each cri
 proven, and scored on 360 held-out pictures as it is; cut to a tenth, it is trained for two epochs more and then scored.
 Criteria that look at data see 256 of the pictures that were trained on. Accuracies are means over three seeds.
 
-    python benchmarks/criteria.py [--again] [--only obs ...] [--table docs/pruning.md]
-                                                   some six minutes of one core; needs torchslim's extra demo
+    python benchmarks/criteria.py [--again | --so-far] [--only obs ...] [--table docs/pruning.md]
+                                                   some fifteen minutes of one core; needs torchslim's extra demo
 
 Measurements are kept in benchmarks/results/criteria.jsonl, and a run goes on where it was stopped; a new row costs its
 own measurements alone.
@@ -96,7 +96,9 @@ NETWORKS = {"plain": (plain, 0.0), "residual": (residual, 0.0), "residual, press
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--again", action="store_true", help="measure everything anew")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--so-far", action="store_true", help="measure nothing, show what was measured before")
+    which.add_argument("--again", action="store_true", help="measure everything anew")
     parser.add_argument("--only", nargs="*", default=CRITERIA, help="criteria of the first table")
     parser.add_argument("--table", type=Path, help="a page to write the tables into")
     options = parser.parse_args()
@@ -104,15 +106,13 @@ def main() -> None:
         RESULTS.unlink(missing_ok=True)
     found = known()
     data = load_data("digits", size=8)
-    for network, seed in product(NETWORKS, SEEDS):
+    for seed, network in product(SEEDS, NETWORKS):
         every = (*first(network, seed, options.only), *second(network, seed), *third(network, seed),
                  *fourth(network, seed))
         wanted = [key for key in every if key not in found]
-        if wanted:
+        if wanted and not options.so_far:
             found |= measured(network, seed, wanted, data)
-    rows = [row for row in dict.fromkeys([*CRITERIA, *options.only])
-            if all(key in found for network, seed in product(NETWORKS, SEEDS) for key in first(network, seed, [row]))]
-    page = section(found, rows)
+    page = section(found, list(dict.fromkeys([*CRITERIA, *options.only])))
     if options.table:
         into(options.table, page)
     print(page)
@@ -193,7 +193,9 @@ def accuracies(model: nn.Module, wanted: Sequence[Key], told: list[tuple[Tensor,
 def section(found: Mapping[Key, float], rows: Sequence[str]) -> str:
     """A section of the page."""
     def mean(networks: Iterable[str], criterion: str, share: float, epochs: int = 0) -> str:
-        return f"{100 * statistics.fmean(found[n, s, criterion, share, epochs] for n in networks for s in SEEDS):.1f}"
+        keys = [(network, seed, criterion, share, epochs) for network in networks for seed in SEEDS]
+        there = [found[key] for key in keys if key in found]
+        return f"{100 * statistics.fmean(there):.1f}{'' if len(there) == len(keys) else ' *'}" if there else "-"
 
     def cells(row: str) -> Iterator[str]:
         for network in NETWORKS:
@@ -207,7 +209,7 @@ def section(found: Mapping[Key, float], rows: Sequence[str]) -> str:
     return "\n".join([
         "## Measured", "", " ".join((__doc__ or "").split("\n\n")[1].split()), "",
         f"{packages}, Python {platform.python_version()}; written by `python benchmarks/criteria.py --table "
-        f"docs/pruning.md`. Accuracy in percent; before the cut: {before}.", "",
+        f"docs/pruning.md`. Accuracy in percent; before the cut: {before}. A star marks means of fewer seeds.", "",
         *table(heads, {row: list(cells(row)) for row in rows}), "",
         f"Normalisation between layers: accuracy at {MIDDLE:.0%} of the multiply-adds, mean of all three networks.", "",
         *table(NORMALISATIONS, {row: [mean(NETWORKS, f"{row}:{how}", MIDDLE) for how in NORMALISATIONS]
