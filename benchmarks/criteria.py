@@ -6,8 +6,8 @@ pressed toward zero by an L1 penalty (network slimming). Each is cut by each cri
 proven, and scored on 360 held-out pictures as it is; cut to a tenth, it is trained for two epochs more and then scored.
 Criteria that look at data see 256 of the pictures that were trained on. Accuracies are means over three seeds.
 
-    python benchmarks/criteria.py [--again] [--only obs ...] [--table docs/pruning.md]
-                                                   some six minutes of one core; needs torchslim's extra demo
+    python benchmarks/criteria.py [--again | --so-far] [--only obs ...] [--table docs/pruning.md]
+                                                   some fifteen minutes of one core; needs torchslim's extra demo
 
 Measurements are kept in benchmarks/results/criteria.jsonl, and a run goes on where it was stopped; a new row costs its
 own measurements alone.
@@ -48,11 +48,12 @@ COMPENSATED = ("l2", "bn_scale", "activation", "activation:variance", "obs", "ta
 SCOPED = ("l2", "bn_scale", "activation", "taylor", "hessian")
 SCOPES: dict[str, dict[str, Any]] = {"global": {}, "global, min_kept=0.2": {"min_kept": 0.2},
                                      "uniform": {"scope": "uniform"}}
-SHARES, MIDDLE, LEAST = (0.9, 0.7, 0.5), 0.7, 0.1
-"""Multiply-adds kept: at once, where normalisations are compared, and where training follows."""
+SHARES, MIDDLE, LEAST, REFITTED = (0.9, 0.7, 0.5), 0.7, 0.1, (0.5, 0.25)
+"""Multiply-adds kept: at once, where normalisations are compared, where training follows, where layers are refitted."""
 SEEDS = (0, 1, 2)
 EPOCHS, TUNING, TOLD = 12, 2, 256
 PRESSURE = 1.5e-2
+STAR = " A star marks means of fewer seeds."
 RESULTS = Path(__file__).parent / "results" / "criteria.jsonl"
 
 Key = tuple[str, int, str, float, int]
@@ -96,7 +97,9 @@ NETWORKS = {"plain": (plain, 0.0), "residual": (residual, 0.0), "residual, press
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--again", action="store_true", help="measure everything anew")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--so-far", action="store_true", help="measure nothing, show what was measured before")
+    which.add_argument("--again", action="store_true", help="measure everything anew")
     parser.add_argument("--only", nargs="*", default=CRITERIA, help="criteria of the first table")
     parser.add_argument("--table", type=Path, help="a page to write the tables into")
     options = parser.parse_args()
@@ -104,15 +107,13 @@ def main() -> None:
         RESULTS.unlink(missing_ok=True)
     found = known()
     data = load_data("digits", size=8)
-    for network, seed in product(NETWORKS, SEEDS):
+    for seed, network in product(SEEDS, NETWORKS):
         every = (*first(network, seed, options.only), *second(network, seed), *third(network, seed),
                  *fourth(network, seed))
         wanted = [key for key in every if key not in found]
-        if wanted:
+        if wanted and not options.so_far:
             found |= measured(network, seed, wanted, data)
-    rows = [row for row in dict.fromkeys([*CRITERIA, *options.only])
-            if all(key in found for network, seed in product(NETWORKS, SEEDS) for key in first(network, seed, [row]))]
-    page = section(found, rows)
+    page = section(found, list(dict.fromkeys([*CRITERIA, *options.only])))
     if options.table:
         into(options.table, page)
     print(page)
@@ -139,7 +140,7 @@ def third(network: str, seed: int) -> list[Key]:
 def fourth(network: str, seed: int) -> list[Key]:
     """What the fourth table says of it, beside the first."""
     return [(network, seed, f"{criterion} + compensate", share, 0) for criterion in COMPENSATED
-            for share in (MIDDLE, SHARES[-1])]
+            for share in REFITTED]
 
 
 def scoped(criterion: str, scope: str) -> str:
@@ -193,7 +194,9 @@ def accuracies(model: nn.Module, wanted: Sequence[Key], told: list[tuple[Tensor,
 def section(found: Mapping[Key, float], rows: Sequence[str]) -> str:
     """A section of the page."""
     def mean(networks: Iterable[str], criterion: str, share: float, epochs: int = 0) -> str:
-        return f"{100 * statistics.fmean(found[n, s, criterion, share, epochs] for n in networks for s in SEEDS):.1f}"
+        keys = [(network, seed, criterion, share, epochs) for network in networks for seed in SEEDS]
+        there = [found[key] for key in keys if key in found]
+        return f"{100 * statistics.fmean(there):.1f}{'' if len(there) == len(keys) else ' *'}" if there else "-"
 
     def cells(row: str) -> Iterator[str]:
         for network in NETWORKS:
@@ -204,10 +207,10 @@ def section(found: Mapping[Key, float], rows: Sequence[str]) -> str:
              for head in (*(f"{share:.0%}" for share in SHARES), f"{LEAST:.0%}, trained")]
     before = "; ".join(f"{network} {mean([network], '', 1.0)}" for network in NETWORKS)
     packages = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "scikit-learn"))
-    return "\n".join([
+    text = "\n".join([
         "## Measured", "", " ".join((__doc__ or "").split("\n\n")[1].split()), "",
         f"{packages}, Python {platform.python_version()}; written by `python benchmarks/criteria.py --table "
-        f"docs/pruning.md`. Accuracy in percent; before the cut: {before}.", "",
+        f"docs/pruning.md`. Accuracy in percent; before the cut: {before}.{STAR}", "",
         *table(heads, {row: list(cells(row)) for row in rows}), "",
         f"Normalisation between layers: accuracy at {MIDDLE:.0%} of the multiply-adds, mean of all three networks.", "",
         *table(NORMALISATIONS, {row: [mean(NETWORKS, f"{row}:{how}", MIDDLE) for how in NORMALISATIONS]
@@ -217,9 +220,10 @@ def section(found: Mapping[Key, float], rows: Sequence[str]) -> str:
                {row: [mean(NETWORKS, scoped(row, scope), share, epochs) for scope in SCOPES
                       for share, epochs in ((SHARES[-1], 0), (LEAST, TUNING))] for row in SCOPED}), "",
         f"With `compensate` on the same {TOLD} pictures, and no training: mean of all three networks.", "",
-        *table([f"{share:.0%}{how}" for share in (MIDDLE, SHARES[-1]) for how in ("", ", compensated")],
-               {row: [mean(NETWORKS, row + how, share) for share in (MIDDLE, SHARES[-1])
-                      for how in ("", " + compensate")] for row in COMPENSATED})])
+        *table([f"{SHARES[-1]:.0%} as it is", *(f"{share:.0%}, refitted" for share in REFITTED)],
+               {row: [mean(NETWORKS, row, SHARES[-1]), *(mean(NETWORKS, f"{row} + compensate", share)
+                                                         for share in REFITTED)] for row in COMPENSATED})])
+    return text if " * |" in text else text.replace(STAR, "")
 
 
 def table(heads: Sequence[str], rows: Mapping[str, Sequence[str]]) -> list[str]:

@@ -27,10 +27,11 @@ ORDER = [
     "__init__", "errors", "wording", "formulas", "schedules", "units", "blocks", "zoo", "files", "plans", "calling",
     "modules", "graph", "terms", "labels", "untouched", "shapes", "blindness", "trace", "rules", "tapes", "unread",
     "channels", "grouping", "coupling", "memory", "profiler", "findings", "layering", "advice", "latency", "layertimes",
-    "copying", "lockstep", "spec", "moments", "settling", "gradients", "importance", "budget", "shortfall", "choice",
-    "widths", "surgery", "optimizers", "mending", "orders", "matching", "trouble", "float64", "reference", "proof",
-    "compensation", "pruning", "stepping", "ladder", "presets", "rewriting", "libraries", "sources", "store",
-    "plotting", "exporting", "backends", "train", "report", "sensing", "pipeline", "recipes", "cli", "__main__",
+    "copying", "exporting", "backends", "lockstep", "spec", "moments", "settling", "gradients", "importance", "budget",
+    "shortfall", "geometry", "surfaces", "timetable", "parts", "clockmeter", "pacing", "stopwatches", "deadlines",
+    "choice", "widths", "surgery", "optimizers", "mending", "orders", "matching", "trouble", "float64", "reference",
+    "proof", "compensation", "pruning", "stepping", "ladder", "presets", "rewriting", "libraries", "sources", "store",
+    "plotting", "train", "report", "sensing", "pipeline", "recipes", "cli", "__main__",
 ]
 
 # Imports against the order, each inside a function: a saved model is a source of models, and has a source itself.

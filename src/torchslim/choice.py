@@ -11,10 +11,12 @@ import numpy as np
 
 from torchslim.budget import Bundle, Limit, Meter, Selection, Shares, free_bundle, matches, row_bundle, select
 from torchslim.channels import ChannelGroup
+from torchslim.clockmeter import ClockMeter
 from torchslim.coupling import Coupling
 from torchslim.errors import RequestError
 from torchslim.importance import Criterion, Evidence, score
 from torchslim.labels import Rows, Touch
+from torchslim.pacing import select_by_time, stairs
 
 Scope = str | Mapping[str, float]
 
@@ -208,9 +210,13 @@ def _tied_rows(coupling: Coupling, left_alone: dict[int, str]) -> list[list[Rows
     return list(found.values())
 
 
-def selected(coupling: Coupling, bundles: list[Bundle], limits: Sequence[Limit], choice: Choice) -> Selection:
-    """How far each bundle goes down, for the limits and the choice's scope."""
+def selected(coupling: Coupling, bundles: list[Bundle], limits: Sequence[Limit], choice: Choice,
+             meter: ClockMeter | None = None) -> Selection:
+    """How far each bundle goes down, for the limits and the choice's scope; where a meter of time is given, by steps
+    that make the network faster."""
     wholes = _wholes(coupling, bundles, choice)
+    if meter is not None:
+        bundles = stairs(meter, bundles, coupling.classes)
     if choice.scope == "uniform":
         bundles = [_uniform(bundle, whole) for bundle, whole in zip(bundles, wholes, strict=True)]
     floor = {}
@@ -222,6 +228,8 @@ def selected(coupling: Coupling, bundles: list[Bundle], limits: Sequence[Limit],
             if share is not None:
                 bundles[place] = _down_to(bundle, share * wholes[place])
                 floor[place] = len(bundles[place].losses)
+    if meter is not None and choice.scope != "uniform":
+        return select_by_time(coupling, bundles, limits, meter, floor)
     return select(coupling, bundles, limits, floor, evenly=choice.scope == "uniform")
 
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from torchslim.errors import CheckpointError
+from torchslim.units import milliseconds
 
 Kept = Mapping[str, Mapping[int, tuple[int, ...]]]
 
@@ -33,7 +34,10 @@ class Mend:
 
 @dataclass(frozen=True)
 class Budget:
-    """One limit: what was asked (a count), what the network cost before, what it costs after the cut."""
+    """One limit: what was asked (a count), what the network cost before, what it costs after the cut.
+
+    Times ("latency") are in nanoseconds.
+    """
 
     resource: str
     before: int
@@ -44,6 +48,10 @@ class Budget:
     def share(self) -> float:
         """Share of the original that is kept."""
         return self.met / self.before if self.before else 1.0
+
+    def spoken(self, number: int) -> str:
+        """One of its numbers as people read it: "1,234,567", or for a time "1.23 ms"."""
+        return spoken(self.resource, number)
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,8 @@ class Plan:
         grouped: for the weight of each grouped convolution that is cut, its groups before and after.
         mends: attributes that remember a width.
         budgets: what was asked and what is met.
-        predicted: `params` and `macs` of the slim network, as the plan foresees them (inputs as given).
+        predicted: `params` and `macs` of the slim network, as the plan foresees them (inputs as given), and where it
+            was planned for a backend `latency`, in nanoseconds.
         left_alone: channels that cannot be cut, and why.
         notes: remarks for the reader.
         settings: how the plan was asked for (importance, scope, seed, ...), for the record.
@@ -124,8 +133,8 @@ class Plan:
 
     def __str__(self) -> str:
         lines = [f"Plan: {len(self.kept)} parameters and buffers are cut"]
-        lines += [f"  {b.resource}: {b.before:,} -> {b.met:,} ({b.share:.1%}; asked for at most {b.asked:,})"
-                  for b in self.budgets]
+        lines += [f"  {b.resource}: {b.spoken(b.before)} -> {b.spoken(b.met)} ({b.share:.1%}; asked for at most "
+                  f"{b.spoken(b.asked)})" for b in self.budgets]
         for name, dims in self.kept.items():
             cuts = ", ".join(f"dim {dim} keeps {len(index)}" for dim, index in dims.items())
             lines.append(f"  {name}: {cuts}")
@@ -134,6 +143,11 @@ class Plan:
                   for entry in self.left_alone]
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
+
+
+def spoken(resource: str, number: int) -> str:
+    """A number of a resource as people read it: "1,234,567", or for a time "1.23 ms"."""
+    return milliseconds(number / 1e6) if resource == "latency" else f"{number:,}"
 
 
 def _frozen(value: int | list[int]) -> int | tuple[int, ...]:

@@ -10,21 +10,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from torchslim.budget import Limit, Meter, PeakMeter, Selection, as_count
+from torchslim.budget import Bundle, Limit, Meter, PeakMeter, Selection, as_count
 from torchslim.calling import Inputs, unwrap
 from torchslim.choice import Choice, Scope, as_patterns, bundles_of, compared, protected, selected, stuck, widths_of
+from torchslim.clockmeter import ClockMeter
 from torchslim.compensation import compensate as refitted
 from torchslim.coupling import Coupling, Scaling, couple
+from torchslim.deadlines import Backend, Deadline, deadline
 from torchslim.errors import ProofError, RequestError
 from torchslim.gradients import Loss
 from torchslim.importance import Evidence, Importance, criterion
 from torchslim.matching import Cut, culprits, cut_as
+from torchslim.pacing import idle
 from torchslim.plans import Budget, LeftAlone, Plan
 from torchslim.proof import differences
 from torchslim.shortfall import remarks
@@ -40,11 +44,11 @@ TOLERANCE = 1e-6
 
 @torch.inference_mode(False)
 def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params: float | None = None,
-         channels: float | None = None, memory: float | None = None,
-         importance: Importance = "l2", scope: Scope = "global", shortcuts: bool = True,
-         round_to: int = 1, min_channels: int = 1, min_kept: float = 0.0, only: Sequence[str] = (),
-         exclude: Sequence[str] = (), allow_approximate: bool = False, whole_groups: bool = False,
-         data: Iterable[Any] | None = None, loss: Loss | None = None, seed: int = 0,
+         channels: float | None = None, memory: float | None = None, latency: float | str | None = None,
+         backend: str | Backend | None = None, importance: Importance = "l2", scope: Scope = "global",
+         shortcuts: bool = True, round_to: int = 1, min_channels: int = 1, min_kept: float = 0.0,
+         only: Sequence[str] = (), exclude: Sequence[str] = (), allow_approximate: bool = False,
+         whole_groups: bool = False, data: Iterable[Any] | None = None, loss: Loss | None = None, seed: int = 0,
          original: nn.Module | None = None) -> Plan:
     """Decide which channels stay, and touch nothing.
 
@@ -55,6 +59,10 @@ def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params:
         macs, params, channels, memory: what is *kept*, alone or together: a float in (0, 1] is a share of today, an
             int a count (multiply-adds, parameters, channels that layers make, bytes of activations at the peak).
             What keeps the plan from meeting them closely is in its notes, with the nearest feasible budget.
+        latency: the time kept of one call, measured: a share, an int of nanoseconds or a text such as "3ms".
+        backend: where the network is to be fast, and is timed: "eager" (the default where a latency is asked for),
+            "channels-last", "compiled", "onnxruntime", "openvino", "cuda", or a clock of your own
+            (`torchslim.deadlines.Backend`). With other budgets alone it says to meet them by cuts that save time there.
         importance: what ranks the channels: "l2", "l1", "bn_scale", "fpgm", "lamp", "activation", "taylor", "hessian",
             "random", a name with options ("l2:max"), an instance of a criterion (`torchslim.importance`), or a
             callable(group) -> one score a channel, higher for channels that matter more.
@@ -76,16 +84,17 @@ def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params:
             then of its costs and widths, not of today's.
 
     Raises:
-        RequestError: nothing was asked, or a value is none of these.
+        RequestError: nothing was asked, or a value is none of these; or the backend can't run here.
+        ExportError: the network can't be run in the backend.
         TraceError: the model fails on these inputs.
     """
     model = unwrap(model)
     choice = Choice(criterion(importance), scope, shortcuts, round_to, min_channels, min_kept,
                     as_patterns(only, "only"), as_patterns(exclude, "exclude"), seed)
     asked = {"macs": macs, "params": params, "channels": channels, "memory": memory}
-    if all(value is None for value in asked.values()) and isinstance(scope, str):
-        raise RequestError("plan: nothing was asked; give macs=, params=, channels= or memory= (what is kept), "
-                           "or scope= with a share by pattern")
+    if latency is None and all(value is None for value in asked.values()) and isinstance(scope, str):
+        raise RequestError("plan: nothing was asked; give macs=, params=, channels=, memory= or latency= (what is "
+                           "kept), or scope= with a share by pattern")
     evidence = Evidence(model, inputs, data, loss, seed)
     evidence.check(choice.importance)
     graphs = tapes(model, inputs)
@@ -94,15 +103,27 @@ def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params:
         whole = compared(couple(tapes(unwrap(original), inputs), coupling.terms), coupling)
         choice = replace(choice, original=whole)
         asked |= {limit.resource: max(1, limit.most) for limit in _limits(whole, asked)}
-    limits = _limits(coupling, asked)
+        before = deadline(unwrap(original), inputs, whole.graphs[0], latency, backend)
+        latency = latency if before is None else before.most
+    clock = deadline(model, inputs, graphs[0], latency, backend)
     trouble = Trouble()
     while True:
+        meter = None if clock is None else clock.meter(coupling)
+        limits = _limits(coupling, asked, clock, meter)
         left_alone = {**protected(coupling, choice), **trouble.frozen(coupling)}
         bundles, scores = bundles_of(coupling, choice, left_alone, evidence)
-        selection = selected(coupling, [trouble.without_impossible(b) for b in bundles], limits, choice)
+        bundles = [trouble.without_impossible(b) for b in bundles]
+        selection = selected(coupling, bundles, limits, choice, meter)
         cut = cut_as(selection, model, inputs, coupling, scores)
         if isinstance(cut, Cut):
-            break
+            slow = {} if meter is None else _slow(meter, selection, bundles, coupling)
+            reasons = {**stuck(selection.bundles, choice), **slow, **left_alone}
+            found = _finished(coupling, cut, limits, selection, choice, reasons, meter)
+            if clock is None or meter is None:
+                return found
+            if clock.confirmed(partial(apply, model, found), found, meter):
+                return clock.noted(found)
+            continue
         ties = len(trouble.ties)
         places = trouble.known_culprits(selection, cut) or culprits(
             cut, selection, model, inputs, coupling, scores)
@@ -112,8 +133,6 @@ def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params:
         if len(trouble.ties) > ties:
             trouble.renumbered()
             coupling = couple(graphs, replace(coupling.terms, ties=frozenset(trouble.ties)))
-            limits = _limits(coupling, asked)
-    return _finished(coupling, cut, limits, selection, choice, {**stuck(selection.bundles, choice), **left_alone})
 
 
 def prune(model: nn.Module, inputs: Inputs, *, compensate: bool = False, **options: Any) -> tuple[nn.Module, Plan]:
@@ -148,13 +167,17 @@ def prune(model: nn.Module, inputs: Inputs, *, compensate: bool = False, **optio
     return refitted(model, slim, decided, evidence.batches) if compensate else slim, decided
 
 
-def _limits(coupling: Coupling, asked: Mapping[str, float | None]) -> list[Limit]:
+def _limits(coupling: Coupling, asked: Mapping[str, float | None], clock: Deadline | None = None,
+            timer: ClockMeter | None = None) -> list[Limit]:
     meters: dict[str, Callable[[], Meter]] = {
         "macs": lambda: Meter(coupling.macs), "params": lambda: Meter(coupling.params),
         "channels": lambda: _channel_meter(coupling), "memory": lambda: PeakMeter(coupling.tapes[0])}
     found = {resource: meters[resource]() for resource, value in asked.items() if value is not None}
-    return [Limit(resource, meter, as_count(asked[resource] or 0, meter.total, resource))
-            for resource, meter in found.items()]
+    limits = [Limit(resource, meter, as_count(asked[resource] or 0, meter.total, resource))
+              for resource, meter in found.items()]
+    if clock is not None and clock.most is not None and timer is not None:
+        limits.append(Limit("latency", timer, clock.most))
+    return limits
 
 
 def _channel_meter(coupling: Coupling) -> Meter:
@@ -162,10 +185,10 @@ def _channel_meter(coupling: Coupling) -> Meter:
 
 
 def _finished(coupling: Coupling, cut: Cut, limits: Sequence[Limit], selection: Selection, choice: Choice,
-              left_alone: Mapping[int, str]) -> Plan:
+              left_alone: Mapping[int, str], meter: ClockMeter | None) -> Plan:
     shares = cut.stays.astype(np.float64)
     budgets = tuple(Budget(limit.resource, limit.meter.total, limit.most, limit.meter(shares)) for limit in limits)
-    own = dict.fromkeys((limit.resource for limit in limits), 1)
+    own = {limit.resource: 1 for limit in limits if limit.resource != "latency"}
     wholes = {limit.resource: limit.meter.total for limit in _limits(choice.original, own)} if choice.original else {}
     notes = remarks(limits, budgets, selection, coupling.classes, wholes)
     mixed = list(dict.fromkeys(m.reason for m in coupling.mixed if (shares[m.labels] == 0).any()))
@@ -181,7 +204,8 @@ def _finished(coupling: Coupling, cut: Cut, limits: Sequence[Limit], selection: 
                 "whole_groups": coupling.terms.whole_groups, "seed": choice.seed,
                 "shares_of": "today" if choice.original is None else "original"}
     return Plan(kept=cut.kept, readers=cut.readers, grouped=cut.grouped, mends=cut.mends, budgets=budgets,
-                predicted={"macs": Meter(coupling.macs)(shares), "params": Meter(coupling.params)(shares)},
+                predicted={"macs": Meter(coupling.macs)(shares), "params": Meter(coupling.params)(shares),
+                           **({} if meter is None else {"latency": meter(shares)})},
                 left_alone=_left_alone(coupling, left_alone), notes=tuple(notes), settings=settings)
 
 
@@ -197,3 +221,9 @@ def _left_alone(coupling: Coupling, reasons: Mapping[int, str]) -> tuple[LeftAlo
                 key = (group.name, reasons[one])
                 found[key] = found.get(key, 0) + 1
     return tuple(LeftAlone(name, count, reason) for (name, reason), count in found.items())
+
+
+def _slow(meter: ClockMeter, selection: Selection, bundles: Sequence[Bundle], coupling: Coupling) -> dict[int, str]:
+    """Class of channels -> why it stays, where a cut would save no time."""
+    return {one: "a cut here would not make it faster"
+            for place in idle(meter, selection, bundles, coupling.classes) for one in bundles[place].classes.tolist()}

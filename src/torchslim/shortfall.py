@@ -42,14 +42,15 @@ def _beyond(limit: Limit, budget: Budget, selection: Selection, classes: int, wh
             narrow[bundle.classes[: bundle.kept[0] - bundle.least]] = 0.0
     protected, least = limit.meter(alone), limit.meter(narrow)
     if protected > budget.asked:
-        why = f"the protected channels, those that are left alone, cost {protected:,} by themselves"
+        why = f"the protected channels, those that are left alone, cost {budget.spoken(protected)} by themselves"
     elif least > budget.asked:
         why = ("the minimum width of the groups (2 channels, min_channels=, min_kept= or a share by pattern) allows "
                "no less")
     else:
-        why = f"rounding (round_to=, or rows that lose equally many) stops it, single channels would leave {least:,}"
-    return (f"{budget.resource}: asked for at most {budget.asked:,}, and the nearest feasible budget is "
-            f"{_both(budget.met, whole)}: {why}")
+        why = ("rounding (round_to=, or rows that lose equally many) stops it, single channels would leave "
+               f"{budget.spoken(least)}")
+    return (f"{budget.resource}: asked for at most {budget.spoken(budget.asked)}, and the nearest feasible budget is "
+            f"{_both(budget, budget.met, whole)}: {why}")
 
 
 def _below(pairs: Sequence[tuple[Limit, Budget]], selection: Selection, wholes: Mapping[str, int]) -> list[str]:
@@ -58,6 +59,8 @@ def _below(pairs: Sequence[tuple[Limit, Budget]], selection: Selection, wholes: 
     if looser is None or selection.last is None:
         return []
     broken = [(limit, budget) for limit, budget in pairs if limit.meter(looser) > limit.most]
+    if not broken:
+        return []
     limit, tight = max(broken, key=lambda pair: pair[1].met / pair[1].asked)
     below = (tight.asked - tight.met) / tight.before
     if below <= CLOSE:
@@ -69,9 +72,9 @@ def _below(pairs: Sequence[tuple[Limit, Budget]], selection: Selection, wholes: 
         why = f"rounding, by which `{bundle.name}` loses {_step(selection, looser)} channels at once"
     else:
         why = f"a single channel of `{bundle.name}`"
-    above = _both(limit.meter(looser), wholes.get(tight.resource, tight.before))
-    return [f"{tight.resource}: {tight.met:,} is {below:.1%} of the whole below what was asked; the next step is "
-            f"larger ({why}), and the nearest feasible budget above is {above}"]
+    above = _both(tight, limit.meter(looser), wholes.get(tight.resource, tight.before))
+    return [f"{tight.resource}: {tight.spoken(tight.met)} is {below:.1%} of the whole below what was asked; the next "
+            f"step is larger ({why}), and the nearest feasible budget above is {above}"]
 
 
 def _step(selection: Selection, looser: Shares) -> int:
@@ -82,9 +85,9 @@ def _step(selection: Selection, looser: Shares) -> int:
     return before - int(bundle.kept[bundle.kept < before].max())
 
 
-def _both(count: int, whole: int) -> str:
+def _both(budget: Budget, count: int, whole: int) -> str:
     """A count, and the share with four digits that asks for no less."""
     share = ceil(count / whole * 1e4) / 1e4
     if int(whole * share) < count:
         share += 1e-4
-    return f"{count:,}, a share of {share:.4f}"
+    return f"{budget.spoken(count)}, a share of {share:.4f}"

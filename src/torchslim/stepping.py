@@ -43,22 +43,32 @@ def schedule(model: nn.Module, inputs: Inputs, *, steps: int = 5, curve: str = "
         RequestError: at once, before anything is trained: a plan of the whole cut was refused.
         ProofError: a step's network does not equal its silenced original.
     """
-    model, options = unwrap(model), {**options, "data": _kept(options.get("data"))}
+    model = unwrap(model)
+    return _steps(model, inputs, requests(model, inputs, steps, curve, options))
+
+
+def requests(model: nn.Module, inputs: Inputs, steps: int, curve: str, options: Mapping[str, Any]) -> list[Request]:
+    """What each step asks of `plan`, beside `original=`: the options, and its own budgets and shares by pattern.
+
+    Raises:
+        RequestError: see `schedule`.
+    """
+    options = {**options, "data": _kept(options.get("data"))}
     if "original" in options:
         raise RequestError("schedule: original= is the model itself here; leave it out")
     ends = shares(steps, 1.0, curve)  # nothing is cut by these: they refuse what is no number of steps and no curve
     whole = plan(model, inputs, **options)
-    requests: list[Request] = [{} for _ in ends]
+    found: list[Request] = [{} for _ in ends]
     for budget in whole.budgets:
         final = min(1.0, budget.asked / budget.before)
-        for request, share in zip(requests, shares(steps, final, curve), strict=True):
+        for request, share in zip(found, shares(steps, final, curve), strict=True):
             request[budget.resource] = max(1, int(share * budget.before))
-        requests[-1][budget.resource] = budget.asked
+        found[-1][budget.resource] = budget.asked
     if isinstance(options.get("scope"), Mapping):
         by_pattern = {pattern: shares(steps, share, curve) for pattern, share in options["scope"].items()}
-        for place, request in enumerate(requests):
-            request["scope"] = {pattern: found[place] for pattern, found in by_pattern.items()}
-    return _steps(model, inputs, [{**options, **request} for request in requests])
+        for place, request in enumerate(found):
+            request["scope"] = {pattern: parts[place] for pattern, parts in by_pattern.items()}
+    return [{**options, **request} for request in found]
 
 
 def _steps(model: nn.Module, inputs: Inputs, requests: list[Request]) -> Iterator[tuple[nn.Module, Plan]]:

@@ -179,6 +179,8 @@ def test_json_is_the_result_and_the_shares(arguments: list[str], call: Call) -> 
     (["--input", "8x8"], "its pictures are square"),
     (["--measure", "speed"], "measure: got 'speed'"),
     (["--drop", "-1"], "Invalid value for '--drop'"),
+    (["--drop", "nan"], "Invalid value for '--drop'"),
+    (["--input", "1x1x8x8", "--measure", "error", "--ratios", ""], "--ratios : wanted shares"),
 ])
 def test_requests_that_make_no_sense(arguments: list[str], more: list[str], said: str, call: Call) -> None:
     status, printed, err = call(*arguments, *more)
@@ -194,6 +196,14 @@ def test_a_model_of_other_classes_is_asked_for_agreement(arguments: list[str], t
     assert "gives scores of shape 1x7 for a picture, digits has 10 classes" in said
     status, printed, _ = call(*arguments, "--measure", "agreement", "--json")
     assert (status, json.loads(printed)["base"]) == (0, 1.0)
+
+
+def test_a_model_that_fails_on_these_pictures(tmp_path: Path, call: Call) -> None:
+    (tmp_path / "flat.py").write_text("from torch import nn\ndef net():\n    return nn.Sequential(nn.Conv2d(3, 8, 3), "
+                                      "nn.Flatten(), nn.Linear(8, 10))\n")
+    status, printed, said = call("sensitivity", f"{tmp_path / 'flat.py'}:net", "--data", "digits", "--input", "1x3x8x8")
+    assert (status, printed) == (2, "")
+    assert "fails on a picture of 1x3x8x8: RuntimeError" in said
 
 
 def test_restart_throws_away_what_was_measured(arguments: list[str], tmp_path: Path, call: Call) -> None:

@@ -167,6 +167,20 @@ def test_options_of_the_plans_and_criteria_that_ask_for_labels() -> None:
     assert found.model[3].out_channels % 4 == 0
 
 
+def test_shares_by_pattern_are_those_of_the_original() -> None:
+    """Each step takes its part of what is left, not the whole share anew."""
+    found = train(macs=None, cutting={"scope": {"0": 0.5, "3": 0.25}})
+    widths, model = [], net()
+    for plan in found.plans:
+        model = ts.apply(model, plan)
+        widths.append((model[0].out_channels, model[3].out_channels))
+    # 12 and 16 times final + (1 - final) (1 - k / 3)^3, rounded up
+    assert widths == [(8, 8), (7, 5), (6, 4)]
+    both = train(macs=0.3, cutting={"scope": {"0": 0.75}})
+    assert both.model[0].out_channels == 9
+    assert counted_macs(both.model, X) <= 0.3 * counted_macs(net(), X)
+
+
 def test_its_steps_are_saved_with_it(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(
         "from torch import nn\ndef net():\n    return nn.Sequential(nn.Conv2d(3, 12, 3, padding=1, bias=False), "
@@ -274,9 +288,9 @@ def test_two_processes_make_the_same_cuts(tmp_path: Path) -> None:
 # --- what makes no sense ----------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"macs": None}, "no budget; give macs=0.5"),
-    ({"cutting": {"macs": 0.3}}, "no budget in cutting="),
-    ({"cutting": {"scope": {"0": 0.5}}}, "a scope of patterns says what is kept of each layer, and every step would"),
+    ({"macs": None}, "nothing was asked"),
+    ({"cutting": {"macs": 0.3}}, "a budget in cutting="),
+    ({"cutting": {"original": net()}}, "original= is the model itself here"),
     ({"macs": 1.5}, r"macs=1\.5: wanted a float in \(0, 1\]"),
     ({"steps": 0}, "steps: got 0"),
     ({"curve": "steep"}, "curve: got 'steep'"),

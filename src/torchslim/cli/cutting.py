@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -46,7 +47,7 @@ Preset = Annotated[str | None, typer.Option(
     metavar="inner|all", show_default=False,
     help="Cut only the layers that network slimming cuts in this network: without its shortcuts, or with them.")]
 
-BUDGETS = "--macs 0.5, --params 1.5M, --channels 0.5, --memory 0.5 or several of them"
+BUDGETS = "--macs 0.5, --params 1.5M, --channels 0.5, --memory 0.5, --latency 0.5 or several of them"
 
 
 def register(app: typer.Typer) -> None:
@@ -64,6 +65,16 @@ def prune(
     memory: Annotated[str | None, typer.Option(
         metavar="AMOUNT", show_default=False,
         help="Peak of activations to keep: a share (0.5, 50%) or bytes (1500000, 1.5M).")] = None,
+    latency: Annotated[str | None, typer.Option(
+        metavar="AMOUNT", show_default=False,
+        help="Measured time of a call to keep: a share (0.5, 50%) or a time (3ms, 250us).")] = None,
+    backend: Annotated[str | None, typer.Option(
+        metavar="NAME", show_default=False,
+        help="Where the slim model is to be fast, and is timed: eager, channels-last, compiled, onnxruntime, openvino "
+             "or cuda; with other budgets alone they are met by cuts that save time there. For --latency: eager."),
+    ] = None,
+    threads: Annotated[int | None, typer.Option(
+        min=1, show_default=False, help="CPU threads to time on; default: as many as torch takes.")] = None,
     only: Only = None,
     exclude: Exclude = None,
     preset: Preset = None,
@@ -101,14 +112,22 @@ def prune(
 
     The proof compares the slim model with the original in which the removed channels are silenced.
     """
+    import torch
+
     import torchslim
     from torchslim.sources import resolve
     from torchslim.train.objective import cross_entropy
 
     asked = {"macs": macs, "params": params, "channels": channels, "memory": memory}
     limits: dict[str, Any] = {name: amount(f"--{name}", text) for name, text in asked.items()}
+    limits["latency"] = _duration(latency)
     shares = _scope(scope)
-    _check(limits, out, show, not isinstance(shares, str), {"--only": only, "--exclude": exclude, "--preset": preset})
+    _check(limits, out, show, not isinstance(shares, str),
+           {"--only": only, "--exclude": exclude, "--preset": preset, "--backend": backend})
+    if threads is not None:
+        if latency is None and backend is None:
+            raise RequestError("--threads: says how to time, and nothing is timed; give --latency or --backend")
+        torch.set_num_threads(threads)
     source = resolve(model)
     patterns = _preset(source, preset) if preset is not None else only or ()
     told = _labels(importance, compensate, data, shapes, pictures, seed)
@@ -117,8 +136,8 @@ def prune(
     warn_of_random(source)
     plan = None
     if any(limits.values()) or not isinstance(shares, str):
-        plan = torchslim.plan(original, inputs, **limits, scope=shares, only=patterns, exclude=exclude or (),
-                              importance=importance, shortcuts=shortcuts, round_to=round_to,
+        plan = torchslim.plan(original, inputs, **limits, backend=backend, scope=shares, only=patterns,
+                              exclude=exclude or (), importance=importance, shortcuts=shortcuts, round_to=round_to,
                               min_channels=min_channels, min_kept=min_kept,
                               allow_approximate=approximate, whole_groups=whole_groups, data=told,
                               loss=None if told is None else cross_entropy(), seed=seed)
@@ -131,10 +150,27 @@ def prune(
     elif plan is not None and not as_json:
         _print_table([(budget.resource, budget.before, budget.met) for budget in plan.budgets])
     if plan is not None:
-        found |= {"left_alone": [{"name": group.name, "channels": group.channels, "reason": group.reason}
-                                for group in plan.left_alone], "notes": list(plan.notes)}
+        found |= {"budgets": [asdict(budget) for budget in plan.budgets],
+                  "left_alone": [{"name": group.name, "channels": group.channels, "reason": group.reason}
+                                 for group in plan.left_alone], "notes": list(plan.notes)}
     if as_json:
         print_json(found)
+
+
+def _duration(text: str | None) -> float | int | None:
+    """What is to be kept of the time: a share, or nanoseconds."""
+    from torchslim.deadlines import parsed
+
+    if text is None:
+        return None
+    try:
+        found = parsed(text) if text.strip().lower().endswith("s") else amount("--latency", text)
+    except RequestError:
+        found = None
+    if found is None or (isinstance(found, int) and text.strip()[-1] != "s"):
+        raise RequestError(f"--latency {text}: wanted a share such as 0.5 or 50%, or a time with its unit such as 3ms, "
+                           "250us or 0.1s")
+    return found
 
 
 def _check(limits: dict[str, Any], out: Path | None, show: bool, ruled: bool, choice: dict[str, object]) -> None:
@@ -222,7 +258,8 @@ def _cut(original: nn.Module, inputs: Any, plan: Plan, source: Source, out: Path
         slim = torchslim.compensate(original, slim, plan, pictures)
     torchslim.save(slim, out, plan=plan, source=source)
     if not as_json:
-        _print_table([("parameters", before.params, after.params), ("multiply-adds", before.macs, after.macs)])
+        _print_table([("parameters", before.params, after.params), ("multiply-adds", before.macs, after.macs),
+                      *((b.resource, b.before, b.met) for b in plan.budgets if b.resource == "latency")])
         for note in plan.notes:
             print(f"note: {note}")
         print(f"proof: differs from the silenced original by {error:.1e}")
@@ -236,5 +273,7 @@ def _cut(original: nn.Module, inputs: Any, plan: Plan, source: Source, out: Path
 
 
 def _print_table(rows: list[tuple[str, int, int]]) -> None:
+    from torchslim.plans import spoken
+
     print_table(("", "before", "after", "kept"), [
-        (name, f"{old:,}", f"{new:,}", f"{new / old:.1%}" if old else "-") for name, old, new in rows])
+        (name, spoken(name, old), spoken(name, new), f"{new / old:.1%}" if old else "-") for name, old, new in rows])

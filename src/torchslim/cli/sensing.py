@@ -27,6 +27,7 @@ from torchslim.cli.common import (
 from torchslim.cli.cutting import Exclude, Only
 from torchslim.cli.tables import Column, show
 from torchslim.errors import RequestError
+from torchslim.wording import dims, first_line
 
 if TYPE_CHECKING:
     from torch import nn
@@ -130,10 +131,14 @@ def _check_classes(network: nn.Module, inputs: Any, data: Data, name: str) -> No
     from torchslim.latency import evaluating
     from torchslim.train.objective import logits
 
-    with torch.no_grad(), evaluating(network):
-        scores = logits(network(inputs))
+    try:
+        with torch.no_grad(), evaluating(network):
+            scores = logits(network(inputs))
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise RequestError(f"{name}: fails on a picture of {dims(inputs.shape)}: {first_line(error)}; try another "
+                           "--input") from error
     if scores.dim() != 2 or scores.shape[1] != len(data.classes):
-        raise RequestError(f"{name}: gives scores of shape {'x'.join(map(str, scores.shape))} for a picture, "
+        raise RequestError(f"{name}: gives scores of shape {dims(scores.shape)} for a picture, "
                            f"{data.name} has {len(data.classes)} classes; give a model of as many, or --measure "
                            "agreement, which compares answers with the whole network's own")
 

@@ -11,21 +11,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from torchslim.budget import as_count
 from torchslim.calling import Inputs, map_tensors, unwrap
 from torchslim.copying import copied
 from torchslim.errors import CheckpointError, PlanError, RequestError
+from torchslim.importance import criterion
 from torchslim.modules import named_modules
 from torchslim.optimizers import carry_optimizer
 from torchslim.plans import Plan
-from torchslim.pruning import plan, prune
-from torchslim.schedules import shares
+from torchslim.pruning import prune
+from torchslim.stepping import Request, requests
 from torchslim.surgery import apply
 from torchslim.train.checkpoint import Standing, load_standing, plans_in
 from torchslim.train.fitting import History, Job, fit, job_of
 from torchslim.train.sparsity import Slimming
-
-BUDGETS = ("macs", "params", "channels", "memory")
 
 
 @dataclass(frozen=True)
@@ -51,9 +49,9 @@ def fit_gradually(model: nn.Module, data: Any, inputs: Inputs, *, macs: float | 
     """Train, and cut a step further every few epochs: what is left learns to do without before more goes.
 
     Gradual pruning (Zhu & Gupta 2017), of channels: at each step a new plan takes the network, as it then is, down to
-    the schedule's share of the *original's* cost; it is cut and proven, and the optimizer's momenta of the channels
-    that stay go on. The last `epochs - begin - (steps - 1) * every` epochs train the network at its final size. Whole
-    blocks are never removed: each layer keeps two channels at the least.
+    the schedule's share of the *original's* cost (`torchslim.schedule`); it is cut and proven, and the optimizer's
+    momenta of the channels that stay go on. The last `epochs - begin - (steps - 1) * every` epochs train the network at
+    its final size. Whole blocks are never removed: each layer keeps two channels at the least.
 
     Args:
         model: the original; it is left as it was.
@@ -64,8 +62,8 @@ def fit_gradually(model: nn.Module, data: Any, inputs: Inputs, *, macs: float | 
         curve: "cubic", "linear" or "geometric": how the shares go down (`torchslim.schedules.shares`).
         begin: epochs before the first cut.
         every: epochs from one cut to the next.
-        cutting: further options of `torchslim.plan`: importance, round_to, only, data and loss, ...; no scope of
-            patterns, whose shares each step would take anew.
+        cutting: further options of `torchslim.plan`: importance, round_to, scope, only, data and loss, ...; all shares
+            are of the original.
         training: the options of `fit`. The learning rate goes by one schedule over all epochs. `checkpoint` holds the
             cuts made so far, too: training goes on from it, and ends with the same weights, to the bit. `sparsity` is
             a weight here, as scales come and go.
@@ -82,27 +80,17 @@ def fit_gradually(model: nn.Module, data: Any, inputs: Inputs, *, macs: float | 
     if isinstance(training.get("sparsity"), Slimming):
         raise RequestError("fit_gradually: sparsity is a Slimming of a network that is about to be cut; give its "
                            "weight, such as sparsity=1e-4")
-    options = dict(cutting or {})
-    asked = {name: value for name, value in zip(BUDGETS, (macs, params, channels, memory), strict=True)
-             if value is not None}
-    if isinstance(options.get("scope"), Mapping):
-        raise RequestError("fit_gradually: a scope of patterns says what is kept of each layer, and every step would "
-                           "take that share of what the last one left; give a budget, with only= or exclude=")
-    if not asked or not options.keys().isdisjoint(BUDGETS):
-        raise RequestError("fit_gradually: no budget; give macs=0.5 (keep half of the multiply-adds), params=, "
-                           "channels= or memory=, and no budget in cutting=")
-    schedule = _schedule(model, inputs, asked, steps, curve, options)
+    budgets = {"macs": macs, "params": params, "channels": channels, "memory": memory}
+    if not budgets.keys().isdisjoint(cutting or {}):
+        raise RequestError("fit_gradually: a budget in cutting=; give it by itself, such as macs=0.5")
+    asked = requests(model, inputs, steps, curve, {**budgets, **(cutting or {})})
     bound = inspect.signature(fit).bind(copied(model), data, **training)
     bound.apply_defaults()
     job = job_of(**bound.arguments)
-    cuts = _cuts(begin, every, steps, job.recipe.epochs)
-    also = {"gradual": {"at": cuts, "steps": schedule, "options": {
-        name: value if isinstance(value, str | int | float | None) else repr(value)
-        for name, value in options.items() if name not in ("data", "loss")}}}
+    cuts = dict(zip(_cuts(begin, every, steps, job.recipe.epochs), asked, strict=True))
+    job = replace(job, also={"gradual": {str(at): _plain(request) for at, request in cuts.items()}})
     with job.placed(job.model):
-        job = replace(job, also=also)
-        asking = {at: {**options, **step} for at, step in zip(cuts, schedule, strict=True)}
-        job, standing = _run(job, _moved(inputs, job.model), asking)
+        job, standing = _run(job, _moved(inputs, job.model), cuts)
     first = next(model.parameters(), None)
     modes = dict(named_modules(model))
     slim = job.model.to("cpu" if first is None else first.device)
@@ -111,18 +99,10 @@ def fit_gradually(model: nn.Module, data: Any, inputs: Inputs, *, macs: float | 
     return Gradual(slim, standing.plans, History(standing.loss, standing.accuracy))
 
 
-def _schedule(model: nn.Module, inputs: Inputs, asked: Mapping[str, float], steps: int, curve: str,
-              options: Mapping[str, Any]) -> list[dict[str, int]]:
-    """The budgets of each step, as counts: shares of the original would be of another network after a cut."""
-    found: list[dict[str, int]] = [{} for _ in shares(steps, 1.0, curve)]
-    whole: dict[str, Any] = {**options, **dict.fromkeys(asked, 1.0), "importance": "random"}
-    for budget in plan(model, inputs, **whole).budgets:
-        final = as_count(asked[budget.resource], budget.before, budget.resource)
-        parts = shares(steps, min(1.0, final / budget.before), curve)
-        for step, share in zip(found, parts, strict=True):
-            step[budget.resource] = max(1, int(budget.before * share))
-        found[-1][budget.resource] = final
-    return found
+def _plain(request: Request) -> dict[str, Any]:
+    """What a step asks, as JSON values; data and functions are not among them."""
+    found = {name: value for name, value in request.items() if value is not None and name not in ("data", "loss")}
+    return {**found, **({"importance": str(criterion(found["importance"]))} if "importance" in found else {})}
 
 
 def _cuts(begin: int, every: int, steps: int, epochs: int) -> list[int]:
@@ -137,9 +117,9 @@ def _cuts(begin: int, every: int, steps: int, epochs: int) -> list[int]:
     return [begin + step * every for step in range(steps)]
 
 
-def _run(job: Job, inputs: Inputs, cuts: Mapping[int, Mapping[str, Any]]) -> tuple[Job, Standing]:
+def _run(job: Job, inputs: Inputs, cuts: Mapping[int, Request]) -> tuple[Job, Standing]:
     """Train from cut to cut, from the checkpoint on if there is one."""
-    standing = Standing(0, (), ())
+    standing, original = Standing(0, (), ()), job.model  # of the original the widths count, whatever its weights
     begun = job.checkpoint if job.checkpoint is not None and job.checkpoint.exists() else None
     if begun is not None:
         job = _cut_as_before(job, begun)
@@ -150,7 +130,7 @@ def _run(job: Job, inputs: Inputs, cuts: Mapping[int, Mapping[str, Any]]) -> tup
     for place, until in enumerate(order):
         standing = job.train(optimizer, standing, until) if standing.epochs < until else standing
         if until in cuts and len(standing.plans) == place:
-            slim, step = _agreed(job, *prune(job.model, inputs, **cuts[until]))
+            slim, step = _agreed(job, *prune(job.model, inputs, original=original, **cuts[until]))
             optimizer = carry_optimizer(optimizer, job.model, slim, step)
             job, standing = _on(job, slim), replace(standing, plans=(*standing.plans, step))
     return job, standing
