@@ -95,6 +95,15 @@ def test_shares_are_the_originals_at_every_step() -> None:
     assert plan.settings["shares_of"] == "original"
 
 
+def test_what_is_left_may_be_refitted_at_each_step() -> None:
+    model = chain()
+    plain, refitted = ([ts.verify(model, slim, plan, X) for slim, plan in ts.schedule(
+        model, X, macs=0.5, steps=1, compensate=compensate, data=[X])] for compensate in (False, True))
+    assert plain[0] < 1e-9
+    assert refitted[0] > 1e-3  # no longer the silenced original
+    assert len(list(ts.schedule(model, X, macs=0.3, steps=2, compensate=True, data=iter([X])))) == 2
+
+
 def test_a_budget_that_is_met_already_cuts_nothing() -> None:
     found = list(ts.schedule(chain(), X, channels=10**6, steps=2))
     assert [plan.kept for _, plan in found] == [{}, {}]
@@ -120,6 +129,7 @@ def test_networks_with_rows_and_depthwise_layers_go_down_in_steps(name: str) -> 
 @pytest.mark.parametrize(("options", "said"), [
     ({}, "nothing was asked"), ({"macs": 2.0}, "macs=2.0"), ({"macs": 0.5, "steps": 0}, "steps: got 0"),
     ({"macs": 0.5, "curve": "steep"}, "curve: got 'steep'"), ({"macs": 0.5, "importance": "l3"}, "unknown criterion"),
+    ({"macs": 0.5, "compensate": True}, "schedule: compensate=True asks for data="),
     ({"macs": 0.5, "original": nn.ReLU()}, "original= is the model itself"),
     ({"scope": {"0": 0.1}, "min_kept": 0.2}, "below min_kept"),
     ({"macs": 0.5, "importance": "activation", "data": X}, "data: got Tensor")])

@@ -17,7 +17,7 @@ Request = dict[str, Any]
 
 
 def schedule(model: nn.Module, inputs: Inputs, *, steps: int = 5, curve: str = "cubic",
-             **options: Any) -> Iterator[tuple[nn.Module, Plan]]:
+             compensate: bool = False, **options: Any) -> Iterator[tuple[nn.Module, Plan]]:
     """Cut a network to its budget in steps; train what each gives before asking for the next.
 
         for slim, plan in ts.schedule(model, inputs, macs=0.25, steps=4):
@@ -34,6 +34,7 @@ def schedule(model: nn.Module, inputs: Inputs, *, steps: int = 5, curve: str = "
         inputs: what it is called with.
         steps: how many there are.
         curve: how the shares go down (`torchslim.schedules.shares`).
+        compensate: refit what is left after each step, on `data=` (see `prune`).
         options: those of `plan`: the budgets, of which one at least or a scope by pattern is wanted, importance, ...
 
     Returns:
@@ -44,7 +45,10 @@ def schedule(model: nn.Module, inputs: Inputs, *, steps: int = 5, curve: str = "
         ProofError: a step's network does not equal its silenced original.
     """
     model = unwrap(model)
-    return _steps(model, inputs, requests(model, inputs, steps, curve, options))
+    if compensate and options.get("data") is None:
+        raise RequestError("schedule: compensate=True asks for data=, batches of what the model is called with")
+    found = requests(model, inputs, steps, curve, options)
+    return _steps(model, inputs, [{**request, "compensate": compensate} for request in found])
 
 
 def requests(model: nn.Module, inputs: Inputs, steps: int, curve: str, options: Mapping[str, Any]) -> list[Request]:
