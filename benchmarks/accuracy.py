@@ -228,7 +228,8 @@ def main() -> None:
         print("stopped; the same command goes on from here")
     if options.table is not None:
         about = " ".join((__doc__ or "").split("\n\n")[1].split())
-        into(options.table, page(about, Results(read(options.results), tuple(NETWORKS), tuple(ARMS), PEERS, BUDGETS)))
+        results = Results(read(options.results), tuple(NETWORKS), tuple(ARMS), PEERS, BUDGETS, SEEDS)
+        into(options.table, page(about, results))
 
 
 def run(name: str, seed: int, arms: Sequence[str], results: Path) -> None:

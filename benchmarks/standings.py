@@ -24,7 +24,8 @@ class Results:
 
     Attributes:
         rows: one for each network, seed and arm.
-        networks, arms, peers, budgets: in the order in which they are shown; peers are arms of another library.
+        networks, arms, peers, budgets, seeds: all there are, in the order in which they are shown; peers are arms of
+            another library.
     """
 
     rows: Sequence[Mapping[str, Any]]
@@ -32,6 +33,7 @@ class Results:
     arms: Sequence[str]
     peers: Sequence[str]
     budgets: Sequence[float]
+    seeds: Sequence[int]
 
     def of(self, network: str, arm: str, share: float, when: str) -> dict[int, float]:
         """Per cent by seed."""
@@ -54,12 +56,22 @@ def page(about: str, results: Results) -> str:
         "torch", "torchvision", "scikit-learn", "torch-pruning"))
     lines = ["## What cuts cost in accuracy", "", about, "",
              f"{packages}, Python {platform.python_version()}; written by `python benchmarks/accuracy.py --table "
-             "docs/benchmarks.md`. Means and standard deviations over the seeds, in per cent; the least in brackets."]
+             "docs/benchmarks.md`. Means and standard deviations over the seeds, in per cent; the least in brackets. "
+             f"{unfinished(results)}"]
     for network in results.networks:
         bases = results.before(network)
         if bases:
             lines += ["", f"**{network}**, before: {told(bases)}; seeds: {len(bases)}", "", *table(network, results)]
     return "\n".join([*lines, "", behind(results), "", *bars(results)])
+
+
+def unfinished(results: Results) -> str:
+    """What has not been run, if anything."""
+    wanted = len(results.networks) * len(results.arms) * len(results.seeds)
+    done = len({(row["network"], row["seed"], row["arm"]) for row in results.rows})
+    return "" if done >= wanted else (
+        f"**Unfinished**: of {wanted} trials, each a network, a seed and a way to cut, {done} have been run; the same "
+        "command runs the others.")
 
 
 def table(network: str, results: Results) -> Iterator[str]:
@@ -90,20 +102,20 @@ def spread(values: Seeds) -> float:
 
 
 def behind(results: Results) -> str:
-    """The cells in which an arm is below the better of the peer's by more than the spread, on the seeds of both."""
+    """The cells in which an arm is below one of the peer's by more than the spread, on the two seeds or more of both."""
     found = []
     for network in results.networks:
         for arm in (arm for arm in results.arms if arm not in results.peers):
             for share in results.budgets:
                 for when, words in WHEN.items():
                     own = results.of(network, arm, share, when)
-                    peers = [{seed: value for seed, value in results.of(network, peer, share, when).items()
-                              if seed in own} for peer in results.peers]
-                    best = max(filter(None, peers), key=mean, default={})
-                    own = {seed: value for seed, value in own.items() if seed in best}
-                    if own and mean(best) - mean(own) > max(spread(best), spread(own)):
-                        found.append(f"{network} at {share}, {words}, {arm}: {mean(own):.1f} beside {mean(best):.1f}")
-    return ("Below the better of the peer's ways by more than the larger standard deviation of the two: "
+                    for peer in results.peers:
+                        other = results.of(network, peer, share, when)
+                        one, two = ({seed: of[seed] for seed in own.keys() & other.keys()} for of in (own, other))
+                        if len(one) > 1 and mean(two) - mean(one) > max(spread(one), spread(two)):
+                            found.append(f"{network} at {share}, {words}, {arm}: {mean(one):.1f} beside "
+                                         f"{mean(two):.1f} of {peer}")
+    return ("Below one of the peer's ways, on the seeds of both, by more than the larger standard deviation of the two: "
             f"{'; '.join(found) if found else 'no cell'}.")
 
 

@@ -19,7 +19,7 @@ def row(arm: str, seed: int, *cells: tuple[float, float], network: str = "resnet
 
 def results(*rows: dict[str, Any]) -> Results:
     return Results(rows, ("resnet18", "vgg11"), ("peer", "other peer", "ours", "late"), ("peer", "other peer"),
-                   (0.5, 0.1))
+                   (0.5, 0.1), (0, 1))
 
 
 def test_means_spreads_and_the_least_are_those_of_the_seeds() -> None:
@@ -37,15 +37,16 @@ def test_the_page_has_a_row_for_each_arm_and_says_where_seeds_are_missing() -> N
     assert "| ours (1 of the seeds) | 95.0 ± 0.0 (95.0) | 98.0 ± 0.0 (98.0) | 90.0 ± 0.0 (90.0) | 97.0 ± 0.0 (97.0) |" \
         in lines
     assert "vgg11" not in text
+    assert "of 16 trials, each a network, a seed and a way to cut, 3 have been run" in text
 
 
-def test_who_is_behind_is_told_by_the_better_peer_on_the_seeds_of_both() -> None:
+def test_who_is_behind_is_told_by_each_peer_on_the_seeds_of_both() -> None:
     level = [row("peer", seed, (0.1, 0.90 + seed / 100), (0.1, 0.5)) for seed in (0, 1)]
     better = [row("other peer", seed, (0.1, 0.97), (0.1, 0.5)) for seed in (0, 1)]
     own = [row("ours", seed, (0.9, 0.905), (0.9, 0.9)) for seed in (0, 1)]
     assert behind(results(*level, *own)).endswith("of the two: no cell.")
     assert behind(results(*level, *better, *own)).endswith(
-        "of the two: resnet18 at 0.5, fine-tuned, ours: 90.5 beside 97.0.")
+        "of the two: resnet18 at 0.5, fine-tuned, ours: 90.5 beside 97.0 of other peer.")
     assert behind(results(*level, *better, row("late", 5, (0.0, 0.0), (0.0, 0.0)))).endswith("no cell.")
 
 
