@@ -68,6 +68,8 @@ def _below(pairs: Sequence[tuple[Limit, Budget]], selection: Selection, wholes: 
     bundle = selection.bundles[selection.last]
     if bundle.tied:
         why = f"the rows of `{bundle.name}` lose equally many"
+    elif tight.resource == "latency":
+        why = f"time falls in steps, and `{bundle.name}` loses {_step(selection, looser)} channels at once"
     elif _step(selection, looser) > 1:
         why = f"rounding, by which `{bundle.name}` loses {_step(selection, looser)} channels at once"
     else:
