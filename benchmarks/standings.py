@@ -102,7 +102,7 @@ def spread(values: Seeds) -> float:
 
 
 def behind(results: Results) -> str:
-    """The cells in which an arm is below one of the peer's by more than the spread, on the two seeds or more of both."""
+    """The cells in which an arm is below one of the peer's by more than the spread, on at least two seeds."""
     found = []
     for network in results.networks:
         for arm in (arm for arm in results.arms if arm not in results.peers):
@@ -115,8 +115,8 @@ def behind(results: Results) -> str:
                         if len(one) > 1 and mean(two) - mean(one) > max(spread(one), spread(two)):
                             found.append(f"{network} at {share}, {words}, {arm}: {mean(one):.1f} beside "
                                          f"{mean(two):.1f} of {peer}")
-    return ("Below one of the peer's ways, on the seeds of both, by more than the larger standard deviation of the two: "
-            f"{'; '.join(found) if found else 'no cell'}.")
+    return ("Below one of the peer's ways, on the seeds of both, by more than the larger standard deviation of the "
+            f"two: {'; '.join(found) if found else 'no cell'}.")
 
 
 def bars(results: Results) -> Iterator[str]:
