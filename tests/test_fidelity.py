@@ -9,9 +9,8 @@ from torch import nn
 import fidelity
 
 
-def test_the_table_has_a_row_for_each_way_that_was_tried() -> None:
-    pytest.importorskip("timm", reason="the page names its version")
-    pytest.importorskip("torch_pruning", reason="the page names its version")
+def test_the_table_has_a_row_for_each_way_that_was_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fidelity.metadata, "version", lambda name: "1.2.3")  # of packages that need not be here
     rows = [{"way": "obs", "share": 0.8, "macs": 0.799, "cut": 0.25, "after": 0.5, "seconds": 1.0},
             {"way": "l2", "share": 0.9, "macs": 0.9, "cut": 0.104, "after": 1.0, "seconds": 1.0}]
     lines = fidelity.page(rows).splitlines()
