@@ -139,6 +139,22 @@ def test_an_unsteady_clock_is_not_believed() -> None:
     assert "unsteady" not in str(ts.plan(model, x, latency=0.5, backend=Blocky(true=0.9)))
 
 
+def test_an_unsteady_clock_is_followed_where_it_is_further_off_than_it_is_unsteady() -> None:
+    model, x = chain(3, 128, 128, 128, 128, 8), torch.randn(1, 3, 16, 16)
+
+    class Unsteady(Blocky):
+        def networks(self, models: Sequence[nn.Module], inputs: Tensor) -> list[list[float]]:
+            found = super().networks(models, inputs)
+            return [[time * (1 + 0.08 * place * (number > 0)) for number, time in enumerate(times)]
+                    for place, times in enumerate(found)]
+
+    rounds = (1.0,) * 8
+    plan = ts.plan(model, x, latency=0.5, backend=Unsteady(true=0.6, rounds=rounds))
+    assert plan.kept == ts.plan(model, x, latency=0.5, backend=Blocky(true=0.6, rounds=rounds)).kept
+    assert plan.kept != ts.plan(model, x, latency=0.5, backend=Blocky(rounds=rounds)).kept
+    assert "the clock was unsteady" in plan.notes[-1]
+
+
 def test_what_was_measured_is_kept_and_the_plan_stays_the_same() -> None:
     model, x = chain(3, 64, 64, 8), torch.randn(1, 3, 16, 16)
     clock, later = Blocky(), Blocky()

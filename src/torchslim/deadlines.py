@@ -24,7 +24,7 @@ from torchslim.units import milliseconds
 NEAR = 0.02
 """How far from the time that was foreseen a cut network may be without another plan: a share of what was asked for."""
 UNSTEADY = 0.05
-"""Where the quarters of a measurement differ by more than this share, it is not believed, nor kept."""
+"""Where the quarters of a measurement differ by more than this share, it is not kept, nor believed any closer."""
 _GAINS = 0.5, 2.0  # what is beyond was a busy machine, and would spoil the plans that follow
 _PLANS = 4  # at the most, each with the gain that the one before was seen to have
 
@@ -123,8 +123,9 @@ class Deadline:
         assert self.seen is not None
         foreseen = plan.predicted["latency"]
         saving = (self.today - foreseen) / meter.gain
-        if (abs(self.seen - foreseen) <= NEAR * self.most or self.plans == _PLANS or saving <= 0
-                or self.doubt > UNSTEADY):
+        # What an unsteady clock says is believed where it is further off than it is unsteady.
+        near = max(NEAR * self.most, self.doubt * self.seen if self.doubt > UNSTEADY else 0.0)
+        if abs(self.seen - foreseen) <= near or self.plans == _PLANS or saving <= 0:
             return True
         self.gain = min(max((self.today - self.seen) / saving, _GAINS[0]), _GAINS[1])
         return False
@@ -148,8 +149,8 @@ class Deadline:
                 f"{self.seen / self.today:.1%} of the original's, side by side")
         foreseen = plan.predicted["latency"]
         if self.doubt > UNSTEADY:
-            note += (f"; the clock was unsteady (its quarters differ by {self.doubt:.0%}), and the plan goes by the "
-                     "table of layers: plan again when the machine is idle")
+            note += (f"; the clock was unsteady (its quarters differ by {self.doubt:.0%}): plan again when the machine "
+                     "is idle")
         elif abs(self.seen - foreseen) > UNSTEADY * foreseen:
             note += f"; {milliseconds(foreseen / 1e6)} were foreseen"
         return replace(plan, notes=(*plan.notes, note))

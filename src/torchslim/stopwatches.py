@@ -38,6 +38,7 @@ _SECONDS = 3.0  # after which layers that are timed together get no further roun
 _BYTES = 2**26  # of weights and activations that are timed together: more than caches hold
 _IN_A_ROW = 10  # calls between two looks at the clock on an accelerator: to wait for one would be most of its time
 _NETWORK_ROUNDS = 40
+_TURN = 0.03  # seconds that a network is called for in its turn: one call of a small one is too short for the clock
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Watch:
         backend = "eager" if self.name == "cuda" else self.name
         candidates = {str(place): prepared(model, inputs, backend, threads=self.threads)
                       for place, model in enumerate(models)}
-        found = measure(candidates, inputs, rounds=_NETWORK_ROUNDS, min_seconds=0.0, threads=self.threads)
+        found = measure(candidates, inputs, rounds=_NETWORK_ROUNDS, min_seconds=_TURN, threads=self.threads)
         return [[run * 1e6 for run in latency.runs] for latency in found.values()]
 
 
