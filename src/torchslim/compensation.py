@@ -15,7 +15,7 @@ from torchslim.calling import Inputs, batches_of, unwrap
 from torchslim.copying import copied
 from torchslim.errors import PlanError, RequestError
 from torchslim.latency import evaluating
-from torchslim.moments import Pair, moments_of
+from torchslim.moments import Pair, moments_of, wide
 from torchslim.plans import Plan
 from torchslim.settling import arriving, calls_of, counts, settled, together
 from torchslim.spec import plain, spec_of, stored
@@ -86,7 +86,7 @@ def _refit_all(model: nn.Module, new: nn.Module, plan: Plan, batches: Sequence[I
         pairs: list[Pair] = []
         for place in range(0, len(brought), 2 * count):
             outputs, inputs = brought[place:place + count], brought[place + count:place + 2 * count]
-            pairs += [(_wide(x), _kept(_wide(y), model.get_submodule(name), plan, name))
+            pairs += [(wide(x), _kept(wide(y), model.get_submodule(name), plan, name))
                       for x, y in zip(inputs, outputs, strict=True)]
         _solve([cut for _, cut in views], name, norms.get(name), pairs, ridge)
 
@@ -164,11 +164,6 @@ def _kept(y: Tensor, layer: nn.Module, plan: Plan, name: str) -> Tensor:
     if kept is None:
         return y
     return y.index_select(-spec.dims - 1 if spec.dims else -1, torch.tensor(kept, device=y.device))
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    """In float32 at least: sums of half precision would be lost."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _solve(cuts: Sequence[nn.Module], name: str, norm: str | None, pairs: Sequence[Pair], ridge: float) -> None:

@@ -167,3 +167,8 @@ class Tally:
         """Of each channel."""
         mean = self.sum / self.count
         return mean, (self.squares / self.count - mean.square()).clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """In float32 at least: sums of half precision would be lost."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -14,7 +14,7 @@ from torchslim.calling import Inputs, arguments, tensors_in
 from torchslim.copying import copied
 from torchslim.errors import RequestError
 from torchslim.latency import evaluating
-from torchslim.moments import Sampler
+from torchslim.moments import Sampler, wide
 from torchslim.settling import counts, settled
 from torchslim.spec import Spec
 from torchslim.wording import first_line
@@ -46,7 +46,7 @@ class Probed:
 
     def see(self, x: Tensor) -> None:
         """Count what the layer reads."""
-        views = torch.cat([one for one, _ in self.look(_wide(x.detach()))])
+        views = torch.cat([one for one, _ in self.look(wide(x.detach()))])
         rows = views.reshape(len(views), self.spec.groups, -1).transpose(0, 1)
         if self.shift is None:  # sums of squares about the wrong mean lose what is small beside it
             self.shift = rows.mean(1, keepdim=True)
@@ -140,8 +140,3 @@ def _gradients(outputs: Any, given: Sequence[Tensor], chance: torch.Generator) -
     ways = [y for y in given if y.requires_grad]
     gradients = iter(torch.autograd.grad(felt, ways, signs, allow_unused=True) if ways else ())
     return [next(gradients) if y.requires_grad else None for y in given]
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    """In float32 at least: sums of half precision would be lost."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
