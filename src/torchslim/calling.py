@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from torchslim.errors import RequestError, UnsupportedModel
+from torchslim.wording import first_line
 
 Inputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
@@ -51,6 +52,21 @@ def batches_of(data: Any, wanted: str = "batches of inputs") -> list[Any]:
     if not batches:
         raise RequestError(f"data: no batch in it; wanted an iterable of {wanted}, such as a list")
     return batches
+
+
+def called(model: nn.Module, batch: Inputs, place: int) -> Any:
+    """What a model gives on one of the batches of `data=`.
+
+    Raises:
+        RequestError: it fails; the message names the batch.
+    """
+    args, kwargs = arguments(batch)
+    try:
+        return model(*args, **kwargs)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise RequestError(f"data: batch {place} fails: {first_line(error)}; wanted what the model is called with; "
+                           "where the batches are (inputs, targets), give loss= too, or "
+                           "data=(x for x, *_ in loader)") from error
 
 
 def tensors_in(tree: Any) -> Iterator[Tensor]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from torchslim.calling import Inputs, arguments
+from torchslim.calling import Inputs, called
 from torchslim.channels import ChannelGroup
 from torchslim.copying import copied
 from torchslim.errors import RequestError
@@ -20,7 +20,6 @@ from torchslim.importance.evidence import Evidence
 from torchslim.importance.protocol import Criterion, Needs, Normalize, Scores
 from torchslim.latency import evaluating
 from torchslim.modules import BLOCK, names_of_modules
-from torchslim.wording import first_line
 
 Statistic = Literal["mean_abs", "rms", "variance", "apoz"]
 Table = NDArray[np.float64]
@@ -139,11 +138,5 @@ def _measured(model: nn.Module, batches: Sequence[Inputs]) -> dict[str, _Tally]:
         layer.register_forward_pre_hook(note, with_kwargs=True)
     with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
         for place, batch in enumerate(batches):
-            args, kwargs = arguments(batch)
-            try:
-                model(*args, **kwargs)
-            except (RuntimeError, TypeError, ValueError, IndexError) as error:
-                raise RequestError(f"data: batch {place} fails: {first_line(error)}; wanted what the model is called "
-                                   "with; where the batches are (inputs, targets), give loss= too, or "
-                                   "data=(x for x, *_ in loader)") from error
+            called(model, batch, place)
     return found

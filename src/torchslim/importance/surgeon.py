@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from torchslim.channels import ChannelGroup
@@ -18,16 +17,14 @@ from torchslim.importance.activations import readers_of
 from torchslim.importance.evidence import Evidence
 from torchslim.importance.probing import Probed, probe
 from torchslim.importance.protocol import Criterion, Needs, Scores
-from torchslim.spec import Spec, geometry, plain
+from torchslim.importance.readings import Index, Reading, readings_in
+from torchslim.importance.rehearsal import Rehearsal
+from torchslim.spec import Spec
 
-WIDE = 2048
-"""Where filters see more numbers than this, each tap is taken by itself: the inverse of all would take minutes."""
 STEP = 64
 """One in so many of the channels that are left goes at a time, but one at least."""
 TINY = 1e-8
 """Of the mean square, added to each: what is always the same has none."""
-
-Index = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -44,15 +41,25 @@ class OBS(Criterion):
     which happens to be silent on few pictures is not called useless. `compensate` makes the refit that is reckoned
     with here.
 
+    Prices order the channels of a group; between groups they mislead, because a refit on few pictures looks good on
+    these, the more so the deeper in the network. So some cuts of each group are tried: its cheapest channels are
+    silenced, their readers refitted on every other batch, and the outputs compared on the other batches. What they
+    lose is what the prices of these channels are made to sum to. Give two batches or more, each of other pictures
+    (photographs of one place in one batch, of another in the next), or what is tried is what was fitted.
+
     Attributes:
         damp: added to the moments, in mean squares of each input: a few pictures do not tell all.
+        tried: the shares of a group's channels that are silenced on trial, one run of a batch for each and each half
+            of the batches; () to take prices as they are reckoned. Outputs whose shapes hang on their values, such as
+            the boxes that a detector finds, can't be compared: with these, too, prices are taken as they are.
 
     Raises:
-        RequestError: the model fails on a batch, nothing that can be measured reads a group's channels, or the damp
-            is not positive.
+        RequestError: the model fails on a batch, nothing that can be measured reads a group's channels, the damp is
+            not positive, or a share is not between 0 and 1.
     """
 
     damp: float = 0.3
+    tried: tuple[float, ...] = (0.1, 0.3, 0.6)
     needs: ClassVar[Needs] = "inputs"
     name: ClassVar[str] = "obs"
 
@@ -60,12 +67,16 @@ class OBS(Criterion):
         super().__post_init__()
         if not isinstance(self.damp, int | float) or not 0 < self.damp < float("inf"):
             raise RequestError(f"OBS: damp={self.damp!r} found, a number above 0 wanted; try 0.3")
+        if not all(isinstance(share, int | float) and 0 < share < 1 for share in self.tried):
+            raise RequestError(f"OBS: tried={self.tried!r} found, shares between 0 and 1 wanted; try (0.1, 0.3, 0.6)")
 
     def __call__(self, groups: Sequence[ChannelGroup], evidence: Evidence) -> Sequence[Scores]:
         """See `Criterion`."""
         readers = readers_of(evidence.model)
-        readings = [list(_readings(group, evidence, readers)) for group in groups]
-        known = {name: Inverses(one, self.damp) for name, one in _probed(evidence, readings).items()}
+        readings = [list(readings_in(group, evidence, readers)) for group in groups]
+        probed = _probed(evidence, readings)
+        known = {name: Inverses(one, self.damp) for name, one in probed.items()}
+        rehearsal = Rehearsal(evidence.model, evidence.batches, probed, self.damp)
         found = []
         for group, own in zip(groups, readings, strict=True):
             faces = [face for reading in own if reading.layer in known for face in _faces(reading, known)]
@@ -73,48 +84,17 @@ class OBS(Criterion):
                 raise RequestError(f"importance 'obs': no convolution or linear layer that ran on the data, and that "
                                    f"the outputs depend on, reads the channels of `{group.name}`; leave it alone with "
                                    "exclude=, or use importance='l2'")
-            found.append(_prices(group.channels, faces) / max(evidence.gains(group), 1.0))
+            prices = _prices(group.channels, faces)
+            if self.tried:
+                key = ("tried", self, *((one.layer, one.seen.tobytes()) for one in own))
+                if key not in evidence.memo:
+                    evidence.memo[key] = rehearsal.scale(own, prices, self.tried)
+                prices = prices * evidence.memo[key]
+            found.append(prices / max(evidence.gains(group), 1.0))
         return found
 
 
-# --- what reads a group -------------------------------------------------------------------------------------
-
-class Reading(NamedTuple):
-    """A layer that reads a group's channels.
-
-    Attributes:
-        layer: its name.
-        spec: what it is.
-        weight: (G, N / G, inputs of a filter x taps).
-        seen: (channels, n): the input channels of the layer, over all its groups, that each channel is.
-    """
-
-    layer: str
-    spec: Spec
-    weight: Tensor
-    seen: Index
-
-    @property
-    def columns(self) -> list[Tensor]:
-        """The sets of what a filter sees whose moments tell of these channels: one of all, or each tap by itself."""
-        taps, inputs = prod(self.spec.kernel), self.spec.fan_in
-        if inputs * taps <= WIDE:
-            return [torch.arange(inputs * taps)]
-        own = [torch.arange(inputs)]
-        if inputs > WIDE and self.spec.groups == 1:  # a map that was flattened: place by place
-            own = [torch.from_numpy(place) for place in self.seen.T]
-        return [channels * taps + tap for channels in own for tap in range(taps)]
-
-
-def _readings(group: ChannelGroup, evidence: Evidence, readers: Mapping[int, list[str]]) -> Iterator[Reading]:
-    for member in group.members:
-        for name in readers.get(id(evidence.state[member.name]), ()) if member.role == "reads" else ():
-            layer: Any = evidence.model.get_submodule(name)
-            spec = geometry(layer)
-            if spec is not None and member.indices.max() < spec.inputs:
-                weight = plain(layer.weight.detach().double().cpu(), spec.groups, spec.transposed)
-                yield Reading(name, spec, weight.reshape(spec.groups, spec.outputs // spec.groups, -1), member.indices)
-
+# --- what was measured ----------------------------------------------------------------------------------------
 
 def _probed(evidence: Evidence, readings: Sequence[Sequence[Reading]]) -> dict[str, Probed]:
     """What was seen and felt at all layers that the outputs depend on; measured once, unless others are asked for."""
@@ -145,7 +125,7 @@ class Inverses:
         """(G, F, F) for one of its sets of columns."""
         place = next(i for i, own in enumerate(self.probed.columns) if torch.equal(own, columns))
         if place not in self.made:
-            moments = self.probed.moments[place]
+            moments = self.probed.moments(place)
             squares = moments.diagonal(dim1=1, dim2=2)
             ridge = self.damp * squares + TINY * squares.mean(1, keepdim=True).clamp_min(TINY)
             self.made[place] = torch.cholesky_inverse(torch.linalg.cholesky(moments + torch.diag_embed(ridge)))
