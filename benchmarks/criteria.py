@@ -34,6 +34,7 @@ from torch.nn.functional import cross_entropy
 
 import torchslim as ts
 from pages import into
+from residual import Block
 from torchslim.train import Data, evaluate, fit, labelled, load_data
 
 # Rows of the first table; a new criterion's name here, or --only NAME, is all that it takes.
@@ -58,23 +59,6 @@ RESULTS = Path(__file__).parent / "results" / "criteria.jsonl"
 
 Key = tuple[str, int, str, float, int]
 """Network, seed, criterion (a scope may follow: "l2 @ uniform"), share of multiply-adds, epochs after the cut."""
-
-
-class Block(nn.Module):
-    """Two convolutions and a shortcut (He et al. 2016)."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.skip = nn.Sequential() if (inputs, stride) == (outputs, 1) else nn.Sequential(
-            nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.bn1(self.conv1(x)).relu()
-        return (self.bn2(self.conv2(y)) + self.skip(x)).relu()
 
 
 def plain() -> nn.Sequential:
