@@ -237,11 +237,13 @@ def test_a_trained_model_without_sparsity(ask: Ask, finished: Finished, tmp_path
 
 def test_criteria_that_ask_for_a_loss_get_one(ask: Ask, tmp_path: Path) -> None:
     record = run_slim(ask(tmp_path / "run", importance="taylor", baseline_epochs=2, sparsify_epochs=0,
-                          finetune_epochs=1))
+                          finetune_epochs=1, min_kept=0.5))
     assert record.after.macs <= 0.4 * record.before.macs
     assert record.scores is not None
     plan = Plan.from_json((tmp_path / "run" / "plan.json").read_text())
     assert plan.settings["importance"] == "taylor"
+    assert len(plan.kept["0.weight"][0]) >= 8  # half of 16
+    assert len(plan.kept["4.first.weight"][0]) >= 12  # half of 24
 
 
 def test_a_network_without_batch_norm(ask: Ask, network: Path, tmp_path: Path) -> None:

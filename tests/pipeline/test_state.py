@@ -45,7 +45,8 @@ def test_the_command_asks_for_the_same(tmp_path: Path) -> None:
     ({"macs": None}, "no budget; give --macs"), ({"batch_size": 0}, "--batch-size 0: wanted 1 or more"),
     ({"lr": -1.0}, "--lr -1.0: wanted"), ({"finetune_epochs": -1}, "--finetune-epochs -1: wanted"),
     ({"threads": 0}, "--threads 0: wanted"),
-    ({"round_to": 0}, "--round-to 0: wanted"), ({"sparsity": -0.1}, "--sparsity -0.1: wanted"),
+    ({"round_to": 0}, "--round-to 0: wanted"), ({"min_kept": 1.5}, "--min-kept 1.5: wanted"),
+    ({"sparsity": -0.1}, "--sparsity -0.1: wanted"),
 ])
 def test_settings_that_make_no_sense(tmp_path: Path, changes: dict[str, object], words: str) -> None:
     with pytest.raises(RequestError, match=words):

@@ -80,6 +80,8 @@ def slim(
         show_default="bn_scale", help="What ranks the channels: bn_scale, l1, l2, ...")] = None,
     round_to: Annotated[int | None, typer.Option(
         min=1, show_default="8", help="Keep multiples of this many channels, for fast kernels.")] = None,
+    min_kept: Annotated[float | None, typer.Option("--min-kept", metavar="SHARE", show_default="0", help=(
+        "The least share of its channels that a group keeps; 0.1 lets none lose more than nine tenths."))] = None,
     threads: Threads = None,
     workers: Annotated[int | None, typer.Option(
         min=0, show_default="0", help="Processes that load pictures.")] = None,
@@ -99,7 +101,7 @@ def slim(
         "later_milestones": _shares("--later-milestones", later_milestones), "weight_decay": weight_decay,
         "label_smoothing": label_smoothing, "baseline_epochs": baseline_epochs, "sparsify_epochs": sparsify_epochs,
         "finetune_epochs": finetune_epochs, "fresh": fresh, "sparsity": sparsity, "importance": importance,
-        "round_to": round_to, "threads": threads, "workers": workers, "export": export}
+        "round_to": round_to, "min_kept": min_kept, "threads": threads, "workers": workers, "export": export}
     settings = _settings(recipe, out, epochs, {name: value for name, value in given.items() if value is not None})
     record = _run(settings, restart)
     if as_json:

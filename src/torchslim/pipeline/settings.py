@@ -43,6 +43,7 @@ class Settings:
         importance: how channels are scored.
         round_to: numbers of channels stay multiples of this. The kernels of many runtimes work on blocks of 8
             channels; a network of odd widths can be slower than the one it was cut from.
+        min_kept: the least share of its channels that a group keeps.
         threads: CPU threads; None for as many as there are cores, or as the run began with.
         workers: processes that load pictures.
         export: whether to write and time ONNX files.
@@ -71,6 +72,7 @@ class Settings:
     sparsity: float | None = None
     importance: str = "bn_scale"
     round_to: int = 8
+    min_kept: float = 0.0
     threads: int | None = None
     workers: int = 0
     export: bool = True
@@ -95,6 +97,7 @@ class Settings:
                       "--sparsify-epochs above 0"),
             "sparsity": (self.sparsity is None or 0 <= self.sparsity < math.inf, "0 or more"),
             "round_to": (self.round_to >= 1, "1 or more; try 8"),
+            "min_kept": (0 <= self.min_kept <= 1, "a share from 0 to 1; try 0.1"),
             "threads": (self.threads is None or self.threads >= 1, "1 or more"),
             "workers": (self.workers >= 0, "0 or more"),
         }
