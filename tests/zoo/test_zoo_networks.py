@@ -14,6 +14,7 @@ import torchslim as ts
 from helpers import check_training, counted_macs, oracle_error, random_statistics
 from torchslim import zoo
 from torchslim.errors import RequestError
+from torchslim.sources import build
 
 # U-Net gives maps and asks for larger pictures
 CLASSIFIERS = [name for name in zoo.NETWORKS if name != "unet"]
@@ -97,7 +98,7 @@ def scripted(network: nn.Module) -> Any:
 def test_is_cut_and_proven(spec: str) -> None:
     name = spec.partition("?")[0]
     x = torch.randn(1, 3, 125, 125) if name == "unet" else picture(name)[:1]
-    network = random_statistics(ts.sources.build(f"torchslim:{spec}", num_classes=10)).eval()
+    network = random_statistics(build(f"torchslim:{spec}", num_classes=10)).eval()
     plan = ts.plan(network, x, macs=0.5)
     slim = ts.apply(network, plan)
     assert ts.verify(network, slim, plan, x) < 1e-9
@@ -134,7 +135,7 @@ def test_is_cut_and_proven(spec: str) -> None:
 ])
 def test_wrong_options_are_refused_in_one_line(spec: str, message: str) -> None:
     with pytest.raises(RequestError) as caught:
-        ts.sources.build(f"torchslim:{spec}")
+        build(f"torchslim:{spec}")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -11,7 +11,7 @@ import torch
 
 import torchslim as ts
 from torchslim import cli, zoo
-from torchslim.sources import Source, default_input, resolve
+from torchslim.sources import Source, build, default_input, resolve
 
 
 def test_bare_names_are_ours_first() -> None:
@@ -38,7 +38,7 @@ def test_options_make_the_network() -> None:
 @pytest.mark.parametrize("source", ["torchslim:mobilenet_v1_cifar?width=0.25&num_classes=4",
                                     "shufflenet_v1_cifar?groups=8"])
 def test_a_slim_network_is_rebuilt_from_its_source(source: str, tmp_path: Path) -> None:
-    network, x = ts.sources.build(source).eval(), torch.randn(1, 3, 32, 32)
+    network, x = build(source).eval(), torch.randn(1, 3, 32, 32)
     slim, plan = ts.prune(network, x, macs=0.5)
     ts.save(slim, tmp_path / "slim.safetensors", plan=plan, source=source)
     assert torch.equal(ts.load(tmp_path / "slim.safetensors")(x), slim.eval()(x))

@@ -10,6 +10,7 @@ import torchslim as ts
 from helpers import random_statistics
 from torchslim import zoo
 from torchslim.errors import RequestError, TorchslimError
+from torchslim.sources import build
 
 TWINS = [(name, width, theirs) for name, entry in zoo.NETWORKS.items() for width, theirs in entry.torchvision.items()]
 
@@ -72,13 +73,13 @@ def test_trained_weights_are_torchvisions(spec: str, theirs: str, weights: str,
 
     monkeypatch.setattr("torchvision.models._api.WeightsEnum.get_state_dict", serve)
     x = torch.randn(1, 3, 64, 64)
-    ours = ts.sources.build(spec, weights=weights).eval()
+    ours = build(spec, weights=weights).eval()
     assert type(ours).__module__ == "torchslim.zoo.common"
     assert torch.allclose(ours(x), other(x), atol=1e-5, rtol=1e-4)
     default = torchvision.models.get_model_weights(theirs).DEFAULT.name
     assert [text.rpartition(".")[2] for text in asked] == [default if weights == "DEFAULT" else weights]
     # with other classes the last layer alone is a fresh one, as in torchvision's network
-    few, their = (ts.sources.build(each, weights=weights, num_classes=3).eval() for each in (
+    few, their = (build(each, weights=weights, num_classes=3).eval() for each in (
         spec, f"torchvision:{theirs}"))
     assert few(x).shape == their(x).shape == (1, 3)
     trained, mine = ours.state_dict(), few.state_dict()
@@ -97,7 +98,7 @@ def test_trained_weights_are_torchvisions(spec: str, theirs: str, weights: str,
 ])
 def test_where_there_are_no_trained_weights(spec: str, message: str) -> None:
     with pytest.raises(RequestError) as caught:
-        ts.sources.build(f"torchslim:{spec}", weights="DEFAULT")
+        build(f"torchslim:{spec}", weights="DEFAULT")
     assert message in str(caught.value)
 
 
