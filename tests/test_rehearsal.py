@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
 import torchslim as ts
+from torchslim.channels import ChannelGroup
 from torchslim.errors import RequestError
 from torchslim.importance import OBS, Evidence
 from torchslim.importance.activations import readers_of
@@ -212,13 +214,44 @@ def test_outputs_whose_shapes_hang_on_their_values_leave_prices_as_they_are() ->
     evidence = Evidence(model, batches[0][:1], batches, gains=lambda _: 1.0)
     rehearsal, readings, _ = _of(model, evidence)
     assert rehearsal.lost(readings, np.array([0, 1]), 0, 0) is None
-    assert rehearsal.scale(readings, np.arange(1.0, 9.0), (0.3,)) == 1.0
+    assert rehearsal.scale(readings, np.arange(1.0, 9.0), (0.3,)) is None
+
+
+class Half(nn.Module):
+    """One of two branches decides how many outputs there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steady, self.close = nn.Conv2d(2, 8, 1), nn.Conv2d(8, 6, 1)
+        self.sieve = Counting()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.close(self.steady(x).relu()), self.sieve(x)
+
+
+def test_where_one_group_can_not_be_tried_none_is() -> None:
+    torch.manual_seed(7)
+    model = Half().eval()
+    batches = list(torch.randn(2, 4, 2, 6, 6))
+    both = [_group({"first": "steady", "reader": "close"}), _group({"first": "sieve.first", "reader": "sieve.reader"})]
+    evidence = Evidence(model, batches[0][:1], batches, gains=lambda _: 1.0)
+    alone = OBS()([both[0]], evidence)[0] / OBS(tried=())([both[0]], evidence)[0]
+    assert not np.allclose(alone, 1)
+    for one, two in zip(OBS()(both, evidence), OBS(tried=())(both, evidence), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def _group(names: dict[str, str]) -> ChannelGroup:
+    """The channels of `first`, by other names: those whose number of outputs hangs on values can't be coupled."""
+    found = ts.groups(Small(nn.Conv2d(8, 6, 1), pooled(6)), torch.zeros(1, 2, 6, 6))
+    group = next(one for one in found if "first" in one.makers)
+    return replace(group, members=tuple(
+        replace(each, name=".".join([names[each.name.split(".")[0]], each.name.split(".")[1]]))
+        for each in group.members))
 
 
 def _of(model: nn.Module, evidence: Evidence) -> tuple[Rehearsal, list[Reading], dict[str, Probed]]:
-    spec = ts.groups(Small(nn.Conv2d(8, 6, 1), pooled(6)), torch.zeros(1, 2, 6, 6))
-    group = next(one for one in spec if "first" in one.makers)
-    readings = list(readings_in(group, evidence, readers_of(model)))
+    readings = list(readings_in(_group({"first": "first", "reader": "reader"}), evidence, readers_of(model)))
     probed = probe(model, evidence.batches, {one.layer: (one.spec, one.columns) for one in readings}, 0)
     return Rehearsal(model, evidence.batches, probed, DAMP), readings, probed
 
@@ -227,7 +260,9 @@ def test_one_batch_is_fitted_and_tried_on() -> None:
     torch.manual_seed(6)
     model = READERS["3x3"]().eval()
     rehearsal, readings, _ = rehearsed(model, [torch.randn(16, 2, 5, 5)])
-    assert rehearsal.scale(readings, np.arange(1.0, 9.0), (0.3,)) > 0
+    found = rehearsal.scale(readings, np.arange(1.0, 9.0), (0.3,))
+    assert found is not None
+    assert found > 0
 
 
 @pytest.mark.parametrize("tried", [(0.0,), (1.0,), ("a",), (0.2, float("nan"))])

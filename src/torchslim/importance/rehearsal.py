@@ -60,7 +60,7 @@ class Rehearsal:
         """The copy."""
         return copied(self.model).requires_grad_(False)
 
-    def scale(self, readings: Sequence[Reading], prices: Scores, shares: Sequence[float]) -> float:
+    def scale(self, readings: Sequence[Reading], prices: Scores, shares: Sequence[float]) -> float | None:
         """How many times its price a cut costs: the geometric mean over trials of the channels that are cheapest.
 
         Args:
@@ -69,8 +69,8 @@ class Rehearsal:
             shares: of the channels, one or more for each trial.
 
         Returns:
-            Costs in variances of the outputs, by prices; 1 where the outputs' shapes hang on their values (boxes that
-            a detector finds), so that they can't be compared.
+            Costs in variances of the outputs, by prices; None where the outputs' shapes hang on their values (boxes
+            that a detector finds), so that they can't be compared.
         """
         order, found = np.argsort(prices, kind="stable"), []
         for trial, share in enumerate(shares):
@@ -78,7 +78,7 @@ class Rehearsal:
             for half in (0, 1) if len(self.batches) > 1 else (0,):
                 lost = self.lost(readings, gone, half, trial)
                 if lost is None:
-                    return 1.0
+                    return None
                 found.append(log(max(lost, LEAST)) - log(max(float(prices[gone].sum()), LEAST ** 2)))
         return exp(float(np.mean(found)))
 

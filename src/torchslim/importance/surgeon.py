@@ -76,7 +76,6 @@ class OBS(Criterion):
         readings = [list(readings_in(group, evidence, readers)) for group in groups]
         probed = _probed(evidence, readings)
         known = {name: Inverses(one, self.damp) for name, one in probed.items()}
-        rehearsal = Rehearsal(evidence.model, evidence.batches, probed, self.damp)
         found = []
         for group, own in zip(groups, readings, strict=True):
             faces = [face for reading in own if reading.layer in known for face in _faces(reading, known)]
@@ -84,14 +83,24 @@ class OBS(Criterion):
                 raise RequestError(f"importance 'obs': no convolution or linear layer that ran on the data, and that "
                                    f"the outputs depend on, reads the channels of `{group.name}`; leave it alone with "
                                    "exclude=, or use importance='l2'")
-            prices = _prices(group.channels, faces)
-            if self.tried:
-                key = ("tried", self, *((one.layer, one.seen.tobytes()) for one in own))
-                if key not in evidence.memo:
-                    evidence.memo[key] = rehearsal.scale(own, prices, self.tried)
-                prices = prices * evidence.memo[key]
-            found.append(prices / max(evidence.gains(group), 1.0))
-        return found
+            found.append(_prices(group.channels, faces))
+        costs = self._tried(evidence, probed, readings, found)
+        return [prices * cost / max(evidence.gains(group), 1.0)
+                for group, prices, cost in zip(groups, found, costs, strict=True)]
+
+    def _tried(self, evidence: Evidence, probed: Mapping[str, Probed], readings: Sequence[Sequence[Reading]],
+               prices: Sequence[Scores]) -> list[float]:
+        """How many times their prices cuts of each group cost; 1 for all if for one that can't be told."""
+        rehearsal = Rehearsal(evidence.model, evidence.batches, probed, self.damp)
+        found = []
+        for own, reckoned in zip(readings, prices, strict=True) if self.tried else ():
+            key = ("tried", self, *((one.layer, one.seen.tobytes()) for one in own))
+            if key not in evidence.memo:
+                evidence.memo[key] = rehearsal.scale(own, reckoned, self.tried)
+            if evidence.memo[key] is None:
+                break
+            found.append(evidence.memo[key])
+        return found if len(found) == len(prices) else [1.0] * len(prices)
 
 
 # --- what was measured ----------------------------------------------------------------------------------------
