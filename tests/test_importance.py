@@ -446,7 +446,7 @@ def test_scores_that_are_not_one_finite_number_a_channel_are_refused(returned: A
 
 @pytest.mark.parametrize("returned", [None, "high", [None] * 6, ["a"] * 6, {"a": 1}])
 def test_scores_that_are_no_numbers_are_refused(returned: Any) -> None:
-    with pytest.raises(RequestError, match="importance: `0`"):
+    with pytest.raises(RequestError, match=r"importance.*: `0` got"):
         scores(network(), "0", lambda _: returned)
 
 

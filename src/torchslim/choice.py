@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 from numbers import Real
@@ -45,13 +45,18 @@ class Choice:
     def __post_init__(self) -> None:
         if isinstance(self.scope, str) and self.scope not in ("global", "uniform"):
             raise RequestError(f"scope: got {self.scope!r}, wanted 'global', 'uniform' or a dict of pattern: share")
+        if not isinstance(self.scope, str | Mapping):
+            raise RequestError(f"scope: got {self.scope!r}, wanted 'global', 'uniform' or a dict of pattern: share")
         if not isinstance(self.scope, str):
             for pattern, share in self.scope.items():
-                if not 0 < share <= 1:
+                if not isinstance(pattern, str):
+                    raise RequestError(f"scope: {pattern!r} is no pattern of layer names; wanted one such as "
+                                       "'layer1.*'")
+                if isinstance(share, bool) or not isinstance(share, Real) or not 0 < share <= 1:
                     raise RequestError(f"scope: {pattern!r}: {share} is no share; wanted a number in (0, 1], the "
                                        "share of channels kept")
         for name, value in (("round_to", self.round_to), ("min_channels", self.min_channels)):
-            if not isinstance(value, int) or value < 1:
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise RequestError(f"{name}: got {value!r}, wanted an int of at least 1")
         if isinstance(self.min_kept, bool) or not isinstance(self.min_kept, Real) or not 0 <= self.min_kept <= 1:
             raise RequestError(f"min_kept: got {self.min_kept!r}, wanted a number in [0, 1], the share of each group's "
@@ -68,9 +73,10 @@ def as_patterns(patterns: Sequence[str], name: str) -> tuple[str, ...]:
     Raises:
         RequestError: a single text, which is a sequence of letters, or no texts at all.
     """
-    if isinstance(patterns, str) or not all(isinstance(pattern, str) for pattern in patterns):
+    listed = () if isinstance(patterns, str) or not isinstance(patterns, Iterable) else tuple(patterns)
+    if listed == () != patterns or not all(isinstance(pattern, str) for pattern in listed):
         raise RequestError(f"{name}: got {patterns!r}, wanted a sequence of layer-name patterns such as ['layer1.*']")
-    return tuple(patterns)
+    return listed
 
 
 def protected(coupling: Coupling, choice: Choice) -> dict[int, str]:

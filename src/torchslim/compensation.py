@@ -168,12 +168,16 @@ def _kept(y: Tensor, layer: nn.Module, plan: Plan, name: str) -> Tensor:
 
 def _solve(cuts: Sequence[nn.Module], name: str, norm: str | None, pairs: Sequence[Pair], ridge: float) -> None:
     """Refit a layer, and where it has no bias the means of the norm that reads it; all cuts share the weights."""
-    if any(x.shape[:1] != y.shape[:1] for x, y in pairs):
-        return  # the data decides how many there are (a detector's regions)
+    pairs = [(x, y) for x, y in pairs if x.numel() or y.numel()]
+    if not pairs or any(x.shape[:1] != y.shape[:1] for x, y in pairs):
+        return  # the data decides how many there are (a detector's regions), and may leave none
     layer: Any = cuts[0].get_submodule(name)
     readers: list[Any] = [] if norm is None else [cut.get_submodule(norm) for cut in cuts]
     means = layer.bias is None and all(counts(reader) for reader in readers) and bool(readers)
     moved = refit(layer, pairs, ridge, centred=means)
+    if not layer.weight.isfinite().all():
+        raise RequestError(f"compensate: `{name}` reads or gives values that are not finite on the data; look for NaN "
+                           "in the batches and the weights")
     for reader in readers if means else ():
         reader.running_mean.sub_(moved.to(reader.running_mean.dtype))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -19,6 +19,7 @@ from torchslim.graph import Graph
 from torchslim.plans import Plan
 from torchslim.stopwatches import NAMES, watch
 from torchslim.timetable import Stopwatch, Timetable
+from torchslim.timetable import nanoseconds as nanoseconds_of
 from torchslim.units import milliseconds
 
 NEAR = 0.02
@@ -145,7 +146,7 @@ class Deadline:
         """What a network takes of the original's time, and how far that is in doubt: of some tries the steadiest."""
         found: list[tuple[float, float]] = []
         while len(found) < _TRIES and all(doubt > UNSTEADY for _, doubt in found):
-            found.append(_share(*self.backend.networks([self.model, slim], self.inputs)))
+            found.append(_share(*_rounds(self.backend, [self.model, slim], self.inputs)))
         return min(found, key=lambda each: each[1])
 
     def noted(self, plan: Plan) -> Plan:
@@ -192,13 +193,24 @@ def deadline(model: nn.Module, inputs: Inputs, graph: Graph, latency: float | st
     key = _digest([f"{op.name} {[v.shape for v in op.inputs]} {[v.dtype for v in op.inputs]}" for op in graph.ops])
     known = table.known.get(f"network {key}")
     if known is None:
-        runs = clock.networks([model], inputs)[0]
+        [runs] = _rounds(clock, [model], inputs)
         known = min(runs)
         if _share([known] * len(runs), runs)[1] <= UNSTEADY:
             table.keep({f"network {key}": known})
     today = max(1, round(known))
     most = None if latency is None else nanoseconds(latency, today)
     return Deadline(model, inputs, clock, table, today, key, most)
+
+
+def _rounds(clock: Backend, models: Sequence[nn.Module], inputs: Inputs) -> list[list[float]]:
+    """The nanoseconds of each network in each round, as many for all."""
+    source = f"backend {clock.name}: networks()"
+    given = clock.networks(models, inputs)
+    found = [nanoseconds_of(times, f"{source} for a network") for times in given] if isinstance(given, Iterable) else []
+    if len(found) != len(models) or len({len(times) for times in found}) != 1:
+        raise RequestError(f"{source} gave times of {len(found)} networks in {[len(times) for times in found]} rounds, "
+                           f"wanted those of {len(models)}, each in equally many rounds")
+    return found
 
 
 def _share(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]:

@@ -24,6 +24,8 @@ from torchslim.lockstep import Arrive, OutOfStep, lockstep
 from torchslim.moments import Tally
 from torchslim.wording import first_line
 
+_LABELLED = "; where the batches are (inputs, targets), data=(x for x, *_ in loader)"
+
 Watched = Callable[[Arrive], None]
 """Says which run the current thread makes."""
 
@@ -68,7 +70,7 @@ def together(runs: Sequence[tuple[Watched, nn.Module, Inputs]], meet: Callable[[
                 if type(error).__module__ == "threading":
                     raise
                 raise TraceError(f"data: the model fails on a batch: {first_line(error)}; give inputs as the model is "
-                                 "called with") from error
+                                 f"called with{_LABELLED}") from error
         return call
 
     try:
@@ -114,15 +116,15 @@ def counts(module: nn.Module) -> bool:
 def calls_of(model: nn.Module, names: Sequence[str], inputs: Inputs) -> dict[str, int]:
     """How often each of these modules is called, in the order of their first calls."""
     order: list[str] = []
+    args, kwargs = arguments(inputs)
     handles = [model.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: order.append(name))
                for name in names]
-    args, kwargs = arguments(inputs)
     try:
         with evaluating(model), torch.no_grad():
             model(*args, **kwargs)
     except (RuntimeError, TypeError, ValueError) as error:
         raise TraceError(f"data: the model fails on a batch: {first_line(error)}; give inputs as the model is called "
-                         "with") from error
+                         f"with{_LABELLED}") from error
     finally:
         for handle in handles:
             handle.remove()

@@ -14,9 +14,9 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, SupportsFloat
 
-from torchslim.errors import CheckpointError, TorchslimWarning
+from torchslim.errors import CheckpointError, RequestError, TorchslimWarning
 from torchslim.files import write_text
 from torchslim.geometry import Geometry
 from torchslim.wording import first_line
@@ -66,8 +66,9 @@ class Timetable:
         distinct = list(dict.fromkeys(wanted))
         missing = [geometry for geometry in distinct if geometry.key not in self.known]
         if missing:
-            found = self.stopwatch.layers(missing)
-            self.keep({geometry.key: float(time) for geometry, time in zip(missing, found, strict=True)})
+            source = f"backend {self.stopwatch.name}: layers()"
+            found = nanoseconds(self.stopwatch.layers(missing), source, len(missing))
+            self.keep({geometry.key: time for geometry, time in zip(missing, found, strict=True)})
         return {geometry: self.known[geometry.key] for geometry in distinct}
 
     def keep(self, found: Mapping[str, float]) -> None:
@@ -103,6 +104,27 @@ class Timetable:
             warnings.warn(f"{self.path}: no cache of measured times ({first_line(error)}); {done}, and what it should "
                           "have held is measured again", TorchslimWarning, stacklevel=2)
             return {}
+
+
+def nanoseconds(found: object, source: str, count: int | None = None) -> list[float]:
+    """Times as a clock gave them.
+
+    Args:
+        found: the numbers.
+        source: what gave them, for the message.
+        count: how many there have to be; None for one or more.
+
+    Raises:
+        RequestError: they are not as many, or one is no finite number above 0.
+    """
+    numbers = list(found) if isinstance(found, Iterable) and not isinstance(found, str | bytes) else None
+    if numbers is None or len(numbers) != (count or max(1, len(numbers))):
+        given = type(found).__name__ if numbers is None else f"{len(numbers)} numbers"
+        raise RequestError(f"{source} gave {given}, wanted {count or 'one or more'} numbers of nanoseconds")
+    for number in numbers:
+        if not isinstance(number, SupportsFloat) or not 0 < float(number) < math.inf:
+            raise RequestError(f"{source} gave {number!r} for a time, wanted nanoseconds above 0")
+    return [float(number) for number in numbers]
 
 
 def folder_of_caches() -> Path:

@@ -62,15 +62,17 @@ class Probed:
 
     def moments_of_half(self, place: int, half: int) -> Tensor:
         """Likewise on the batches in even (0) or odd (1) places, and the mean of all views."""
-        return torch.stack([_central(place, view[half:half + 1]) for view in self.views]).mean(0)
+        return torch.stack([_central(place, _of_half(view, half)) for view in self.views]).mean(0)
 
     def level(self, place: int, half: int) -> Tensor:
         """What is seen on average in the network as it is, (G, F), of a set of columns on a half of the batches."""
-        own = self.views[0][half]
-        return own.sums[place] / own.places
+        own = _of_half(self.views[0], half)
+        return torch.stack([one.sums[place] for one in own]).sum(0) / sum(one.places for one in own)
 
     def see(self, x: Tensor, view: int, half: int) -> None:
-        """Count what the layer reads."""
+        """Count what the layer reads; nothing at all where the data leave it no rows (a detector that finds none)."""
+        if not x.numel():
+            return
         views = torch.cat([one for one, _ in self.looks[view](wide(x.detach()))])
         rows, own = views.reshape(len(views), self.spec.groups, -1).transpose(0, 1), self.views[view][half]
         own.places += len(views)
@@ -95,6 +97,11 @@ class Probed:
         dim = gradient.dim() - 1 - self.spec.dims
         squares = gradient.double().square().movedim(dim, 0).flatten(1).sum(1).cpu()
         self.felt = squares if self.felt is None else self.felt + squares
+
+
+def _of_half(view: Sequence[Sums], half: int) -> Sequence[Sums]:
+    """Every other batch; all that there are where the layer ran on none of these."""
+    return view[half:half + 1] if view[half].places else [one for one in view if one.places]
 
 
 def _central(place: int, sums: Sequence[Sums]) -> Tensor:
@@ -138,7 +145,7 @@ def probe(model: nn.Module, batches: Sequence[Inputs], layers: Layers, seed: int
                     outputs = called(network, batch, place)
                 for name, gradient in _gradients(outputs, given, chance) if felt else ():
                     found[name].feel(gradient)
-    return {name: one for name, one in found.items() if any(half.places for half in one.views[0])}
+    return {name: one for name, one in found.items() if all(any(half.places for half in view) for view in one.views)}
 
 
 @contextmanager

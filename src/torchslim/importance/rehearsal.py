@@ -27,9 +27,14 @@ from torchslim.importance.readings import Index, Reading
 from torchslim.latency import evaluating
 from torchslim.spec import Spec, stored
 
-LEAST = 1e-9
-"""Of the outputs' variance: what is lost is told no finer."""
+NOTHING = 1e-9
+"""Of the outputs' variance: a loss below that is rounding."""
+DEAD = 1e-6
+"""Of the dearest channel's price: a channel of less is dead, or as good as that."""
+RIDGE = 1e-9
+"""Of the mean square of what a layer sees: added, so that what it sees too little of is solved for."""
 TINY = torch.finfo(torch.float64).tiny
+_LARGEST = 600.0  # of logarithms: the largest number that scores can hold is e to the power of 709
 
 
 @dataclass(frozen=True)
@@ -69,18 +74,25 @@ class Rehearsal:
             shares: of the channels, one or more for each trial.
 
         Returns:
-            Costs in variances of the outputs, by prices; None where the outputs' shapes hang on their values (boxes
+            Costs in variances of the outputs, by prices, of the trials that lose more than `NOTHING`; `NOTHING` by the
+            price of all that was tried if none does. Dead channels, of no price, are not tried: they say nothing of
+            the others. None where the outputs' shapes hang on their values (boxes
             that a detector finds), so that they can't be compared.
         """
-        order, found = np.argsort(prices, kind="stable"), []
-        for trial, share in enumerate(shares):
+        order = np.argsort(prices, kind="stable")
+        order = order[prices[order] > DEAD * prices.max()]
+        found, dearest = [], TINY
+        for trial, share in enumerate(shares if len(order) else ()):
             gone = order[:max(1, int(len(order) * share))]
             for half in (0, 1) if len(self.batches) > 1 else (0,):
                 lost = self.lost(readings, gone, half, trial)
                 if lost is None:
                     return None
-                found.append(log(max(lost, LEAST)) - log(max(float(prices[gone].sum()), LEAST ** 2)))
-        return exp(float(np.mean(found)))
+                price = max(float(prices[gone].sum()), TINY)
+                dearest = max(dearest, price)
+                if lost > NOTHING:
+                    found.append(log(lost) - log(price))
+        return exp(min(float(np.mean(found)), _LARGEST)) if found else NOTHING / max(dearest, NOTHING)
 
     def lost(self, readings: Sequence[Reading], gone: Index, half: int, trial: int) -> float | None:
         """What the outputs lose with some channels, in their variances; None if their shapes are others then.
@@ -140,7 +152,7 @@ def refitted(readings: Sequence[Reading], probed: Probed, gone: Index, half: int
         for group in range(spec.groups):
             out, left = (mask[columns].nonzero().flatten() for mask in (lost[group], ~lost[group]))
             seen, squares = moments[group][left], moments[group].diagonal()
-            ridge = damp * squares[left] + LEAST * squares.mean().clamp_min(LEAST)
+            ridge = damp * squares[left] + RIDGE * squares.mean().clamp_min(RIDGE)
             moves = torch.linalg.solve(seen[:, left] + torch.diag(ridge), seen[:, out])
             weight[group][:, columns[left]] += before[group][:, columns[out]] @ moves.mT
     weight[lost.unsqueeze(1).expand_as(weight)] = 0
@@ -196,6 +208,9 @@ def _swapped(held: Any, name: str, new: Any) -> Iterator[None]:
 
 
 def _distance(found: Tensor, wanted: Tensor) -> float:
-    """Mean squared difference, in variances of what is wanted."""
+    """Mean squared difference, in variances of what is wanted; in its mean squares where all of it is the same."""
     found, wanted = found.double(), wanted.double()
-    return float((found - wanted).square().mean() / (wanted - wanted.mean()).square().mean().clamp_min(TINY))
+    size = wanted.square().mean()
+    spread = (wanted - wanted.mean()).square().mean()
+    unit = spread if spread > NOTHING * size else size
+    return float((found - wanted).square().mean() / (unit if unit > 0 else 1))

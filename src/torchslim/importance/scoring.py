@@ -37,7 +37,7 @@ def score(groups: Sequence[ChannelGroup], criterion: Criterion, evidence: Eviden
     found = [numbers_of(group, scores) for group, scores in zip(groups, given, strict=True)]
     for group, scores in zip(groups, found, strict=True):
         if scores.shape != (group.channels,) or not np.isfinite(scores).all():
-            raise RequestError(f"importance: `{group.name}` got scores of shape {scores.shape}"
+            raise RequestError(f"importance '{criterion}': `{group.name}` got scores of shape {scores.shape}"
                                f"{'' if np.isfinite(scores).all() else ' with values that are not finite'}, wanted "
                                f"({group.channels},) finite numbers, one a channel")
     return normalized(groups, found, evidence, criterion.normalize)

@@ -65,17 +65,19 @@ class OBS(Criterion):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.damp, int | float) or not 0 < self.damp < float("inf"):
+        if isinstance(self.damp, bool) or not isinstance(self.damp, int | float) or not 0 < self.damp < float("inf"):
             raise RequestError(f"OBS: damp={self.damp!r} found, a number above 0 wanted; try 0.3")
-        if not all(isinstance(share, int | float) and 0 < share < 1 for share in self.tried):
+        tried = self.tried if isinstance(self.tried, tuple | list) else (None,)
+        if not all(isinstance(share, int | float) and 0 < share < 1 for share in tried):
             raise RequestError(f"OBS: tried={self.tried!r} found, shares between 0 and 1 wanted; try (0.1, 0.3, 0.6)")
+        object.__setattr__(self, "tried", tuple(tried))
 
     def __call__(self, groups: Sequence[ChannelGroup], evidence: Evidence) -> Sequence[Scores]:
         """See `Criterion`."""
         readers = readers_of(evidence.model)
         readings = [list(readings_in(group, evidence, readers)) for group in groups]
         probed = _probed(evidence, readings)
-        known = {name: Inverses(one, self.damp) for name, one in probed.items()}
+        known = {name: Inverses(name, one, self.damp) for name, one in probed.items()}
         found = []
         for group, own in zip(groups, readings, strict=True):
             faces = [face for reading in own if reading.layer in known for face in _faces(reading, known)]
@@ -126,18 +128,29 @@ def _among(columns: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
 class Inverses:
     """Inverses of the moments of what a layer reads, made when they are asked for."""
 
-    def __init__(self, probed: Probed, damp: float) -> None:
-        self.probed, self.damp = probed, damp
+    def __init__(self, name: str, probed: Probed, damp: float) -> None:
+        self.name, self.probed, self.damp = name, probed, damp
         self.made: dict[int, Tensor] = {}
 
     def of(self, columns: Tensor) -> Tensor:
-        """(G, F, F) for one of its sets of columns."""
+        """(G, F, F) for one of its sets of columns.
+
+        Raises:
+            RequestError: what the layer read is not finite, or the damp is too little.
+        """
         place = next(i for i, own in enumerate(self.probed.columns) if torch.equal(own, columns))
         if place not in self.made:
             moments = self.probed.moments(place)
             squares = moments.diagonal(dim1=1, dim2=2)
             ridge = self.damp * squares + TINY * squares.mean(1, keepdim=True).clamp_min(TINY)
-            self.made[place] = torch.cholesky_inverse(torch.linalg.cholesky(moments + torch.diag_embed(ridge)))
+            if not moments.isfinite().all():
+                raise RequestError(f"importance 'obs': `{self.name}` reads values that are not finite on the data; "
+                                   "look for NaN in the batches and the weights")
+            root, failed = torch.linalg.cholesky_ex(moments + torch.diag_embed(ridge))
+            if failed.any():
+                raise RequestError(f"importance 'obs': damp={self.damp} is too little for what `{self.name}` reads on "
+                                   "the data; try 0.3")
+            self.made[place] = torch.cholesky_inverse(root)
         return self.made[place]
 
 
