@@ -251,7 +251,10 @@ def test_a_budget_beside_patterns_falls_on_the_others() -> None:
 
 def test_a_pattern_rules_a_group_only_if_all_its_layers_match() -> None:
     model = residual()
-    assert ts.plan(model, X, scope={"b": 0.5}).kept == {}
+    plan = ts.plan(model, X, scope={"b": 0.5})
+    assert plan.kept == {}
+    assert "scope: `stem` shares these channels, and no pattern matches it" in {each.reason for each in plan.left_alone}
+    assert "scope" not in str(ts.plan(model, X, macs=0.5, scope={"[bs]*": 0.5}).left_alone)
     assert widths(ts.plan(model, X, scope={"[bs]*": 0.5}), model) == {"stem": 20, "a": 64, "b": 20, "head": 5}
 
 

@@ -227,16 +227,35 @@ def selected(coupling: Coupling, bundles: list[Bundle], limits: Sequence[Limit],
         bundles = [_uniform(bundle, whole) for bundle, whole in zip(bundles, wholes, strict=True)]
     floor = {}
     if not isinstance(choice.scope, str):
-        by_class = {int(one): group for group in coupling.groups for one in group.classes}
-        for place, bundle in enumerate(bundles):
-            layers = {layer for one in bundle.classes.tolist() for layer in by_class[one].makers}
-            share = _ruled(sorted(layers), choice.scope)
+        for place, layers in enumerate(_makers(coupling, bundles)):
+            share, bundle = _ruled(layers, choice.scope), bundles[place]
             if share is not None:
                 bundles[place] = _down_to(bundle, share * wholes[place])
                 floor[place] = len(bundles[place].losses)
     if meter is not None and choice.scope != "uniform":
         return select_by_time(coupling, bundles, limits, meter, floor)
     return select(coupling, bundles, limits, floor, evenly=choice.scope == "uniform")
+
+
+def _makers(coupling: Coupling, bundles: Sequence[Bundle]) -> list[list[str]]:
+    """The layers that make the channels of each bundle."""
+    by_class = {int(one): group for group in coupling.groups for one in group.classes}
+    return [sorted({layer for one in bundle.classes.tolist() for layer in by_class[one].makers}) for bundle in bundles]
+
+
+def unruled(coupling: Coupling, selection: Selection, choice: Choice) -> dict[int, str]:
+    """Class of channels -> why it stays, where a scope names some of the layers that share it, and not all."""
+    found: dict[int, str] = {}
+    if isinstance(choice.scope, str):
+        return found
+    patterns = tuple(choice.scope)
+    for bundle, layers, level in zip(selection.bundles, _makers(coupling, selection.bundles), selection.removals,
+                                     strict=True):
+        others = [layer for layer in layers if not matches([layer], patterns)]
+        if not level and others and len(others) < len(layers):
+            found.update(dict.fromkeys(bundle.classes.tolist(), f"scope: `{others[0]}` shares these channels, and no "
+                                                                "pattern matches it"))
+    return found
 
 
 def _ruled(layers: Sequence[str], scope: Mapping[str, float]) -> float | None:

@@ -190,7 +190,7 @@ def deadline(model: nn.Module, inputs: Inputs, graph: Graph, latency: float | st
         raise RequestError(f"backend: got {type(clock).__name__} without {', '.join(missing)}; wanted one of "
                            f"{', '.join(NAMES)}, or a clock of your own (`torchslim.deadlines.Backend`)")
     table = Timetable(clock, folder)
-    key = _digest([f"{op.name} {[v.shape for v in op.inputs]} {[v.dtype for v in op.inputs]}" for op in graph.ops])
+    key = _digest([f"{op.name} {op.args} {dict(op.kwargs)}" for op in graph.ops])
     known = table.known.get(f"network {key}")
     if known is None:
         [runs] = _rounds(clock, [model], inputs)

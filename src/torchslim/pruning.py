@@ -19,7 +19,18 @@ from torch import nn
 
 from torchslim.budget import Bundle, Limit, Meter, PeakMeter, Selection, as_count
 from torchslim.calling import Inputs, unwrap
-from torchslim.choice import Choice, Scope, as_patterns, bundles_of, compared, protected, selected, stuck, widths_of
+from torchslim.choice import (
+    Choice,
+    Scope,
+    as_patterns,
+    bundles_of,
+    compared,
+    protected,
+    selected,
+    stuck,
+    unruled,
+    widths_of,
+)
 from torchslim.clockmeter import ClockMeter
 from torchslim.compensation import compensate as refitted
 from torchslim.coupling import Coupling, Scaling, couple
@@ -117,7 +128,7 @@ def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params:
         cut = cut_as(selection, model, inputs, coupling, scores)
         if isinstance(cut, Cut):
             slow = {} if meter is None else _slow(meter, selection, bundles, coupling)
-            reasons = {**stuck(selection.bundles, choice), **slow, **left_alone}
+            reasons = {**unruled(coupling, selection, choice), **stuck(selection.bundles, choice), **slow, **left_alone}
             found = _finished(coupling, cut, limits, selection, choice, reasons, meter)
             if clock is None or meter is None:
                 return found

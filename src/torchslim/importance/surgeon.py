@@ -193,6 +193,11 @@ class Face:
 
 
 def _faces(reading: Reading, known: Mapping[str, Inverses]) -> Iterator[Face]:
+    """A face for each set of columns, and each group of filters that sees some of the channels in it.
+
+    Of a group's channels a filter sees inputs (`seen % fan_in`), each through all taps; `spot` says where among the
+    set's columns these are, and the inverse is cut down to them.
+    """
     inverses, spec = known[reading.layer], reading.spec
     taps, home = prod(spec.kernel), reading.seen // spec.fan_in
     # Together what each channel is to one group of filters; one by one where it is part of several.
