@@ -163,7 +163,7 @@ def page(rows: Sequence[Row]) -> str:
     lines = ["## What cuts leave of a trained network", "", " ".join((__doc__ or "").split("\n\n")[1].split()), "",
              f"{packages}, Python {platform.python_version()}; written by `python benchmarks/fidelity.py --table "
              "docs/benchmarks.md`. Agreement with the original in per cent: after the cut, and after it was "
-             "compensated (Torch-Pruning: recalibrated).", "",
+             "compensated (Torch-Pruning: recalibrated). A dash is what has not been run.", "",
              "| | " + " | ".join(f"{share:.0%} of the MACs" for share in shares) + " |", "|---|" + "--:|" * len(shares)]
     for way in WAYS:
         told = [cells.get((way, share)) for share in shares]
