@@ -76,8 +76,8 @@ class Rehearsal:
         Returns:
             Costs in variances of the outputs, by prices, of the trials that lose more than `NOTHING`; `NOTHING` by the
             price of all that was tried if none does. Dead channels, of no price, are not tried: they say nothing of
-            the others. None where the outputs' shapes hang on their values (boxes
-            that a detector finds), so that they can't be compared.
+            the others. None where the outputs' shapes hang on their values (boxes that a detector finds), so that
+            they can't be compared.
         """
         order = np.argsort(prices, kind="stable")
         order = order[prices[order] > DEAD * prices.max()]
