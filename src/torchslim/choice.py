@@ -43,9 +43,7 @@ class Choice:
     original: Coupling | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.scope, str) and self.scope not in ("global", "uniform"):
-            raise RequestError(f"scope: got {self.scope!r}, wanted 'global', 'uniform' or a dict of pattern: share")
-        if not isinstance(self.scope, str | Mapping):
+        if self.scope not in ("global", "uniform") and not isinstance(self.scope, Mapping):
             raise RequestError(f"scope: got {self.scope!r}, wanted 'global', 'uniform' or a dict of pattern: share")
         if not isinstance(self.scope, str):
             for pattern, share in self.scope.items():

@@ -18,8 +18,7 @@ from torchslim.errors import RequestError
 from torchslim.graph import Graph
 from torchslim.plans import Plan
 from torchslim.stopwatches import NAMES, watch
-from torchslim.timetable import Stopwatch, Timetable
-from torchslim.timetable import nanoseconds as nanoseconds_of
+from torchslim.timetable import Stopwatch, Timetable, times_of
 from torchslim.units import milliseconds
 
 NEAR = 0.02
@@ -206,7 +205,7 @@ def _rounds(clock: Backend, models: Sequence[nn.Module], inputs: Inputs) -> list
     """The nanoseconds of each network in each round, as many for all."""
     source = f"backend {clock.name}: networks()"
     given = clock.networks(models, inputs)
-    found = [nanoseconds_of(times, f"{source} for a network") for times in given] if isinstance(given, Iterable) else []
+    found = [times_of(times, f"{source} for a network") for times in given] if isinstance(given, Iterable) else []
     if len(found) != len(models) or len({len(times) for times in found}) != 1:
         raise RequestError(f"{source} gave times of {len(found)} networks in {[len(times) for times in found]} rounds, "
                            f"wanted those of {len(models)}, each in equally many rounds")

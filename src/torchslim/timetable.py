@@ -67,7 +67,7 @@ class Timetable:
         missing = [geometry for geometry in distinct if geometry.key not in self.known]
         if missing:
             source = f"backend {self.stopwatch.name}: layers()"
-            found = nanoseconds(self.stopwatch.layers(missing), source, len(missing))
+            found = times_of(self.stopwatch.layers(missing), source, len(missing))
             self.keep({geometry.key: time for geometry, time in zip(missing, found, strict=True)})
         return {geometry: self.known[geometry.key] for geometry in distinct}
 
@@ -106,7 +106,7 @@ class Timetable:
             return {}
 
 
-def nanoseconds(found: object, source: str, count: int | None = None) -> list[float]:
+def times_of(found: object, source: str, count: int | None = None) -> list[float]:
     """Times as a clock gave them.
 
     Args:

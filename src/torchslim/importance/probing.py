@@ -66,8 +66,7 @@ class Probed:
 
     def level(self, place: int, half: int) -> Tensor:
         """What is seen on average in the network as it is, (G, F), of a set of columns on a half of the batches."""
-        own = _of_half(self.views[0], half)
-        return torch.stack([one.sums[place] for one in own]).sum(0) / sum(one.places for one in own)
+        return _mean(place, _of_half(self.views[0], half))
 
     def see(self, x: Tensor, view: int, half: int) -> None:
         """Count what the layer reads; nothing at all where the data leave it no rows (a detector that finds none)."""
@@ -104,11 +103,14 @@ def _of_half(view: Sequence[Sums], half: int) -> Sequence[Sums]:
     return view[half:half + 1] if view[half].places else [one for one in view if one.places]
 
 
-def _central(place: int, sums: Sequence[Sums]) -> Tensor:
+def _mean(place: int, sums: Sequence[Sums]) -> Tensor:
     own = [one for one in sums if one.places]
-    places = sum(one.places for one in own)
-    means = torch.stack([one.sums[place] for one in own]).sum(0) / places
-    squares = torch.stack([one.squares[place] for one in own]).sum(0) / places
+    return torch.stack([one.sums[place] for one in own]).sum(0) / sum(one.places for one in own)
+
+
+def _central(place: int, sums: Sequence[Sums]) -> Tensor:
+    own, means = [one for one in sums if one.places], _mean(place, sums)
+    squares = torch.stack([one.squares[place] for one in own]).sum(0) / sum(one.places for one in own)
     return squares - means.unsqueeze(2) * means.unsqueeze(1)
 
 

@@ -1,7 +1,7 @@
 """What cuts cost, tried out: channels are silenced, their readers refitted on some batches, outputs compared on others.
 
 What a refit leaves on the very pictures that it was made on says little where filters see a thousand channels and the
-pictures are a hundred: deep in a network it is ten to a hundred times less than on other pictures. So a price is worth
+pictures are a hundred: deep in a network it can be tens of times less than on other pictures. So a price is worth
 no more than its trial.
 """
 
