@@ -95,9 +95,15 @@ def macs(model: nn.Module) -> int:
     return int(counter.get_total_flops()) // 2
 
 
+@cache
+def planned(importance: str, share: float) -> ts.Plan:
+    """A plan, made once for all that is fitted after it."""
+    return ts.plan(original(), X, macs=share, importance=importance, data=seen())
+
+
 def ours(importance: str, share: float) -> tuple[nn.Module, Callable[[], nn.Module]]:
     """A cut, and what puts back what it lost."""
-    plan = ts.plan(original(), X, macs=share, importance=importance.removesuffix(KIN), data=seen())
+    plan = planned(importance.removesuffix(KIN), share)
     slim = ts.apply(original(), plan)
     fitted_on = kin() if importance.endswith(KIN) else seen()
     return slim, lambda: ts.compensate(original(), slim, plan, fitted_on)

@@ -125,7 +125,7 @@ NAN = [batch * float("nan") for batch in some(2)]
     (lambda m: ts.plan(m, X, macs=0.5, importance="obs", data=NAN), "reads values that are not finite on the data"),
     (lambda m: ts.plan(m, X, macs=0.5, importance="obs", data=[torch.zeros(2, 3, 8, 8)] * 2), ""),
     (lambda m: ts.plan(m, X, macs=0.5, importance=OBS(damp=1e-300), data=some(2, 2)), "damp=1e-300 is too little"),
-    (lambda m: OBS(tried=0.3), "tried=0.3 found, shares between 0 and 1 wanted"),  # type: ignore[arg-type]
+    (lambda m: OBS(tried=0.3), "tried=0.3 found, shares above 0 and up to 1 wanted"),  # type: ignore[arg-type]
     (lambda m: OBS(tried=None), "tried=None found"),  # type: ignore[arg-type]
     (lambda m: OBS(damp=True), "damp=True found"),
     (lambda m: ts.plan(m, X, scope={"c1": "half"}), "scope: 'c1': half is no share"),  # type: ignore[dict-item]

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from math import exp, log, prod
+from math import log, log1p, prod
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from torch.nn.utils import parametrize
 
 from torchslim.calling import Inputs, called, tensors_in
 from torchslim.copying import copied
+from torchslim.importance.laws import TINY, Law, Trial
 from torchslim.importance.probing import Probed
 from torchslim.importance.protocol import Scores
 from torchslim.importance.readings import Index, Reading
@@ -33,8 +34,8 @@ DEAD = 1e-6
 """Of the dearest channel's price: a channel of less is dead, or as good as that."""
 RIDGE = 1e-9
 """Of the mean square of what a layer sees: added, so that what it sees too little of is solved for."""
-TINY = torch.finfo(torch.float64).tiny
-_LARGEST = 600.0  # of logarithms: the largest number that scores can hold is e to the power of 709
+MOST = 0.99
+"""Of the outputs' variance: who has lost that has lost everything."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,8 @@ class Rehearsal:
         """The copy."""
         return copied(self.model).requires_grad_(False)
 
-    def scale(self, readings: Sequence[Reading], prices: Scores, shares: Sequence[float]) -> float | None:
-        """How many times its price a cut costs: the geometric mean over trials of the channels that are cheapest.
+    def law(self, readings: Sequence[Reading], prices: Scores, shares: Sequence[float]) -> Law | None:
+        """What cuts of a group cost by their prices, of trials of the channels that are cheapest.
 
         Args:
             readings: the layers that read a group's channels.
@@ -74,10 +75,9 @@ class Rehearsal:
             shares: of the channels, one or more for each trial.
 
         Returns:
-            Costs in variances of the outputs, by prices, of the trials that lose more than `NOTHING`; `NOTHING` by the
-            price of all that was tried if none does. Dead channels, of no price, are not tried: they say nothing of
-            the others. None where the outputs' shapes hang on their values (boxes that a detector finds), so that
-            they can't be compared.
+            The law of the trials that lose more than `NOTHING`; `NOTHING` for the price of all that was tried if none
+            does. Dead channels, of no price, are not tried: they say nothing of the others. None where the outputs'
+            shapes hang on their values (boxes that a detector finds), so that they can't be compared.
         """
         order = np.argsort(prices, kind="stable")
         order = order[prices[order] > DEAD * prices.max()]
@@ -91,8 +91,8 @@ class Rehearsal:
                 price = max(float(prices[gone].sum()), TINY)
                 dearest = max(dearest, price)
                 if lost > NOTHING:
-                    found.append(log(lost) - log(price))
-        return exp(min(float(np.mean(found)), _LARGEST)) if found else NOTHING / max(dearest, NOTHING)
+                    found.append(Trial(price, -log1p(-min(lost, MOST))))
+        return Law.through(found) if found else Law(log(NOTHING) - log(max(dearest, NOTHING)), 1.0)
 
     def lost(self, readings: Sequence[Reading], gone: Index, half: int, trial: int) -> float | None:
         """What the outputs lose with some channels, in their variances; None if their shapes are others then.

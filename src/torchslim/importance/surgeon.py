@@ -15,6 +15,7 @@ from torchslim.channels import ChannelGroup
 from torchslim.errors import RequestError
 from torchslim.importance.activations import readers_of
 from torchslim.importance.evidence import Evidence
+from torchslim.importance.laws import Law
 from torchslim.importance.probing import Probed, probe
 from torchslim.importance.protocol import Criterion, Needs, Scores
 from torchslim.importance.readings import Index, Reading, readings_in
@@ -44,8 +45,8 @@ class OBS(Criterion):
     Prices order the channels of a group; between groups they mislead, because a refit on few pictures looks good on
     these, the more so the deeper in the network. So some cuts of each group are tried: its cheapest channels are
     silenced, their readers refitted on every other batch, and the outputs compared on the other batches. What they
-    lose is what the prices of these channels are made to sum to. Give two batches or more, each of other pictures
-    (photographs of one place in one batch, of another in the next), or what is tried is what was fitted.
+    lose tells what prices are worth, and by what power of them costs grow (`Law`). Give two batches or more, each of
+    other pictures (photographs of one place in one batch, of another in the next), or what is tried is what was fitted.
 
     Attributes:
         damp: added to the moments, in mean squares of each input: a few pictures do not tell all.
@@ -55,11 +56,11 @@ class OBS(Criterion):
 
     Raises:
         RequestError: the model fails on a batch, nothing that can be measured reads a group's channels, the damp is
-            not positive, or a share is not between 0 and 1.
+            not positive, or a share is not above 0 and up to 1.
     """
 
     damp: float = 0.3
-    tried: tuple[float, ...] = (0.1, 0.3, 0.6)
+    tried: tuple[float, ...] = (0.2, 0.6, 1.0)
     needs: ClassVar[Needs] = "inputs"
     name: ClassVar[str] = "obs"
 
@@ -68,8 +69,9 @@ class OBS(Criterion):
         if isinstance(self.damp, bool) or not isinstance(self.damp, int | float) or not 0 < self.damp < float("inf"):
             raise RequestError(f"OBS: damp={self.damp!r} found, a number above 0 wanted; try 0.3")
         tried = self.tried if isinstance(self.tried, tuple | list) else (None,)
-        if not all(isinstance(share, int | float) and 0 < share < 1 for share in tried):
-            raise RequestError(f"OBS: tried={self.tried!r} found, shares between 0 and 1 wanted; try (0.1, 0.3, 0.6)")
+        if not all(isinstance(share, int | float) and share is not True and 0 < share <= 1 for share in tried):
+            raise RequestError(f"OBS: tried={self.tried!r} found, shares above 0 and up to 1 wanted; "
+                               "try (0.2, 0.6, 1.0)")
         object.__setattr__(self, "tried", tuple(tried))
 
     def __call__(self, groups: Sequence[ChannelGroup], evidence: Evidence) -> Sequence[Scores]:
@@ -86,23 +88,23 @@ class OBS(Criterion):
                                    f"the outputs depend on, reads the channels of `{group.name}`; leave it alone with "
                                    "exclude=, or use importance='l2'")
             found.append(_prices(group.channels, faces))
-        costs = self._tried(evidence, probed, readings, found)
-        return [prices * cost / max(evidence.gains(group), 1.0)
-                for group, prices, cost in zip(groups, found, costs, strict=True)]
+        laws = self._tried(evidence, probed, readings, found)
+        return [law.costs(prices) / max(evidence.gains(group), 1.0)
+                for group, prices, law in zip(groups, found, laws, strict=True)]
 
     def _tried(self, evidence: Evidence, probed: Mapping[str, Probed], readings: Sequence[Sequence[Reading]],
-               prices: Sequence[Scores]) -> list[float]:
-        """How many times their prices cuts of each group cost; 1 for all if for one that can't be told."""
+               prices: Sequence[Scores]) -> list[Law]:
+        """What cuts of each group cost by their prices; as much as these for all if for one that can't be told."""
         rehearsal = Rehearsal(evidence.model, evidence.batches, probed, self.damp)
         found = []
         for own, reckoned in zip(readings, prices, strict=True) if self.tried else ():
             key = ("tried", self, *((one.layer, one.seen.tobytes()) for one in own))
             if key not in evidence.memo:
-                evidence.memo[key] = rehearsal.scale(own, reckoned, self.tried)
+                evidence.memo[key] = rehearsal.law(own, reckoned, self.tried)
             if evidence.memo[key] is None:
                 break
             found.append(evidence.memo[key])
-        return found if len(found) == len(prices) else [1.0] * len(prices)
+        return found if len(found) == len(prices) else [Law(0.0, 1.0)] * len(prices)
 
 
 # --- what was measured ----------------------------------------------------------------------------------------
