@@ -120,7 +120,7 @@ def test_prune_puts_back_what_is_lost(call: Call, tmp_path: Path) -> None:
 
 
 def test_prune_leaves_each_group_its_least(call: Call, tmp_path: Path) -> None:
-    status, printed, _ = call("prune", SMALL, "--params", "2%", "--importance", "l1:filters:max", "--min-kept", "0.5",
+    status, printed, _ = call("prune", SMALL, "--params", "2%", "--importance", "l1:filters:max", "--min-kept", "50%",
                               "--min-channels", "9", "--out", tmp_path / "slim.safetensors", "--json")
     assert status == 0
     assert "min_kept=" in json.loads(printed)["notes"][0]
@@ -150,7 +150,9 @@ def test_prune_leaves_each_group_its_least(call: Call, tmp_path: Path) -> None:
     (["prune", "resnet18?num_classes=2", "--macs", "0.5", "--preset", "outer", "--out", "s.safetensors"],
      "error: preset: resnet18 has no strategy 'outer'; wanted 'inner' or 'all'"),
     (["prune", SMALL, "--macs", "0.5", "--round-to", "0", "--out", "s.safetensors"], "error: Invalid value for"),
-    (["prune", SMALL, "--macs", "0.5", "--min-kept", "2", "--out", "s.safetensors"], "error: Invalid value for"),
+    (["prune", SMALL, "--macs", "0.5", "--min-kept", "2", "--out", "s.safetensors"],
+     "error: Invalid value for '--min-kept': 2: wanted a share from 0 to 1, such as 0.1 or 10%"),
+    (["slim", SMALL, "--data", "digits", "--min-kept", "few"], "error: Invalid value for '--min-kept': few: wanted a"),
     (["prune", SMALL, "--macs", "0.5", "--importance", "l2:most", "--out", "s.safetensors"],
      "error: importance: 'l2:most': unknown option 'most'; after l2: wanted filters, weights, all, none, mean, max"),
     (["profile", "resnet81"], "error: resnet81: no model of that name; did you mean resnet18"),

@@ -151,6 +151,25 @@ def test_shares_to_try_may_be_a_list() -> None:
     assert met(ts.plan(net(), X, macs=0.5, importance=OBS(tried=[0.2]), data=some(2)))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("importance", ["obs", "taylor", "activation"])
+@pytest.mark.parametrize("inside", [True, False])
+def test_tensors_of_inference_mode_are_data_like_any(importance: str, inside: bool) -> None:
+    """Gradients, and norms that are settled, want others: they get copies."""
+    with torch.inference_mode():
+        model, data = net(), some(2)
+        labelled = [(x, torch.arange(8) % 5) for x in data]
+    told: dict[str, Any] = {"data": labelled, "loss": nn.functional.cross_entropy} if importance == "taylor" else \
+        {"data": data}
+    with torch.inference_mode(inside):
+        plan = ts.plan(model, data[0], macs=0.5, importance=importance, **told)
+        slim = ts.apply(model, plan)
+        assert met(plan)
+        better = ts.compensate(model, slim, plan, data)
+        again = ts.compensate(net(), slim, plan, some(2))
+    for name, value in better.state_dict().items():
+        torch.testing.assert_close(value, again.state_dict()[name])
+
+
 @pytest.mark.parametrize("data", [NAN, [3], [(some(1)[0], torch.zeros(8))]])
 def test_compensation_refuses_data_that_tell_nothing_and_leaves_no_hooks(data: list[Any]) -> None:
     model = net()

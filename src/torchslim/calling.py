@@ -41,17 +41,24 @@ def arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def batches_of(data: Any, wanted: str = "batches of inputs") -> list[Any]:
-    """The batches of `data=`, as they come.
+    """The batches of `data=`, as they come; tensors of inference mode as ordinary ones, for gradients and writes.
 
     Raises:
         RequestError: it is a single batch, or nothing that can be gone through, or holds none.
     """
     if isinstance(data, Tensor | Mapping | str) or not isinstance(data, Iterable):
         raise RequestError(f"data: got {type(data).__name__}, wanted an iterable of {wanted}, such as a list")
-    batches = list(data)
+    with torch.inference_mode(False):
+        batches = [_ordinary(batch) for batch in data]
     if not batches:
         raise RequestError(f"data: no batch in it; wanted an iterable of {wanted}, such as a list")
     return batches
+
+
+def _ordinary(batch: Any) -> Any:
+    if not any(tensor.is_inference() for tensor in tensors_in(batch)):
+        return batch
+    return map_tensors(lambda tensor: tensor.clone() if tensor.is_inference() else tensor, batch)
 
 
 def called(model: nn.Module, batch: Inputs, place: int) -> Any:

@@ -27,6 +27,7 @@ RIDGE = 0.3
 TINY = torch.finfo(torch.float64).tiny
 
 
+@torch.inference_mode(False)
 def compensate(model: nn.Module, slim: nn.Module, plan: Plan, data: Iterable[Inputs], *,
                ridge: float = RIDGE) -> nn.Module:
     """A copy of a slim network whose layers are refitted to give what the original's gave. No labels, no training.

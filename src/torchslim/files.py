@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from torchslim.errors import CheckpointError
+from torchslim.errors import CheckpointError, RequestError
 from torchslim.wording import first_line
 
 
@@ -55,6 +55,18 @@ def write_text(path: Path, text: str) -> None:
         CheckpointError: the file can't be written.
     """
     write_whole(path, lambda draft: draft.write_bytes(text.encode("utf-8", errors="replace")))
+
+
+def writable(path: Path, like: str) -> Path:
+    """The path, if a file could be there: asked before the work that it is to keep; `like` is an example of a name.
+
+    Raises:
+        RequestError: it is a folder, or its folder does not exist.
+    """
+    if path.is_dir() or not path.parent.is_dir():
+        problem = "is a folder" if path.is_dir() else "lies in a folder that does not exist"
+        raise RequestError(f"{path}: {problem}; give a file such as {like} in a folder that exists")
+    return path
 
 
 def _umask() -> int:

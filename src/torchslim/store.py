@@ -21,7 +21,7 @@ from torchslim import sources
 from torchslim.calling import unwrap
 from torchslim.copying import copied
 from torchslim.errors import CheckpointError, PlanError, RequestError
-from torchslim.files import write_whole
+from torchslim.files import writable, write_whole
 from torchslim.plans import Plan
 from torchslim.rewriting import Rewriting, Step, redone
 from torchslim.wording import dims, first_line
@@ -75,10 +75,7 @@ def save(model: nn.Module, path: str | Path, plan: Step | Sequence[Step] | None 
     """
     from torchslim import __version__
 
-    model, path = unwrap(model), Path(path)
-    if path.is_dir() or not path.parent.is_dir():
-        problem = "is a folder" if path.is_dir() else "lies in a folder that does not exist"
-        raise RequestError(f"{path}: {problem}; give a path like slim.safetensors in a folder that exists")
+    model, path = unwrap(model), writable(Path(path), "slim.safetensors")
     steps: tuple[Step, ...] = () if plan is None else tuple(plan) if isinstance(plan, Sequence) else (plan,)
     if strange := [type(step).__name__ for step in steps if not isinstance(step, Step)]:
         raise RequestError(f"{path}: plan={strange[0]} found, a plan or rewritings wanted; give what `torchslim.plan` "

@@ -371,6 +371,7 @@ def _generator() -> object:
     ({"data": _generator}, "data: got generator, wanted batches that can be gone through many times"),
     ({"data": torch.randn(4, 3, 8, 8)}, "data: got Tensor, wanted batches"),
     ({"data": [torch.randn(4, 5, 8, 8)]}, "data: the model fails on batch 0"),
+    ({"data": [torch.randn(4, 3, 8, 8), torch.full((4, 3, 8, 8), torch.nan)]}, "data: the model gives NaN on batch 1"),
     ({"data": [torch.randn(4, 3, 8, 8)], "measure": "accuracy"}, "data: batch 0 has no labels, and accuracy asks"),
     ({"data": [(torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 4]))]}, "batch 0 has class 4, the model scores 4"),
     ({"data": [(torch.randn(4, 3, 8, 8), torch.tensor([0, 1]))]}, r"targets of shape \(2,\), the model gives answers"),

@@ -290,7 +290,11 @@ def test_two_processes_make_the_same_cuts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("options", "message"), [
     ({"macs": None}, "nothing was asked"),
     ({"cutting": {"macs": 0.3}}, "a budget in cutting="),
-    ({"cutting": {"original": net()}}, "original= is the model itself here"),
+    ({"cutting": {"original": net()}}, "'original' found in cutting=, options of torchslim.plan wanted: latency, "),
+    ({"cutting": {"round": 8}}, "'round' found in cutting="),
+    ({"cutting": 8}, "cutting=8 found, a dict of options of torchslim.plan wanted"),
+    ({"checkpoint": "absent/training"}, "absent/training: lies in a folder that does not exist; give a file such as"),
+    ({"checkpoint": "."}, ".: is a folder; give a file such as"),
     ({"macs": 1.5}, r"macs=1\.5: wanted a float in \(0, 1\]"),
     ({"steps": 0}, "steps: got 0"),
     ({"curve": "steep"}, "curve: got 'steep'"),

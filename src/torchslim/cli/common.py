@@ -70,6 +70,22 @@ def amount(option: str, text: str | None) -> float | int | None:
     return round(number * _UNITS[unit])
 
 
+def fraction(text: str | float) -> float:
+    """`0.1` or `10%`, from 0 to 1: how an option reads its text.
+
+    Raises:
+        BadParameter: anything else.
+    """
+    written = str(text).strip()
+    try:
+        found = float(written.removesuffix("%")) / (100 if written.endswith("%") else 1)
+    except ValueError:
+        found = -1.0
+    if not 0 <= found <= 1:
+        raise typer.BadParameter(f"{text}: wanted a share from 0 to 1, such as 0.1 or 10%")
+    return found
+
+
 def check_out(out: Path) -> None:
     """Raise for a file that could not be written, before the work for it.
 

@@ -19,6 +19,7 @@ from torchslim.cli.common import (
     amount,
     check_out,
     example,
+    fraction,
     pictures_of,
     print_json,
     print_table,
@@ -96,7 +97,7 @@ def prune(
     round_to: Annotated[int, typer.Option(min=1, help="Keep multiples of this many channels.")] = 1,
     min_channels: Annotated[int, typer.Option(min=1, help="The least that a group of layers keeps.")] = 1,
     min_kept: Annotated[float, typer.Option(
-        min=0, max=1, help="The least share of its channels that a group of layers keeps.")] = 0.0,
+        parser=fraction, metavar="SHARE", help="The least share of its channels that a group of layers keeps.")] = 0.0,
     approximate: Annotated[bool, typer.Option("--approximate", help=(
         "Also cut channels that a layer norm or its like mixes; the result is then no exact cut."))] = False,
     whole_groups: Annotated[bool, typer.Option("--whole-groups", help=(

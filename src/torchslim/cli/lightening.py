@@ -15,6 +15,7 @@ from torchslim.cli.common import (
     Shapes,
     check_out,
     example,
+    fraction,
     pictures_of,
     print_json,
     seeded,
@@ -56,7 +57,7 @@ def lighten(
     min_channels: Annotated[int, typer.Option(
         "--min-channels", min=0, help="Only layers with at least so many inputs and outputs.")] = 0,
     min_share: Annotated[float, typer.Option(
-        "--min-share", min=0, max=1, help="Only layers with at least this share of the MACs.")] = 0.0,
+        "--min-share", parser=fraction, metavar="SHARE", help="Only layers with so much of the MACs or more.")] = 0.0,
     ends: Annotated[bool, typer.Option("--ends", help="The first and the last layers, too.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Fresh weights, not those nearest to the old ones.")] = False,
     seed: Seed = 0, as_json: Json = False,

@@ -17,6 +17,7 @@ from torchslim.cli.common import (
     Pictures,
     Seed,
     Shapes,
+    fraction,
     print_json,
     say,
     seeded,
@@ -109,9 +110,10 @@ def sensitivity(
 
 def _ratios(text: str) -> list[float]:
     try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise RequestError(f"--ratios {text}: wanted shares of channels kept, such as 0.9,0.5,0.1") from None
+        return [fraction(part) for part in text.split(",")]
+    except typer.BadParameter:
+        raise RequestError(f"--ratios {text}: wanted shares of channels kept, such as 0.9,0.5,0.1 or "
+                           "90%,50%,10%") from None
 
 
 def _data(spec: str, shapes: list[str] | None, seed: int) -> Data:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from torchslim.cli.common import Json, Seed, amount, print_table, say
+from torchslim.cli.common import Json, Seed, amount, fraction, print_table, say
 from torchslim.errors import RequestError
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def slim(
         show_default="bn_scale", help="What ranks the channels: bn_scale, l1, l2, ...")] = None,
     round_to: Annotated[int | None, typer.Option(
         min=1, show_default="8", help="Keep multiples of this many channels, for fast kernels.")] = None,
-    min_kept: Annotated[float | None, typer.Option("--min-kept", metavar="SHARE", show_default="0", help=(
+    min_kept: Annotated[float | None, typer.Option(parser=fraction, metavar="SHARE", show_default="0", help=(
         "The least share of its channels that a group keeps; 0.1 lets none lose more than nine tenths."))] = None,
     threads: Threads = None,
     workers: Annotated[int | None, typer.Option(

@@ -24,7 +24,7 @@ class Notebook:
     """Entries by name, kept in a file where there is one.
 
     Args:
-        path: the file (see `writable`); None to keep them in memory only.
+        path: the file (see `torchslim.files.writable`); None to keep them in memory only.
         identity: what a measurement depends on, as JSON values: entries of another one are not taken up.
 
     Raises:
@@ -64,18 +64,6 @@ class Notebook:
             raise RequestError(f"{path}: holds measurements of {said}; measure as before, choose another file, or "
                                "delete it to start anew")
         return entries
-
-
-def writable(path: Path) -> Path:
-    """The path, if a file could be there.
-
-    Raises:
-        RequestError: it is a folder, or its folder does not exist.
-    """
-    if path.is_dir() or not path.parent.is_dir():
-        problem = "is a folder" if path.is_dir() else "lies in a folder that does not exist"
-        raise RequestError(f"{path}: {problem}; give a file such as scan.json in a folder that exists")
-    return path
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -23,12 +23,13 @@ from torchslim.channels import ChannelGroup
 from torchslim.choice import gains
 from torchslim.coupling import Coupling, couple
 from torchslim.errors import RequestError
+from torchslim.files import writable
 from torchslim.gradients import Loss
 from torchslim.importance import Criterion, Evidence, Importance, Scores, criterion, score
 from torchslim.plans import LeftAlone, Plan
 from torchslim.pruning import plan
 from torchslim.sensing.found import GroupSensitivity, Sensitivity
-from torchslim.sensing.notebook import Notebook, fingerprint, writable
+from torchslim.sensing.notebook import Notebook, fingerprint
 from torchslim.sensing.yardstick import Yardstick, batches_in, is_labelled
 from torchslim.surgery import apply
 from torchslim.tapes import tapes
@@ -97,7 +98,7 @@ def sensitivity(model: nn.Module, inputs: Inputs, data: Any, *, ratios: Sequence
         TraceError: the model fails on these inputs.
     """
     model, widths, batches = unwrap(model), _checked(ratios), batches_in(data)
-    path = None if checkpoint is None else writable(Path(checkpoint))
+    path = None if checkpoint is None else writable(Path(checkpoint), "scan.json")
     options: dict[str, Any] = {"shortcuts": shortcuts, "exclude": tuple(exclude), "whole_groups": whole_groups,
                                "allow_approximate": allow_approximate, "seed": seed}
     # A plan that takes nothing: it checks the request, and says what can't be cut.

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from torchslim.calling import arguments
 from torchslim.errors import MissingExtra, TrainingError
+from torchslim.files import writable
 from torchslim.latency import evaluating
 from torchslim.train.batches import TrainingBatches
 from torchslim.train.checkpoint import Standing, load_standing, save_standing
@@ -104,7 +105,7 @@ def fit(model: nn.Module, data: Any, *, epochs: int = 10, lr: float = 0.05, batc
 
     Raises:
         TrainingError: a loss that is not finite, or no data.
-        RequestError: an argument that makes no sense.
+        RequestError: an argument that makes no sense, or a checkpoint that lies in no folder.
         CheckpointError: the checkpoint is damaged or belongs to another training.
         MissingExtra: Accelerate is not installed.
     """
@@ -132,8 +133,9 @@ def job_of(model: nn.Module, data: Any, *, epochs: int, lr: float, batch_size: i
     accelerator = _accelerator()
     rank, world = accelerator.process_index, accelerator.num_processes
     batches = TrainingBatches(data, batch_size, seed, rank, world, workers)
-    return Job(model, recipe, batches, loss or cross_entropy(label_smoothing), press, teacher, held_out,
-               None if checkpoint is None else Path(checkpoint), progress, accelerator)
+    path = None if checkpoint is None else writable(Path(checkpoint), "training.safetensors")
+    return Job(model, recipe, batches, loss or cross_entropy(label_smoothing), press, teacher, held_out, path, progress,
+               accelerator)
 
 
 @dataclass

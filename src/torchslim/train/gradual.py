@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from torchslim.importance import criterion
 from torchslim.modules import named_modules
 from torchslim.optimizers import carry_optimizer
 from torchslim.plans import Plan
-from torchslim.pruning import prune
+from torchslim.pruning import plan, prune
 from torchslim.stepping import Request, requests
 from torchslim.surgery import apply
 from torchslim.train.checkpoint import Standing, load_standing, plans_in
@@ -81,12 +81,11 @@ def fit_gradually(model: nn.Module, data: Any, inputs: Inputs, *, macs: float | 
         raise RequestError("fit_gradually: sparsity is a Slimming of a network that is about to be cut; give its "
                            "weight, such as sparsity=1e-4")
     budgets = {"macs": macs, "params": params, "channels": channels, "memory": memory}
-    if not budgets.keys().isdisjoint(cutting or {}):
-        raise RequestError("fit_gradually: a budget in cutting=; give it by itself, such as macs=0.5")
-    asked = requests(model, inputs, steps, curve, {**budgets, **(cutting or {})})
+    _check(cutting or {}, budgets)
     bound = inspect.signature(fit).bind(copied(model), data, **training)
     bound.apply_defaults()
     job = job_of(**bound.arguments)
+    asked = requests(model, inputs, steps, curve, {**budgets, **(cutting or {})})
     cuts = dict(zip(_cuts(begin, every, steps, job.recipe.epochs), asked, strict=True))
     job = replace(job, also={"gradual": {str(at): _plain(request) for at, request in cuts.items()}})
     with job.placed(job.model):
@@ -97,6 +96,21 @@ def fit_gradually(model: nn.Module, data: Any, inputs: Inputs, *, macs: float | 
     for name, module in named_modules(slim):
         module.training = modes[name].training
     return Gradual(slim, standing.plans, History(standing.loss, standing.accuracy))
+
+
+def _check(cutting: Mapping[str, Any], budgets: Collection[str]) -> None:
+    """Refuse options that are none of a plan's, or have a place of their own."""
+    own = {"model", "inputs", "original", *budgets}
+    known = [name for name in inspect.signature(plan).parameters if name not in own]
+    if not isinstance(cutting, Mapping):
+        raise RequestError(f"fit_gradually: cutting={cutting!r} found, a dict of options of torchslim.plan wanted; try "
+                           "{'round_to': 8}")
+    odd = next((name for name in cutting if name not in known), None)
+    if odd in budgets:
+        raise RequestError("fit_gradually: a budget in cutting=; give it by itself, such as macs=0.5")
+    if odd is not None:
+        raise RequestError(f"fit_gradually: {odd!r} found in cutting=, options of torchslim.plan wanted: "
+                           f"{', '.join(known)}")
 
 
 def _plain(request: Request) -> dict[str, Any]:
