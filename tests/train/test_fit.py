@@ -239,7 +239,7 @@ def test_a_checkpoint_that_cannot_be_written(tmp_path: Path) -> None:
         fit(net(), Blobs(), epochs=1, checkpoint=tmp_path / ("c" * 254))  # a draft's name is longer than that
     assert list(tmp_path.iterdir()) == []
     for place in (tmp_path / "nowhere" / "c", tmp_path):
-        with pytest.raises(RequestError, match="give a file such as training.safetensors in a folder that exists"):
+        with pytest.raises(RequestError, match=r"give a file such as training.safetensors in a folder that exists"):
             fit(net(), Blobs(), epochs=1, checkpoint=place)
 
 
