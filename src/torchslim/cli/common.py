@@ -30,6 +30,13 @@ Shapes = Annotated[list[str] | None, typer.Option(
 PICTURES = 256
 Pictures = Annotated[int | None, typer.Option(
     "--pictures", min=1, show_default=False, help=f"So many pictures of --data, if not {PICTURES}.")]
+Time = Annotated[str | None, typer.Option(
+    "--latency", metavar="AMOUNT", show_default=False,
+    help="Measured time of a call to keep: a share (0.5, 50%) or a time (3ms, 250us).")]
+Backend = Annotated[str | None, typer.Option(
+    "--backend", metavar="NAME", show_default=False,
+    help="Where the slim model is to be fast, and is timed: eager, channels-last, compiled, onnxruntime, openvino or "
+         "cuda; with other budgets alone they are met by cuts that save time there. For --latency: eager.")]
 Json = Annotated[bool, typer.Option("--json", help="Print data, and nothing else, on stdout.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
 
@@ -68,6 +75,26 @@ def amount(option: str, text: str | None) -> float | int | None:
                                "point")
         return share
     return round(number * _UNITS[unit])
+
+
+def duration(option: str, text: str | None) -> float | int | None:
+    """What is to be kept of the time: `0.5` or `50%` a share, `3ms` or `250us` nanoseconds.
+
+    Raises:
+        RequestError: anything else.
+    """
+    from torchslim.deadlines import parsed
+
+    if text is None:
+        return None
+    try:
+        found = parsed(text) if text.strip().lower().endswith("s") else amount(option, text)
+    except RequestError:
+        found = None
+    if found is None or (isinstance(found, int) and text.strip()[-1] != "s"):
+        raise RequestError(f"{option} {text}: wanted a share such as 0.5 or 50%, or a time with its unit such as 3ms, "
+                           "250us or 0.1s")
+    return found
 
 
 def fraction(text: str | float) -> float:

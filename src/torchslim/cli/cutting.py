@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from torchslim.cli.common import (
+    Backend,
     Json,
     Model,
     Pictures,
     Seed,
     Shapes,
+    Time,
     amount,
     check_out,
+    duration,
     example,
     fraction,
     pictures_of,
@@ -66,14 +69,8 @@ def prune(
     memory: Annotated[str | None, typer.Option(
         metavar="AMOUNT", show_default=False,
         help="Peak of activations to keep: a share (0.5, 50%) or bytes (1500000, 1.5M).")] = None,
-    latency: Annotated[str | None, typer.Option(
-        metavar="AMOUNT", show_default=False,
-        help="Measured time of a call to keep: a share (0.5, 50%) or a time (3ms, 250us).")] = None,
-    backend: Annotated[str | None, typer.Option(
-        metavar="NAME", show_default=False,
-        help="Where the slim model is to be fast, and is timed: eager, channels-last, compiled, onnxruntime, openvino "
-             "or cuda; with other budgets alone they are met by cuts that save time there. For --latency: eager."),
-    ] = None,
+    latency: Time = None,
+    backend: Backend = None,
     threads: Annotated[int | None, typer.Option(
         min=1, show_default=False, help="CPU threads to time on; default: as many as torch takes.")] = None,
     only: Only = None,
@@ -121,7 +118,7 @@ def prune(
 
     asked = {"macs": macs, "params": params, "channels": channels, "memory": memory}
     limits: dict[str, Any] = {name: amount(f"--{name}", text) for name, text in asked.items()}
-    limits["latency"] = _duration(latency)
+    limits["latency"] = duration("--latency", latency)
     shares = _scope(scope)
     _check(limits, out, show, not isinstance(shares, str),
            {"--only": only, "--exclude": exclude, "--preset": preset, "--backend": backend})
@@ -156,22 +153,6 @@ def prune(
                                  for group in plan.left_alone], "notes": list(plan.notes)}
     if as_json:
         print_json(found)
-
-
-def _duration(text: str | None) -> float | int | None:
-    """What is to be kept of the time: a share, or nanoseconds."""
-    from torchslim.deadlines import parsed
-
-    if text is None:
-        return None
-    try:
-        found = parsed(text) if text.strip().lower().endswith("s") else amount("--latency", text)
-    except RequestError:
-        found = None
-    if found is None or (isinstance(found, int) and text.strip()[-1] != "s"):
-        raise RequestError(f"--latency {text}: wanted a share such as 0.5 or 50%, or a time with its unit such as 3ms, "
-                           "250us or 0.1s")
-    return found
 
 
 def _check(limits: dict[str, Any], out: Path | None, show: bool, ruled: bool, choice: dict[str, object]) -> None:

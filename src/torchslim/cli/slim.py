@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from torchslim.cli.common import Json, Seed, amount, fraction, print_table, say
+from torchslim.cli.common import Backend, Json, Seed, Time, amount, duration, fraction, print_table, say
 from torchslim.errors import RequestError
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ def slim(
         "Multiply-adds to keep: a share (0.4, 40%) or a count (700M)."))] = None,
     params: Keep = None,
     channels: Keep = None,
+    latency: Time = None,
+    backend: Backend = None,
     seed: Annotated[int | None, typer.Option(show_default="0", help="Seed of every random choice.")] = None,
     size: Annotated[int | None, typer.Option(min=8, show_default=False, help=(
         "Height and width of the pictures; default: the data's own."))] = None,
@@ -96,7 +98,8 @@ def slim(
     """
     given = {
         "model": model, "data": data, "macs": amount("--macs", macs), "params": amount("--params", params),
-        "channels": amount("--channels", channels), "seed": seed, "size": size, "batch_size": batch_size, "lr": lr,
+        "channels": amount("--channels", channels), "latency": duration("--latency", latency), "backend": backend,
+        "seed": seed, "size": size, "batch_size": batch_size, "lr": lr,
         "sparsify_lr": sparsify_lr, "finetune_lr": finetune_lr, "milestones": _shares("--milestones", milestones),
         "later_milestones": _shares("--later-milestones", later_milestones), "weight_decay": weight_decay,
         "label_smoothing": label_smoothing, "baseline_epochs": baseline_epochs, "sparsify_epochs": sparsify_epochs,
@@ -115,8 +118,9 @@ def _settings(recipe: str | None, out: Path, epochs: int | None, given: dict[str
     from torchslim import recipes
 
     said = recipes.Recipe("", "", "", "", {}, (), {}) if recipe is None else recipes.read(recipe)
-    if not {"macs", "params", "channels"}.isdisjoint(given):  # a budget of one's own, and not both
-        given = {**dict.fromkeys(("macs", "params", "channels")), **given}
+    budgets = ("macs", "params", "channels", "latency")
+    if not given.keys().isdisjoint(budgets):  # a budget of one's own, and not both
+        given = {**dict.fromkeys(budgets), **given}
     missing = [name for name in ("model", "data") if name not in given and name not in said.settings]
     if missing:
         what = {"model": "MODEL, such as torchvision:resnet18", "data": "--data, such as --data digits"}[missing[0]]

@@ -153,8 +153,9 @@ def report(run: Run) -> Found:
 def _decide(run: Run, model: nn.Module) -> Plan:
     settings = run.settings
     return torchslim.plan(model, run.inputs, macs=settings.macs, params=settings.params,
-                          channels=settings.channels, importance=settings.importance, scope="global", shortcuts=True,
-                          round_to=settings.round_to, min_kept=settings.min_kept, seed=settings.seed, **_told(run))
+                          channels=settings.channels, latency=settings.latency, backend=settings.backend,
+                          importance=settings.importance, scope="global", shortcuts=True, round_to=settings.round_to,
+                          min_kept=settings.min_kept, seed=settings.seed, **_told(run))
 
 
 def _told(run: Run) -> dict[str, Any]:

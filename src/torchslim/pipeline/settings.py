@@ -25,6 +25,8 @@ class Settings:
         macs: multiply-adds to keep: a share (a float in (0, 1]) or a count (an int).
         params: parameters to keep, likewise.
         channels: output channels of all layers to keep, likewise.
+        latency: measured time of a call to keep: a share, or nanoseconds as an int.
+        backend: where the slim network is to be fast, and is timed (see `torchslim.plan`).
         seed: of every random choice.
         size: height and width of the pictures; None for the data's own.
         batch_size: pictures in a training step.
@@ -55,6 +57,8 @@ class Settings:
     macs: float | None = None
     params: float | None = None
     channels: float | None = None
+    latency: float | None = None
+    backend: str | None = None
     seed: int = 0
     size: int | None = None
     batch_size: int = 64
@@ -78,9 +82,9 @@ class Settings:
     export: bool = True
 
     def __post_init__(self) -> None:
-        if self.macs is None and self.params is None and self.channels is None:
+        if all(budget is None for budget in (self.macs, self.params, self.channels, self.latency)):
             raise RequestError("slim: no budget; give --macs 0.4 (keep 40% of the multiply-adds), --params, "
-                               "--channels, or several of them")
+                               "--channels, --latency, or several of them")
         wanted = {
             "batch_size": (self.batch_size >= 1, "1 or more"),
             "lr": (0 < self.lr < math.inf, "a number above 0"),
@@ -123,7 +127,8 @@ class Settings:
             if isinstance(value, bool):
                 words.append(option(field.name) if value else f"--no-{field.name}")
             else:
-                words += [option(field.name), _written(value)]
+                unit = "ns" if field.name == "latency" and isinstance(value, int) else ""
+                words += [option(field.name), _written(value) + unit]
         return shlex.join([*words, "--out", str(self.out)])
 
 
