@@ -18,8 +18,9 @@ import pytest
 import torch
 
 import torchslim
+from clocks import Blocky, time_of
 from helpers import heeds_ctrl_c
-from torchslim import cli
+from torchslim import cli, deadlines
 from torchslim.cli.slim import Bars, Lines
 from torchslim.errors import ProofError, RequestError, TrainingError
 from torchslim.pipeline import phases, slim
@@ -246,6 +247,32 @@ def test_criteria_that_ask_for_a_loss_get_one(ask: Ask, tmp_path: Path) -> None:
     assert len(plan.kept["4.first.weight"][0]) >= 12  # half of 24
 
 
+def test_a_budget_of_time_is_met_on_the_backends_clock(ask: Ask, tmp_path: Path,
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    def watch(name: object, _: object) -> Blocky:
+        asked.append(name)
+        return Blocky()
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(RequestError, match="backend 'abacus': there is none of that name"):
+        run_slim(ask(tmp_path / "other", backend="abacus"))
+    monkeypatch.setattr(deadlines, "watch", watch)
+    record = run_slim(ask(tmp_path / "run", macs=None, latency=0.9, backend="onnxruntime", baseline_epochs=1,
+                          sparsify_epochs=0, finetune_epochs=1, importance="l2"))
+    assert set(asked) == {"onnxruntime"}
+    plan = Plan.from_json((tmp_path / "run" / "plan.json").read_text())
+    [budget] = plan.budgets
+    assert budget.resource == "latency"
+    before, after = (torchslim.load(tmp_path / "run" / f"{name}.safetensors", trust_source=True)
+                     for name in ("baseline", "slim"))
+    inputs = torch.zeros(1, 3, 8, 8)
+    assert time_of(after, inputs) <= 0.9 * time_of(before, inputs)
+    assert any(note.startswith("latency: ") and "measured in blocky" in note for note in record.notes)
+    assert "--latency 0.9 --backend onnxruntime" in record.command
+
+
 def test_a_network_without_batch_norm(ask: Ask, network: Path, tmp_path: Path) -> None:
     model = f"{network}:plain"
     with pytest.raises(RequestError, match="--sparsify-epochs 0 --importance l2"):
@@ -343,6 +370,7 @@ def test_requests_on_the_command_line_that_make_no_sense(monkeypatch: pytest.Mon
                                                          capsys: pytest.CaptureFixture[str]) -> None:
     base = ["torchslim", "slim", "torchvision:resnet18", "--data", "digits", "--out", str(tmp_path / "run")]
     for words, expected in (([], "no budget"), (["--macs", "1.4"], "a share above 1"),
+                            (["--latency", "3"], "--latency 3: wanted a share such as 0.5 or 50%, or a time"),
                             (["--macs", "0.4", "--lr", "0"], "--lr"),
                             (["--macs", "0.4", "--rounds", "3"], "No such option")):
         monkeypatch.setattr(sys, "argv", [*base, *words])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from torchslim.cli.common import duration
 from torchslim.errors import CheckpointError, RequestError
 from torchslim.files import write_text, write_whole
 from torchslim.pipeline.settings import Settings
@@ -39,6 +40,11 @@ def test_the_command_asks_for_the_same(tmp_path: Path) -> None:
     changed = settings(Path("my runs"), params=1000, seed=3, export=False, importance="l2", sparsity=0.01)
     assert changed.command() == ("torchslim slim torchvision:resnet18 --data digits --macs 0.4 --params 1000 --seed 3 "
                                  "--sparsity 0.01 --importance l2 --no-export --out 'my runs'")
+    for words, latency in (("0.5", 0.5), ("3000000ns", 3_000_000)):
+        timed = settings(Path("runs/a"), macs=None, latency=latency, backend="openvino").command()
+        assert timed == ("torchslim slim torchvision:resnet18 --data digits "
+                         f"--latency {words} --backend openvino --out runs/a")
+        assert duration("--latency", words) == latency
 
 
 @pytest.mark.parametrize(("changes", "words"), [
