@@ -186,8 +186,8 @@ def test_wrong_requests_are_refused_in_one_line() -> None:
         (5, {}, RequestError, "got int, wanted"),
         ([X], {"ridge": 0}, RequestError, "ridge=0 found, a number above 0"),
         ([X], {"ridge": "a"}, RequestError, "a number above 0"),
-        ([X[:, :2]], {}, TraceError, "the model fails on a batch"),
-        ([X, X[:, :2]], {}, TraceError, "the model fails on a batch"),
+        ([X[:, :2]], {}, RequestError, "data: batch 0 fails: RuntimeError"),
+        ([X, X[:, :2]], {}, RequestError, "data: batch 1 fails: RuntimeError"),
         (["a"], {}, RequestError, "wanted a tensor")]
     for data, options, kind, said in wrong:
         with pytest.raises(kind, match=said) as caught:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchslim.errors import RequestError, UnsupportedModel
+from torchslim.errors import RequestError, TorchslimError, UnsupportedModel
 from torchslim.wording import first_line
 
 Inputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
@@ -70,10 +70,11 @@ def called(model: nn.Module, batch: Inputs, place: int) -> Any:
     args, kwargs = arguments(batch)
     try:
         return model(*args, **kwargs)
+    except TorchslimError:
+        raise
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise RequestError(f"data: batch {place} fails: {first_line(error)}; wanted what the model is called with; "
-                           "where the batches are (inputs, targets), give loss= too, or "
-                           "data=(x for x, *_ in loader)") from error
+                           "where the batches are (inputs, targets), give data=(x for x, *_ in loader)") from error
 
 
 def tensors_in(tree: Any) -> Iterator[Tensor]:

@@ -57,9 +57,9 @@ def compensate(model: nn.Module, slim: nn.Module, plan: Plan, data: Iterable[Inp
         The refitted copy, in the mode of `slim`.
 
     Raises:
-        RequestError: no batch, or a ridge that is not positive.
+        RequestError: no batch, one that the model fails on, or a ridge that is not positive.
         PlanError: `slim` is not what the plan makes of the model.
-        TraceError: the model fails on a batch, or runs other layers on one batch than on another.
+        TraceError: the model runs other layers on one batch than on another.
     """
     model, new = unwrap(model), copied(unwrap(slim))
     batches = batches_of(data)
@@ -95,8 +95,7 @@ def _refit_all(model: nn.Module, new: nn.Module, plan: Plan, batches: Sequence[I
         stack.enter_context(evaluating(*networks))
         watched = [stack.enter_context(arriving(network, fits, inside=place % 2 == 1))
                    for place, network in enumerate(networks)]
-        together([(watch, network, inputs) for watch, network in zip(watched, networks, strict=True)
-                   for inputs in batches], meet)
+        together(list(zip(watched, networks, strict=True)), batches, meet)
 
 
 # --- what there is to fit -----------------------------------------------------------------------------------

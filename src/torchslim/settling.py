@@ -9,22 +9,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from threading import get_ident
+from threading import BrokenBarrierError, get_ident
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from torchslim.calling import Inputs, arguments
+from torchslim.calling import Inputs, called
 from torchslim.copying import copied
-from torchslim.errors import TraceError
+from torchslim.errors import RequestError, TraceError
 from torchslim.latency import evaluating
 from torchslim.lockstep import Arrive, OutOfStep, lockstep
 from torchslim.moments import Tally
-from torchslim.wording import first_line
-
-_LABELLED = "; where the batches are (inputs, targets), data=(x for x, *_ in loader)"
 
 Watched = Callable[[Arrive], None]
 """Says which run the current thread makes."""
@@ -54,27 +51,27 @@ def arriving(network: nn.Module, names: Sequence[str], *, inside: bool) -> Itera
             handle.remove()
 
 
-def together(runs: Sequence[tuple[Watched, nn.Module, Inputs]], meet: Callable[[str, list[Any]], None]) -> None:
-    """Run networks that are watched, each on its inputs; `meet` is called wherever all of them have arrived.
+def together(watched: Sequence[tuple[Watched, nn.Module]], batches: Sequence[Inputs],
+             meet: Callable[[str, list[Any]], None]) -> None:
+    """Run networks that are watched, each on all batches; `meet` is called wherever all of them have arrived.
 
     Raises:
-        TraceError: a network fails on its inputs, or does not run the same layers as the others.
+        RequestError: a network fails on a batch.
+        TraceError: one does not run the same layers as the others.
     """
-    def run(watched: Watched, network: nn.Module, inputs: Inputs) -> Callable[[Arrive], None]:
+    def run(watch: Watched, network: nn.Module, place: int) -> Callable[[Arrive], None]:
         def call(arrive: Arrive) -> None:
-            watched(arrive)
-            args, kwargs = arguments(inputs)
+            watch(arrive)
             try:
-                network(*args, **kwargs)
-            except (RuntimeError, TypeError, ValueError) as error:
-                if type(error).__module__ == "threading":
-                    raise
-                raise TraceError(f"data: the model fails on a batch: {first_line(error)}; give inputs as the model is "
-                                 f"called with{_LABELLED}") from error
+                called(network, batches[place], place)
+            except RequestError as error:
+                if isinstance(error.__cause__, BrokenBarrierError):  # another run has failed, and says why
+                    raise error.__cause__ from None
+                raise
         return call
 
     try:
-        lockstep([run(*each) for each in runs], meet)
+        lockstep([run(watch, network, place) for watch, network in watched for place in range(len(batches))], meet)
     except OutOfStep as error:
         raise TraceError(f"data: the model does not run the same layers on every batch ({error}); give batches on "
                          "which it does") from error
@@ -87,7 +84,8 @@ def settled(model: nn.Module, batches: Sequence[Inputs]) -> nn.Module:
     A norm that runs several times, or not at all, stays as it is.
 
     Raises:
-        TraceError: the model fails on a batch, or runs other norms on one than on another.
+        RequestError: the model fails on a batch.
+        TraceError: it runs other norms on one than on another.
     """
     copy = copied(model)
     norms = [name for name, module in copy.named_modules() if counts(module)]
@@ -104,7 +102,7 @@ def settled(model: nn.Module, batches: Sequence[Inputs]) -> nn.Module:
             norm.running_var.copy_(var)
 
     with evaluating(copy), arriving(copy, [name for name in calls if calls[name] == 1], inside=True) as watched:
-        together([(watched, copy, inputs) for inputs in batches], meet)
+        together([(watched, copy)], batches, meet)
     return copy
 
 
@@ -116,15 +114,11 @@ def counts(module: nn.Module) -> bool:
 def calls_of(model: nn.Module, names: Sequence[str], inputs: Inputs) -> dict[str, int]:
     """How often each of these modules is called, in the order of their first calls."""
     order: list[str] = []
-    args, kwargs = arguments(inputs)
     handles = [model.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: order.append(name))
                for name in names]
     try:
         with evaluating(model), torch.no_grad():
-            model(*args, **kwargs)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise TraceError(f"data: the model fails on a batch: {first_line(error)}; give inputs as the model is called "
-                         f"with{_LABELLED}") from error
+            called(model, inputs, 0)
     finally:
         for handle in handles:
             handle.remove()

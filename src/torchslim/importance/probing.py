@@ -128,7 +128,7 @@ def probe(model: nn.Module, batches: Sequence[Inputs], layers: Layers, seed: int
 
     Raises:
         RequestError: the model fails on a batch, or has no outputs that are differentiable.
-        TraceError: it fails, or runs other layers on one batch than on another.
+        TraceError: it runs other layers on one batch than on another.
     """
     networks = [copied(model)]
     if any(counts(module) for module in model.modules()):
