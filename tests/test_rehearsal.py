@@ -283,6 +283,33 @@ def test_a_reader_that_loses_all_that_it_reads_gives_its_mean() -> None:
     assert lost == pytest.approx(float(error), rel=1e-4)
 
 
+class Masked(nn.Module):
+    """Outputs of which some are ruled out."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.inner: Any = READERS["pointwise"]()
+        self.value = value
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.inner(x)
+        return torch.cat([y, torch.full_like(y[:, :1], self.value)], 1)
+
+
+def test_outputs_that_are_ruled_out_say_nothing_and_nan_is_told() -> None:
+    torch.manual_seed(9)
+    batches, gone = list(torch.randn(2, 16, 2, 5, 5)), np.array([0, 3, 4])
+    plain: Any = READERS["pointwise"]().eval()
+    masked, broken = (Masked(value).eval() for value in (-torch.inf, torch.nan))
+    masked.inner.load_state_dict(plain.state_dict())
+    wanted, readings, probed = rehearsed(plain, batches)
+    found = Rehearsal(masked, batches, {f"inner.{name}": one for name, one in probed.items()}, DAMP)
+    inner = [one._replace(layer=f"inner.{one.layer}") for one in readings]
+    assert found.lost(inner, gone, 0, 0) == pytest.approx(wanted.lost(readings, gone, 0, 0))
+    with pytest.raises(RequestError, match="the model gives NaN on batch 1 of the data"):
+        Rehearsal(broken, batches, {}, DAMP).lost([], gone, 0, 0)
+
+
 @pytest.mark.parametrize("tried", [(0.0,), (1.1,), ("a",), (0.2, float("nan"))])
 def test_wrong_shares_are_told(tried: Any) -> None:
     with pytest.raises(RequestError, match=r"tried=.* shares above 0 and up to 1 wanted"):

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from math import log, log1p, prod
+from math import inf, isfinite, log, log1p, prod
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from torch.nn.utils import parametrize
 
 from torchslim.calling import Inputs, called, tensors_in
 from torchslim.copying import copied
+from torchslim.errors import RequestError
 from torchslim.importance.laws import TINY, Law, Trial
 from torchslim.importance.probing import Probed
 from torchslim.importance.protocol import Scores
@@ -117,6 +118,9 @@ class Rehearsal:
     def _outputs(self, place: int) -> list[Tensor]:
         if place not in self.before:
             self.before[place] = self._run(place)
+            if any(bool(one.isnan().any()) for one in self.before[place]):
+                raise RequestError(f"importance 'obs': the model gives NaN on batch {place} of the data; look for NaN "
+                                   "in the batches and the weights")
         return self.before[place]
 
     def _run(self, place: int) -> list[Tensor]:
@@ -208,9 +212,17 @@ def _swapped(held: Any, name: str, new: Any) -> Iterator[None]:
 
 
 def _distance(found: Tensor, wanted: Tensor) -> float:
-    """Mean squared difference, in variances of what is wanted; in its mean squares where all of it is the same."""
-    found, wanted = found.double(), wanted.double()
+    """Mean squared difference, in variances of what is wanted; in its mean squares where all of it is the same.
+
+    Places where something infinite is wanted (what a mask rules out) say nothing; something infinite elsewhere is as
+    wrong as can be.
+    """
+    told = wanted.isfinite()
+    if not told.any():
+        return 0.0
+    found, wanted = found[told].double(), wanted[told].double()
     size = wanted.square().mean()
     spread = (wanted - wanted.mean()).square().mean()
     unit = spread if spread > NOTHING * size else size
-    return float((found - wanted).square().mean() / (unit if unit > 0 else 1))
+    error = float((found - wanted).square().mean() / (unit if unit > 0 else 1))
+    return error if isfinite(error) else inf
