@@ -43,6 +43,13 @@ def test_costs_keep_the_order_of_prices_and_sum_to_the_law(prices, scale: float,
         assert costs.sum() == pytest.approx(wanted, rel=1e-6)
 
 
+@given(st.floats(1e-9, 1e9), st.lists(POSITIVE, min_size=1, max_size=8))
+def test_trials_of_one_price_tell_no_power(price: float, costs: list[float]) -> None:
+    law = Law.through([Trial(price, cost) for cost in costs])
+    assert law.power == 1
+    assert law.scale == pytest.approx(np.log(costs).mean() - np.log(price), abs=1e-9)
+
+
 def test_the_last_channels_are_dearer_than_their_prices_say() -> None:
     prices = np.array([1.0, 2.0, 3.0, 4.0])
     np.testing.assert_allclose(Law(0.0, 2.0).costs(prices), [1, 3**2 - 1, 6**2 - 3**2, 10**2 - 6**2])

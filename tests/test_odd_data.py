@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 
 import torchslim as ts
 from clocks import Blocky
+from torchslim.calling import batches_of, tensors_in
 from torchslim.errors import RequestError, TraceError
 from torchslim.importance import OBS, Evidence
 
@@ -118,6 +121,13 @@ def test_a_batch_on_which_a_detector_finds_nothing_tells_nothing() -> None:
         assert all(value.isfinite().all() for value in ts.compensate(model, slim, plan, data).state_dict().values())
 
 
+def spoilt(model: Net, value: float) -> Net:
+    """With one weight of the last layer that is no number."""
+    with torch.no_grad():
+        model.fc.weight[0, 0] = value
+    return model
+
+
 NAN = [batch * float("nan") for batch in some(2)]
 
 
@@ -125,6 +135,8 @@ NAN = [batch * float("nan") for batch in some(2)]
     (lambda m: ts.plan(m, X, macs=0.5, importance="obs", data=NAN), "reads values that are not finite on the data"),
     (lambda m: ts.plan(m, X, macs=0.5, importance="obs", data=[torch.zeros(2, 3, 8, 8)] * 2), ""),
     (lambda m: ts.plan(m, X, macs=0.5, importance=OBS(damp=1e-300), data=some(2, 2)), "damp=1e-300 is too little"),
+    (lambda m: ts.plan(spoilt(m, float("nan")), X, macs=0.5, importance="obs", data=some(2)), "look for NaN"),
+    (lambda m: ts.plan(spoilt(m, float("inf")), X, macs=0.5, importance="obs", data=some(2)), "look for NaN"),
     (lambda m: OBS(tried=0.3), "tried=0.3 found, shares above 0 and up to 1 wanted"),  # type: ignore[arg-type]
     (lambda m: OBS(tried=None), "tried=None found"),  # type: ignore[arg-type]
     (lambda m: OBS(damp=True), "damp=True found"),
@@ -168,6 +180,30 @@ def test_tensors_of_inference_mode_are_data_like_any(importance: str, inside: bo
         again = ts.compensate(net(), slim, plan, some(2))
     for name, value in better.state_dict().items():
         torch.testing.assert_close(value, again.state_dict()[name])
+
+
+@dataclass
+class Pair:
+    first: Tensor
+    second: str = "as it is"
+
+
+def test_batches_of_inference_mode_in_any_container() -> None:
+    with torch.inference_mode():
+        tensor = torch.ones(2)
+
+    def generated() -> Iterator[Tensor]:
+        with torch.inference_mode():
+            yield tensor.clone()
+
+    odd: Any = defaultdict(list, {"x": tensor})
+    found = [*batches_of([tensor, (tensor, 1), {"x": tensor}, odd, Pair(tensor)]), *batches_of(generated())]
+    assert not any(each.is_inference() for each in tensors_in(found))
+    assert len(list(tensors_in(found))) == 6
+    assert found[1][1] == 1
+    assert found[4].second == "as it is"
+    kept = [torch.ones(2)]
+    assert batches_of(kept)[0] is kept[0]
 
 
 @pytest.mark.parametrize("data", [NAN, [3], [(some(1)[0], torch.zeros(8))]])

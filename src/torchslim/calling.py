@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -48,8 +48,9 @@ def batches_of(data: Any, wanted: str = "batches of inputs") -> list[Any]:
     """
     if isinstance(data, Tensor | Mapping | str) or not isinstance(data, Iterable):
         raise RequestError(f"data: got {type(data).__name__}, wanted an iterable of {wanted}, such as a list")
+    batches = list(data)  # first: a generator may be in inference mode itself
     with torch.inference_mode(False):
-        batches = [_ordinary(batch) for batch in data]
+        batches = [_ordinary(batch) for batch in batches]
     if not batches:
         raise RequestError(f"data: no batch in it; wanted an iterable of {wanted}, such as a list")
     return batches
@@ -93,15 +94,24 @@ def tensors_in(tree: Any) -> Iterator[Tensor]:
 
 
 def map_tensors(function: Any, tree: Any) -> Any:
-    """The same nest of tuples, lists and mappings with `function` applied to each tensor; the rest is kept as it is."""
+    """The same nest of tuples, lists, mappings and dataclasses with `function` applied to each tensor.
+
+    The rest is kept as it is. A mapping that can't be made from a dict becomes one.
+    """
     if isinstance(tree, Tensor):
         return function(tree)
     if isinstance(tree, Mapping):
         mapped = {key: map_tensors(function, value) for key, value in tree.items()}
-        return mapped if type(tree) is dict else type(tree)(mapped)  # type: ignore[call-arg]
+        try:
+            return mapped if type(tree) is dict else type(tree)(mapped)  # type: ignore[call-arg]
+        except TypeError:  # such as a defaultdict, whose first argument is another
+            return mapped
     if isinstance(tree, list | tuple):
         items = [map_tensors(function, value) for value in tree]
         return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
+    if is_dataclass(tree) and not isinstance(tree, type):
+        return replace(tree, **{each.name: map_tensors(function, getattr(tree, each.name)) for each in fields(tree)
+                                if each.init})
     return tree
 
 

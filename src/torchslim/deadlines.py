@@ -183,7 +183,8 @@ def deadline(model: nn.Module, inputs: Inputs, graph: Graph, latency: float | st
         return None
     if latency is not None:
         parsed(latency)  # what is no time is said before anything is measured
-    clock: Backend = watch(backend or "eager", inputs) if backend is None or isinstance(backend, str) else backend
+    asked = "eager" if backend is None else backend
+    clock: Backend = watch(asked, inputs) if isinstance(asked, str) else asked
     missing = [name for name in ("name", "setting", "layers", "networks") if not hasattr(clock, name)]
     if missing:
         raise RequestError(f"backend: got {type(clock).__name__} without {', '.join(missing)}; wanted one of "

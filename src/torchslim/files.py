@@ -61,10 +61,14 @@ def writable(path: Path, like: str) -> Path:
     """The path, if a file could be there: asked before the work that it is to keep; `like` is an example of a name.
 
     Raises:
-        RequestError: it is a folder, or its folder does not exist.
+        RequestError: it is a folder or no name of a file, or its folder does not exist.
     """
-    if path.is_dir() or not path.parent.is_dir():
-        problem = "is a folder" if path.is_dir() else "lies in a folder that does not exist"
+    try:
+        problem = "is a folder" if path.is_dir() else "" if path.parent.is_dir() else \
+            "lies in what is no folder" if path.parent.exists() else "lies in a folder that does not exist"
+    except OSError as error:  # a name that is too long
+        problem = f"is no name of a file ({first_line(error)})"
+    if problem:
         raise RequestError(f"{path}: {problem}; give a file such as {like} in a folder that exists")
     return path
 

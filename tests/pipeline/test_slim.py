@@ -19,7 +19,7 @@ import torch
 
 import torchslim
 from clocks import Blocky, time_of
-from helpers import heeds_ctrl_c
+from helpers import Call, heeds_ctrl_c
 from torchslim import cli, deadlines
 from torchslim.cli.slim import Bars, Lines
 from torchslim.errors import ProofError, RequestError, TrainingError
@@ -248,7 +248,7 @@ def test_criteria_that_ask_for_a_loss_get_one(ask: Ask, tmp_path: Path) -> None:
 
 
 def test_a_budget_of_time_is_met_on_the_backends_clock(ask: Ask, tmp_path: Path,
-                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+                                                       monkeypatch: pytest.MonkeyPatch, call: Call) -> None:
     asked: list[object] = []
 
     def watch(name: object, _: object) -> Blocky:
@@ -271,6 +271,10 @@ def test_a_budget_of_time_is_met_on_the_backends_clock(ask: Ask, tmp_path: Path,
     assert time_of(after, inputs) <= 0.9 * time_of(before, inputs)
     assert any(note.startswith("latency: ") and "measured in blocky" in note for note in record.notes)
     assert "--latency 0.9 --backend onnxruntime" in record.command
+    command = shlex.split(record.command)
+    assert call(*command[1:])[1].count("measured in blocky") == 1
+    command[command.index("0.9")] = "50us"
+    assert "--latency 0.9 (now 50000ns)" in call(*command[1:])[2]
 
 
 def test_a_network_without_batch_norm(ask: Ask, network: Path, tmp_path: Path) -> None:

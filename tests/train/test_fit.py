@@ -238,7 +238,8 @@ def test_a_checkpoint_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="could not be written"):
         fit(net(), Blobs(), epochs=1, checkpoint=tmp_path / ("c" * 254))  # a draft's name is longer than that
     assert list(tmp_path.iterdir()) == []
-    for place in (tmp_path / "nowhere" / "c", tmp_path):
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "nowhere" / "c", tmp_path, tmp_path / "file" / "c", tmp_path / ("c" * 300)):
         with pytest.raises(RequestError, match=r"give a file such as training.safetensors in a folder that exists"):
             fit(net(), Blobs(), epochs=1, checkpoint=place)
 

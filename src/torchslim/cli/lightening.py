@@ -57,7 +57,8 @@ def lighten(
     min_channels: Annotated[int, typer.Option(
         "--min-channels", min=0, help="Only layers with at least so many inputs and outputs.")] = 0,
     min_share: Annotated[float, typer.Option(
-        "--min-share", parser=fraction, metavar="SHARE", help="Only layers with so much of the MACs or more.")] = 0.0,
+        "--min-share", parser=fraction, metavar="SHARE",
+        help="Only layers with at least this share of the MACs.")] = 0.0,
     ends: Annotated[bool, typer.Option("--ends", help="The first and the last layers, too.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Fresh weights, not those nearest to the old ones.")] = False,
     seed: Seed = 0, as_json: Json = False,

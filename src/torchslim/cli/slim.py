@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -132,8 +133,8 @@ def _shares(option: str, text: str | None) -> tuple[float, ...] | None:
     if text is None:
         return None
     try:
-        return tuple(float(part) for part in text.split(",") if part)
-    except ValueError:
+        return tuple(fraction(part) for part in text.split(",") if part)
+    except typer.BadParameter:
         raise RequestError(f"{option} {text}: wanted shares of a phase, such as 0.5,0.75") from None
 
 
@@ -192,6 +193,8 @@ def _show(record: Record, out: Path) -> None:
     print(f"Proof: the cut network differs from its silenced original by {units.error(record.proof_error)}")
     if record.onnx_error is not None:
         print(f"ONNX: differs from PyTorch by {units.error(record.onnx_error)}")
+    for note in json.loads((out / "plan.json").read_text(encoding="utf-8"))["notes"]:
+        print(f"Plan: {note}")
     print(f"Model: {out / 'slim.safetensors'}")
     print(f"Report: {out / 'report.html'}")
 

@@ -13,6 +13,8 @@ from torchslim.importance.protocol import Scores
 
 STEEPEST = 3.0
 """The most that a few trials are believed: costs that grow with the third power of prices."""
+SAME = 1e-6
+"""Prices whose logarithms differ by less are one price."""
 TINY = float(np.finfo(np.float64).tiny)
 _LARGEST = 600.0  # of logarithms: the largest number that scores can hold is e to the power of 709
 
@@ -28,9 +30,9 @@ class Trial(NamedTuple):
 class Law:
     """What channels cost that go together: a power of their prices' sum.
 
-    Prices are of errors so small that those which readers make add up. The first channels go for less than that, since
-    the rest of the network makes up for them; the last ones take with them all that is left to make up with. So costs
-    grow faster than prices, by a power that differs from group to group, 1 to 2 mostly.
+    A price is what a channel's going adds to the error of the layers that read it. The first channels cost the outputs
+    less than that, since the rest of the network makes up for them; the last ones take with them all that could make up
+    for anything. So costs grow faster than prices, by a power that differs from group to group.
 
     Attributes:
         scale: the cost of a price of 1, as a logarithm.
@@ -42,19 +44,24 @@ class Law:
 
     @classmethod
     def through(cls, trials: Sequence[Trial]) -> Law:
-        """The nearest one to trials, all above nought: least squares of logarithms, the power from 1 to `STEEPEST`.
+        """The nearest one to trials, one at least and all above 0: least squares of logarithms, within bounds.
 
-        What is tried is measured on few pictures. Where small cuts lose more on these than they should, the power
-        would come out below 1, and the last channels would be the cheapest: they never are.
+        The power is from 1 to `STEEPEST`. What is tried is measured on few pictures. Where small cuts lose more on
+        these than they should, the power would come out below 1, and the last channels would be the cheapest: they
+        never are. Trials of one price tell no power; it is 1.
         """
         prices, costs = np.log(np.asarray(trials, dtype=np.float64)).T
-        spread = prices - prices.mean()
-        square = float(spread @ spread)
-        power = float(np.clip(spread @ costs / square, 1.0, STEEPEST)) if square > 0 else 1.0
+        spread, power = prices - prices.mean(), 1.0
+        if np.ptp(prices) > SAME:
+            power = float(np.clip(spread @ costs / (spread @ spread), 1.0, STEEPEST))
         return cls(float((costs - power * prices).mean()), power)
 
     def costs(self, prices: Scores) -> Scores:
-        """What each channel's going adds, (C,), when all that are cheaper are gone; in the order of the prices."""
+        """What each channel's going adds, (C,), when all that are cheaper are gone; in the order of the prices.
+
+        Args:
+            prices: finite and not negative, (C,).
+        """
         order = np.argsort(prices, kind="stable")
         sums = np.cumsum(prices[order])
         logs = self.scale + self.power * np.log(np.maximum(sums, TINY))
@@ -64,3 +71,7 @@ class Law:
         found = np.empty(len(order))
         found[order] = added
         return found
+
+
+AS_PRICED = Law(0.0, 1.0)
+"""Costs are prices."""

@@ -36,7 +36,7 @@ DEAD = 1e-6
 RIDGE = 1e-9
 """Of the mean square of what a layer sees: added, so that what it sees too little of is solved for."""
 MOST = 0.99
-"""Of the outputs' variance: who has lost that has lost everything."""
+"""Of the outputs' variance: as good as all of it, which no finite cost stands for."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Rehearsal:
         Args:
             readings: the layers that read a group's channels.
             prices: of its channels, (C,).
-            shares: of the channels, one or more for each trial.
+            shares: of the channels, one for each trial; those that come to as many channels are tried once.
 
         Returns:
             The law of the trials that lose more than `NOTHING`; `NOTHING` for the price of all that was tried if none
@@ -83,8 +83,9 @@ class Rehearsal:
         order = np.argsort(prices, kind="stable")
         order = order[prices[order] > DEAD * prices.max()]
         found, dearest = [], TINY
-        for trial, share in enumerate(shares if len(order) else ()):
-            gone = order[:max(1, int(len(order) * share))]
+        counts = dict.fromkeys(max(1, int(len(order) * share)) for share in shares) if len(order) else ()
+        for trial, count in enumerate(counts):
+            gone = order[:count]
             for half in (0, 1) if len(self.batches) > 1 else (0,):
                 lost = self.lost(readings, gone, half, trial)
                 if lost is None:
@@ -92,6 +93,7 @@ class Rehearsal:
                 price = max(float(prices[gone].sum()), TINY)
                 dearest = max(dearest, price)
                 if lost > NOTHING:
+                    # Of cuts one behind another the shares that are left multiply: so their logarithms add up.
                     found.append(Trial(price, -log1p(-min(lost, MOST))))
         return Law.through(found) if found else Law(log(NOTHING) - log(max(dearest, NOTHING)), 1.0)
 

@@ -15,7 +15,7 @@ from torchslim.channels import ChannelGroup
 from torchslim.errors import RequestError
 from torchslim.importance.activations import readers_of
 from torchslim.importance.evidence import Evidence
-from torchslim.importance.laws import Law
+from torchslim.importance.laws import AS_PRICED, Law
 from torchslim.importance.probing import Probed, probe
 from torchslim.importance.protocol import Criterion, Needs, Scores
 from torchslim.importance.readings import Index, Reading, readings_in
@@ -87,14 +87,18 @@ class OBS(Criterion):
                 raise RequestError(f"importance 'obs': no convolution or linear layer that ran on the data, and that "
                                    f"the outputs depend on, reads the channels of `{group.name}`; leave it alone with "
                                    "exclude=, or use importance='l2'")
-            found.append(_prices(group.channels, faces))
+            prices = _prices(group.channels, faces)
+            if not np.isfinite(prices).all():
+                raise RequestError(f"importance 'obs': layers that read the channels of `{group.name}` have weights or "
+                                   "gradients that are not finite; look for NaN in the weights")
+            found.append(prices)
         laws = self._tried(evidence, probed, readings, found)
         return [law.costs(prices) / max(evidence.gains(group), 1.0)
                 for group, prices, law in zip(groups, found, laws, strict=True)]
 
     def _tried(self, evidence: Evidence, probed: Mapping[str, Probed], readings: Sequence[Sequence[Reading]],
                prices: Sequence[Scores]) -> list[Law]:
-        """What cuts of each group cost by their prices; as much as these for all if for one that can't be told."""
+        """What cuts of each group cost by their prices; for all groups as priced if one of them can't be tried."""
         rehearsal = Rehearsal(evidence.model, evidence.batches, probed, self.damp)
         found = []
         for own, reckoned in zip(readings, prices, strict=True) if self.tried else ():
@@ -104,7 +108,7 @@ class OBS(Criterion):
             if evidence.memo[key] is None:
                 break
             found.append(evidence.memo[key])
-        return found if len(found) == len(prices) else [Law(0.0, 1.0)] * len(prices)
+        return found if len(found) == len(prices) else [AS_PRICED] * len(prices)
 
 
 # --- what was measured ----------------------------------------------------------------------------------------

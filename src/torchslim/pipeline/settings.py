@@ -107,7 +107,7 @@ class Settings:
         }
         for name, (good, text) in wanted.items():
             if not good:
-                raise RequestError(f"{option(name)} {_written(getattr(self, name))}: wanted {text}")
+                raise RequestError(f"{option(name)} {written(name, getattr(self, name))}: wanted {text}")
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for a run to be continued, as JSON values."""
@@ -127,8 +127,7 @@ class Settings:
             if isinstance(value, bool):
                 words.append(option(field.name) if value else f"--no-{field.name}")
             else:
-                unit = "ns" if field.name == "latency" and isinstance(value, int) else ""
-                words += [option(field.name), _written(value) + unit]
+                words += [option(field.name), written(field.name, value)]
         return shlex.join([*words, "--out", str(self.out)])
 
 
@@ -139,9 +138,11 @@ def _rising(shares: tuple[float, ...]) -> bool:
     return all(0 < share < 1 for share in shares) and list(shares) == sorted(set(shares))
 
 
-def _written(value: object) -> str:
+def written(name: str, value: object) -> str:
     """A setting's value as the command line takes it."""
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    if name == "latency" and isinstance(value, int):
+        return f"{value}ns"
+    return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
 def option(name: str) -> str:

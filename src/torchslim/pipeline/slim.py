@@ -81,7 +81,8 @@ def run_slim(settings: Settings, progress: Watch = lambda event: None, *, restar
     """Run the pipeline, or what is left of it, in the folder `settings.out`.
 
     A run that was interrupted goes on from its last finished phase or epoch, and ends with the same weights, to the
-    bit, as an undisturbed one on this machine. A finished one gives its record at once.
+    bit, as an undisturbed one on this machine; with a budget of time, whose plan hangs on what the clock says, from the
+    plan on. A finished one gives its record at once.
 
     Args:
         settings: how the run is asked for.

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from torchslim.errors import CheckpointError, RequestError
-from torchslim.pipeline.settings import Settings, option
+from torchslim.pipeline.settings import Settings, option, written
 
 FORMAT = 1
 
@@ -59,7 +59,7 @@ class RunFolder:
             self._identity, self.threads = wanted, None
             return
         there = dict(state["settings"])
-        odd = [f"{option(name)} {there.get(name)} (now {wanted.get(name)})"
+        odd = [f"{option(name)} {written(name, there.get(name))} (now {written(name, wanted.get(name))})"
                for name in sorted({*there, *wanted}) if there.get(name) != wanted.get(name)]
         if settings.threads not in (None, state["threads"]):
             odd.append(f"--threads {state['threads']} (now {settings.threads})")

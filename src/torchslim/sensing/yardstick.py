@@ -51,10 +51,11 @@ class Yardstick:
         self._answers: list[list[Tensor]] = []
         digest = hashlib.sha256()
         for place, (inputs, targets, outputs) in enumerate(self._runs(model)):
-            if any(bool(output.isnan().any()) for output in outputs):
-                raise RequestError(f"data: the model gives NaN on batch {place}, which is no answer to compare with; "
-                                   "look for NaN in the batches and the weights")
             self.measure = self.measure or _suitable(targets, outputs)
+            # A class that is ruled out may score minus infinity; no difference to that can be told.
+            if any(bool((output.isnan() | (output.isinf() & (self.measure == "error"))).any()) for output in outputs):
+                raise RequestError(f"data: the model gives values that are not finite on batch {place}, with which "
+                                   "nothing can be compared; look for NaN in the batches and the weights")
             digest.update(str(place).encode())
             for tensor in tensors_in((inputs, targets)):
                 update(digest, tensor)

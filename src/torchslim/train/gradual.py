@@ -81,7 +81,7 @@ def fit_gradually(model: nn.Module, data: Any, inputs: Inputs, *, macs: float | 
         raise RequestError("fit_gradually: sparsity is a Slimming of a network that is about to be cut; give its "
                            "weight, such as sparsity=1e-4")
     budgets = {"macs": macs, "params": params, "channels": channels, "memory": memory}
-    _check(cutting or {}, budgets)
+    _check({} if cutting is None else cutting, budgets)
     bound = inspect.signature(fit).bind(copied(model), data, **training)
     bound.apply_defaults()
     job = job_of(**bound.arguments)
