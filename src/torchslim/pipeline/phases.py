@@ -2,7 +2,7 @@
 
 A phase reads what earlier ones left in the folder and leaves files of its own; what it found out beside them it
 returns as JSON values. None keeps anything in memory for the next, so an interrupted run takes the very path of an
-undisturbed one.
+undisturbed one, but where a plan asks the clock.
 """
 
 from __future__ import annotations
