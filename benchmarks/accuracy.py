@@ -40,9 +40,10 @@ import torchslim as ts
 from pages import into
 from residual import Block
 from standings import Results, page
-from torchslim.files import write_whole
 from torchslim.train import evaluate, fit, load_data
-from torchslim.train.dataset import Data, labelled
+from torchslim.train.dataset import labelled
+from torchslim.utils.data import Data
+from torchslim.utils.files import write_whole
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "accuracy.jsonl"

@@ -34,7 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import torchslim as ts
 from pages import into
-from torchslim.plans import Plan
+from torchslim.surgery.plans import Plan
 
 RESULTS = Path(__file__).resolve().parent / "results" / "budgets.jsonl"
 SHARES = (0.8, 0.6, 0.4, 0.2, 0.1)

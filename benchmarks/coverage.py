@@ -54,7 +54,8 @@ def main() -> None:
 def _run(chosen: Sequence[Network], rows: dict[str, Row], options: argparse.Namespace) -> None:
     context = multiprocessing.get_context("forkserver")
     # Imported once; each network's process is a fork of this.
-    context.set_forkserver_preload(["timm", "torchvision", "torchslim.pruning", "torchslim.proof", "matrix.measure"])
+    context.set_forkserver_preload(["timm", "torchvision", "torchslim.planning.pruning",
+                                    "torchslim.proof.verification", "matrix.measure"])
     todo = list(chosen)
     end = time.monotonic() + options.minutes * 60
     while todo:

@@ -64,9 +64,9 @@ def measure(name: str, threads: int, rounds: int) -> list[dict[str, Any]]:
     import torch
 
     import torchslim
-    from torchslim.backends import prepared
-    from torchslim.latency import measure as timed
-    from torchslim.latency import ratio
+    from torchslim.latency.backends import prepared
+    from torchslim.latency.timing import measure as timed
+    from torchslim.latency.timing import ratio
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
@@ -128,7 +128,7 @@ def _page(found: dict[str, list[dict[str, Any]]], threads: int) -> str:
     """The rows as a section, with what they were measured on."""
     import torch
 
-    from torchslim.latency import processor
+    from torchslim.latency.timing import processor
 
     lines = ["## What a cut gains on the clock", "", " ".join((__doc__ or "").split("\n\n")[1].split()), "",
              f"torch {torch.__version__}, ONNX Runtime {metadata.version('onnxruntime')}, Torch-Pruning "

@@ -35,7 +35,7 @@ import photographs
 import torchslim as ts
 from pages import into
 from torchslim.rewriting import Lightened, lightened
-from torchslim.rewriting.recovery import recorded
+from torchslim.rewriting.output_fitting import recorded
 from torchslim.train import evaluate, fit, load_data
 
 RULES = ("separable", "grouped:2", "grouped:4:shuffle", "asymmetric", "asymmetric:32", "depthwise", "lowrank:0.5",

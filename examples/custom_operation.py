@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import torchslim as ts
-from torchslim.graph import Op
-from torchslim.labels import LabelSpace
+from torchslim.rules.labels import LabelSpace
+from torchslim.tracing.graph import Op
 
 # Two operations. The first works on each channel by itself, with parameters by the channel; the second has weights
 # that read all channels and make new ones, as a convolution's do.

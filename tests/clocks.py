@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from torchslim.geometry import Geometry
+from torchslim.latency.workloads import Geometry
 
 
 def blocks(width: int) -> int:

@@ -7,6 +7,7 @@ import math
 import random
 import signal
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -16,7 +17,10 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils.flop_counter import FlopCounterMode
 
-from torchslim.plans import Plan
+from torchslim.surgery.plans import Plan
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
 
 Call = Callable[..., tuple[int, str, str]]
 """The command line, called in this process: exit status, stdout, stderr (the fixture `call`)."""

@@ -29,9 +29,9 @@ import torch
 from _pytest.runner import runtestprotocol
 
 from torchslim import rules
-from torchslim.graph import Op
-from torchslim.labels import LabelSpace, widest_dim
+from torchslim.rules.labels import LabelSpace, widest_dim
 from torchslim.rules.row import Row
+from torchslim.tracing.graph import Op
 
 TESTS = Path(__file__).parent
 # What a rule may declare, and what leaving it out means.

@@ -21,9 +21,9 @@ from torch.nn.modules.conv import _ConvNd
 
 import torchslim
 from matrix.networks import DETECTION, FLOW, QUANTIZABLE, Network
-from torchslim.calling import Inputs, arguments, tensors_in
-from torchslim.plans import Plan
-from torchslim.sources import default_input
+from torchslim.store.loading import default_input
+from torchslim.surgery.plans import Plan
+from torchslim.utils.inputs import Inputs, arguments, tensors_in
 
 MACS = 0.25
 EXACT = 1e-9

@@ -8,51 +8,52 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from torchslim._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from torchslim import blocks, errors, importance, rewriting, train, zoo
-    from torchslim.compensation import compensate
-    from torchslim.coupling import groups
-    from torchslim.exporting import export
-    from torchslim.latency import measure
-    from torchslim.optimizers import carry_optimizer
-    from torchslim.plans import Plan
-    from torchslim.presets import preset
-    from torchslim.profiler import Profile, profile
-    from torchslim.proof import verify
-    from torchslim.pruning import plan, prune
+    from torchslim.compensation.compensate import compensate
+    from torchslim.costs.profiler import Profile, profile
+    from torchslim.coupling.coupling import groups
+    from torchslim.deploy.exporting import export
+    from torchslim.latency.timing import measure
+    from torchslim.planning.iterative import schedule
+    from torchslim.planning.presets import preset
+    from torchslim.planning.pruning import plan, prune
+    from torchslim.planning.sensitivity import Sensitivity, sensitivity
+    from torchslim.proof.verification import verify
     from torchslim.rewriting import lighten
     from torchslim.rules import register_rule
-    from torchslim.sensing import Sensitivity, sensitivity
-    from torchslim.sources import create_model, list_models
-    from torchslim.stepping import schedule
-    from torchslim.store import load, save
-    from torchslim.surgery import apply
-
-__version__ = "0.1.0"
+    from torchslim.store.loading import load
+    from torchslim.store.saving import save
+    from torchslim.surgery.cutting import apply
+    from torchslim.surgery.optimizers import carry_optimizer
+    from torchslim.surgery.plans import Plan
+    from torchslim.zoo.sources import create_model, list_models
 
 _HOME = {
-    "Plan": "plans",
-    "Profile": "profiler",
-    "Sensitivity": "sensing",
-    "apply": "surgery",
-    "carry_optimizer": "optimizers",
-    "compensate": "compensation",
-    "create_model": "sources",
-    "export": "exporting",
-    "groups": "coupling",
+    "Plan": "surgery.plans",
+    "Profile": "costs.profiler",
+    "Sensitivity": "planning.sensitivity",
+    "apply": "surgery.cutting",
+    "carry_optimizer": "surgery.optimizers",
+    "compensate": "compensation.compensate",
+    "create_model": "zoo.sources",
+    "export": "deploy.exporting",
+    "groups": "coupling.coupling",
     "lighten": "rewriting",
-    "list_models": "sources",
-    "load": "store",
-    "measure": "latency",
-    "plan": "pruning",
-    "preset": "presets",
-    "profile": "profiler",
-    "prune": "pruning",
+    "list_models": "zoo.sources",
+    "load": "store.loading",
+    "measure": "latency.timing",
+    "plan": "planning.pruning",
+    "preset": "planning.presets",
+    "profile": "costs.profiler",
+    "prune": "planning.pruning",
     "register_rule": "rules",
-    "save": "store",
-    "schedule": "stepping",
-    "sensitivity": "sensing",
-    "verify": "proof",
+    "save": "store.saving",
+    "schedule": "planning.iterative",
+    "sensitivity": "planning.sensitivity",
+    "verify": "proof.verification",
 }
 _SUBPACKAGES = ("blocks", "errors", "importance", "rewriting", "train", "zoo")
 

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import torchslim
 from helpers import count, random_statistics
-from torchslim.proof import differences
+from torchslim.proof.verification import differences
 
 # name: the layers that predict classes, boxes and the rest; how many channels they keep
 HEADS = {

@@ -11,7 +11,7 @@ from torch import nn
 
 import torchslim
 from helpers import check_training, count, counted_macs, oracle_error, random_statistics
-from torchslim.plans import Plan
+from torchslim.surgery.plans import Plan
 
 # Convolutions throughout: a quarter of the multiply-adds is met to the channel.
 CONVOLUTIONAL = """

@@ -20,7 +20,7 @@ import torchslim
 from helpers import count
 from matrix.measure import build
 from matrix.networks import DETECTION, FLOW, NETWORKS, Network
-from torchslim.sources import default_input
+from torchslim.store.loading import default_input
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from torch import nn
 
 import torchslim
 from helpers import check_training, count, counted_macs, oracle_error, random_statistics
-from torchslim.plans import Plan
+from torchslim.surgery.plans import Plan
 
 # name: an image side that the architecture takes (Inception's auxiliary head wants all of 299)
 SIDES = {

@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-from pathlib import Path
 
 import pytest
 import torch
 
-from helpers import count, counted_macs
+from helpers import DOCS, count, counted_macs
 from torchslim import blocks
 
-PAGE = (Path(__file__).parents[2] / "docs" / "blocks.md").read_text(encoding="utf-8")
+PAGE = (DOCS / "blocks.md").read_text(encoding="utf-8")
 ROWS = re.findall(r"^\| `([^`]+)` \|.*\| ([\dx]+) \| ([\d,]+) \| ([\d,]+) \|$", PAGE, re.MULTILINE)
 
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 import torchslim as ts
 from helpers import Untouched, check_training, copied, count, oracle_error, random_statistics
-from torchslim.plans import Plan
-from torchslim.surgery import tensors_of
+from torchslim.surgery.cutting import tensors_of
+from torchslim.surgery.plans import Plan
 
 EXACT = 1e-10
 OWN_LAYERS = frozenset({"in_channels", "out_channels", "in_features", "out_features", "num_features", "num_channels",

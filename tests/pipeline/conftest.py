@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from torchslim.pipeline.runner import Event, run_slim
 from torchslim.pipeline.settings import Settings
-from torchslim.pipeline.slim import Event, run_slim
 
 NET = """
 import torch

@@ -7,16 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from torchslim.plans import LeftAlone
-from torchslim.report.record import (
-    Curve,
-    LayerChange,
-    Measured,
-    Record,
-    Sample,
-    ScoreHistogram,
-    Timing,
-)
+from torchslim.report.record import Curve, LayerChange, Measured, Record, Sample, ScoreHistogram, Timing
+from torchslim.surgery.plans import LeftAlone
 
 
 def png(size: int = 8, seed: int = 1) -> str:

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from torchslim.errors import CheckpointError
-from torchslim.report import render, story, write
+from torchslim.report import render, write
+from torchslim.report import texts as story
 from torchslim.report.record import Record
 
 LIMIT = 150_000

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from torchslim.rewriting.rules import names, parse
+from helpers import DOCS
+from torchslim.rewriting.replacements import names, parse
 
-PAGE = (Path(__file__).parents[2] / "docs" / "lighten.md").read_text(encoding="utf-8")
+PAGE = (DOCS / "lighten.md").read_text(encoding="utf-8")
 
 
 def test_the_examples_run_and_print_what_the_page_says(tmp_path: Path) -> None:

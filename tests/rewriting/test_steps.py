@@ -14,7 +14,7 @@ import torchslim as ts
 from helpers import Untouched, conv
 from torchslim.errors import CheckpointError, PlanError
 from torchslim.rewriting import Rewriting, lightened, redone
-from torchslim.store import read_header
+from torchslim.store.saving import read_header
 
 NAME = "timm:test_resnet?num_classes=10"
 X = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))

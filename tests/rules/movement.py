@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from helpers import Calls
-from torchslim.coupling import _classes
-from torchslim.graph import Graph
-from torchslim.labels import LabelSpace
+from torchslim.coupling.coupling import _classes
 from torchslim.rules import move_labels
-from torchslim.terms import Terms
-from torchslim.trace import trace
+from torchslim.rules.labels import LabelSpace
+from torchslim.rules.options import Terms
+from torchslim.tracing.graph import Graph
+from torchslim.tracing.trace import trace
 
 
 class Movement:

@@ -11,10 +11,10 @@ from movement import Movement
 from torch import Tensor, nn
 from torch.nn import functional
 
-from torchslim.coupling import _classes
-from torchslim.labels import LabelSpace
+from torchslim.coupling.coupling import _classes
 from torchslim.rules import move_labels
-from torchslim.trace import trace
+from torchslim.rules.labels import LabelSpace
+from torchslim.tracing.trace import trace
 
 Function = Callable[[Any, Tensor], Any]
 SHAPE = (2, 6, 3, 3)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from torchslim import rules
-from torchslim.graph import Graph
 from torchslim.rules import row_of
+from torchslim.tracing.graph import Graph
 
 Function = Callable[..., Any]
 aten = torch.ops.aten

@@ -15,12 +15,12 @@ from torchvision.ops import DeformConv2d
 import torchslim as ts
 from helpers import Calls, conv, counted_macs, random_statistics
 from torchslim import rules
-from torchslim.channels import ChannelGroup
-from torchslim.coupling import Coupling, couple, tapes
+from torchslim.coupling.coupling import Coupling, couple, tapes
+from torchslim.coupling.groups import ChannelGroup
 from torchslim.errors import RequestError
-from torchslim.graph import Op
-from torchslim.labels import LabelSpace
 from torchslim.rules import register_rule
+from torchslim.rules.labels import LabelSpace
+from torchslim.tracing.graph import Op
 
 SHAPE = (2, 6, 5, 5)
 

@@ -15,7 +15,7 @@ from movement import Movement
 from torch import Tensor
 from torch.nn import functional
 
-from torchslim.labels import Labels, squeeze_equal
+from torchslim.rules.labels import Labels, squeeze_equal
 from torchslim.rules.shape import reshape_track
 
 Function = Callable[[Any, Tensor], Any]

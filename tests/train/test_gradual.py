@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import torchslim as ts
 from helpers import count, counted_macs
 from torchslim.errors import CheckpointError, RequestError
-from torchslim.schedules import CURVES, shares
+from torchslim.planning.schedules import CURVES, shares
 from torchslim.train import Gradual, Progress, fit, fit_gradually
 from torchslim.train.sparsity import Slimming
 

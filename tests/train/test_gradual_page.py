@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import torchslim as ts
+from helpers import DOCS
 
-PAGE = (Path(__file__).parents[2] / "docs" / "gradual.md").read_text(encoding="utf-8")
+PAGE = (DOCS / "gradual.md").read_text(encoding="utf-8")
 
 
 def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

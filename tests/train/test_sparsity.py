@@ -8,7 +8,7 @@ from torch import nn
 
 import torchslim
 from torchslim.errors import RequestError
-from torchslim.plans import Plan
+from torchslim.surgery.plans import Plan
 from torchslim.train import Slimming
 
 

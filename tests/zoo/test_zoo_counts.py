@@ -12,7 +12,7 @@ from figures import FIGURES, OTHER_SIZES
 import torchslim as ts
 from helpers import count, counted_macs
 from torchslim import zoo
-from torchslim.sources import build, default_input
+from torchslim.store.loading import build, default_input
 
 
 @pytest.mark.parametrize(("spec", "size", "params", "macs"), [

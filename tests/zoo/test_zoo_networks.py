@@ -14,7 +14,7 @@ import torchslim as ts
 from helpers import check_training, counted_macs, oracle_error, random_statistics
 from torchslim import zoo
 from torchslim.errors import RequestError
-from torchslim.sources import build
+from torchslim.store.loading import build
 
 # U-Net gives maps and asks for larger pictures
 CLASSIFIERS = [name for name in zoo.NETWORKS if name != "unet"]

@@ -5,18 +5,17 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-from pathlib import Path
 
 import pytest
 import torch
 from figures import FIGURES, OTHER_SIZES
 
-from helpers import count, counted_macs
+from helpers import DOCS, count, counted_macs
 from torchslim import zoo
-from torchslim.sources import build
+from torchslim.store.loading import build
 from torchslim.zoo.unet import RUNGS
 
-PAGE = (Path(__file__).parents[2] / "docs" / "zoo.md").read_text(encoding="utf-8")
+PAGE = (DOCS / "zoo.md").read_text(encoding="utf-8")
 ROWS = re.findall(r"^\| `([^`]+)` \|.*\| (\d+)x(\d+)x(\d+) \| ([\d,]+) \| ([\d,]+) \|$", PAGE, re.MULTILINE)
 
 

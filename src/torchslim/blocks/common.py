@@ -12,7 +12,7 @@ from torch import nn
 
 from torchslim.errors import RequestError
 from torchslim.formulas import Size, convolution, output_size, same_padding
-from torchslim.wording import first_line
+from torchslim.utils.text import first_line
 
 Norm = Callable[[int], nn.Module] | Literal[False] | None
 Act = Callable[[], nn.Module] | Literal[False] | None

@@ -13,27 +13,15 @@ from typing import Annotated
 import typer
 
 from torchslim import __version__
-from torchslim.cli import (
-    advising,
-    costs,
-    cutting,
-    laddering,
-    lightening,
-    looking,
-    recipes,
-    running,
-    sensing,
-    slim,
-    timing,
-)
+from torchslim.cli import advise, bench, export, ladder, lighten, models, profile, prune, recipes, sensitivity, slim
 from torchslim.errors import RequestError, TorchslimError
 
 INTERRUPTED = 130
 
 app = typer.Typer(name="torchslim", add_completion=False, rich_markup_mode=None,
                   pretty_exceptions_enable=False)
-for part in (looking, costs, advising, lightening, cutting, sensing, slim, recipes, running, timing, laddering):
-    part.register(app)
+for command in (models, profile, advise, lighten, prune, sensitivity, slim, recipes, export, bench, ladder):
+    command.register(app)
 
 
 @app.callback(invoke_without_command=True)

@@ -18,7 +18,7 @@ from torchslim.errors import RequestError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from torchslim.sources import Source
+    from torchslim.zoo.sources import Source
 
 Model = Annotated[str, typer.Argument(
     metavar="MODEL", show_default=False,
@@ -83,7 +83,7 @@ def duration(option: str, text: str | None) -> float | int | None:
     Raises:
         RequestError: anything else.
     """
-    from torchslim.deadlines import parsed
+    from torchslim.latency.target import parsed
 
     if text is None:
         return None
@@ -119,7 +119,7 @@ def check_out(out: Path) -> None:
     Raises:
         RequestError: its folder does not exist, it is a folder itself, or its name is not that of a saved model.
     """
-    from torchslim.sources import SAVED_SUFFIX
+    from torchslim.zoo.sources import SAVED_SUFFIX
 
     if not out.parent.is_dir():
         raise RequestError(f"--out {out}: lies in a folder that does not exist; make {out.parent} first")
@@ -134,7 +134,7 @@ def seeded(source: Source, seed: int) -> nn.Module:
     """The model of a source; its random weights, if it has some, are those of the seed."""
     import torch
 
-    from torchslim.sources import build
+    from torchslim.store.loading import build
 
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -144,7 +144,7 @@ def seeded(source: Source, seed: int) -> nn.Module:
 def warn_of_random(source: Source) -> None:
     """A remark where a library's network has random weights."""
     if source.kind in ("torchvision", "torchslim", "timm") and not source.options.get("weights"):
-        from torchslim.libraries import has_weights
+        from torchslim.zoo.libraries import has_weights
 
         trained = "; ?weights=DEFAULT asks for trained ones" if has_weights(source.kind, source.name) else ""
         say(f"note: {source} has random weights{trained}")
@@ -157,7 +157,7 @@ def example(source: Source, shapes: Sequence[str] | None, seed: int = 0, batch: 
     """
     import torch
 
-    from torchslim.sources import default_input
+    from torchslim.store.loading import default_input
 
     sizes = [shape(text) for text in shapes or []] or [(1, *default_input(source))]
     detects = _is_detector(source)
@@ -229,10 +229,10 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]], text: Co
 
 
 def _is_detector(source: Source) -> bool:
-    from torchslim.sources import is_library, resolve
+    from torchslim.zoo.sources import is_library, resolve
 
     if source.kind == "saved":
-        from torchslim.store import read_header
+        from torchslim.store.header import read_header
 
         origin = read_header(source.name).source
         return bool(origin) and is_library(str(origin)) and _is_detector(resolve(str(origin)))

@@ -24,7 +24,7 @@ def recipes(
     Run one with torchslim slim --recipe NAME --out FOLDER; all options of `slim`
     change it.
     """
-    from torchslim import recipes as shipped
+    from torchslim.pipeline import recipes as shipped
 
     if as_json:
         print_json([_data(shipped.read(each)) for each in ([name] if name else shipped.names())])

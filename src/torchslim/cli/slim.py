@@ -16,8 +16,8 @@ from torchslim.cli.common import Backend, Json, Seed, Time, amount, duration, fr
 from torchslim.errors import RequestError
 
 if TYPE_CHECKING:
+    from torchslim.pipeline.runner import Event
     from torchslim.pipeline.settings import Settings
-    from torchslim.pipeline.slim import Event
     from torchslim.report.record import Record
 
 DEMO_MODEL, DEMO_DATA, DEMO_MACS = "torchvision:resnet18", "digits", "0.4"
@@ -116,7 +116,7 @@ def slim(
 
 def _settings(recipe: str | None, out: Path, epochs: int | None, given: dict[str, Any]) -> Settings:
     """What was asked, in place of what the recipe says, in place of what is usual."""
-    from torchslim import recipes
+    from torchslim.pipeline import recipes
 
     said = recipes.Recipe("", "", "", "", {}, (), {}) if recipe is None else recipes.read(recipe)
     budgets = ("macs", "params", "channels", "latency")
@@ -158,7 +158,7 @@ def _run(settings: Settings, restart: bool) -> Record:
     # Threads that wait for others sleep instead of spinning: on busy cores this trains several times faster. Read
     # when torch is loaded, hence before.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    from torchslim.pipeline.slim import run_slim
+    from torchslim.pipeline.runner import run_slim
 
     watch: Callable[[Event], None]
     try:
@@ -173,7 +173,7 @@ def _run(settings: Settings, restart: bool) -> Record:
 
 def _show(record: Record, out: Path) -> None:
     """The table and where the files are."""
-    from torchslim import units
+    from torchslim.utils import formatting as units
 
     before, after = record.before, record.after
     rows = [

@@ -12,14 +12,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from torchslim.calling import Inputs, called
-from torchslim.channels import ChannelGroup
-from torchslim.copying import copied
+from torchslim.coupling.groups import ChannelGroup
 from torchslim.errors import RequestError
+from torchslim.importance.criterion import Criterion, Needs, Normalize
 from torchslim.importance.evidence import Evidence
-from torchslim.importance.protocol import Criterion, Needs, Normalize, Scores
-from torchslim.latency import evaluating
-from torchslim.modules import BLOCK, names_of_modules
+from torchslim.importance.types import Scores
+from torchslim.utils.copying import copied
+from torchslim.utils.eval_mode import evaluating
+from torchslim.utils.inputs import Inputs, called
+from torchslim.utils.modules import BLOCK, names_of_modules
 
 Statistic = Literal["mean_abs", "rms", "variance", "apoz"]
 Table = NDArray[np.float64]

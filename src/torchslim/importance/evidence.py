@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from torchslim.calling import Inputs, batches_of
-from torchslim.channels import ChannelGroup, Member
+from torchslim.coupling.groups import ChannelGroup, Member
 from torchslim.errors import RequestError
-from torchslim.gradients import Gradients, Loss, pair, totals
-from torchslim.importance.protocol import Criterion, Scores
-from torchslim.modules import BLOCK, tensors_of
+from torchslim.importance.gradients import Gradients, Loss, pair, totals
+from torchslim.importance.types import Scores
+from torchslim.utils.inputs import Inputs, batches_of
+from torchslim.utils.modules import BLOCK, tensors_of
 
 Gains = Callable[[ChannelGroup], float]
 
@@ -48,19 +48,6 @@ class Evidence:
     seed: int = 0
     gains: Gains = _unknown
     memo: dict[Any, Any] = field(default_factory=dict)
-
-    def check(self, criterion: Criterion) -> None:
-        """Raise where there is not what a criterion needs.
-
-        Raises:
-            RequestError: no data, or no loss.
-        """
-        if criterion.needs == "inputs" and self.data is None:
-            raise RequestError(f"importance '{criterion}' asks for data=, batches of inputs without labels, each what "
-                               "the model is called with")
-        if criterion.needs == "labels" and (self.data is None or self.loss is None):
-            raise RequestError(f"importance '{criterion}' asks for data=, batches of (inputs, targets), and loss=, a "
-                               "callable(outputs, targets) such as torch.nn.functional.cross_entropy")
 
     @cached_property
     def state(self) -> dict[str, Tensor]:

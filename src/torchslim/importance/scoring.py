@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from torchslim.channels import ChannelGroup
+from torchslim.coupling.groups import ChannelGroup
 from torchslim.errors import RequestError
+from torchslim.importance.criterion import Criterion, Normalize, numbers_of
 from torchslim.importance.evidence import Evidence
-from torchslim.importance.protocol import Criterion, Normalize, Scores, numbers_of
+from torchslim.importance.types import Scores
 
 
 def score(groups: Sequence[ChannelGroup], criterion: Criterion, evidence: Evidence) -> list[Scores]:
@@ -25,7 +26,7 @@ def score(groups: Sequence[ChannelGroup], criterion: Criterion, evidence: Eviden
         RequestError: there is not what the criterion needs; it has nothing to say of a group, which is named; scores
             that are not one finite number a channel.
     """
-    evidence.check(criterion)
+    criterion.check(evidence)
     for group in groups if criterion.needs != "nothing" else ():
         if any(evidence.state[member.name].is_meta for member in group.members):
             raise RequestError(f"importance '{criterion}': the weights of `{group.name}` are on the meta device "

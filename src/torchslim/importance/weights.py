@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from torchslim.channels import ChannelGroup, Member
+from torchslim.coupling.groups import ChannelGroup, Member
 from torchslim.errors import RequestError
+from torchslim.importance.criterion import Criterion, Normalize
 from torchslim.importance.evidence import Evidence
-from torchslim.importance.protocol import Criterion, Normalize, Scores
+from torchslim.importance.types import Scores
 
 Over = Literal["filters", "weights", "all"]
 

@@ -14,21 +14,22 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import torchslim
-from torchslim import sources
+from torchslim.deploy.runtimes import onnx_runner
 from torchslim.errors import ProofError, RequestError
-from torchslim.files import write_text
 from torchslim.importance import Evidence, criterion
-from torchslim.latency import Latency, measure, onnx_runner
-from torchslim.pipeline.run import Run
+from torchslim.latency.timing import Latency, measure
+from torchslim.pipeline.context import Run
 from torchslim.pipeline.summary import histogram, record_of
-from torchslim.plans import Plan
-from torchslim.pruning import TOLERANCE
+from torchslim.planning.pruning import TOLERANCE
 from torchslim.report import write
+from torchslim.store.loading import build
+from torchslim.surgery.plans import Plan
 from torchslim.train import History, evaluate, labelled
-from torchslim.train.objective import cross_entropy, logits
-from torchslim.train.recipe import MOMENTUM, mean_rate
-from torchslim.train.seeding import mix, seeded
-from torchslim.wording import dims, first_line
+from torchslim.train.hyperparameters import MOMENTUM, mean_rate
+from torchslim.train.losses import cross_entropy, logits
+from torchslim.utils.files import write_text
+from torchslim.utils.seeding import mix, seeded
+from torchslim.utils.text import dims, first_line
 
 # The other phases' learning rates, as shares of the baseline's: scales must move far in few epochs; after the cut
 # little is left to repair, and much to spoil.
@@ -45,7 +46,7 @@ Found = dict[str, Any]
 def baseline(run: Run) -> Found:
     """Build the model, and train it unless it comes trained."""
     with seeded(mix(run.settings.seed, 1)):
-        model = sources.build(run.source)
+        model = build(run.source)
     _check_fit(run, model)
     history = History()
     if run.settings.baseline_epochs:
@@ -58,7 +59,7 @@ def sparsify(run: Run) -> Found:
     """Press the scales of batch norms toward zero while training goes on."""
     if run.settings.fresh:
         with seeded(mix(run.settings.seed, 5)):
-            model = sources.build(run.source.without_weights())
+            model = build(run.source.without_weights())
     else:
         model = run.model("baseline.safetensors")
     rate = run.settings.sparsify_lr or SPARSIFY_RATE * run.settings.lr

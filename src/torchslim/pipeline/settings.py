@@ -19,7 +19,7 @@ class Settings:
     """One run of the pipeline.
 
     Attributes:
-        model: a MODEL specification (see `torchslim.sources`).
+        model: a MODEL specification (see `torchslim.zoo.sources`).
         data: a DATA specification (see `torchslim.train.load_data`).
         out: the run's folder.
         macs: multiply-adds to keep: a share (a float in (0, 1]) or a count (an int).

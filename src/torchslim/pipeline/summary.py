@@ -17,16 +17,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import torchslim
-from torchslim.choice import gains
-from torchslim.coupling import couple
+from torchslim.coupling.coupling import couple
 from torchslim.importance import Criterion, Evidence, score
-from torchslim.latency import processor
-from torchslim.pipeline.run import Run
-from torchslim.plans import Plan
+from torchslim.latency.timing import processor
+from torchslim.pipeline.context import Run
+from torchslim.planning.candidates import gains
 from torchslim.report.record import Curve, LayerChange, Measured, Record, Sample, ScoreHistogram, Timing
-from torchslim.tapes import tapes
-from torchslim.train.dataset import Data
-from torchslim.train.objective import logits
+from torchslim.surgery.plans import Plan
+from torchslim.tracing.runs import tapes
+from torchslim.train.losses import logits
+from torchslim.utils.data import Data
 
 Values = NDArray[np.float64]
 

@@ -12,8 +12,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from torchslim.files import write_text
 from torchslim.report.record import Record
+from torchslim.utils.files import write_text
 
 __all__ = ["Record", "render", "write"]
 
@@ -25,8 +25,9 @@ def render(record: Record) -> str:
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    from torchslim import units
-    from torchslim.report import charts, story
+    from torchslim.report import charts
+    from torchslim.report import texts as story
+    from torchslim.utils import formatting as units
 
     page, style, script = (_HERE.joinpath(name).read_text(encoding="utf-8")
                            for name in ("page.html", "style.css", "page.js"))

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 from torchslim.report.record import Curve, LayerChange, ScoreHistogram, Timing
-from torchslim.report.svg import figure, join, levels, number, share, shorten, tag, thin, ticks
-from torchslim.units import error
+from torchslim.utils.formatting import error
+from torchslim.utils.svg import figure, join, levels, number, share, shorten, tag, thin, ticks
 
 MOST_POINTS = 100  # of one line; more would only make the page heavier
 LONGEST_NAME = 24  # characters of a layer's name; the table has it in full

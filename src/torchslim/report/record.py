@@ -15,7 +15,7 @@ from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from torchslim.errors import CheckpointError
-from torchslim.plans import LeftAlone
+from torchslim.surgery.plans import LeftAlone
 
 FORMAT = 1
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchslim.rewriting.rules import Rewrite
-from torchslim.spec import plain, stored
+from torchslim.rewriting.replacements import Rewrite
+from torchslim.utils.layer_spec import plain, stored
 
 _NORMS: dict[int, Any] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from torchslim.rewriting.steps import Step
-from torchslim.units import percent
+from torchslim.utils.formatting import percent
 
 NAMED = 3
 """So many of the layers that a reason is for are named in print."""

@@ -9,14 +9,14 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import nn
 
-from torchslim.copying import copied
 from torchslim.errors import CheckpointError, PlanError, RequestError
-from torchslim.plans import Plan
 from torchslim.rewriting.building import built
-from torchslim.rewriting.rules import Rewrite, parse
-from torchslim.spec import spec_of
-from torchslim.surgery import apply
-from torchslim.wording import first_line
+from torchslim.rewriting.replacements import Rewrite, parse
+from torchslim.surgery.cutting import apply
+from torchslim.surgery.plans import Plan
+from torchslim.utils.copying import copied
+from torchslim.utils.layer_spec import spec_of
+from torchslim.utils.text import first_line
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,8 @@
-"""What torchslim knows of each ATen operation: one row per operation, its cost and how it moves channel labels.
+"""One row per ATen operation: its cost, and how it moves channel labels.
 
-    linear.py        convolutions and matrix products: where the multiply-adds are, and where channels are read and made
-    elementwise.py   arithmetic and activations: labels at one position become one
-    shape.py         views, permutations, splits, concatenations: labels move exactly as elements do
-    positions.py     reading and writing by remembered positions: what is picked by its number keeps it
-    spatial.py       pooling, resizing, padding, region pooling: labels pass
-    mixing.py        norms, softmax, reductions, sorting: channels may change each other's value
-    counting.py      floating-point operations beside the multiply-adds
-
-An operation without a row is no guess: its labels are frozen and its name is listed. `register_rule` adds a row.
+An operation without a row freezes the labels that it reads and is named in the plan; `register_rule` adds a row.
+`labels.py` has the values that rows work on, `row.py` the row itself; rows are in `linear.py`, `elementwise.py`,
+`shape.py`, `indexing.py`, `spatial.py` and `mixing.py`; `flops.py` counts arithmetic beside multiply-adds.
 """
 
 from __future__ import annotations
@@ -18,11 +12,13 @@ from collections.abc import Callable, Sequence
 import torch
 
 from torchslim.errors import RequestError
-from torchslim.graph import Op
-from torchslim.labels import Labels, LabelSpace
-from torchslim.rules import counting, elementwise, linear, mixing, positions, shape, spatial
+from torchslim.rules import elementwise, linear, mixing, shape, spatial
+from torchslim.rules import flops as counting
+from torchslim.rules import indexing as positions
+from torchslim.rules.labels import Labels, LabelSpace
 from torchslim.rules.row import Row
-from torchslim.rules.within import moves_within
+from torchslim.rules.within_channel import moves_within
+from torchslim.tracing.graph import Op
 
 ROWS: dict[str, Row] = {**elementwise.ROWS, **linear.ROWS, **mixing.ROWS, **positions.ROWS, **shape.ROWS,
                         **spatial.ROWS}

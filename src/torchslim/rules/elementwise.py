@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from torchslim.graph import Op, Value
-from torchslim.labels import LabelSpace
+from torchslim.rules.labels import LabelSpace
 from torchslim.rules.row import Row
+from torchslim.tracing.graph import Op, Value
 
 # Operations that join branches. A product does not: it is how gates (squeeze-excite) act.
 _JOINING = frozenset({"aten.add", "aten.add_", "aten.sub", "aten.sub_", "aten.maximum", "aten.minimum", "aten.lerp",

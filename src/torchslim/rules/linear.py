@@ -7,9 +7,9 @@ from math import prod
 
 import numpy as np
 
-from torchslim.graph import Op, Value
-from torchslim.labels import Labels, LabelSpace, Tracks
+from torchslim.rules.labels import Labels, LabelSpace, Tracks
 from torchslim.rules.row import Row
+from torchslim.tracing.graph import Op, Value
 
 
 def convolution_macs(op: Op) -> int:

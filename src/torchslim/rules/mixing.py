@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from torchslim.graph import Op, Value
-from torchslim.labels import Labels, LabelSpace, along_dim, squeeze_equal
+from torchslim.rules.labels import Labels, LabelSpace, along_dim, squeeze_equal
 from torchslim.rules.row import Row
+from torchslim.tracing.graph import Op, Value
 
 
 def batch_norm(space: LabelSpace, op: Op) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torchslim.graph import Op
-from torchslim.labels import LabelSpace
+from torchslim.rules.labels import LabelSpace
+from torchslim.tracing.graph import Op
 
 
 @dataclass(frozen=True)

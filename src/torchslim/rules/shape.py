@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from torchslim.graph import Op, Value
-from torchslim.labels import Labels, LabelSpace, along_dim, spread, squeeze_equal
+from torchslim.rules.labels import Labels, LabelSpace, along_dim, spread, squeeze_equal
 from torchslim.rules.row import Row
+from torchslim.tracing.graph import Op, Value
 
 
 def view(space: LabelSpace, op: Op) -> None:

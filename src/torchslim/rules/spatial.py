@@ -7,9 +7,9 @@ from math import prod
 
 import numpy as np
 
-from torchslim.graph import Op, Value
-from torchslim.labels import Labels, LabelSpace, squeeze_equal
+from torchslim.rules.labels import Labels, LabelSpace, squeeze_equal
 from torchslim.rules.row import Row
+from torchslim.tracing.graph import Op, Value
 
 
 def spatial(ndim: int) -> Row:

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+from torch.utils.data import DataLoader, Subset
 
-from torchslim.calling import map_tensors
 from torchslim.errors import RequestError, TorchslimError, TrainingError
 from torchslim.train.seeding import EpochOrder, SeededItems
+from torchslim.utils.data import is_dataset
+from torchslim.utils.inputs import map_tensors
 
 
 class TrainingBatches:
@@ -57,13 +58,6 @@ def batches_of(data: Any, batch_size: int, device: torch.device, rank: int = 0,
         raise RequestError(f"evaluate: data is {type(data).__name__}, wanted a dataset or batches "
                            "(inputs, targets)")
     return _moved(_every(data, rank, world, rest=True), device)
-
-
-def is_dataset(data: Any) -> bool:
-    """Whether `data` gives items by number; what is iterated over (lists, loaders) gives batches."""
-    if isinstance(data, Dataset):
-        return not isinstance(data, IterableDataset)
-    return hasattr(data, "__getitem__") and hasattr(data, "__len__") and not hasattr(data, "__iter__")
 
 
 def _every(batches: Iterable[Any], rank: int, world: int, rest: bool = False) -> Iterator[Any]:

@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from torchslim.errors import CheckpointError
-from torchslim.files import write_whole
-from torchslim.plans import Plan
-from torchslim.wording import first_line
+from torchslim.surgery.plans import Plan
+from torchslim.utils.files import write_whole
+from torchslim.utils.text import first_line
 
 FORMAT = 1
 _KEY = "torchslim.fit"

@@ -21,9 +21,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from torchslim.errors import MissingExtra, RequestError, TorchslimError
-from torchslim.train.dataset import HELD_OUT, Data, Item, classes_of, stratified
-from torchslim.train.pictures import folder, torchvision
-from torchslim.wording import first_line
+from torchslim.train.dataset import HELD_OUT, classes_of, stratified
+from torchslim.train.image_files import folder, torchvision
+from torchslim.utils.data import Data, Item
+from torchslim.utils.text import first_line
 
 FORMS = "digits, folder:PATH, torchvision:NAME@ROOT, package.module:factory or file.py:factory"
 Transform = Callable[[Any], Tensor]

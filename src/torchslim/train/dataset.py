@@ -3,41 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from torchslim.errors import RequestError
+from torchslim.utils.data import Data
 
 HELD_OUT = 0.2
-
-Item = tuple[Tensor, int]
-
-
-@dataclass(frozen=True)
-class Data:
-    """Pictures to train on and pictures held out.
-
-    Attributes:
-        name: the specification it came from.
-        train: items `(input, class index)`, augmented.
-        test: held-out items, as they are.
-        classes: the names of the classes.
-        shape: channels, height and width of an input.
-        mean: what was taken off each channel, to show the pictures again; empty where it is not known.
-        std: what each channel was divided by.
-    """
-
-    name: str
-    train: Dataset[Item]
-    test: Dataset[Item]
-    classes: tuple[str, ...]
-    shape: tuple[int, ...]
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
 
 
 def stratified(targets: Sequence[int], share: float, seed: int) -> tuple[list[int], list[int]]:

@@ -11,19 +11,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from torchslim.calling import Inputs, map_tensors, unwrap
-from torchslim.copying import copied
 from torchslim.errors import CheckpointError, PlanError, RequestError
 from torchslim.importance import criterion
-from torchslim.modules import named_modules
-from torchslim.optimizers import carry_optimizer
-from torchslim.plans import Plan
-from torchslim.pruning import plan, prune
-from torchslim.stepping import Request, requests
-from torchslim.surgery import apply
+from torchslim.planning.iterative import Request, requests
+from torchslim.planning.pruning import plan, prune
+from torchslim.surgery.cutting import apply
+from torchslim.surgery.optimizers import carry_optimizer
+from torchslim.surgery.plans import Plan
 from torchslim.train.checkpoint import Standing, load_standing, plans_in
-from torchslim.train.fitting import History, Job, fit, job_of
+from torchslim.train.loop import History, Job, fit, job_of
 from torchslim.train.sparsity import Slimming
+from torchslim.utils.copying import copied
+from torchslim.utils.inputs import Inputs, map_tensors, unwrap
+from torchslim.utils.modules import named_modules
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def fit_gradually(model: nn.Module, data: Any, inputs: Inputs, *, macs: float | 
         inputs: what the model is called with (see `torchslim.plan`).
         macs, params, channels, memory: what is kept in the end, alone or together (see `torchslim.plan`).
         steps: how many cuts.
-        curve: "cubic", "linear" or "geometric": how the shares go down (`torchslim.schedules.shares`).
+        curve: "cubic", "linear" or "geometric": how the shares go down (`torchslim.planning.schedules.shares`).
         begin: epochs before the first cut.
         every: epochs from one cut to the next.
         cutting: further options of `torchslim.plan`: importance, round_to, scope, only, data and loss, ...; all shares

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from torchslim.channels import ChannelGroup
+from torchslim.coupling.groups import ChannelGroup
 from torchslim.errors import RequestError
-from torchslim.plans import Plan
+from torchslim.surgery.plans import Plan
 
 
 class Slimming:

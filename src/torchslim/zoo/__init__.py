@@ -1,23 +1,8 @@
-"""Networks, one a file, each a table of rows like its paper's; `torchslim.create_model` builds them by name.
+"""Networks by name: light ones and those that pruning papers cut, one a file, as rows of a table like the paper's.
 
-    squeezenet1_0, squeezenet1_1, squeezenet_cifar              SqueezeNet, 2016
-    mobilenet_v1, mobilenet_v1_cifar            width           MobileNet, 2017
-    mobilenet_v2                                width           MobileNetV2, 2018
-    mobilenet_v2_cifar
-    mobilenet_v3_large, mobilenet_v3_small      width           MobileNetV3, 2019
-    shufflenet_v1, shufflenet_v1_cifar          groups          ShuffleNet, 2018
-    shufflenet_v2, shufflenet_v2_cifar          width           ShuffleNetV2, 2018
-    unet                                        rung, width     U-Net, 2015, and lighter ones
-
-Heavy ones, which papers on pruning cut:
-
-    vgg_cifar                                   depth, scale    VGG, 2015, with batch norm
-    resnet_cifar                                depth, shortcut ResNet, 2016
-    preresnet_cifar                             depth, scale    pre-activation ResNet, 2016
-    densenet_cifar                              depth, growth, scale    DenseNet, 2017
-
-All take `num_classes` and `in_channels`. Weights are random; `from_torchvision` gives those of torchvision's networks
-the names that they have here.
+All take `num_classes` and `in_channels`; weights are random, `from_torchvision` fills those that torchvision has too.
+Open `catalogue.py` first for the list, `sources.py` for how a name or a specification becomes a model, `libraries.py`
+for torchvision and timm. docs/zoo.md lists what each costs.
 """
 
 from torchslim.zoo.catalogue import NETWORKS, Entry
@@ -31,7 +16,7 @@ from torchslim.zoo.resnet import resnet_cifar
 from torchslim.zoo.shufflenet_v1 import shufflenet_v1, shufflenet_v1_cifar
 from torchslim.zoo.shufflenet_v2 import shufflenet_v2, shufflenet_v2_cifar
 from torchslim.zoo.squeezenet import squeezenet1_0, squeezenet1_1, squeezenet_cifar
-from torchslim.zoo.states import from_torchvision
+from torchslim.zoo.torchvision_weights import from_torchvision
 from torchslim.zoo.unet import UNet, unet
 from torchslim.zoo.vgg import vgg_cifar
 

@@ -1,0 +1,31 @@
+"""`models`: what there is."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from torchslim.cli.common import Json, print_json
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(models)
+
+
+def models(
+    pattern: Annotated[str, typer.Argument(metavar="[PATTERN]", help="Shell-style: 'mobilenet*'.")] = "*",
+    as_json: Json = False,
+) -> None:
+    """List the names of the models that can be built.
+
+    A name without its library in front is torchslim's own, else torchvision's, else timm's.
+    """
+    from torchslim.zoo.sources import list_models
+
+    names = list_models(pattern)
+    if as_json:
+        print_json(names)
+    elif names:
+        print("\n".join(names))

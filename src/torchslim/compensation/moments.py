@@ -1,0 +1,174 @@
+"""What layers read, in first and second moments: all that a least-squares fit asks of data.
+
+A layer is linear in its weights. How far its outputs move when some of these change follows from the second moments of
+what its filters see, and of that with what they should give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from torchslim.utils.layer_spec import Spec, stored
+
+PLACES = 256
+"""So many places of each map are looked at, or all if it has no more."""
+
+Pair = tuple[Tensor, Tensor]
+Pairs = Iterable[Pair]
+
+
+class Moments(NamedTuple):
+    """Second moments (G, F, F) of what filters see and (G, N / G, F) with what they should give, and means of both,
+    (G, F) and (G, N / G); about the means if there is a bias."""
+
+    seen: Tensor
+    both: Tensor
+    means: Tensor
+    wanted: Tensor
+
+    @property
+    def squares(self) -> Tensor:
+        """Of what each weight sees, (G, F)."""
+        return self.seen.diagonal(dim1=1, dim2=2)
+
+    def even(self, ridge: float) -> Tensor:
+        """A ridge of the same height for all weights, in mean squares of what they see: costs (G, F)."""
+        mean = self.squares.mean(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+        return (ridge * mean).expand_as(self.squares)
+
+    def best(self, weight: Tensor, costs: Tensor) -> Tensor:
+        """Weights (G, N / G, F) near to `weight`, which it costs so much to leave."""
+        read = (self.squares != 0).any(0).nonzero().flatten()  # no filter sees anything elsewhere: nothing changes
+        best = weight.clone()
+        seen, both, kept = self.seen[:, read[:, None], read], self.both[..., read], costs[:, read]
+        best[..., read] = torch.linalg.solve(seen + torch.diag_embed(kept),
+                                             (both + kept.unsqueeze(1) * weight[..., read]).mT).mT
+        return best
+
+    def missing(self, weight: Tensor) -> Tensor:
+        """What filters with these weights lack on average, (N,): the bias."""
+        return (self.wanted - (weight @ self.means.unsqueeze(2)).squeeze(2)).flatten()
+
+
+def moments_of(spec: Spec, weight: Tensor, pairs: Pairs, centred: bool) -> Moments:
+    """Of what a layer's filters see in some inputs; a weight (G, N / G, F) says how many they are."""
+    groups, share, width = weight.shape
+    seen, both = weight.new_zeros(groups, width, width), torch.zeros_like(weight)
+    means, wanted, places = weight.new_zeros(groups, width), weight.new_zeros(groups, share), 0
+    for x, y in _together(sampled(spec, pairs), PLACES):
+        a, b = x.reshape(len(x), groups, width).transpose(0, 1), y.reshape(len(y), groups, share).transpose(0, 1)
+        read = a.any(1).any(0).nonzero().flatten()
+        if 2 * len(read) < width:  # filters on small maps see padding for the most part
+            few = a[..., read]
+            seen[:, read[:, None], read] += few.mT @ few
+            both[..., read] += b.mT @ few
+        else:
+            seen += a.mT @ a
+            both += b.mT @ a
+        means += a.sum(1)
+        wanted += b.sum(1)
+        places += len(x)
+    seen, both, means, wanted = (moment / places for moment in (seen, both, means, wanted))
+    if centred:
+        seen -= means.unsqueeze(2) * means.unsqueeze(1)
+        both -= wanted.unsqueeze(2) * means.unsqueeze(1)
+    return Moments(seen, both, means, wanted)
+
+
+def _together(pairs: Pairs, least: int) -> Iterator[Pair]:
+    """The same rows, at least so many at a time but for the last: those of small maps make one product, not many."""
+    held: list[Pair] = []
+    for pair in pairs:
+        held.append(pair)
+        if sum(len(x) for x, _ in held) >= least:
+            yield torch.cat([x for x, _ in held]), torch.cat([y for _, y in held])
+            held = []
+    if held:
+        yield torch.cat([x for x, _ in held]), torch.cat([y for _, y in held])
+
+
+def sampled(spec: Spec, pairs: Pairs) -> Iterator[Pair]:
+    """At some places of each input: what the filters see there, channel by channel, and what they should give."""
+    look = Sampler(spec)
+    for x, y in pairs:
+        wanted = y.reshape(-1, y.shape[-1]) if not spec.dims else y.reshape(-1, *y.shape[-spec.dims - 1:]).flatten(2)
+        for place, (views, some) in enumerate(look(x)):
+            yield views, wanted if some is None else wanted[place][:, some].T
+
+
+class Sampler:
+    """Looks at what a layer's filters see at some places of its inputs; always the same ones."""
+
+    def __init__(self, spec: Spec, places: int | None = None) -> None:
+        self.spec, self.places = spec, PLACES if places is None else places
+        self.chance = torch.Generator().manual_seed(0)
+        self.unfold: nn.Module | None = None
+
+    def __call__(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Of each item what filters see, (places, inputs x taps), and where; of a linear layer all, and None."""
+        if not self.spec.dims:
+            yield x.reshape(-1, x.shape[-1]), None
+            return
+        if self.unfold is None:
+            self.unfold = (_Strided(self.spec) if _pointwise(self.spec) else _unfold(self.spec)).to(x.device, x.dtype)
+        for one in x.reshape(-1, *x.shape[-self.spec.dims - 1:]):
+            views = self.unfold(one[None])[0].flatten(1)
+            some = torch.randperm(views.shape[1], generator=self.chance)[:self.places].to(x.device)
+            yield views[:, some].T, some
+
+
+def _unfold(spec: Spec) -> nn.Module:
+    """A layer whose outputs are what each tap of a filter sees of each channel."""
+    taps = prod(spec.kernel)
+    wide = replace(spec, outputs=spec.inputs * taps, groups=spec.inputs, bias=False)
+    layer: Any = wide.layer().requires_grad_(False)
+    ones = torch.eye(taps).reshape(taps, 1, *spec.kernel).repeat(spec.inputs, *[1] * (spec.dims + 1))
+    layer.weight.copy_(stored(ones, wide))
+    built: nn.Module = layer
+    return built
+
+
+def _pointwise(spec: Spec) -> bool:
+    return prod(spec.kernel) == 1 and not spec.transposed and (isinstance(spec.padding, str) or not any(spec.padding))
+
+
+class _Strided(nn.Module):
+    """What filters of one tap see: the map itself, or every other place of it."""
+
+    def __init__(self, spec: Spec) -> None:
+        super().__init__()
+        self.places: Any = (..., *(slice(None, None, stride) for stride in spec.stride))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, M, *map) -> (B, M, *smaller)."""
+        return x[self.places]
+
+
+class Tally:
+    """Mean and variance of each channel of all that a norm reads."""
+
+    def __init__(self) -> None:
+        self.count, self.sum, self.squares = 0, torch.zeros(()), torch.zeros(())
+
+    def add(self, x: Tensor) -> None:
+        """Count a batch, (B, C, *map)."""
+        rows = x.detach().double().transpose(0, 1).flatten(1)
+        self.count += rows.shape[1]
+        self.sum, self.squares = self.sum + rows.sum(1), self.squares + rows.square().sum(1)
+
+    @property
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Of each channel."""
+        mean = self.sum / self.count
+        return mean, (self.squares / self.count - mean.square()).clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """In float32 at least: sums of half precision would be lost."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -1,0 +1,4 @@
+"""Graph or coupling -> what a network costs: parameters, MACs, memory; today, and as a function of what stays.
+
+Open `profiler.py` first for counting, `cost_models.py` for costs under a cut, `advice.py` for findings.
+"""

@@ -1,0 +1,58 @@
+"""What to do about a network's costs: model -> findings, the worst first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from torchslim.costs.findings import Check, Finding, Seen, dead_parameters, elementwise, fragmented, grouped, unbalanced
+from torchslim.costs.layer_findings import (
+    dilated_padding,
+    heavy_ends,
+    large_kernels,
+    odd_widths,
+    unfused_norms,
+    useless_bias,
+)
+from torchslim.costs.profiler import profiled
+from torchslim.errors import RequestError
+from torchslim.tracing.trace import trace
+from torchslim.utils.inputs import Inputs, unwrap
+
+CHECKS: tuple[Check, ...] = (dead_parameters, unbalanced, grouped, fragmented, elementwise, useless_bias, unfused_norms,
+                             odd_widths, large_kernels, dilated_padding)
+
+LEAST = 0.02
+"""The least gain that is worth a line. What is certain, or can only be told by the clock, is always said."""
+
+_ALWAYS = frozenset({"dead parameters", "convolution bias before batch norm", "fragmentation (G3)",
+                     '"same" padding that ignores dilation'})
+
+
+def advise(model: nn.Module, inputs: Inputs, *, ms: Mapping[str, float] | None = None,
+           name: str = "MODEL") -> tuple[Finding, ...]:
+    """What makes a network heavier than it need be, the worst first; empty for one that is as light as it looks.
+
+    ShuffleNetV2's guidelines G1 to G4 (Ma et al. 2018), dead parameters, convolution biases before batch norm, batch
+    norms that inference could fold, channel counts that are no multiple of 8, large kernels that factorise, a first
+    layer or classifier that dominates, and padding that ignores dilation.
+
+    Args:
+        model: any convolutional network; it is left as it was.
+        inputs: what it is called with (see `torchslim.profile`).
+        ms: measured milliseconds of each module by itself, for the evidence; see `layertimes.layer_times`.
+        name: how the commands in the remedies call the model.
+
+    Raises:
+        TraceError: the model fails on these inputs.
+        RequestError: it computes nothing on them.
+    """
+    model = unwrap(model)
+    graph = trace(model, inputs, watch=False)
+    seen = Seen(graph, profiled(model, graph), name, ms or {})
+    if not seen.profile.memory_access or not all(value.numel for value in graph.inputs):
+        raise RequestError("advise: the model computes nothing on these inputs; give inputs with elements in them")
+    found = [finding for check in CHECKS if (finding := check(seen)) is not None] + heavy_ends(seen)
+    kept = [finding for finding in found if finding.gain >= LEAST or finding.kind in _ALWAYS]
+    return tuple(sorted(kept, key=lambda finding: -finding.gain))

@@ -1,0 +1,154 @@
+"""Findings about how layers are written: biases, norms, widths, kernels, padding, the first and the last layer."""
+
+from __future__ import annotations
+
+import sys
+from math import ceil, prod
+
+from torchslim.costs.findings import Finding, Seen, groups_of, named, only, touched, worst
+from torchslim.rules import macs
+from torchslim.tracing.graph import Op, Value
+from torchslim.utils.formatting import percent, several
+
+_NORMS = frozenset({"aten.native_batch_norm", "aten._native_batch_norm_legit_no_training", "aten.cudnn_batch_norm",
+                    "aten.miopen_batch_norm", "aten._batch_norm_no_update"})
+
+
+def _folding(seen: Seen) -> list[tuple[Op, Op]]:
+    """Convolutions with the batch norm that alone reads their result, in every call of the layer."""
+    by_weight: dict[int, list[tuple[Op, Op | None]]] = {}
+    for op in seen.convolutions:
+        readers = seen.readers.get(op.output.id, [])
+        alone = len(readers) == 1 and readers[0].name in _NORMS and readers[0].argument(3, "running_mean") is not None
+        by_weight.setdefault(op.args[1].id, []).append((op, readers[0] if alone else None))
+    return [(op, norm) for calls in by_weight.values() if all(norm is not None for _, norm in calls)
+            for op, norm in calls if norm is not None]
+
+
+def useless_bias(seen: Seen) -> Finding | None:
+    """A bias before batch norm is subtracted again with the mean."""
+    biases = {op.args[2].name: (float(op.args[2].numel), named(op)) for op, _ in _folding(seen)
+              if op.args[2] is not None and op.args[2].name}
+    if not biases:
+        return None
+    total = int(sum(number for number, _ in biases.values()))
+    return Finding(
+        "convolution bias before batch norm", total / seen.profile.params, "parameters",
+        f"{several(len(biases), 'bias', 'biases')} ({total:,} parameters) that the batch norm behind takes away again",
+        worst(list(biases.values())), "build them with bias=False; in a trained network, fold the norm into the "
+        "convolution: torch.nn.utils.fusion.fuse_conv_bn_eval(conv, bn)")
+
+
+def unfused_norms(seen: Seen) -> Finding | None:
+    """At inference a batch norm is a scale and a shift, which the convolution before it can do."""
+    norms = [norm for _, norm in _folding(seen)]
+    access = sum(map(touched, norms))
+    if not norms:
+        return None
+    return Finding(
+        "unfused batch norm at inference", access / seen.profile.memory_access, "memory access",
+        f"{several(len(norms), 'batch norm')} with {percent(access / seen.profile.memory_access)} of the memory access"
+        f"{seen.time([norm.module for norm in norms])}",
+        worst([(touched(norm), named(norm)) for norm in norms]),
+        f"nothing in training; to run it, export folds them: `torchslim export {seen.model} model.onnx`")
+
+
+def odd_widths(seen: Seen) -> Finding | None:
+    """Kernels work on blocks of eight channels: what is left over in the last block is computed in vain."""
+    ends = {value.id for value in seen.graph.outputs}
+    padded, spoiled = 0, []
+    for op in seen.convolutions:
+        outputs, inputs = op.args[1].shape[:2]
+        alone = groups_of(op) > 1
+        whole = (ceil(outputs / 8) * 8 / outputs) * (1.0 if alone else ceil(inputs / 8) * 8 / inputs)
+        if op.args[0].source == "input" or op.output.id in ends:
+            whole = 1.0
+        padded += round(macs(op) * whole)
+        if outputs % 8 and whole > 1:
+            spoiled.append((macs(op) * (whole - 1), f"{named(op)} ({outputs})"))
+    rest = seen.profile.macs - sum(map(macs, seen.convolutions))
+    if not spoiled:
+        return None
+    gain = 1 - seen.profile.macs / (padded + rest)
+    return Finding(
+        "channels that are no multiple of 8", gain, "MACs that blocks of 8 compute",
+        f"{several(len(spoiled), 'convolution')}; in blocks of 8, {percent(gain / (1 - gain))} more is computed than "
+        "the MACs say",
+        worst(spoiled), f"`torchslim prune {seen.model} --macs 0.9 --round-to 8 --out slim.safetensors`")
+
+
+def large_kernels(seen: Seen) -> Finding | None:
+    """A k x k kernel costs k / 2 times as much as a pair of 1 x k and k x 1, where inputs and outputs are balanced."""
+    saved = []
+    for op in seen.convolutions:
+        outputs, inputs, *kernel = op.args[1].shape
+        if len(kernel) != 2 or min(kernel) < 5 or groups_of(op) > 1:
+            continue
+        batch, _, height, width = op.output.shape
+        rows = op.args[0].shape[2]  # the first of the pair leaves them as they are
+        pair = batch * width * outputs * (kernel[1] * inputs * rows + kernel[0] * outputs * height)
+        if pair < macs(op):
+            saved.append((float(macs(op) - pair), op))
+    if not saved:
+        return None
+    sides = sorted({max(op.args[1].shape[2:]) for _, op in saved})
+    kernels = "".join(f" --kernels {side}" for side in sides)
+    layers = worst([(gain, f"{named(op)} ({'x'.join(map(str, op.args[1].shape[2:]))})") for gain, op in saved])
+    return Finding(
+        "large kernels that factorise", sum(gain for gain, _ in saved) / seen.profile.macs, "MACs",
+        f"{several(len(saved), 'convolution')} with "
+        f"{percent(sum(macs(op) for _, op in saved) / seen.profile.macs)} of the MACs"
+        f"{seen.time([op.module for _, op in saved])}", layers,
+        f"`torchslim lighten {seen.model} --rules asymmetric{kernels} --ends` shows what pairs save; "
+        f"`torchslim.lighten(model, 'asymmetric', inputs, kernels={tuple(sides)}, ends=True)` makes them; train on")
+
+
+def heavy_ends(seen: Seen) -> list[Finding]:
+    """A first layer or classifier that outweighs the rest."""
+    found = []
+    first = next((op for op in seen.convolutions if op.args[0].source == "input"), None)
+    share = macs(first) / seen.profile.macs if first is not None else 0.0
+    if first is not None and share > 0.2 and len(seen.convolutions) > 1:
+        found.append(Finding(
+            "a first layer that dominates", share / 2, "MACs",
+            f"{percent(share)} of the MACs, on a map of {'x'.join(map(str, first.output.shape[2:]))}"
+            f"{seen.time([first.module])}", (named(first),),
+            f"halve its width, or let it take larger steps: `torchslim prune {seen.model} --macs 0.8"
+            f"{only([first.module])} --out slim.safetensors`"))
+    # Behind the last convolution, of a network that is made of convolutions: others have linear layers all the way.
+    convolved = sum(map(macs, seen.convolutions)) > seen.profile.macs / 2
+    last = max((op.index for op in seen.convolutions), default=len(seen.graph.ops)) if convolved else sys.maxsize
+    linear = {op.inputs[-1].id: (op, _weight(op)) for op in seen.graph.ops
+              if op.name in ("aten.addmm", "aten.mm") and op.index > last}
+    sizes = [(weight.numel, named(op)) for op, weight in linear.values() if weight is not None]
+    heavy = sum(number for number, _ in sizes) / seen.profile.params if seen.profile.params else 0.0
+    if heavy > 0.3 and seen.convolutions:
+        found.append(Finding(
+            "a classifier that dominates", heavy / 2, "parameters",
+            f"linear layers hold {percent(heavy)} of the parameters{seen.time([name for _, name in sizes])}",
+            worst(sizes), f"`torchslim prune {seen.model} --params 0.5 --out slim.safetensors` cuts what they read; or "
+            "pool over space before the first of them, and keep only one"))
+    return found
+
+
+def _weight(op: Op) -> Value | None:
+    return next((value for value in op.inputs if value.static and len(value.shape) == 2), None)
+
+
+def dilated_padding(seen: Seen) -> Finding | None:
+    """A k x k kernel of dilation d keeps the map's size with a padding of d (k - 1) / 2, not of (k - 1) / 2."""
+    wrong = []
+    for op in seen.convolutions:
+        kernel, (stride, padding, dilation) = op.args[1].shape[2:], (list(op.args[place]) for place in (3, 4, 5))
+        meant = [k // 2 for k in kernel]
+        if set(stride) == {1} and max(dilation) > 1 and max(kernel) > 1 and padding == meant and padding != [
+                d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True)]:
+            lost = 1 - prod(op.output.shape[2:]) / prod(op.args[0].shape[2:])
+            wrong.append((lost, named(op)))
+    if not wrong:
+        return None
+    return Finding(
+        '"same" padding that ignores dilation', 0.0, "memory access",
+        f"{several(len(wrong), 'dilated convolution')} padded as for a dilation of 1: maps shrink by up to "
+        f"{percent(max(lost for lost, _ in wrong))}", worst(wrong),
+        "pad by dilation * (kernel - 1) // 2, or say padding='same'")

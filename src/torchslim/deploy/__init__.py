@@ -1,0 +1,4 @@
+"""Model + inputs -> files for other runtimes, run and compared before they get their name.
+
+Open `exporting.py` first; `runtimes.py` opens the files.
+"""

@@ -1,0 +1,233 @@
+"""A model as a file for other runtimes: ONNX, torch.export, OpenVINO.
+
+Nothing gets its final name before it was loaded again, run, and found to agree with the eager model.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import chain
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchslim.deploy.runtimes import in_order, onnx_runner, openvino_runner
+from torchslim.errors import ExportError, MissingExtra, RequestError
+from torchslim.utils.copying import copied
+from torchslim.utils.eval_mode import evaluating
+from torchslim.utils.inputs import Inputs, arguments, map_tensors, tensors_in, unwrap
+from torchslim.utils.text import dims, first_line
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+_PROTOBUF_LIMIT = 1_900_000_000  # bytes; a message, hence a self-contained ONNX file, may have 2 GB
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An exported model.
+
+    Attributes:
+        path: the file; OpenVINO's weights lie beside it as `.bin`, ONNX's above 2 GB as `.data`.
+        error: the largest difference to an eager output, as a share of that output's largest magnitude.
+    """
+
+    path: Path
+    error: float
+
+
+def export(model: nn.Module, inputs: Inputs, path: str | Path, *, tolerance: float | None = None,
+           dynamic_batch: bool = False) -> Exported:
+    """Write a model in the format of the path's suffix: `.onnx`, `.pt2` (torch.export) or `.xml` (OpenVINO).
+
+    The model is exported in eval mode and on the CPU (from a copy, when it lies elsewhere), so that the file
+    needs no accelerator; mode, device and hooks of the given one stay as they are. The file is run and
+    compared before it appears under its name.
+
+    Args:
+        model: any module.
+        inputs: a tensor, a tuple of arguments, a list (the one argument) or a dict of keywords.
+        path: the file; one that exists is replaced.
+        tolerance: largest error allowed (see `Exported`); None means 1e-4, or 1e-2 in half precision.
+        dynamic_batch: dimension 0 of every input tensor may take any size; otherwise it is that of `inputs`.
+
+    Raises:
+        RequestError: an unknown suffix, a missing folder, inputs without a batch dimension to make dynamic.
+        MissingExtra: a package that writes or runs this format is not installed.
+        ExportError: the model can't be written in this format, or the written one disagrees.
+    """
+    path = Path(path)
+    chosen = _format(path)
+    model, call = _on_cpu(unwrap(model), arguments(inputs))
+    calls = [call, _doubled(call)] if dynamic_batch else [call]
+    limit = _tolerance(model, call) if tolerance is None else tolerance
+    with evaluating(model), torch.no_grad(), \
+            TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
+        draft = Path(folder) / path.name
+        try:
+            with quiet():
+                chosen.write(model, calls[-1], _any_batch(call) if dynamic_batch else None, draft)
+                results = [(list(tensors_in(model(*args, **kwargs))), chosen.run(draft, (args, kwargs)))
+                           for args, kwargs in calls]
+        except Exception as error:
+            hint = "dynamic_batch=False" if dynamic_batch else "another format, or fixed control flow"
+            raise ExportError(f"{path}: the export failed: {first_line(_root(error))}; try {hint}") from error
+        worst = max(_difference(path, eager, exported) for eager, exported in results)
+        if not worst <= limit:
+            raise ExportError(f"{path}: differs from the eager model by {worst:.1e} of its largest output, "
+                              f"at most {limit:.1e} wanted; nothing was written; try another format or "
+                              "tolerance=")
+        for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name):
+            file.replace(path.parent / file.name)  # what the file refers to comes first
+    return Exported(path, worst)
+
+
+def _format(path: Path) -> _Format:
+    if path.suffix not in _FORMATS:
+        raise RequestError(f"{path}: suffix {path.suffix!r} found, one of {', '.join(_FORMATS)} wanted")
+    if not path.parent.is_dir():
+        raise RequestError(f"{path}: lies in a folder that does not exist; make {path.parent} first")
+    chosen = _FORMATS[path.suffix]
+    for package, extra in chosen.needs:
+        if find_spec(package) is None:
+            raise MissingExtra(package, extra, f"export to {path.suffix}")
+    return chosen
+
+
+# --- the formats --------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class _Format:
+    needs: tuple[tuple[str, str], ...]
+    write: Callable[[nn.Module, Call, Any, Path], None]
+    run: Callable[[Path, Call], list[Tensor]]
+
+
+def _write_onnx(model: nn.Module, call: Call, dynamic: Any, path: Path) -> None:
+    size = sum(tensor.nbytes for tensor in chain(model.parameters(), model.buffers()))
+    torch.onnx.export(model, call[0], path, kwargs=call[1], dynamo=True, verbose=False,
+                      dynamic_shapes=dynamic, external_data=size > _PROTOBUF_LIMIT)
+
+
+def _run_onnx(path: Path, call: Call) -> list[Tensor]:
+    return [torch.from_numpy(output) for output in onnx_runner(path, call[1] or call[0])()]
+
+
+def _write_pt2(model: nn.Module, call: Call, dynamic: Any, path: Path) -> None:
+    torch.export.save(torch.export.export(model, call[0], call[1], dynamic_shapes=dynamic), path)
+
+
+def _run_pt2(path: Path, call: Call) -> list[Tensor]:
+    return list(tensors_in(torch.export.load(path).module()(*call[0], **call[1])))
+
+
+def _write_openvino(model: nn.Module, call: Call, dynamic: Any, path: Path) -> None:
+    import openvino
+
+    program = torch.export.export(model, call[0], call[1], dynamic_shapes=dynamic)
+    converted = openvino.convert_model(program)
+    tensors = in_order(call[1] or call[0], [port.any_name for port in converted.inputs])
+    # the conversion forgets the sizes it was shown, and fixed ones run faster
+    converted.reshape({port: [-1 if dynamic and not dim else size for dim, size in enumerate(tensor.shape)]
+                       for port, tensor in zip(converted.inputs, tensors, strict=True)})
+    openvino.save_model(converted, path, compress_to_fp16=False)
+
+
+def _run_openvino(path: Path, call: Call) -> list[Tensor]:
+    return [torch.from_numpy(output.copy()) for output in openvino_runner(path, call[1] or call[0])()]
+
+
+_FORMATS = {
+    ".onnx": _Format((("onnx", "onnx"), ("onnxscript", "onnx"), ("onnxruntime", "onnx")),
+                     _write_onnx, _run_onnx),
+    ".pt2": _Format((), _write_pt2, _run_pt2),
+    ".xml": _Format((("openvino", "openvino"),), _write_openvino, _run_openvino),
+}
+
+
+# --- inputs -------------------------------------------------------------------------------------------------
+
+def _on_cpu(model: nn.Module, call: Call) -> tuple[nn.Module, Call]:
+    held = chain(model.parameters(), model.buffers(), tensors_in(call))
+    if all(tensor.device.type == "cpu" for tensor in held):
+        return model, call
+    return copied(model).cpu(), map_tensors(Tensor.cpu, call)
+
+
+def _doubled(call: Call) -> Call:
+    """The call at twice the batch: torch.export takes a batch of 1 for a constant."""
+    if any(isinstance(arg, list) for arg in call[0]) or any(not tensor.ndim for tensor in tensors_in(call)):
+        raise RequestError("dynamic_batch: an input without a batch dimension found, wanted tensors with the "
+                           "batch as dimension 0; leave dynamic_batch out")
+    doubled: Call = map_tensors(lambda tensor: torch.cat([tensor, tensor]), call)
+    return doubled
+
+
+def _any_batch(call: Call) -> Any:
+    batch = torch.export.Dim("batch", min=1)
+
+    def of(tree: Any) -> Any:
+        if isinstance(tree, Tensor):
+            return {0: batch}
+        if isinstance(tree, dict):
+            return {key: of(value) for key, value in tree.items()}
+        return tuple(of(value) for value in tree) if isinstance(tree, tuple) else None
+
+    args, kwargs = call
+    return of(kwargs or args)
+
+
+# --- the comparison -----------------------------------------------------------------------------------------
+
+def _difference(path: Path, eager: list[Tensor], exported: list[Tensor]) -> float:
+    found, wanted = ([dims(tensor.shape) for tensor in tensors] for tensors in (exported, eager))
+    if found != wanted:
+        raise ExportError(f"{path}: outputs {', '.join(found)} found, {', '.join(wanted)} wanted; "
+                          "try another format")
+    return max((_relative(*pair) for pair in zip(eager, exported, strict=True)), default=0.0)
+
+
+def _relative(eager: Tensor, exported: Tensor) -> float:
+    eager, exported = eager.double(), exported.double()
+    finite = eager.isfinite()
+    if not torch.equal(finite, exported.isfinite()):
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    difference = float((eager - exported)[finite].abs().max())
+    scale = float(eager[finite].abs().max())
+    return difference / scale if scale else difference
+
+
+def _tolerance(model: nn.Module, call: Call) -> float:
+    halves = (torch.float16, torch.bfloat16)
+    return 1e-2 if any(t.dtype in halves for t in chain(model.parameters(), tensors_in(call))) else 1e-4
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """The exporters report progress, guesses and advice to their developers on every channel there is."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def _root(error: BaseException) -> BaseException:
+    """What the exporter's own error was caused by."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error

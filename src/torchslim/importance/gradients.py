@@ -1,0 +1,130 @@
+"""What a loss says of weights: how it would change if they went to zero, batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from torchslim.coupling.groups import ChannelGroup, Member
+from torchslim.errors import RequestError
+from torchslim.utils.copying import copied
+from torchslim.utils.inputs import arguments
+from torchslim.utils.modules import named_modules, tensors_of
+from torchslim.utils.text import first_line
+
+Loss = Callable[[Any, Any], Tensor]
+Key = tuple[str, int, int]
+Table = NDArray[np.float64]
+WANTED = "batches of (inputs, targets)"
+
+
+class Gradients:
+    """Products of weights and their gradients, summed over all but one dimension, for each batch of labelled data.
+
+    Args:
+        model: run in eval mode, as a copy; it is left as it was.
+        data: batches of (inputs, targets).
+        loss: of the model's outputs and the targets, to a scalar.
+    """
+
+    def __init__(self, model: nn.Module, data: Sequence[Any], loss: Loss | None) -> None:
+        if not callable(loss):
+            raise RequestError(f"loss: got {type(loss).__name__}, wanted a callable(outputs, targets); try "
+                               "torch.nn.functional.cross_entropy")
+        self.model, self.loss = model, loss
+        self.batches = [pair(batch, place) for place, batch in enumerate(data)]
+        self._tables: dict[Key, tuple[Table, Table]] = {}
+
+    def prepare(self, groups: Sequence[ChannelGroup]) -> None:
+        """Run the batches once for all that these groups will ask for."""
+        keys = {(m.name, m.dim, m.groups) for group in groups for m in _readers(group)}
+        if not keys <= self._tables.keys():
+            self._tables = self._run(sorted(keys))
+
+    def changes(self, group: ChannelGroup) -> Table:
+        """First-order change of the loss where each channel is silenced, shape (batches, channels).
+
+        The weights that read the channel go to zero: that silences it, and the sum over them of weight times gradient
+        is what the loss loses by it, to the first order.
+        """
+        return self._sum(group, 0)
+
+    def squares(self, group: ChannelGroup) -> Table:
+        """The sum of the squares of weight times gradient over the weights that read each channel, likewise."""
+        return self._sum(group, 1)
+
+    def _sum(self, group: ChannelGroup, which: int) -> Table:
+        readers = [m for m in _readers(group) if (m.name, m.dim, m.groups) in self._tables]
+        if not readers:
+            raise RequestError(f"importance: no gradient reaches weights that read the channels of `{group.name}`; "
+                               "leave it alone with exclude=, or use importance='l2'")
+        return np.asarray(np.sum([self._tables[m.name, m.dim, m.groups][which][:, m.indices].sum(2) for m in readers],
+                                 axis=0))
+
+    def _run(self, keys: Sequence[Key]) -> dict[Key, tuple[Table, Table]]:
+        model = copied(self.model)
+        for _, module in named_modules(model):
+            module.training = False
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                parameter.requires_grad_(True)
+        state = tensors_of(model)
+        found: dict[Key, tuple[list[Table], list[Table]]] = {}
+        for place, (inputs, targets) in enumerate(self.batches):
+            model.zero_grad()
+            self._backward(model, inputs, targets, place)
+            for key in keys:
+                name, dim, groups = key
+                if state[name].grad is not None:
+                    product = state[name].detach().double() * state[name].grad.double()  # type: ignore[union-attr]
+                    sums, squares = found.setdefault(key, ([], []))
+                    sums.append(totals(product, dim, groups).cpu().numpy())
+                    squares.append(totals(product.square(), dim, groups).cpu().numpy())
+        return {key: (np.stack(sums), np.stack(squares)) for key, (sums, squares) in found.items()
+                if len(sums) == len(self.batches)}
+
+    def _backward(self, model: nn.Module, inputs: Any, targets: Any, place: int) -> None:
+        args, kwargs = arguments(inputs)
+        try:
+            with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+                value = self.loss(model(*args, **kwargs), targets)
+                if not (isinstance(value, Tensor) and value.numel() == 1):
+                    raise RequestError(f"loss: gave {type(value).__name__}"
+                                       f"{f' of {value.numel()} numbers' if isinstance(value, Tensor) else ''}, wanted "
+                                       "a scalar tensor; take its mean")
+                if not torch.isfinite(value).all():
+                    raise RequestError(f"loss: {float(value.detach())} on batch {place} of data; wanted a finite "
+                                       "number: check the pictures and the targets")
+                value.sum().backward()  # type: ignore[no-untyped-call]
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            raise RequestError(f"data: batch {place} fails: {first_line(error)}; wanted (inputs, targets) that the "
+                               "model and the loss take") from error
+
+
+def totals(tensor: Tensor, dim: int, groups: int = 1) -> Tensor:
+    """Sums over all but one dimension; over all groups' inputs for dimension 1 of a grouped convolution."""
+    if groups > 1:
+        return tensor.reshape(groups, tensor.shape[0] // groups, tensor.shape[1], -1).sum((1, 3)).reshape(-1)
+    others = [d for d in range(tensor.dim()) if d != dim]
+    return tensor.sum(others) if others else tensor
+
+
+def _readers(group: ChannelGroup) -> list[Member]:
+    return [member for member in group.members if member.role == "reads"]
+
+
+def pair(batch: Any, place: int) -> tuple[Any, Any]:
+    """The inputs and the targets of a batch.
+
+    Raises:
+        RequestError: it is no pair.
+    """
+    if not (isinstance(batch, tuple | list) and len(batch) == 2):
+        many = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
+        raise RequestError(f"data: batch {place} is a {type(batch).__name__}{many}, wanted {WANTED}")
+    return batch[0], batch[1]

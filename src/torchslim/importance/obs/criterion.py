@@ -1,0 +1,248 @@
+"""A criterion by what is lost where the layers that read a channel are refitted without it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchslim.coupling.groups import ChannelGroup
+from torchslim.errors import RequestError
+from torchslim.importance.activations import readers_of
+from torchslim.importance.criterion import Criterion, Needs
+from torchslim.importance.evidence import Evidence
+from torchslim.importance.obs.cost_law import AS_PRICED, Law
+from torchslim.importance.obs.readers import Index, Reading, readings_in
+from torchslim.importance.obs.statistics import Probed, probe
+from torchslim.importance.obs.trials import Rehearsal
+from torchslim.importance.types import Scores
+from torchslim.utils.layer_spec import Spec
+
+STEP = 64
+"""One in so many of the channels that are left goes at a time, but one at least."""
+TINY = 1e-8
+"""Of the mean square, added to each: what is always the same has none."""
+
+
+@dataclass(frozen=True)
+class OBS(Criterion):
+    """What the outputs lose with the channel if the layers that read it are refitted, for each multiply-add it saves.
+
+    Optimal brain surgeon (Hassibi and Stork 1993) with whole channels for weights: the second moments of what a layer
+    reads are the Hessian of its squared error, and their inverse gives both the refit and what it leaves (Frantar and
+    Alistarh 2022, section 3; Kurtic et al. 2023, section 3.1). The cheapest channel of a group goes, weights and
+    inverse follow, and so on: a channel's score is its price when its turn comes. Errors of what a layer gives count
+    by the squared gradients there of a random projection of the network's outputs; no labels are asked for.
+
+    Moments and gradients are those of a copy whose batch norms have the statistics of the batches, so that a channel
+    which happens to be silent on few pictures is not called useless. `compensate` makes the refit that is reckoned
+    with here.
+
+    Prices order the channels of a group; between groups they mislead, because a refit on few pictures looks good on
+    these, the more so the deeper in the network. So some cuts of each group are tried: its cheapest channels are
+    silenced, their readers refitted on every other batch, and the outputs compared on the other batches. What they
+    lose tells what prices are worth, and by what power of them costs grow (`Law`). Give two batches or more, each of
+    other pictures (photographs of one place in one batch, of another in the next), or what is tried is what was fitted.
+
+    Attributes:
+        damp: added to the moments, in mean squares of each input: a few pictures do not tell all.
+        tried: the shares of a group's channels that are silenced on trial, one run of a batch for each and each half
+            of the batches; () to take prices as they are reckoned. Outputs whose shapes hang on their values, such as
+            the boxes that a detector finds, can't be compared: with these, too, prices are taken as they are.
+
+    Raises:
+        RequestError: the model fails on a batch, nothing that can be measured reads a group's channels, the damp is
+            not positive, or a share is not above 0 and up to 1.
+    """
+
+    damp: float = 0.3
+    tried: tuple[float, ...] = (0.2, 0.6, 1.0)
+    needs: ClassVar[Needs] = "inputs"
+    name: ClassVar[str] = "obs"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.damp, bool) or not isinstance(self.damp, int | float) or not 0 < self.damp < float("inf"):
+            raise RequestError(f"OBS: damp={self.damp!r} found, a number above 0 wanted; try 0.3")
+        tried = self.tried if isinstance(self.tried, tuple | list) else (None,)
+        if not all(isinstance(share, int | float) and share is not True and 0 < share <= 1 for share in tried):
+            raise RequestError(f"OBS: tried={self.tried!r} found, shares above 0 and up to 1 wanted; "
+                               "try (0.2, 0.6, 1.0)")
+        object.__setattr__(self, "tried", tuple(tried))
+
+    def __call__(self, groups: Sequence[ChannelGroup], evidence: Evidence) -> Sequence[Scores]:
+        """See `Criterion`."""
+        readers = readers_of(evidence.model)
+        readings = [list(readings_in(group, evidence, readers)) for group in groups]
+        probed = _probed(evidence, readings)
+        known = {name: Inverses(name, one, self.damp) for name, one in probed.items()}
+        found = []
+        for group, own in zip(groups, readings, strict=True):
+            faces = [face for reading in own if reading.layer in known for face in _faces(reading, known)]
+            if not faces:
+                raise RequestError(f"importance 'obs': no convolution or linear layer that ran on the data, and that "
+                                   f"the outputs depend on, reads the channels of `{group.name}`; leave it alone with "
+                                   "exclude=, or use importance='l2'")
+            prices = _prices(group.channels, faces)
+            if not np.isfinite(prices).all():
+                raise RequestError(f"importance 'obs': layers that read the channels of `{group.name}` have weights or "
+                                   "gradients that are not finite; look for NaN in the weights")
+            found.append(prices)
+        laws = self._tried(evidence, probed, readings, found)
+        return [law.costs(prices) / max(evidence.gains(group), 1.0)
+                for group, prices, law in zip(groups, found, laws, strict=True)]
+
+    def _tried(self, evidence: Evidence, probed: Mapping[str, Probed], readings: Sequence[Sequence[Reading]],
+               prices: Sequence[Scores]) -> list[Law]:
+        """What cuts of each group cost by their prices; for all groups as priced if one of them can't be tried."""
+        rehearsal = Rehearsal(evidence.model, evidence.batches, probed, self.damp)
+        found = []
+        for own, reckoned in zip(readings, prices, strict=True) if self.tried else ():
+            key = ("tried", self, *((one.layer, one.seen.tobytes()) for one in own))
+            if key not in evidence.memo:
+                evidence.memo[key] = rehearsal.law(own, reckoned, self.tried)
+            if evidence.memo[key] is None:
+                break
+            found.append(evidence.memo[key])
+        return found if len(found) == len(prices) else [AS_PRICED] * len(prices)
+
+
+# --- what was measured ----------------------------------------------------------------------------------------
+
+def _probed(evidence: Evidence, readings: Sequence[Sequence[Reading]]) -> dict[str, Probed]:
+    """What was seen and felt at all layers that the outputs depend on; measured once, unless others are asked for."""
+    wanted: dict[str, tuple[Spec, list[Tensor]]] = {}
+    for reading in (one for own in readings for one in own):
+        columns = wanted.setdefault(reading.layer, (reading.spec, []))[1]
+        columns += [one for one in reading.columns if not any(torch.equal(one, other) for other in columns)]
+    before = evidence.memo.get("probed")
+    if before is None or not all(name in before[0] and _among(columns, before[0][name][1])
+                                 for name, (_, columns) in wanted.items()):
+        found = probe(evidence.model, evidence.batches, wanted, evidence.seed)
+        evidence.memo["probed"] = before = wanted, {name: one for name, one in found.items() if one.felt is not None}
+    return dict(before[1])
+
+
+def _among(columns: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    return all(any(torch.equal(one, other) for other in others) for one in columns)
+
+
+class Inverses:
+    """Inverses of the moments of what a layer reads, made when they are asked for."""
+
+    def __init__(self, name: str, probed: Probed, damp: float) -> None:
+        self.name, self.probed, self.damp = name, probed, damp
+        self.made: dict[int, Tensor] = {}
+
+    def of(self, columns: Tensor) -> Tensor:
+        """(G, F, F) for one of its sets of columns.
+
+        Raises:
+            RequestError: what the layer read is not finite, or the damp is too little.
+        """
+        place = next(i for i, own in enumerate(self.probed.columns) if torch.equal(own, columns))
+        if place not in self.made:
+            moments = self.probed.moments(place)
+            squares = moments.diagonal(dim1=1, dim2=2)
+            ridge = self.damp * squares + TINY * squares.mean(1, keepdim=True).clamp_min(TINY)
+            if not moments.isfinite().all():
+                raise RequestError(f"importance 'obs': `{self.name}` reads values that are not finite on the data; "
+                                   "look for NaN in the batches and the weights")
+            root, failed = torch.linalg.cholesky_ex(moments + torch.diag_embed(ridge))
+            if failed.any():
+                raise RequestError(f"importance 'obs': damp={self.damp} is too little for what `{self.name}` reads on "
+                                   "the data; try 0.3")
+            self.made[place] = torch.cholesky_inverse(root)
+        return self.made[place]
+
+
+# --- the prices ---------------------------------------------------------------------------------------------
+
+@dataclass(eq=False)
+class Face:
+    """Filters that see some of a group's channels, each by equally many numbers K.
+
+    Attributes:
+        channels: (C,) which.
+        weight: (N, C, K), each filter times the root of what its errors cost.
+        inverse: (C, K, C, K), of the moments of what it sees.
+    """
+
+    channels: Index
+    weight: Tensor
+    inverse: Tensor
+
+    def prices(self) -> Scores:
+        """What the best refit without each channel leaves, (C,)."""
+        blocks = self.inverse.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+        weight = self.weight.permute(1, 2, 0)
+        return np.asarray((weight * torch.linalg.solve(blocks, weight)).sum((1, 2)).clamp_min(0))
+
+    def lose(self, gone: Index) -> None:
+        """Refit the filters without some channels, and forget these."""
+        lost = torch.from_numpy(np.isin(self.channels, gone))
+        if not lost.any():
+            return
+        stays = ~lost
+        size, taps = len(lost), self.inverse.shape[1]
+        flat, columns = self.inverse.reshape(size * taps, -1), self.weight.flatten(1)
+        out, left = (mask.repeat_interleave(taps).nonzero().squeeze(1) for mask in (lost, stays))
+        refit = torch.linalg.solve(flat[out][:, out], flat[out][:, left])
+        count = int(stays.sum())
+        self.weight = (columns[:, left] - columns[:, out] @ refit).reshape(len(columns), count, taps)
+        self.inverse = (flat[left][:, left] - flat[left][:, out] @ refit).reshape(count, taps, count, taps)
+        self.channels = self.channels[stays.numpy()]
+
+
+def _faces(reading: Reading, known: Mapping[str, Inverses]) -> Iterator[Face]:
+    """A face for each set of columns, and each group of filters that sees some of the channels in it.
+
+    Of a group's channels a filter sees inputs (`seen % fan_in`), each through all taps; `spot` says where among the
+    set's columns these are, and the inverse is cut down to them.
+    """
+    inverses, spec = known[reading.layer], reading.spec
+    taps, home = prod(spec.kernel), reading.seen // spec.fan_in
+    # Together what each channel is to one group of filters; one by one where it is part of several.
+    whole = bool((home == home[:, :1]).all())
+    parts = [reading.seen] if whole else [place[:, None] for place in reading.seen.T]
+    felt = inverses.probed.felt
+    assert felt is not None
+    roots = felt.reshape(spec.groups, -1).sqrt()
+    for columns in reading.columns:
+        spot = np.full(spec.fan_in * taps, -1)
+        spot[columns.numpy()] = np.arange(len(columns))
+        inverse = inverses.of(columns)
+        for part in parts:
+            for group in np.unique(part[:, 0] // spec.fan_in).tolist():
+                channels = np.flatnonzero(part[:, 0] // spec.fan_in == group)
+                sees = ((part[channels] % spec.fan_in)[:, :, None] * taps + np.arange(taps)).reshape(len(channels), -1)
+                own = spot[sees]
+                if (own < 0).all():
+                    continue  # another group's columns
+                own = own[own >= 0].reshape(len(channels), -1)
+                at = torch.from_numpy(own.ravel())
+                weight = reading.weight[group][:, columns[at]] * roots[group][:, None]
+                size = own.shape
+                yield Face(channels, weight.reshape(-1, *size), inverse[group][at][:, at].reshape(*size, *size))
+
+
+def _prices(channels: int, faces: Sequence[Face]) -> Scores:
+    """The price of each channel when its turn comes, not decreasing in that order."""
+    left, found, dearest = np.arange(channels), np.zeros(channels), 0.0
+    while len(left):
+        price = np.zeros(channels)
+        for face in faces:
+            price[face.channels] += face.prices()
+        going = left[np.argsort(price[left], kind="stable")][:max(1, len(left) // STEP)]
+        for one in going.tolist():
+            # What goes later is dearer, if only by a hair: the order is part of what was found.
+            dearest = found[one] = max(price[one], dearest * (1 + 1e-12))
+        left = left[~np.isin(left, going)]
+        for face in faces if len(left) else ():
+            face.lose(going)
+    return found

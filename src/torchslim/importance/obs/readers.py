@@ -1,0 +1,65 @@
+"""The layers that read a group's channels, and which of what their filters see these are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from torchslim.coupling.groups import ChannelGroup
+from torchslim.importance.evidence import Evidence
+from torchslim.utils.layer_spec import Spec, geometry, plain
+
+WIDE = 2048
+"""Where filters see more numbers than this, each tap is taken by itself: the inverse of all would take minutes."""
+
+Index = NDArray[np.int64]
+
+
+class Reading(NamedTuple):
+    """A layer that reads a group's channels.
+
+    Attributes:
+        layer: its name.
+        spec: what it is.
+        weight: (G, N / G, inputs of a filter x taps).
+        seen: (channels, n): the input channels of the layer, over all its groups, that each channel is.
+    """
+
+    layer: str
+    spec: Spec
+    weight: Tensor
+    seen: Index
+
+    @property
+    def columns(self) -> list[Tensor]:
+        """The sets of what a filter sees whose moments tell of these channels: one of all, or each tap by itself."""
+        taps, inputs = prod(self.spec.kernel), self.spec.fan_in
+        if inputs * taps <= WIDE:
+            return [torch.arange(inputs * taps)]
+        own = [torch.arange(inputs)]
+        if inputs > WIDE and self.spec.groups == 1:  # a map that was flattened: place by place
+            own = [torch.from_numpy(place) for place in self.seen.T]
+        return [channels * taps + tap for channels in own for tap in range(taps)]
+
+
+def readings_in(group: ChannelGroup, evidence: Evidence, readers: Mapping[int, list[str]]) -> Iterator[Reading]:
+    """Of one group.
+
+    Args:
+        group: of channels.
+        evidence: the network.
+        readers: by the id of a tensor the names of the layers that read with it.
+    """
+    for member in group.members:
+        for name in readers.get(id(evidence.state[member.name]), ()) if member.role == "reads" else ():
+            layer: Any = evidence.model.get_submodule(name)
+            spec = geometry(layer)
+            if spec is not None and member.indices.max() < spec.inputs:
+                weight = plain(layer.weight.detach().double().cpu(), spec.groups, spec.transposed)
+                yield Reading(name, spec, weight.reshape(spec.groups, spec.outputs // spec.groups, -1), member.indices)

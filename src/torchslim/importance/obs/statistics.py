@@ -1,0 +1,177 @@
+"""What errors cost that layers make: second moments of what each reads, and how the outputs feel what it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchslim.compensation.moments import Sampler, wide
+from torchslim.compensation.recalibration import counts, settled
+from torchslim.errors import RequestError
+from torchslim.utils.copying import copied
+from torchslim.utils.eval_mode import evaluating
+from torchslim.utils.inputs import Inputs, called, tensors_in
+from torchslim.utils.layer_spec import Spec
+
+PLACES = 64
+"""So many places of each map are looked at: pictures differ more than places of one picture do."""
+
+Layers = Mapping[str, tuple[Spec, Sequence[Tensor]]]
+"""Layers by name, as what they are, and sets of columns of what each filter sees."""
+
+
+@dataclass
+class Sums:
+    """Of one network's runs of every other batch: how many places were looked at, and of each set of columns squares
+    and sums, (G, F, F) and (G, F)."""
+
+    places: int = 0
+    squares: list[Tensor] = field(default_factory=list)
+    sums: list[Tensor] = field(default_factory=list)
+
+
+@dataclass
+class Probed:
+    """What a layer was seen to read, and how the network's outputs feel what it gives.
+
+    Attributes:
+        spec: the layer.
+        columns: sets of what its filters see; each filter of a group of channels sees fan-in x taps numbers.
+        views: of the network as it is, and of the copy whose norms are settled, if there is one: what the batches in
+            even places tell, and those in odd ones.
+        felt: (N,): squared gradients of a random projection of the network's outputs, summed over
+            maps and items; None where no gradient reaches the layer.
+    """
+
+    spec: Spec
+    columns: Sequence[Tensor]
+    views: tuple[tuple[Sums, Sums], ...]
+    felt: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self.looks = [Sampler(self.spec, PLACES) for _ in self.views]
+
+    def moments(self, place: int) -> Tensor:
+        """Second moments about the means of one set of columns, (G, F, F), where norms are settled if any are."""
+        return _central(place, self.views[-1])
+
+    def moments_of_half(self, place: int, half: int) -> Tensor:
+        """Likewise on the batches in even (0) or odd (1) places, and the mean of all views."""
+        return torch.stack([_central(place, _of_half(view, half)) for view in self.views]).mean(0)
+
+    def level(self, place: int, half: int) -> Tensor:
+        """What is seen on average in the network as it is, (G, F), of a set of columns on a half of the batches."""
+        return _mean(place, _of_half(self.views[0], half))
+
+    def see(self, x: Tensor, view: int, half: int) -> None:
+        """Count what the layer reads; nothing at all where the data leave it no rows (a detector that finds none)."""
+        if not x.numel():
+            return
+        views = torch.cat([one for one, _ in self.looks[view](wide(x.detach()))])
+        rows, own = views.reshape(len(views), self.spec.groups, -1).transpose(0, 1), self.views[view][half]
+        own.places += len(views)
+        # Squares about nought lose what is small beside a large mean: in single precision about the batch's mean, the
+        # rest in double.
+        near = rows.mean(1, keepdim=True)
+        rows, near = rows - near, near.double().cpu()
+        for place, columns in enumerate(self.columns):
+            a, mean = rows[:, :, columns.to(rows.device)], near[:, :, columns]
+            squares, sums = (a.mT @ a).double().cpu(), a.double().sum(1, keepdim=True).cpu()
+            squares += mean.mT @ sums + sums.mT @ mean + len(views) * mean.mT @ mean
+            sums = (sums + len(views) * mean).squeeze(1)
+            if len(own.squares) == place:
+                own.squares.append(squares)
+                own.sums.append(sums)
+            else:
+                own.squares[place] += squares
+                own.sums[place] += sums
+
+    def feel(self, gradient: Tensor) -> None:
+        """Count how the outputs feel the layer's, (B, N, *map) or (*, N)."""
+        dim = gradient.dim() - 1 - self.spec.dims
+        squares = gradient.double().square().movedim(dim, 0).flatten(1).sum(1).cpu()
+        self.felt = squares if self.felt is None else self.felt + squares
+
+
+def _of_half(view: Sequence[Sums], half: int) -> Sequence[Sums]:
+    """Every other batch; all that there are where the layer ran on none of these."""
+    return view[half:half + 1] if view[half].places else [one for one in view if one.places]
+
+
+def _mean(place: int, sums: Sequence[Sums]) -> Tensor:
+    own = [one for one in sums if one.places]
+    return torch.stack([one.sums[place] for one in own]).sum(0) / sum(one.places for one in own)
+
+
+def _central(place: int, sums: Sequence[Sums]) -> Tensor:
+    own, means = [one for one in sums if one.places], _mean(place, sums)
+    squares = torch.stack([one.squares[place] for one in own]).sum(0) / sum(one.places for one in own)
+    return squares - means.unsqueeze(2) * means.unsqueeze(1)
+
+
+def probe(model: nn.Module, batches: Sequence[Inputs], layers: Layers, seed: int) -> dict[str, Probed]:
+    """Run all batches forth and back in a copy whose batch norms have their statistics, and forth in the model itself.
+
+    On a few pictures many channels are silent that speak on others. In that copy every channel is as active as it was
+    in training. A model without such norms is run once, forth and back.
+
+    Args:
+        model: left as it was.
+        batches: inputs without targets.
+        layers: which.
+        seed: of the projection of the outputs.
+
+    Raises:
+        RequestError: the model fails on a batch, or has no outputs that are differentiable.
+        TraceError: it runs other layers on one batch than on another.
+    """
+    networks = [copied(model)]
+    if any(counts(module) for module in model.modules()):
+        networks.append(settled(model, batches))
+    found = {name: Probed(spec, columns, tuple((Sums(), Sums()) for _ in networks))
+             for name, (spec, columns) in layers.items()}
+    chance = torch.Generator().manual_seed(seed)
+    for parameter in networks[-1].parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    with evaluating(*networks), torch.random.fork_rng(devices=[]):
+        for place, batch in enumerate(batches):
+            for view, network in enumerate(networks):
+                given: list[tuple[str, Tensor]] = []
+                felt = network is networks[-1]
+                with torch.set_grad_enabled(felt), _watched(network, found, given, view, place % 2):
+                    outputs = called(network, batch, place)
+                for name, gradient in _gradients(outputs, given, chance) if felt else ():
+                    found[name].feel(gradient)
+    return {name: one for name, one in found.items() if all(any(half.places for half in view) for view in one.views)}
+
+
+@contextmanager
+def _watched(network: nn.Module, found: Mapping[str, Probed], given: list[tuple[str, Tensor]], view: int,
+             half: int) -> Iterator[None]:
+    with ExitStack() as stack:
+        for name, probed in found.items():
+            def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor, name: str = name,
+                     probed: Probed = probed) -> Tensor:
+                probed.see(next(iter((*args, *kwargs.values()))), view, half)
+                given.append((name, y))
+                return y.clone()  # what comes next may write into it, and the gradient would be that of what it wrote
+
+            stack.enter_context(network.get_submodule(name).register_forward_hook(note, with_kwargs=True))
+        yield
+
+
+def _gradients(outputs: Any, given: Sequence[tuple[str, Tensor]], chance: torch.Generator) -> list[tuple[str, Tensor]]:
+    """Of a projection of all outputs with random signs, with respect to what layers gave that they depend on."""
+    felt = [y for y in tensors_in(outputs) if y.requires_grad]
+    if not felt:
+        raise RequestError("importance 'obs': no output of the model is differentiable, so that nothing says what its "
+                           "layers' errors cost; use importance='activation'")
+    signs = [torch.randint(0, 2, y.shape, generator=chance).to(y) * 2 - 1 for y in felt]
+    ways = [(name, y) for name, y in given if y.requires_grad]
+    found = torch.autograd.grad(felt, [y for _, y in ways], signs, allow_unused=True) if ways else ()
+    return [(name, gradient) for (name, _), gradient in zip(ways, found, strict=True) if gradient is not None]

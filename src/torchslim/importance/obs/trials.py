@@ -1,0 +1,230 @@
+"""What cuts cost, tried out: channels are silenced, their readers refitted on some batches, outputs compared on others.
+
+What a refit leaves on the very pictures that it was made on says little where filters see a thousand channels and the
+pictures are a hundred: deep in a network it can be tens of times less than on other pictures. So a price is worth
+no more than its trial.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from math import inf, isfinite, log, log1p, prod
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from torchslim.errors import RequestError
+from torchslim.importance.obs.cost_law import TINY, Law, Trial
+from torchslim.importance.obs.readers import Index, Reading
+from torchslim.importance.obs.statistics import Probed
+from torchslim.importance.types import Scores
+from torchslim.utils.copying import copied
+from torchslim.utils.eval_mode import evaluating
+from torchslim.utils.inputs import Inputs, called, tensors_in
+from torchslim.utils.layer_spec import Spec, stored
+
+NOTHING = 1e-9
+"""Of the outputs' variance: a loss below that is rounding."""
+DEAD = 1e-6
+"""Of the dearest channel's price: a channel of less is dead, or as good as that."""
+RIDGE = 1e-9
+"""Of the mean square of what a layer sees: added, so that what it sees too little of is solved for."""
+MOST = 0.99
+"""Of the outputs' variance: as good as all of it, which no finite cost stands for."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A reader's weight without some channels, as torch stores it, and what is added to its outputs, (N,)."""
+
+    spec: Spec
+    weight: Tensor
+    shift: Tensor
+
+
+class Rehearsal:
+    """Trials of cuts in a copy of a network.
+
+    Args:
+        model: the network; it is left as it was.
+        batches: inputs without targets; readers are refitted on every other one, and tried on one of the others.
+        probed: what the readers were seen to read on these batches.
+        damp: what it costs a weight to move, in mean squares of what it sees.
+    """
+
+    def __init__(self, model: nn.Module, batches: Sequence[Inputs], probed: Mapping[str, Probed], damp: float) -> None:
+        self.model, self.batches, self.probed, self.damp = model, batches, probed, damp
+        self.before: dict[int, list[Tensor]] = {}
+
+    @cached_property
+    def network(self) -> nn.Module:
+        """The copy."""
+        return copied(self.model).requires_grad_(False)
+
+    def law(self, readings: Sequence[Reading], prices: Scores, shares: Sequence[float]) -> Law | None:
+        """What cuts of a group cost by their prices, of trials of the channels that are cheapest.
+
+        Args:
+            readings: the layers that read a group's channels.
+            prices: of its channels, (C,).
+            shares: of the channels, one for each trial; those that come to as many channels are tried once.
+
+        Returns:
+            The law of the trials that lose more than `NOTHING`; `NOTHING` for the price of all that was tried if none
+            does. Dead channels, of no price, are not tried: they say nothing of the others. None where the outputs'
+            shapes hang on their values (boxes that a detector finds), so that they can't be compared.
+        """
+        order = np.argsort(prices, kind="stable")
+        order = order[prices[order] > DEAD * prices.max()]
+        found, dearest = [], TINY
+        counts = dict.fromkeys(max(1, int(len(order) * share)) for share in shares) if len(order) else ()
+        for trial, count in enumerate(counts):
+            gone = order[:count]
+            for half in (0, 1) if len(self.batches) > 1 else (0,):
+                lost = self.lost(readings, gone, half, trial)
+                if lost is None:
+                    return None
+                price = max(float(prices[gone].sum()), TINY)
+                dearest = max(dearest, price)
+                if lost > NOTHING:
+                    # Of cuts one behind another the shares that are left multiply: so their logarithms add up.
+                    found.append(Trial(price, -log1p(-min(lost, MOST))))
+        return Law.through(found) if found else Law(log(NOTHING) - log(max(dearest, NOTHING)), 1.0)
+
+    def lost(self, readings: Sequence[Reading], gone: Index, half: int, trial: int) -> float | None:
+        """What the outputs lose with some channels, in their variances; None if their shapes are others then.
+
+        Args:
+            readings: the layers that read these channels.
+            gone: of the group's channels, (n,).
+            half: of the batches, on which the readers are refitted.
+            trial: decides which of the other half's batches is asked.
+        """
+        others = range(1 - half, len(self.batches), 2) if len(self.batches) > 1 else range(1)
+        place = others[trial % len(others)]
+        wanted = self._outputs(place)
+        with ExitStack() as stack:
+            for name, fitted in self._refitted(readings, gone, half).items():
+                stack.enter_context(_replaced(self.network.get_submodule(name), fitted))
+            found = self._run(place)
+        if [one.shape for one in found] != [one.shape for one in wanted]:
+            return None
+        return float(np.mean([_distance(one, other) for one, other in zip(found, wanted, strict=True)]))
+
+    def _outputs(self, place: int) -> list[Tensor]:
+        if place not in self.before:
+            self.before[place] = self._run(place)
+            if any(bool(one.isnan().any()) for one in self.before[place]):
+                raise RequestError(f"importance 'obs': the model gives NaN on batch {place} of the data; look for NaN "
+                                   "in the batches and the weights")
+        return self.before[place]
+
+    def _run(self, place: int) -> list[Tensor]:
+        with evaluating(self.network), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            outputs = called(self.network, self.batches[place], place)
+        return [one for one in tensors_in(outputs) if one.is_floating_point() and one.numel()]
+
+    def _refitted(self, readings: Sequence[Reading], gone: Index, half: int) -> dict[str, Fitted]:
+        found = {}
+        for name in dict.fromkeys(reading.layer for reading in readings if reading.layer in self.probed):
+            own = [reading for reading in readings if reading.layer == name]
+            found[name] = refitted(own, self.probed[name], gone, half, self.damp)
+        return found
+
+
+def refitted(readings: Sequence[Reading], probed: Probed, gone: Index, half: int, damp: float) -> Fitted:
+    """A layer's best weight without some channels, on a half of the batches: ridge regression from all that is left.
+
+    Args:
+        readings: of one layer, several if it reads the channels in several ways.
+        probed: what it was seen to read.
+        gone: of the group's channels, (n,).
+        half: of the batches.
+        damp: what it costs a weight to move, in mean squares of what it sees.
+    """
+    spec, before = readings[0].spec, readings[0].weight
+    weight, lost, level = before.clone(), _lost(readings, gone), torch.zeros_like(before[:, 0])
+    for place, columns in enumerate(probed.columns):
+        level[:, columns] = probed.level(place, half)
+        if not lost[:, columns].any():
+            continue
+        moments = probed.moments_of_half(place, half)
+        for group in range(spec.groups):
+            out, left = (mask[columns].nonzero().flatten() for mask in (lost[group], ~lost[group]))
+            seen, squares = moments[group][left], moments[group].diagonal()
+            ridge = damp * squares[left] + RIDGE * squares.mean().clamp_min(RIDGE)
+            moves = torch.linalg.solve(seen[:, left] + torch.diag(ridge), seen[:, out])
+            weight[group][:, columns[left]] += before[group][:, columns[out]] @ moves.mT
+    weight[lost.unsqueeze(1).expand_as(weight)] = 0
+    shift = ((before - weight) @ level.unsqueeze(2)).flatten()
+    stacked = weight.reshape(spec.outputs, spec.fan_in, *spec.kernel)
+    return Fitted(spec, stored(stacked, spec), shift)
+
+
+def _lost(readings: Sequence[Reading], gone: Index) -> Tensor:
+    """Which of what the filters of each group see is gone: (G, fan-in x taps)."""
+    spec = readings[0].spec
+    lost = torch.zeros(spec.groups, spec.fan_in, prod(spec.kernel), dtype=torch.bool)
+    for reading in readings:
+        inputs = torch.from_numpy(reading.seen[gone].ravel())
+        lost[inputs // spec.fan_in, inputs % spec.fan_in] = True
+    return lost.flatten(1)
+
+
+class _Held(nn.Module):
+    """In place of what computes a weight."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self) -> Tensor:
+        return self.weight
+
+
+@contextmanager
+def _replaced(layer: Any, fitted: Fitted) -> Iterator[None]:
+    """A layer with another weight, and something added to what it gives."""
+    weight = fitted.weight.to(layer.weight)
+    shift = fitted.shift.to(layer.weight).reshape(-1, *[1] * fitted.spec.dims)
+    with ExitStack() as stack:
+        if parametrize.is_parametrized(layer, "weight"):
+            stack.enter_context(_swapped(layer.parametrizations, "weight", _Held(weight)))
+        elif "weight" in layer._parameters:
+            stack.enter_context(_swapped(layer._parameters, "weight", weight))
+        else:  # a hook sets it before each call (`torch.nn.utils.weight_norm`, `prune`); this one comes behind it
+            stack.enter_context(layer.register_forward_pre_hook(lambda *_: setattr(layer, "weight", weight)))
+        stack.enter_context(layer.register_forward_hook(lambda _, args, y: y + shift))
+        yield
+
+
+@contextmanager
+def _swapped(held: Any, name: str, new: Any) -> Iterator[None]:
+    before, held[name] = held[name], new
+    try:
+        yield
+    finally:
+        held[name] = before
+
+
+def _distance(found: Tensor, wanted: Tensor) -> float:
+    """Mean squared difference, in variances of what is wanted; in its mean squares where all of it is the same.
+
+    Places where something infinite is wanted (what a mask rules out) say nothing; something infinite elsewhere is as
+    wrong as can be.
+    """
+    told = wanted.isfinite()
+    if not told.any():
+        return 0.0
+    found, wanted = found[told].double(), wanted[told].double()
+    size = wanted.square().mean()
+    spread = (wanted - wanted.mean()).square().mean()
+    unit = spread if spread > NOTHING * size else size
+    error = float((found - wanted).square().mean() / (unit if unit > 0 else 1))
+    return error if isfinite(error) else inf

@@ -1,0 +1,77 @@
+"""What the phases of a run share: its settings, its folder, its data and its models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+
+from torchslim.pipeline.run_folder import RunFolder
+from torchslim.pipeline.settings import Settings
+from torchslim.store.loading import load
+from torchslim.store.saving import save
+from torchslim.surgery.plans import Plan
+from torchslim.train import Data, History, Progress, fit, load_data
+from torchslim.utils.seeding import mix
+from torchslim.zoo import sources
+
+
+@dataclass
+class Run:
+    """What the phases share."""
+
+    settings: Settings
+    folder: RunFolder
+    threads: int
+    watch: Callable[[Progress], None]
+
+    @cached_property
+    def data(self) -> Data:
+        """The data."""
+        return load_data(self.settings.data, size=self.settings.size, seed=self.settings.seed)
+
+    @cached_property
+    def source(self) -> sources.Source:
+        """Where the model comes from, with as many classes as the data has."""
+        return sources.resolve(self.settings.model).with_defaults(num_classes=len(self.data.classes))
+
+    @property
+    def steps(self) -> int:
+        """Training steps in an epoch."""
+        return -(-len(self.data.train) // self.settings.batch_size)  # type: ignore[arg-type]
+
+    @cached_property
+    def inputs(self) -> torch.Tensor:
+        """One picture's worth of noise, to trace and to prove with."""
+        generator = torch.Generator().manual_seed(mix(self.settings.seed, 0))
+        return torch.randn(1, *self.data.shape, generator=generator)
+
+    def model(self, name: str) -> nn.Module:
+        """The model stored under a name."""
+        # The caller asked for this very model to be built, so its source is trusted.
+        return load(self.folder.file(name), trust_source=True)
+
+    def plan(self) -> Plan:
+        """The plan."""
+        return Plan.from_json(self.folder.file("plan.json").read_text(encoding="utf-8"))
+
+    def store(self, model: nn.Module, name: str, plan: Plan | None = None) -> None:
+        """Keep a model under a name."""
+        save(model, self.folder.file(name), plan=plan, source=self.source)
+
+    def milestones(self, phase: str) -> tuple[float, ...]:
+        """Shares of a phase at which its learning rate falls."""
+        later = self.settings.later_milestones
+        return self.settings.milestones if phase == "baseline" or later is None else later
+
+    def train(self, model: nn.Module, phase: str, number: int, **options: Any) -> History:
+        """Train, going on from where an interrupted run stopped."""
+        settings = self.settings
+        return fit(model, self.data, batch_size=settings.batch_size, label_smoothing=settings.label_smoothing,
+                   weight_decay=settings.weight_decay, milestones=self.milestones(phase),
+                   seed=mix(settings.seed, number), checkpoint=self.folder.file(f"{phase}.checkpoint"),
+                   progress=self.watch, workers=settings.workers, **options)

@@ -1,0 +1,115 @@
+"""Published results as files that `torchslim slim --recipe` runs: the paper, its figures, every setting, what differs.
+
+No torch here: recipes are listed and shown without it.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from torchslim.errors import RequestError
+from torchslim.pipeline.settings import Settings
+from torchslim.utils.text import first_line
+
+SHIPPED = Path(__file__).parent
+SUFFIX = ".toml"
+PHASES = ("baseline_epochs", "sparsify_epochs", "finetune_epochs")
+# Where a run leaves its files, and what it runs on, is no part of a recipe.
+SETTINGS = tuple(field.name for field in fields(Settings) if field.name not in ("out", "threads", "workers"))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One published result, and how to go after it.
+
+    Attributes:
+        name: what it is called here.
+        title: what is cut, in a line.
+        paper: authors, year and title.
+        url: where it is to be read.
+        published: the paper's figures, by what they are of.
+        differs: what this package does otherwise than the paper, a sentence each.
+        settings: those of the run, by their names in `torchslim.pipeline.settings.Settings`.
+    """
+
+    name: str
+    title: str
+    paper: str
+    url: str
+    published: Mapping[str, str]
+    differs: tuple[str, ...]
+    settings: Mapping[str, Any]
+
+    def run(self, out: Path, epochs: int | None = None, **changes: Any) -> Settings:
+        """The settings of a run by this recipe, with changes.
+
+        Args:
+            out: the run's folder.
+            epochs: of every phase that has some, in place of the recipe's.
+            changes: settings by name, in place of the recipe's.
+        """
+        few = {} if epochs is None else {name: epochs for name in PHASES if self.settings.get(name, 1)}
+        return Settings(**{**self.settings, **few, **changes, "out": out})
+
+
+def names() -> list[str]:
+    """The recipes that are shipped."""
+    return sorted(path.stem for path in SHIPPED.glob(f"*{SUFFIX}"))
+
+
+def read(name: str | Path) -> Recipe:
+    """A recipe by its name, or from a file of one's own.
+
+    Raises:
+        RequestError: no such recipe (with close matches), or a file that is none.
+    """
+    path = Path(name)
+    if path.suffix != SUFFIX:
+        if str(name) not in names():
+            close = get_close_matches(str(name), names(), n=1, cutoff=0.4)
+            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names())}"
+            raise RequestError(f"recipe {name}: no such recipe; {hint} (a file of your own ends with {SUFFIX})")
+        path = SHIPPED / f"{name}{SUFFIX}"
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # what is no TOML is a ValueError
+        raise RequestError(f"recipe {path}: can't be read ({first_line(error)}); give a TOML file such as those that "
+                           "`torchslim recipes NAME` prints") from error
+    return _recipe(path, raw)
+
+
+def text_of(name: str) -> str:
+    """A recipe's file as it is.
+
+    Raises:
+        RequestError: see `read`.
+    """
+    read(name)
+    path = Path(name) if Path(name).suffix == SUFFIX else SHIPPED / f"{name}{SUFFIX}"
+    return path.read_text(encoding="utf-8")
+
+
+def _recipe(path: Path, raw: Mapping[str, Any]) -> Recipe:
+    kinds: dict[str, type] = {"title": str, "paper": str, "url": str, "published": dict, "differs": list,
+                              "settings": dict}
+    for key, kind in kinds.items():
+        if not isinstance(raw.get(key, kind()), kind):
+            raise RequestError(f"recipe {path}: {key} is {type(raw[key]).__name__}, wanted {kind.__name__}")
+    if unknown := sorted(set(raw) - set(kinds)):
+        raise RequestError(f"recipe {path}: unknown entry {unknown[0]!r}; wanted {', '.join(kinds)}")
+    settings = dict(raw.get("settings", {}))
+    if unknown := sorted(set(settings) - set(SETTINGS)):
+        close = get_close_matches(unknown[0], SETTINGS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"wanted some of {', '.join(SETTINGS)}"
+        raise RequestError(f"recipe {path}: unknown setting {unknown[0]!r}; {hint}")
+    if not settings:
+        raise RequestError(f"recipe {path}: no settings; give a table [settings] with model, data and a budget")
+    kept = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+    return Recipe(path.stem, raw.get("title", path.stem), raw.get("paper", ""), raw.get("url", ""),
+                  {key: str(value) for key, value in raw.get("published", {}).items()},
+                  tuple(str(line) for line in raw.get("differs", [])), kept)

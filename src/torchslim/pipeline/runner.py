@@ -1,0 +1,229 @@
+"""The pipeline: which phases a run needs, in which order, and running them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from torchslim.errors import CheckpointError, MissingExtra, RequestError
+from torchslim.pipeline.run_folder import FINAL, RunFolder
+from torchslim.pipeline.settings import Settings
+
+if TYPE_CHECKING:
+    from torchslim.report.record import Record
+    from torchslim.train import Progress
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A phase of the pipeline.
+
+    Attributes:
+        name: its name.
+        work: the function of `torchslim.pipeline.phases` that does it.
+        needs: files that it reads.
+        makes: files that it leaves.
+        title: what it does, for people.
+    """
+
+    name: str
+    work: str
+    needs: tuple[str, ...]
+    makes: tuple[str, ...]
+    title: str
+
+
+_BASE, _SPARSE, _CUT, _TUNED = (f"{name}.safetensors" for name in ("baseline", "sparse", "cut", "finetuned"))
+_SLIM = "slim.safetensors"
+
+PHASES = (
+    Phase("baseline", "baseline", (), (_BASE,), "train the baseline"),
+    Phase("sparsify", "sparsify", (_BASE,), (_SPARSE,), "press scales toward zero"),
+    Phase("plan", "plan", (_SPARSE,), ("plan.json",), "choose channels"),
+    Phase("cut", "cut", (_SPARSE, "plan.json"), (_CUT,), "cut and prove"),
+    Phase("finetune", "finetune", (_CUT, "plan.json"), (_TUNED,), "fine-tune"),
+    Phase("measure", "measure_latency", (_BASE, _TUNED), (), "time before and after"),
+    Phase("save", "save_slim", (_TUNED, "plan.json"), (_SLIM,), "save"),
+    Phase("export", "export", (_BASE, _SLIM), ("baseline.onnx", "slim.onnx"), "export and compare"),
+    Phase("report", "report", (_BASE, _SLIM, "plan.json"), ("record.json", "report.html"), "write the report"),
+)
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened in a run, for who watches it.
+
+    Attributes:
+        phase: the phase.
+        number: its place, from 1.
+        phases: how many there are.
+        kind: "begin", "step", "epoch", "end", or "skip" for a phase that was done before.
+        done: share of the phase that is done, 0 to 1.
+        text: what to say about it.
+    """
+
+    phase: Phase
+    number: int
+    phases: int
+    kind: str
+    done: float = 0.0
+    text: str = ""
+
+
+Watch = Callable[[Event], None]
+
+
+def run_slim(settings: Settings, progress: Watch = lambda event: None, *, restart: bool = False) -> Record:
+    """Run the pipeline, or what is left of it, in the folder `settings.out`.
+
+    A run that was interrupted goes on from its last finished phase or epoch, and ends with the same weights, to the
+    bit, as an undisturbed one on this machine; with a budget of time, whose plan hangs on what the clock says, from the
+    plan on. A finished one gives its record at once.
+
+    Args:
+        settings: how the run is asked for.
+        progress: called with what happens.
+        restart: throw away what is in the folder.
+
+    Raises:
+        RequestError: the folder holds a run with other settings or is in use; the model, the data or the budget make no
+            sense.
+        MissingExtra: a package that a phase needs is not installed.
+        ProofError: the cut network does not equal its silenced original.
+        TorchslimError: a phase failed.
+    """
+    folder = RunFolder(settings.out)
+    if not restart:
+        folder.open(settings)
+        if folder.tidied() and not _due(folder, settings):
+            return _record(folder)
+    _preflight(settings)
+    with folder.locked():
+        if restart:
+            folder.clear()
+        folder.open(settings)
+        threads = folder.threads or settings.threads or _cores()
+        folder.begin(threads)
+        with _repeatable(threads):
+            _work(settings, folder, threads, progress)
+    return _record(folder)
+
+
+def wanted(settings: Settings) -> list[Phase]:
+    """The phases of a run so asked for."""
+    skipped = {"sparsify"} if not settings.sparsify_epochs else set()
+    if not settings.export:
+        skipped.add("export")
+    return [phase for phase in PHASES if phase.name not in skipped]
+
+
+def _due(folder: RunFolder, settings: Settings) -> list[Phase]:
+    """The phases that are still to run: not done, or what they made is gone and is needed."""
+    phases = wanted(settings)
+    due = [phase for phase in phases if phase.name not in folder.found
+           or any(name in FINAL and not folder.file(name).exists() for name in phase.makes)]
+    for phase in reversed(phases):
+        if any(name in other.needs and not folder.file(name).exists() for other in due for name in phase.makes):
+            due.append(phase)
+    if due:
+        due.append(phases[-1])  # the report tells of all of them
+    return [phase for phase in phases if phase in due]
+
+
+def _work(settings: Settings, folder: RunFolder, threads: int, progress: Watch) -> None:
+    from torchslim.pipeline import phases as works
+    from torchslim.pipeline.context import Run
+
+    phases, due = wanted(settings), _due(folder, settings)
+    for number, phase in enumerate(phases, start=1):
+
+        def tell(kind: str, done: float = 0.0, text: str = "", phase: Phase = phase, number: int = number) -> None:
+            progress(Event(phase, number, len(phases), kind, done, text))
+
+        if phase not in due:
+            tell("skip", 1.0)
+            continue
+        tell("begin")
+        run = Run(settings, folder, threads, _watcher(tell))
+        found = getattr(works, phase.work)(run)
+        folder.finish(phase.name, found)
+        folder.file(f"{phase.name}.checkpoint").unlink(missing_ok=True)
+        tell("end", 1.0, _said(found))
+    folder.tidy()
+
+
+def _watcher(tell: Callable[..., None]) -> Callable[[Progress], None]:
+    def watch(at: Progress) -> None:
+        within = at.step / at.steps if at.steps else 0.0
+        done = (at.epoch - 1 + (1.0 if at.finished else within)) / at.epochs
+        text = f"epoch {at.epoch}/{at.epochs}, loss {at.loss:.3f}"
+        if at.accuracy is not None:
+            text += f", accuracy {at.accuracy:.2%}"
+        tell("epoch" if at.finished else "step", done, text)
+
+    return watch
+
+
+def _said(found: dict[str, Any]) -> str:
+    texts = {"accuracy": "accuracy {:.2%}", "error": "largest relative error {:.1e}"}
+    return ", ".join(text.format(found[key]) for key, text in texts.items() if found.get(key) is not None)
+
+
+def _record(folder: RunFolder) -> Record:
+    from torchslim.report.record import Record
+
+    path = folder.file("record.json")
+    try:
+        return Record.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: can't be read ({type(error).__name__}); delete it and run again") from error
+
+
+def _preflight(settings: Settings) -> None:
+    """What can be found missing before anything is computed."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise RequestError("slim: started as several processes, it runs in one; to train with several, call "
+                           "torchslim.train.fit from a script of your own under torchrun")
+    from torchslim.zoo.sources import resolve
+
+    if resolve(settings.model).kind == "saved" and settings.fresh:
+        raise RequestError(f"--fresh: {settings.model} is a saved model, whose weights are all that it has; leave "
+                           "--fresh out, or give the architecture that it was made from")
+    if find_spec("accelerate") is None:
+        raise MissingExtra("accelerate", "train", "training")
+    for package in ("onnx", "onnxscript", "onnxruntime") if settings.export else ():
+        if find_spec(package) is None:
+            raise MissingExtra(package, "onnx", "export to ONNX (--no-export leaves it out)")
+
+
+def _cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _repeatable(threads: int) -> Iterator[None]:
+    """Torch with so many threads and with deterministic kernels; as it was again outside."""
+    # Read by CUDA's libraries when they start; they refuse to be deterministic without.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    import torch
+
+    checks: Any = torch.utils.deterministic
+    before = (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(),
+              torch.is_deterministic_algorithms_warn_only_enabled(),
+              checks.fill_uninitialized_memory, torch.backends.cudnn.benchmark)
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    checks.fill_uninitialized_memory = False  # costs time, and finds faults in kernels only
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        torch.use_deterministic_algorithms(before[1], warn_only=before[2])
+        checks.fill_uninitialized_memory = before[3]
+        torch.backends.cudnn.benchmark = before[4]

@@ -1,0 +1,164 @@
+"""The ladder of U-Nets: from plain to light, rung by rung, and what each costs and takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from torchslim.costs.profiler import profile
+from torchslim.errors import RequestError
+from torchslim.latency.timing import measure
+from torchslim.planning.pruning import plan
+from torchslim.surgery.cutting import apply
+from torchslim.zoo.unet import unet
+
+Rules = tuple[tuple[str, tuple[str, ...]], ...]
+
+# Convolutions by the names of the modules that hold them; the head is the last part of the decoder.
+ENCODER = "encoder.*"
+DECODER = ("decoder.[0-2].*", "dead.*")
+HEAD = "decoder.3.[01].0"
+
+
+@dataclass(frozen=True)
+class Step:
+    """How a rung is made: a U-Net of `torchslim.zoo`, and perhaps a cut.
+
+    Attributes:
+        change: what it changes of the rung before.
+        rung, width: of `torchslim.zoo.unet`.
+        rules: what makes this rung of the one before, by `torchslim.lighten`, layer by layer; see `rewrites`.
+        anew: whether these rules start from the plain network.
+        keep: share of the channels of each group that a cut leaves; 1 for no cut.
+    """
+
+    change: str
+    rung: int | str
+    width: float = 1.0
+    rules: Rules = ()
+    anew: bool = False
+    keep: float = 1.0
+
+
+STEPS = (
+    Step("plain 3x3 convolutions", 0),
+    Step("encoder: 3x3 as wide as its input, 1x1, 3x3", 1,
+         rules=(("pointwise-after:norm", ("encoder.*.0.0",)),)),
+    Step("decoder: 1x1, 3x3, 3x3", 2,
+         rules=(("pointwise-before:norm", ("decoder.[0-2].0.0", "dead.0.0")),)),
+    Step("4 groups: encoder's last 3x3, decoder", 3,
+         rules=(("grouped:4", ("encoder.*.1.0", *DECODER)),)),
+    Step("1x3 and 3x1 for each 3x3 but the head's", 4,
+         rules=(("asymmetric:norm", (ENCODER, *DECODER)),)),
+    Step("depthwise for each grouped 1x3 and 3x1", 5,
+         rules=(("depthwise", ("encoder.*.1.0", *DECODER)),)),
+    Step("separable pairs instead: depthwise 3x3, 1x1", "separable",
+         rules=(("separable:norm", (ENCODER, *DECODER)),), anew=True),
+    Step("the head's 3x3 separable, too", "separable-head",
+         rules=(("separable:norm", (HEAD,)),)),
+    Step("half as wide", "separable-head", 0.5),
+    Step("a quarter of all channels cut", "separable-head", 0.5, keep=0.75),
+)
+REWRITTEN = 7
+"""The last rung that rules make of the plain network."""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One network of the ladder.
+
+    Attributes:
+        rung: its number; 0 is the plain network.
+        change: what it changes of the one before.
+        params: parameters, those that the forward pass never reads among them.
+        dead_params: these.
+        macs: multiply-adds on the ladder's input.
+        peak_memory: bytes of activations that are alive at once, at most.
+        ms: measured milliseconds of a call; None where nothing was measured.
+    """
+
+    rung: int
+    change: str
+    params: int
+    dead_params: int
+    macs: int
+    peak_memory: int
+    ms: float | None
+
+
+def climb(size: int = 256, *, rounds: int = 3, threads: int | None = None, in_channels: int = 3,
+          num_classes: int = 2) -> tuple[Rung, ...]:
+    """All rungs, counted, and measured in turns.
+
+    Args:
+        size: height and width of the input, at least 125.
+        rounds: how often each network is timed; 0 measures nothing.
+        threads: CPU threads; None leaves them.
+        in_channels, num_classes: of the U-Nets.
+
+    Raises:
+        RequestError: a picture that is too small for unpadded convolutions, a negative number of rounds, or no whole
+            numbers.
+    """
+    if not isinstance(size, int) or not isinstance(rounds, int) or size < 125 or rounds < 0:
+        raise RequestError(f"ladder: size {size!r} and {rounds!r} rounds found; wanted whole numbers: at least 125 "
+                           "pixels, since unpadded convolutions eat up smaller maps, and no fewer than 0 rounds")
+    inputs = torch.rand(1, in_channels, size, size)
+    models = {str(place): made(step, inputs, num_classes) for place, step in enumerate(STEPS)}
+    times = _times(models, inputs, rounds, threads)
+    rungs = []
+    for place, step in enumerate(STEPS):
+        found = profile(models[str(place)], inputs)
+        rungs.append(Rung(place, step.change, found.params, found.dead_params, found.macs, found.peak_memory,
+                          times[str(place)]))
+    return tuple(rungs)
+
+
+def rewrites(rung: int) -> Rules:
+    """The rules that make a rung of the plain network: `lighten(unet(), rewrites(5), ends=True)`.
+
+    Raises:
+        RequestError: a rung that no rules make.
+    """
+    if not isinstance(rung, int) or rung not in range(REWRITTEN + 1):
+        raise RequestError(f"ladder: rung {rung!r} found, wanted one of 0 to {REWRITTEN}, which rules make of the "
+                           "plain network")
+    start = max(place for place, step in enumerate(STEPS[:rung + 1]) if step.anew or not place)
+    return tuple(rule for step in STEPS[start:rung + 1] for rule in step.rules)
+
+
+def made(step: Step, inputs: Tensor, num_classes: int = 2) -> nn.Module:
+    """The network of a step, in eval mode, for inputs of this shape.
+
+    A cut takes the same share of every group of channels, so that its counts are the same whatever the weights are.
+    """
+    model = unet(num_classes, in_channels=inputs.shape[1], rung=step.rung, width=step.width).eval()
+    if step.keep == 1:
+        return model
+    return apply(model, plan(model, inputs, channels=step.keep, scope="uniform", importance="l2"))
+
+
+def _times(models: Mapping[str, nn.Module], inputs: Tensor, rounds: int,
+           threads: int | None) -> dict[str, float | None]:
+    """Milliseconds of each, measured in turns; None where there are no rounds."""
+    if not rounds:
+        return dict.fromkeys(models)
+    taken = measure(models, inputs, rounds=rounds, warmup=1, threads=threads)
+    return {name: latency.median_ms for name, latency in taken.items()}
+
+
+def astray(rungs: Sequence[Rung]) -> dict[int, str]:
+    """The rungs whose parameters and time go different ways from those of the one before, and which ways."""
+    found = {}
+    for before, after in pairwise(rungs):
+        if before.ms is None or after.ms is None:
+            continue
+        if after.params < before.params and after.ms >= before.ms:
+            found[after.rung] = f"fewer parameters than rung {before.rung}, and no less time"
+        elif after.params > before.params and after.ms < before.ms:
+            found[after.rung] = f"more parameters than rung {before.rung}, and less time"
+    return found

@@ -1,0 +1,283 @@
+"""The slim network's channels are the original's: run at slim widths, and match.
+
+The network is traced again with narrower tensors. Channels of the slim run are known by the dimensions of the
+parameters that they touch: each must be a channel of the original that touches the same. This says which channels may
+stay and in which order they come, however they were split, shuffled and joined on the way; and where the model's code
+remembers a width, it shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from torchslim.costs.cost_models import Shares
+from torchslim.coupling.coupling import Coupling, couple
+from torchslim.coupling.tape import Index
+from torchslim.errors import PlanError
+from torchslim.importance import Scores
+from torchslim.planning.channel_order import out_of_order
+from torchslim.planning.selection import Selection
+from torchslim.planning.width_repair import Sizes, mended
+from torchslim.rules.labels import Touch
+from torchslim.surgery.cutting import resized
+from torchslim.surgery.plans import Mend
+from torchslim.surgery.width_attributes import outdated
+from torchslim.tracing.width_reads import parametrised
+from torchslim.utils.inputs import Inputs
+from torchslim.utils.modules import tensors_of
+
+Kept = dict[str, dict[int, tuple[int, ...]]]
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """What stays where the network is cut as selected.
+
+    Attributes:
+        stays: of each class of channels, whether it does.
+        kept: the indices that stay of each tensor and dimension, in the slim network's order.
+        grouped: the groups of each grouped convolution that is cut, before and after.
+        readers: the dimensions in `kept` that read channels.
+        mends: what remembers a width, and its new value.
+    """
+
+    stays: NDArray[np.bool_]
+    kept: Kept
+    grouped: dict[str, tuple[int, int]]
+    readers: tuple[tuple[str, int], ...]
+    mends: tuple[Mend, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Failure:
+    """Why the network can't be cut to the selected widths, where it shows, and the classes that are to blame."""
+
+    reason: str
+    where: str
+    classes: frozenset[int]
+
+
+def cut_as(selection: Selection, model: nn.Module, inputs: Inputs, coupling: Coupling,
+           scores: Scores) -> Cut | Failure:
+    """What stays of the network where it is cut as selected, or why it can't be."""
+    shares = selection.shares(coupling.classes)
+    for touch in {id(touch.labels): touch for touch in coupling.touches}.values():
+        if len(touch.labels) >= 2 and round(float(shares[touch.labels].sum())) < 2:
+            # A dimension of size 1 broadcasts: its channel could not be told from none.
+            return Failure(f"`{touch.name}` would keep one channel of dimension {touch.dim}",
+                           touch.name, frozenset(touch.labels.tolist()))
+    return foreseen(model, coupling, selection, scores) or _at_slim_widths(
+        model, inputs, coupling, selection, scores)
+
+
+def foreseen(model: nn.Module, coupling: Coupling, selection: Selection, scores: Scores) -> Cut | None:
+    """The cut of a network whose code reads no width: it will run as it ran, so that nothing need be run.
+
+    None where it might not, or where rows of one channel set are tied to others, and only a run tells their order.
+    """
+    stays = _staying(coupling, selection, scores) if all(graph.blind for graph in coupling.graphs) else None
+    if stays is None:
+        return None
+    kept: Kept = {}
+    sizes: dict[str, dict[int, int]] = {}
+    indices: dict[int, tuple[int, ...]] = {}
+    grouped: dict[str, tuple[int, int]] = {}
+    for touch in coupling.touches:
+        if id(touch.labels) not in indices:
+            indices[id(touch.labels)] = tuple(np.flatnonzero(stays[touch.labels]).tolist())
+        index = indices[id(touch.labels)]
+        if len(index) < len(touch.labels):
+            left = _groups_left(touch, stays)
+            kept.setdefault(touch.name, {})[touch.dim] = index
+            sizes.setdefault(touch.name, {})[touch.dim] = len(index) // left
+            if touch.groups > 1:
+                grouped[touch.name] = touch.groups, left
+    kept = {name: dict(sorted(dims.items())) for name, dims in kept.items()}
+    readers = tuple((t.name, t.dim) for t in coupling.touches
+                    if t.dim in kept.get(t.name, {}) and (t.name, t.dim) in coupling.reading)
+    return Cut(stays, kept, grouped, readers, tuple(_outdated(model, sizes, grouped)))
+
+
+def _staying(coupling: Coupling, selection: Selection, scores: Scores) -> NDArray[np.bool_] | None:
+    """Of each class, whether it stays; None where rows of one channel set are tied to others."""
+    stays = np.ones(coupling.classes, dtype=bool)
+    for bundle, level in zip(selection.bundles, selection.removals, strict=True):
+        if not level:
+            continue
+        if not bundle.tied:
+            stays[bundle.classes] = bundle.shares(level) > 0
+            continue
+        own = set(bundle.classes.tolist())
+        matrices = [rows.labels for rows in coupling.rows if int(rows.labels.flat[0]) in own]
+        if len(matrices) != 1 or matrices[0].size != len(own):
+            return None
+        for row in matrices[0]:
+            gone = len(row) - len(row) * bundle.kept[level] // bundle.kept[0]
+            stays[row[np.lexsort((-row, scores[row]))[:gone]]] = False
+    return stays
+
+
+def _groups_left(touch: Touch, stays: NDArray[np.bool_]) -> int:
+    """How many of a grouped convolution's groups keep channels; 1 for any other dimension."""
+    return int(np.count_nonzero(stays[touch.labels].reshape(touch.groups, -1).any(1))) if touch.groups > 1 else 1
+
+
+def _outdated(model: nn.Module, sizes: Sizes, grouped: Mapping[str, tuple[int, int]]) -> list[Mend]:
+    """What torch's own layers remember that the cut makes outdated; what contradicts its tensors now is left alone."""
+    state = tensors_of(model)
+    shapes = {id(state[name]): [dims.get(dim, size) for dim, size in enumerate(state[name].shape)]
+              for name, dims in sizes.items()}
+    groups = {name: after for name, (_, after) in grouped.items()}
+    if not parametrised(model.modules()):
+        return outdated(model, lambda tensor: shapes.get(id(tensor)) or tensor.shape, groups)
+    always = {(mend.module, mend.attribute) for mend in outdated(model)}
+    with resized(model, sizes, ()):  # a computed weight has its shape from those that it is computed of
+        return [mend for mend in outdated(model, groups=groups) if (mend.module, mend.attribute) not in always]
+
+
+def _at_slim_widths(model: nn.Module, inputs: Inputs, coupling: Coupling, selection: Selection,
+                    scores: Scores) -> Cut | Failure:
+    """Run the network at the selected widths, mending what remembers the old ones, and match its channels."""
+    shares = selection.shares(coupling.classes)
+    sizes: dict[str, dict[int, int]] = {}
+    grouped: dict[str, tuple[int, int]] = {}
+    labels = {id(touch.labels): touch.labels for touch in coupling.touches}
+    counts = {key: round(float(shares[own].sum())) for key, own in labels.items()}
+    for touch in coupling.touches:
+        if counts[id(touch.labels)] < len(touch.labels):
+            groups = _groups_left(touch, shares > 0)
+            sizes.setdefault(touch.name, {})[touch.dim] = counts[id(touch.labels)] // groups
+            if touch.groups > 1:
+                grouped[touch.name] = touch.groups, groups
+    run, mends = mended(model, inputs, coupling, shares, sizes, _outdated(model, sizes, grouped))
+    if run.op is not None and run.tape is not None:
+        values = (*run.op.inputs, *(value for value in run.op.outputs if value is not None))
+        return Failure(run.reason, run.op.where, frozenset(int(one) for value in values
+                                             for track in run.tape.tracks.get(value.id, ()) for one in track.ravel()))
+    slim = couple(run.graphs, replace(coupling.terms, known_grouped=coupling.grouped))
+    strangers = _strangers(coupling, slim, shares)
+    if strangers:
+        return Failure("in the slim network its channels would reach other weights than in the original", "", strangers)
+    chosen = _chosen_classes(coupling, slim, shares, scores)
+    stays = coupling.signatures == 0
+    stays[chosen[chosen >= 0]] = True
+    kept, groups_of, readers = _kept_indices(coupling, slim, chosen)
+    astray = out_of_order(coupling, slim, stays, kept)
+    if astray is not None:
+        where, classes = astray
+        return Failure(f"in the slim network its channels would come in another order{f' in {where}' if where else ''}",
+                       where, classes)
+    return Cut(stays, kept, groups_of, readers, mends)
+
+
+def _strangers(coupling: Coupling, slim: Coupling, shares: Shares) -> frozenset[int]:
+    """Classes of the original whose number in the slim run is not what it must be."""
+    kinds, kind_of = np.unique(np.concatenate([coupling.signatures, slim.signatures]), return_inverse=True)
+    before, after = kind_of[: coupling.classes], kind_of[coupling.classes:]
+    available, needed = (np.bincount(part, minlength=len(kinds)) for part in (before, after))
+    sure = (shares == 0) | (shares == 1)
+    certain = np.bincount(before[sure], minlength=len(kinds)) > 0
+    exact = np.bincount(before[sure], weights=shares[sure], minlength=len(kinds))
+    wrong = (kinds != 0) & ((needed > available) | (certain & (exact != needed)))
+    if not wrong.any():
+        return frozenset()
+    # Where only unheard-of combinations turned up, every channel that was cut is suspect.
+    blamed = np.flatnonzero(wrong[before])
+    return frozenset((blamed if len(blamed) else np.flatnonzero(shares < 1)).tolist())
+
+
+def culprits(failure: Failure, selection: Selection, model: nn.Module, inputs: Inputs, coupling: Coupling,
+             scores: Scores) -> list[int]:
+    """Places of the bundles that can't be cut as selected.
+
+    Those that the failure blames, if the rest goes well without them; halved as long as both halves go wrong by
+    themselves.
+    """
+
+    def works(places: Sequence[int]) -> bool:
+        chosen = set(places)
+        part = Selection(selection.bundles, tuple(n if p in chosen else 0 for p, n in enumerate(selection.removals)))
+        return isinstance(cut_as(part, model, inputs, coupling, scores), Cut)
+
+    def failing(places: list[int]) -> list[int]:
+        if not places or works(places):
+            return []
+        if len(places) == 1:
+            return places
+        half = len(places) // 2
+        found = failing(places[:half]) + failing(places[half:])
+        return found or places  # each half works, both together do not
+
+    cut = [place for place, count in enumerate(selection.removals) if count]
+    blamed = [place for place in cut if not failure.classes.isdisjoint(selection.bundles[place].classes.tolist())]
+    if len(blamed) == 1:
+        return blamed
+    found = failing(blamed) or failing(cut)
+    if not found:
+        raise PlanError("plan: the network does not run at its own widths a second time; "
+                        "it may count its calls or change its shape by chance")
+    return found
+
+
+def _chosen_classes(coupling: Coupling, slim: Coupling, shares: Shares, scores: Scores) -> Index:
+    """For each class of channels of the slim run, the class of the original that it is.
+
+    Classes are matched within those that touch the same dimensions. Their number is the slim run's; where more are at
+    hand (rows of which only the count was selected), the best stay.
+    """
+    left = np.flatnonzero(shares > 0)
+    # By kind, and in each kind from the best to the worst; of equal ones the first is better.
+    left = left[np.lexsort((left, -scores[left], coupling.signatures[left]))]
+    ranked = coupling.signatures[left]
+    chosen = np.full(slim.classes, -1, dtype=np.int64)
+    wanted = np.argsort(slim.signatures, kind="stable")
+    kinds, starts, counts = np.unique(slim.signatures[wanted], return_index=True, return_counts=True)
+    for kind, start, count, first in zip(kinds, starts, counts, np.searchsorted(ranked, kinds), strict=True):
+        if kind:
+            chosen[wanted[start:start + count]] = np.sort(left[first:first + count])
+    return chosen
+
+
+def _kept_indices(coupling: Coupling, slim: Coupling, chosen: Index) -> tuple[
+        Kept, dict[str, tuple[int, int]], tuple[tuple[str, int], ...]]:
+    """What stays of each tensor, in the slim run's order; the grouped weights; and the dimensions that read."""
+    kept: Kept = {}
+    grouped: dict[str, tuple[int, int]] = {}
+    readers = []
+    found: dict[tuple[int, ...], tuple[int, ...]] = {}
+    for touch in slim.touches:
+        before = coupling.by_dimension[touch.name, touch.dim]
+        key = id(before.labels), id(touch.labels), id(before.copies), id(touch.copies)
+        if key not in found:
+            found[key] = tuple(_positions(before.labels, chosen[touch.labels], before.copies, touch.copies).tolist())
+        if found[key] == tuple(range(len(before.labels))):
+            continue
+        kept.setdefault(touch.name, {})[touch.dim] = found[key]
+        if (touch.name, touch.dim) in coupling.reading:
+            readers.append((touch.name, touch.dim))
+        if touch.groups > 1:
+            grouped[touch.name] = (before.groups, touch.groups)
+    order = {touch.name: place for place, touch in enumerate(coupling.touches)}
+    names = sorted(kept, key=order.__getitem__)
+    return {name: dict(sorted(kept[name].items())) for name in names}, grouped, tuple(readers)
+
+
+def _positions(before: Index, after: Index, copies_before: Index | None = None,
+               copies_after: Index | None = None) -> Index:
+    """Where each entry of `after` stands in `before`; the n-th of equal entries is matched with the n-th.
+
+    Equal entries come in the order of `copies`, and where these are equal, too, in that of their places.
+    """
+    order = np.lexsort((before if copies_before is None else copies_before, before))
+    ranked = before[order]
+    seen = np.lexsort((after if copies_after is None else copies_after, after))
+    ranked_after = after[seen]
+    occurrence = np.arange(len(after)) - np.searchsorted(ranked_after, ranked_after, side="left")
+    positions = np.empty(len(after), dtype=np.int64)
+    positions[seen] = order[np.searchsorted(ranked, ranked_after, side="left") + occurrence]
+    return positions

@@ -1,0 +1,108 @@
+"""The last word on a matched cut: at every operation the slim network has the channels that stay, in their order.
+
+A slim run's channels are matched with the original's by what they touch. That leaves a choice where several channels
+touch the same, and after flips, shuffles and slices in a row not every choice is right. So the choice is checked, value
+by value, along the whole tape: label by label, since channels of one class (copies that met their mirror image) may
+still be different ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torchslim.coupling.coupling import Coupling
+from torchslim.coupling.tape import Index
+from torchslim.rules.labels import Labels, widest_dim
+
+
+def out_of_order(coupling: Coupling, slim: Coupling, stays: NDArray[np.bool_],
+                 kept: Mapping[str, Mapping[int, tuple[int, ...]]]) -> tuple[str, frozenset[int]] | None:
+    """Where the slim result first has other channels than the original's that stay, and which these are.
+
+    Args:
+        coupling: the original's.
+        slim: that of the run at slim widths, with the same operations.
+        stays: of each class of the original, whether it stays.
+        kept: what is to stay of each dimension of each tensor.
+    """
+    wide, narrow = coupling.builder, slim.builder
+    left = stays[wide.of]
+    told, found = _same_labels(coupling, slim, kept)
+    checked: dict[tuple[int, int], bool] = {}  # many values carry the very same track
+
+    def agree(track: Labels, slim_track: Labels) -> bool:
+        key = id(track), id(slim_track)
+        if key not in checked:
+            checked[key] = _agree(track, left, told, found[slim_track])
+        return checked[key]
+
+    for graph, tracks, slim_graph, slim_tracks in zip(wide.graphs, wide.tracks, narrow.graphs, narrow.tracks,
+                                                      strict=True):
+        if graph.device != "meta":  # the operations may depend on the data
+            continue
+        for op, after in zip(graph.ops, slim_graph.ops, strict=True):
+            for value, slim_value in zip(op.outputs, after.outputs, strict=True):
+                if value is None or slim_value is None:
+                    continue
+                own, other = tracks.get(value.id, ()), slim_tracks.get(slim_value.id, ())
+                if len(own) != len(other) or not all(map(agree, own, other)):
+                    return op.where, frozenset(one for track in own for one in np.unique(wide.of[track]).tolist())
+    misread = _misread(coupling, slim, kept, told, found)
+    return ("", misread) if misread else None
+
+
+def _same_labels(coupling: Coupling, slim: Coupling,
+                 kept: Mapping[str, Mapping[int, tuple[int, ...]]]) -> tuple[Index, Index]:
+    """The original's labels that parameters tell of (others are -1), and for each slim label the original's it is."""
+    told = np.full(coupling.builder.space.count, -1, dtype=np.int64)
+    found = np.full(slim.builder.space.count, -1, dtype=np.int64)
+    home = {(touch.name, touch.dim): touch.labels for touch in coupling.builder.space.touches}
+    for labels in home.values():
+        told[labels] = labels
+    for touch in slim.builder.space.touches:
+        before, index = home[touch.name, touch.dim], kept.get(touch.name, {}).get(touch.dim)
+        found[touch.labels] = before if index is None else before[list(index)]
+    return told, found
+
+
+def _agree(track: Labels, left: NDArray[np.bool_], told: Index, found: Index) -> bool:
+    """Whether a slim value's channels are those of the original's that are left.
+
+    They may have changed places, as the weights that make them say; where a channel comes several times (its copies go
+    different ways), each must be in its place.
+    """
+    if track.ndim != found.ndim:
+        return False
+    widest = widest_dim(track)
+    before = np.moveaxis(track, widest, -1)
+    expected, slim = told[before[left[before]]], np.moveaxis(found, widest, -1).ravel()
+    if len(expected) != len(slim):
+        return False
+    if np.array_equal(expected, slim):
+        return True
+    runs, slim_runs = _runs(expected), _runs(slim)  # a channel's positions, where they are flattened, are one run
+    once = len(runs) == len(np.unique(runs[:, 0]))
+    return once and np.array_equal(runs[np.lexsort(runs.T)], slim_runs[np.lexsort(slim_runs.T)])
+
+
+def _runs(labels: Index) -> Index:
+    """Labels and how often each comes in a row, shape (runs, 2)."""
+    starts = np.flatnonzero(np.diff(labels, prepend=-2))
+    return np.stack([labels[starts], np.diff(np.append(starts, len(labels)))], axis=1)
+
+
+def _misread(coupling: Coupling, slim: Coupling, kept: Mapping[str, Mapping[int, tuple[int, ...]]],
+             told: Index, found: Index) -> frozenset[int]:
+    """Classes of the first dimension whose slim indices meet other channels than the original's that they are."""
+    wide, narrow = coupling.builder, slim.builder
+    origin, slim_origin = wide.origins(), narrow.origins()
+    home = {(touch.name, touch.dim): touch.labels for touch in wide.space.touches}
+    for touch in narrow.space.touches:
+        labels, index = home[touch.name, touch.dim], kept.get(touch.name, {}).get(touch.dim)
+        own = labels if index is None else labels[list(index)]
+        if not np.array_equal(told[origin[own]], found[slim_origin[touch.labels]]):
+            return frozenset(wide.of[labels].tolist())
+    return frozenset()

@@ -1,0 +1,75 @@
+"""What has been measured so far, in a file that is whole after every entry."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from torchslim.errors import CheckpointError, RequestError
+from torchslim.planning.sensitivity.metrics import update
+from torchslim.utils.files import write_text
+from torchslim.utils.modules import tensors_of
+from torchslim.utils.text import first_line
+
+FORMAT = 1
+KIND = "torchslim.sensitivity"
+
+
+class Notebook:
+    """Entries by name, kept in a file where there is one.
+
+    Args:
+        path: the file (see `torchslim.utils.files.writable`); None to keep them in memory only.
+        identity: what a measurement depends on, as JSON values: entries of another one are not taken up.
+
+    Raises:
+        RequestError: the file is of another model, other data or other settings.
+        CheckpointError: the file is something else, or damaged.
+    """
+
+    def __init__(self, path: Path | None, identity: Mapping[str, Any]) -> None:
+        self.path = path
+        self.identity = json.loads(json.dumps(dict(identity)))
+        self.entries: dict[str, dict[str, Any]] = {}
+        if path is not None and path.exists():
+            self.entries = self._read(path)
+
+    def put(self, name: str, entry: Mapping[str, Any]) -> None:
+        """Add an entry; it is on the disk when this returns."""
+        self.entries[name] = dict(entry)
+        if self.path is not None:
+            write_text(self.path, json.dumps({"kind": KIND, "format": FORMAT, "identity": self.identity,
+                                              "measured": self.entries}, indent=1))
+
+    def _read(self, path: Path) -> dict[str, dict[str, Any]]:
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            if raw["kind"] != KIND or raw["format"] != FORMAT:
+                raise ValueError(f"{raw['kind']} of format {raw['format']}")
+            there = dict(raw["identity"])
+            entries = {str(name): {"kept": int(entry["kept"]), "macs": float(entry["macs"]),
+                                   "value": float(entry["value"])} for name, entry in raw["measured"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{path}: no measurements of a sensitivity ({first_line(error)}); delete it to "
+                                  "start anew, or choose another file") from error
+        odd = [name for name in sorted({*there, *self.identity}) if there.get(name) != self.identity.get(name)]
+        if odd:
+            said = ", ".join(f"another {name}" if name in ("model", "data", "ranking") else
+                             f"{name}={there.get(name)!r} (now {self.identity.get(name)!r})" for name in odd)
+            raise RequestError(f"{path}: holds measurements of {said}; measure as before, choose another file, or "
+                               "delete it to start anew")
+        return entries
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A checksum of a model's class and of all its tensors."""
+    digest = hashlib.sha256(type(model).__qualname__.encode())
+    for name, tensor in sorted(tensors_of(model).items()):
+        digest.update(name.encode())
+        update(digest, tensor)
+    return digest.hexdigest()

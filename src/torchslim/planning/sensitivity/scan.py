@@ -1,0 +1,271 @@
+"""The scan: each channel group by itself is cut to several widths, and the network that is left is measured.
+
+Cutting equals silencing, and a cut network is the cheaper one to run. So each measurement is a plan for one group, a
+cut copy and a run of it; the scores that choose the channels are found once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from glob import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from torchslim.coupling.coupling import Coupling, couple
+from torchslim.coupling.groups import ChannelGroup
+from torchslim.errors import RequestError
+from torchslim.importance import Criterion, Evidence, Importance, Scores, criterion, score
+from torchslim.importance.gradients import Loss
+from torchslim.planning.candidates import gains
+from torchslim.planning.pruning import plan
+from torchslim.planning.sensitivity.checkpoint import Notebook, fingerprint
+from torchslim.planning.sensitivity.metrics import Yardstick, batches_in, is_labelled
+from torchslim.planning.sensitivity.result import GroupSensitivity, Sensitivity
+from torchslim.rules.options import Terms
+from torchslim.surgery.cutting import apply
+from torchslim.surgery.plans import LeftAlone, Plan
+from torchslim.tracing.runs import tapes
+from torchslim.utils.files import writable
+from torchslim.utils.inputs import Inputs, unwrap
+from torchslim.utils.patterns import matches
+
+RATIOS = (0.9, 0.7, 0.5, 0.3, 0.1)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One measurement, for who watches: of which group at which ratio, and how many are done.
+
+    Attributes:
+        group: the group's name.
+        ratio: the share of its channels that was asked for.
+        kept, channels: how many of its channels stay, and how many there are.
+        value: what was measured.
+        done, total: measurements that are done, and that there will be.
+    """
+
+    group: str
+    ratio: float
+    kept: int
+    channels: int
+    value: float
+    done: int
+    total: int
+
+
+@torch.inference_mode(False)
+def sensitivity(model: nn.Module, inputs: Inputs, data: Any, *, ratios: Sequence[float] = RATIOS,
+                importance: Importance = "l2", measure: str | None = None,
+                shortcuts: bool = True, only: Sequence[str] = (), exclude: Sequence[str] = (),
+                allow_approximate: bool = False, whole_groups: bool = False, scoring: Iterable[Any] | None = None,
+                loss: Loss | None = None, seed: int = 0, checkpoint: str | Path | None = None,
+                progress: Callable[[Measured], None] | None = None) -> Sensitivity:
+    """How well a network does with a share of one channel group's channels, for each group and several shares.
+
+    Groups that can only be cut together (rows that lose equally many, groups that one layer makes) are taken together.
+    Nothing is trained or refitted between. Per-layer sensitivity to pruning: Li et al. 2017, section 3.2.
+
+    Args:
+        model: any convolutional network; it is left as it was.
+        inputs: what it is called with (see `torchslim.plan`).
+        data: what it is measured on: batches (inputs, targets), the targets integers; batches of inputs; a dataset;
+            a `torchslim.train.Data`, of which the part that is held out is taken. They are gone through once for every
+            measurement and must be the same each time.
+        ratios: shares of channels kept, each above 0 and at most 1.
+        importance: which of a group's channels go first (see `torchslim.plan`).
+        measure: "accuracy", "agreement" with the whole network's answers (the targets have no part in it), or "error",
+            relative, of the outputs. By default the accuracy where there are targets, the agreement where the outputs
+            are one score a class, (B, classes), and else the error.
+        shortcuts, only, exclude, allow_approximate, whole_groups: which groups are cut (see `torchslim.plan`).
+        scoring: batches for the criteria that look at data, of (inputs, targets) for those that ask for labels; by
+            default those of `data`.
+        loss: of outputs and targets, for those.
+        seed: of importance="random".
+        checkpoint: a file that holds what has been measured so far. If it is there, the scan goes on from it, and ends
+            with what one that was never interrupted would have found.
+        progress: called after every measurement.
+
+    Raises:
+        RequestError: ratios that are no shares, data that does not suit, nothing to cut, or a checkpoint of another
+            model, other data or other settings.
+        CheckpointError: the checkpoint is damaged or something else, or can't be written.
+        TraceError: the model fails on these inputs.
+    """
+    model, widths, batches = unwrap(model), _checked(ratios), batches_in(data)
+    path = None if checkpoint is None else writable(Path(checkpoint), "scan.json")
+    options: dict[str, Any] = {"shortcuts": shortcuts, "exclude": tuple(exclude), "whole_groups": whole_groups,
+                               "allow_approximate": allow_approximate, "seed": seed}
+    # A plan that takes nothing: it checks the request, and says what can't be cut.
+    untouched = plan(model, inputs, channels=1.0, importance="random", only=only, **options)
+    coupling = couple(tapes(model, inputs), Terms(allow_approximate, whole_groups))
+    units = _units(coupling, [group for group in coupling.groups if _may_go(group, shortcuts, tuple(only), exclude)])
+    if not units:
+        why = "; ".join(dict.fromkeys(entry.reason for entry in untouched.left_alone))
+        raise RequestError(f"sensitivity: no channel group can be cut: {why}")
+    ranks = _Criterion(model, inputs, coupling, units, importance, seed,
+                       batches if scoring is None else batches_in(scoring), loss)
+    yardstick = Yardstick(model, batches, measure)
+    notebook = Notebook(path, {
+        "model": fingerprint(model), "data": yardstick.digest, "measure": yardstick.measure, "importance": str(ranks),
+        "ranking": ranks.ranking(), **options})
+    measuring = _Measuring(model, inputs, {**options, "importance": ranks}, yardstick,
+                           untouched.predicted["macs"])
+    found: dict[str, list[dict[str, Any]]] = {}
+    for place, unit in enumerate(units):
+        for at, ratio in enumerate(widths):
+            entry = _measured(unit, ratio, found.setdefault(unit.name, []), notebook, measuring)
+            if progress is not None:
+                progress(Measured(unit.name, ratio, entry["kept"], unit.channels, entry["value"],
+                                  place * len(widths) + at + 1, len(units) * len(widths)))
+    stuck = [unit for unit in units if found[unit.name][-1]["kept"] == unit.channels]
+    groups = tuple(GroupSensitivity(unit.name, unit.layers, unit.channels,
+                                    *(tuple(entry[key] for entry in found[unit.name])
+                                      for key in ("kept", "macs", "value"))) for unit in units if unit not in stuck)
+    left = (*untouched.left_alone, *(LeftAlone(unit.name, unit.channels, f"loses none, not even where {widths[-1]:g} "
+                                               "of them would do") for unit in stuck))
+    return Sensitivity(yardstick.measure, yardstick.base, yardstick.items, widths, str(ranks), groups, left)
+
+
+def _checked(ratios: Sequence[float]) -> tuple[float, ...]:
+    listed = list(ratios) if isinstance(ratios, Iterable) else [ratios]
+    if not listed or not all(type(ratio) in (int, float) and 0 < ratio <= 1 for ratio in listed):
+        raise RequestError(f"ratios: got {ratios!r}, wanted shares of channels kept, each above 0 and at most 1; try "
+                           f"{RATIOS}")
+    return tuple(sorted({float(ratio) for ratio in listed}, reverse=True))
+
+
+# --- what is cut together -----------------------------------------------------------------------------------
+
+@dataclass(frozen=True, eq=False)
+class _Unit:
+    """Groups that go down together; mostly a single one."""
+
+    groups: tuple[ChannelGroup, ...]
+
+    @property
+    def name(self) -> str:
+        return self.groups[0].name
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(layer for group in self.groups for layer in group.makers))
+
+    @property
+    def channels(self) -> int:
+        return sum(group.channels for group in self.groups)
+
+    def kept(self, decided: Plan) -> int:
+        """How many of the channels stay."""
+        count = 0
+        for group in self.groups:
+            maker = next(member for member in group.members if member.role == "makes")
+            stays = decided.kept.get(maker.name, {}).get(maker.dim)
+            count += group.channels if stays is None else int(np.isin(maker.indices[:, 0], stays).sum())
+        return count
+
+
+def _may_go(group: ChannelGroup, shortcuts: bool, only: Sequence[str], exclude: Sequence[str]) -> bool:
+    """As `plan` decides it; layers' names are all that its patterns know, so groups that no layer makes stay."""
+    return (bool(group.makers) and not group.frozen and (shortcuts or not group.shortcut)
+            and (not only or matches(group.makers, only))
+            and not any(matches([layer], exclude) for layer in group.makers))
+
+
+def _units(coupling: Coupling, free: Sequence[ChannelGroup]) -> list[_Unit]:
+    """Groups with a layer in common, which no pattern tells apart, or in rows that must lose equally many."""
+    home = {id(group): [group] for group in free}
+    meetings = [[group for group in free if layer in group.makers]
+                for layer in dict.fromkeys(layer for group in free for layer in group.makers)]
+    meetings += [[group for group in free if np.isin(group.classes, rows.labels).any()] for rows in coupling.rows]
+    for first, *others in filter(None, meetings):
+        for other in others:
+            joined, own = home[id(first)], home[id(other)]
+            if joined is not own:
+                joined += own
+                home.update((id(group), joined) for group in own)
+    order = {id(group): place for place, group in enumerate(free)}
+    distinct = {id(own): own for own in home.values()}.values()
+    units = [_Unit(tuple(sorted(own, key=lambda group: order[id(group)]))) for own in distinct]
+    return sorted(units, key=lambda unit: order[id(unit.groups[0])])
+
+
+class _Criterion:
+    """A criterion's scores, found once for all groups: those that look at data run the network for them."""
+
+    def __init__(self, model: nn.Module, inputs: Inputs, coupling: Coupling, units: Sequence[_Unit],
+                 importance: Importance, seed: int, data: Iterable[Any], loss: Loss | None) -> None:
+        self._criterion = criterion(importance)
+        self._evidence = Evidence(model, inputs, *_told(self._criterion, data, loss), seed, gains(coupling))
+        self._criterion.check(self._evidence)
+        groups = tuple(group for unit in units for group in unit.groups)
+        self._found = dict(zip(map(_key, groups), score(groups, self._criterion, self._evidence), strict=True))
+
+    def __str__(self) -> str:
+        return str(self._criterion)
+
+    def ranking(self) -> str:
+        """A checksum of the order in which channels go."""
+        digest = hashlib.sha256()
+        for scores in self._found.values():
+            digest.update(np.argsort(scores, kind="stable").tobytes())
+        return digest.hexdigest()
+
+    def __call__(self, group: ChannelGroup) -> Scores:
+        # Where rows turn out to be tied channel by channel, planning asks for groups that were not there before.
+        key = _key(group)
+        if key not in self._found:
+            (self._found[key],) = score((group,), self._criterion, self._evidence)
+        return self._found[key]
+
+
+def _told(wanted: Criterion, data: Iterable[Any], loss: Loss | None) -> tuple[Iterable[Any] | None, Loss | None]:
+    """What a criterion looks at: batches without their labels, if it asks for none."""
+    if wanted.needs == "labels":
+        return data, loss
+    if wanted.needs == "inputs":
+        return [batch[0] if is_labelled(batch) else batch for batch in data], None
+    return None, None
+
+
+def _key(group: ChannelGroup) -> tuple[Any, ...]:
+    return tuple((member.name, member.dim, member.indices.tobytes()) for member in group.members)
+
+
+# --- one measurement ----------------------------------------------------------------------------------------
+
+@dataclass(frozen=True, eq=False)
+class _Measuring:
+    """What all measurements share; `macs` are the whole network's."""
+
+    model: nn.Module
+    inputs: Inputs
+    options: dict[str, Any]
+    yardstick: Yardstick
+    macs: int
+
+    def __call__(self, unit: _Unit, ratio: float, known: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Channels kept, share of the MACs and the measure where one unit alone keeps a share of its channels."""
+        patterns = [escape(layer) for layer in unit.layers]
+        decided = plan(self.model, self.inputs, scope=dict.fromkeys(patterns, ratio), only=patterns, **self.options)
+        kept = unit.kept(decided)
+        for entry in known:  # few channels: the next ratio may come to as many
+            if entry["kept"] == kept:
+                return entry
+        value = self.yardstick.base if kept == unit.channels else self.yardstick(apply(self.model, decided))
+        return {"kept": kept, "macs": decided.predicted["macs"] / max(self.macs, 1), "value": value}
+
+
+def _measured(unit: _Unit, ratio: float, known: list[dict[str, Any]], notebook: Notebook,
+              measuring: _Measuring) -> dict[str, Any]:
+    """An entry of the notebook, measured if it is not there; added to what is known of the unit."""
+    name = f"{unit.name} {ratio!r}"
+    if name not in notebook.entries:
+        notebook.put(name, measuring(unit, ratio, known))
+    known.append(notebook.entries[name])
+    return known[-1]

@@ -1,0 +1,209 @@
+"""Widths that a model's code remembers: found where the slim run strays, mended on the module that was running.
+
+`x.view(b, self.groups, self.width // self.groups, h, w)` and `torch.split(x, self.sizes)` leave no trace of their own
+on the tape, but their arguments do: at slim widths the operation fails, or gives another shape than the labels
+foretell. The attribute that remembers the old width is then looked for on the modules that were running, set to the
+new one, and listed in the plan. What can't be mended so is a result too: the operation where the run strayed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from torchslim.costs.cost_models import Shares
+from torchslim.coupling.coupling import Coupling
+from torchslim.coupling.tape import Tape
+from torchslim.errors import TraceError
+from torchslim.rules import is_arithmetic
+from torchslim.surgery.cutting import resized
+from torchslim.surgery.plans import Mend
+from torchslim.tracing.graph import Graph, Op, Value
+from torchslim.tracing.runs import retrace
+from torchslim.utils.inputs import Inputs
+
+Sizes = Mapping[str, Mapping[int, int]]
+
+
+@dataclass(frozen=True, eq=False)
+class Attempt:
+    """A run at slim widths: its tapes, and the first operation that strays (None if none does).
+
+    Attributes:
+        graphs: the finished tapes.
+        tape: which of the original's tapes the stray operation is on.
+        op: the original's operation there.
+        reason: what was wrong.
+        progress: how far the run came; more is better.
+    """
+
+    graphs: tuple[Graph, ...]
+    tape: Tape | None
+    op: Op | None
+    reason: str
+    progress: tuple[int, int]
+
+
+def attempt(model: nn.Module, inputs: Inputs, coupling: Coupling, shares: Shares, sizes: Sizes,
+            mends: Sequence[Mend]) -> Attempt:
+    """Run the model at slim widths and compare every shape with what the labels foresee."""
+    graphs: list[Graph] = []
+    for place, tape in enumerate(coupling.tapes):
+        reason = ""
+        ops: Sequence[Op]
+        with resized(model, sizes, mends):
+            try:
+                graph = retrace(model, inputs, tape.graph)
+                ops = graph.ops
+            except TraceError as error:
+                graph, ops, reason = None, error.ops, f"the slim network fails: {error}"
+        stray = _stray(tape, ops, shares) if tape.graph.device == "meta" else None
+        if stray is None and reason:
+            stray = min(len(ops), len(tape.graph.ops) - 1)
+        if stray is not None or graph is None:
+            op = tape.graph.ops[stray or 0]
+            return Attempt(tuple(graphs), tape, op, reason or f"remembers a width in {op.where}", (place, op.index))
+        graphs.append(graph)
+    return Attempt(tuple(graphs), None, None, "", (len(graphs), 0))
+
+
+def _stray(tape: Tape, ops: Sequence[Op], shares: Shares) -> int | None:
+    """The first operation whose result has another shape than foreseen, or that is another operation."""
+    for place, (original, op) in enumerate(zip(tape.graph.ops, ops, strict=False)):
+        if original.name != op.name or len(original.outputs) != len(op.outputs):
+            return place
+        if is_arithmetic(op) and _numbers(original) != _numbers(op):
+            return place
+        for before, after in zip(original.outputs, op.outputs, strict=True):
+            if before is None or after is None:
+                continue
+            foreseen = tape.shape(before, shares) if before.id in tape.tracks else before.shape
+            if foreseen != after.shape and not before.static:
+                return place
+    return None
+
+
+def _numbers(op: Op) -> list[Any]:
+    """The arguments that are plain numbers: `x / x.shape[1]` works with a width, at whatever shapes."""
+    return [item for item in (*op.args, *op.kwargs.values()) if isinstance(item, int | float)]
+
+
+def mended(model: nn.Module, inputs: Inputs, coupling: Coupling, shares: Shares, sizes: Sizes,
+           mends: Sequence[Mend]) -> tuple[Attempt, tuple[Mend, ...]]:
+    """Mend attributes until the run at slim widths goes as foreseen, or no mend helps any further."""
+    current = list(mends)
+    run = attempt(model, inputs, coupling, shares, sizes, current)
+    while run.op is not None and run.tape is not None:
+        better = None
+        for candidates in _candidates(model, run.tape, run.op, shares, current):
+            found = attempt(model, inputs, coupling, shares, sizes, [*current, *candidates])
+            if found.progress > run.progress:
+                better = found, candidates
+                break
+        if better is None:
+            break
+        strayed, run = run.op, better[0]
+        current += better[1]
+        run, current = _same_elsewhere(model, inputs, coupling, shares, sizes, run, current, better[1], strayed)
+    return run, tuple(current)
+
+
+def _same_elsewhere(model: nn.Module, inputs: Inputs, coupling: Coupling, shares: Shares, sizes: Sizes, run: Attempt,
+                    current: list[Mend], found: Sequence[Mend], strayed: Op) -> tuple[Attempt, list[Mend]]:
+    """What one module needed, others of its class will: mend them in one go, if that helps.
+
+    By what an operation like the one that strayed sees there: elsewhere the same width may be another's.
+    """
+    if run.op is None:
+        return run, current
+    kinds = {(type(model.get_submodule(mend.module)), mend.attribute) for mend in found}
+    extra: list[Mend] = []
+    for tape in coupling.tapes:
+        for op in tape.graph.ops:
+            module = model.get_submodule(op.module)
+            wanted = [attribute for kind, attribute in kinds if type(module) is kind and op.name == strayed.name]
+            pool = _pool(tape, op, shares) if wanted else _Pool({}, {})
+            for attribute in wanted:
+                new = _translated(getattr(module, attribute, None), pool)
+                known = any((m.module, m.attribute) == (op.module, attribute) for m in (*current, *extra))
+                if new is not None and not known:
+                    extra.append(Mend(op.module, attribute, _plain(getattr(module, attribute)), new))
+    if extra:
+        all_at_once = attempt(model, inputs, coupling, shares, sizes, [*current, *extra])
+        if all_at_once.progress > run.progress:
+            return all_at_once, [*current, *extra]
+    return run, current
+
+
+def _candidates(model: nn.Module, tape: Tape, op: Op, shares: Shares, done: Sequence[Mend]) -> Iterator[list[Mend]]:
+    """Mends that could help, most likely first: each attribute alone, from the innermost module out, then together."""
+    pool = _pool(tape, op, shares)
+    taken = {(mend.module, mend.attribute) for mend in done}
+    path = op.module
+    while True:
+        module = model.get_submodule(path)
+        found = [Mend(path, key, _plain(item), new) for key, item in module.__dict__.items()
+                 if (path, key) not in taken and (new := _translated(item, pool)) is not None]
+        yield from ([mend] for mend in found)
+        if len(found) > 1:
+            yield found
+        if not path:
+            return
+        path = path.rpartition(".")[0]
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """What an operation saw: old width -> new width, and the same for the sizes of its parts, in their order."""
+
+    widths: Mapping[int, int]
+    parts: Mapping[tuple[int, ...], tuple[int, ...]]
+
+
+def _pool(tape: Tape, op: Op, shares: Shares) -> _Pool:
+    pool: dict[int, int] = {}
+    for value in (*(v for v in op.outputs if v is not None), *op.inputs):
+        for old, new in zip(value.shape, tape.shape(value, shares), strict=True):
+            if old != new:
+                pool.setdefault(old, new)
+    if op.name == "aten.slice":
+        for number in op.args[2:4]:
+            if isinstance(number, int) and 0 < number < op.args[0].shape[op.args[1]]:
+                pool[number] = _kept_before(tape, op.args[0], op.args[1], number, shares)
+    return _Pool({old: new for old, new in pool.items() if old != new and old > 1}, _parts(tape, op, shares))
+
+
+def _parts(tape: Tape, op: Op, shares: Shares) -> dict[tuple[int, ...], tuple[int, ...]]:
+    """Sizes of the parts of a split: parts of one size may lose differently many, which no single number tells."""
+    outputs = [value for value in op.outputs if value is not None]
+    if len(outputs) < 2 or len({len(value.shape) for value in outputs}) > 1:
+        return {}
+    old, new = zip(*(value.shape for value in outputs), strict=True), zip(
+        *(tape.shape(value, shares) for value in outputs), strict=True)
+    return {before: after for before, after in zip(old, new, strict=True) if before != after}
+
+
+def _kept_before(tape: Tape, value: Value, dim: int, place: int, shares: Shares) -> int:
+    for track in tape.tracks.get(value.id, ()):
+        if track.shape[dim] > 1:
+            rows = np.moveaxis(shares[track], dim, -1).reshape(-1, track.shape[dim])
+            return round(float(rows[0, :place].sum()))
+    return place
+
+
+def _translated(item: Any, pool: _Pool) -> int | tuple[int, ...] | None:
+    """An attribute's value at the new widths; None if it remembers none of the old ones."""
+    if type(item) is int:
+        return pool.widths.get(item)
+    if isinstance(item, list | tuple) and item and all(type(part) is int for part in item):
+        new = pool.parts.get(tuple(item), tuple(pool.widths.get(part, part) for part in item))
+        return new if new != tuple(item) else None
+    return None
+
+
+def _plain(item: Any) -> int | tuple[int, ...]:
+    return tuple(item) if isinstance(item, list | tuple) else item

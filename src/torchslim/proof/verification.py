@@ -1,0 +1,214 @@
+"""The proof: removing channels must equal silencing them.
+
+The original, with the weights of every reader of a removed channel set to zero, computes what the slim network
+computes: a correct cut agrees to rounding. Both sides run as float64 copies, in eval mode, on the given inputs, and are
+compared at the network's outputs and at every layer on the way there: each convolution, linear layer and norm must
+give, in the channels that it keeps, what the silenced original gives. So a wrong cut cannot hide where a network's
+outputs barely depend on its inputs, or where a detector finds nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.utils.parametrize import is_parametrized
+from torch.utils._python_dispatch import _disable_current_modes
+
+from torchslim.errors import PlanError, ProofError
+from torchslim.proof.float64 import in_float64
+from torchslim.proof.reference import changed_before_read, same_channels
+from torchslim.surgery.plans import Plan
+from torchslim.surgery.width_attributes import weight_of
+from torchslim.utils.copying import copied
+from torchslim.utils.inputs import Inputs, arguments, map_tensors, tensors_in, unwrap
+from torchslim.utils.modules import tensors_of
+from torchslim.utils.preserve import plainly
+
+
+def verify(model: nn.Module, slim: nn.Module, plan: Plan, inputs: Inputs) -> float:
+    """The largest relative error of `slim` against the silenced `model`, over all outputs and layers.
+
+    The error of a tensor is its largest absolute difference, over the largest absolute value of the silenced
+    original's. The proof holds for the network as cut: fine-tuning changes the weights, and with them the outputs. An
+    approximate cut (`allow_approximate=True`) is held against an original whose norms mix only the channels that stay.
+
+    Args:
+        model: the original, untouched since the plan was made.
+        slim: what `apply(model, plan)` gave.
+        plan: the plan.
+        inputs: as given to `plan`; other values and other image sizes are as good.
+
+    Raises:
+        ProofError: outputs differ in number or shape, or are not finite.
+        PlanError: the plan names tensors that the model does not have.
+    """
+    return max((difference.error for difference in differences(model, slim, plan, inputs)), default=0.0)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far a layer's output, or one of the network's, is from the silenced original's (relative)."""
+
+    where: str
+    error: float
+
+
+@torch.inference_mode(False)
+def differences(model: nn.Module, slim: nn.Module, plan: Plan, inputs: Inputs) -> list[Difference]:
+    """What `verify` compares, in the order of the run: each call of each layer, then the network's outputs."""
+    silenced = silence(copied(unwrap(model)).double(), plan)
+    narrow = copied(unwrap(slim)).double()
+    layers: dict[str, list[Tensor]] = {}
+    wide = map_tensors(lambda t: t.double() if t.is_floating_point() else t, inputs)
+    with in_float64():
+        mixing = same_channels(silenced, wide, plan) if _computes(silenced, wide, plan) else nullcontext()
+    watched = _watched(silenced, lambda name, _, output: layers.setdefault(name, []).append(output))
+    with watched, mixing:
+        expected = _outputs(silenced, wide)
+    found_so_far: list[Difference] = []
+    # A tied tensor goes by the first of its names.
+    names: dict[Tensor, str] = {
+        tensor: name for name, tensor in reversed(list(silenced.named_parameters(remove_duplicate=False)))}
+
+    def compare(name: str, layer: nn.Module, output: Tensor) -> None:
+        if not layers.get(name):
+            raise ProofError(f"verify: `{name}` runs more often in the slim network than in the original")
+        original = silenced.get_submodule(name)
+        weight = weight_of(original)
+        part = _kept_part(layers[name].pop(0), layer, weight, plan.kept.get(names.get(weight, ""), {}))
+        # A layer of the model's own making may do more than its weight says, and a linear layer may work along
+        # positions, beside channels that its weight does not tell of: what follows them is compared.
+        if part.shape == output.shape or (_is_torchs_own(layer) and not isinstance(layer, nn.Linear)):
+            found_so_far.append(Difference(name, _error(part, output, name)))
+
+    with _watched(narrow, compare):
+        found = _outputs(narrow, wide)
+    if [tuple(t.shape) for t in expected] != [tuple(t.shape) for t in found]:
+        raise ProofError(f"verify: the slim network's outputs have shapes {[tuple(t.shape) for t in found]}, the "
+                         f"original's {[tuple(t.shape) for t in expected]}")
+    ends = [Difference("the output", _error(a, b, "the output")) for a, b in zip(expected, found, strict=True)]
+    return found_so_far + ends
+
+
+def _computes(model: nn.Module, inputs: Inputs, plan: Plan) -> bool:
+    """Whether zeros in the readers do not silence all: channels are mixed, or weights are computed of the readers."""
+    if plan.settings.get("allow_approximate"):
+        return True
+    own = {name for name, _ in plan.readers if not _is_layer(model, name)}
+    return bool(own) and changed_before_read(model, inputs, own)
+
+
+def _is_layer(model: nn.Module, name: str) -> bool:
+    """The weight of one of torch's own layers, which is read as it is."""
+    owner, _, attribute = name.rpartition(".")
+    return attribute == "weight" and _is_torchs_own(model.get_submodule(owner))
+
+
+def _is_torchs_own(layer: nn.Module) -> bool:
+    """Of one of torch's own classes, parametrised or not."""
+    kind = type(layer).__base__ if is_parametrized(layer) else type(layer)
+    return kind is not None and kind.__module__.startswith("torch.nn.modules.")
+
+
+def silence(model: nn.Module, plan: Plan) -> nn.Module:
+    """Set, in place, every weight to zero that reads a removed channel.
+
+    Raises:
+        PlanError: the plan names tensors that the model does not have.
+    """
+    state = tensors_of(model)
+    with torch.no_grad():
+        for name, dim in plan.readers:
+            if name not in state:
+                raise PlanError(f"`{name}`: the plan cuts this tensor and the model has none of that name; "
+                                "verify against the model that the plan was made for")
+            weight = state[name]
+            groups = plan.grouped.get(name, (1, 1))[0] if dim == 1 else 1
+            gone = torch.ones(weight.shape[dim] * groups, dtype=torch.bool, device=weight.device)
+            gone[list(plan.kept[name][dim])] = False
+            if groups == 1:
+                weight.index_fill_(dim, gone.nonzero().flatten(), 0)
+            else:
+                by_group = weight.view(groups, weight.shape[0] // groups, *weight.shape[1:])
+                shape = (groups, 1, weight.shape[1]) + (1,) * (weight.dim() - 2)
+                by_group.masked_fill_(gone.view(shape), 0)
+    return model
+
+
+@contextmanager
+def _watched(model: nn.Module, see: Callable[[str, nn.Module, Tensor], None]) -> Iterator[None]:
+    """Call `see(name, layer, output)` for each layer that holds a weight of its own, each time it has run."""
+
+    def hook(name: str) -> Callable[..., None]:
+        def seen(layer: nn.Module, _args: Any, output: Any) -> None:
+            if isinstance(output, Tensor):
+                with _disable_current_modes():  # what is done here is no operation of the network
+                    # A copy: the next layer may work in place.
+                    see(name, layer, output.clone())
+        return seen
+
+    handles = [module.register_forward_hook(hook(name)) for name, module in model.named_modules() if _weighs(module)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _weighs(module: nn.Module) -> bool:
+    """A layer with a weight of its own, computed or not."""
+    if is_parametrized(module, "weight"):
+        return True
+    inner = next(module.children(), None) is not None and not is_parametrized(module)
+    return not inner and isinstance(getattr(module, "weight", None), Tensor)
+
+
+def _kept_part(expected: Tensor, layer: nn.Module, weight: Tensor, kept: Mapping[int, Sequence[int]]) -> Tensor:
+    """What the slim layer keeps of the original layer's output; `kept` is the plan for its original `weight`."""
+    makes, channels = 0, min(1, expected.dim() - 1)
+    if isinstance(layer, _ConvNd):
+        # A transposed convolution makes its second dimension; where that is one a group, it goes by its inputs.
+        makes = int(isinstance(layer, _ConvTransposeNd) and (layer.groups == 1 or weight.shape[1] > 1))
+        channels = expected.dim() + 1 - weight.dim()  # 0 where the maps come without a batch
+    elif isinstance(layer, nn.Linear | nn.Embedding):
+        makes, channels = int(isinstance(layer, nn.Embedding)), expected.dim() - 1
+    if isinstance(layer, nn.LayerNorm | nn.RMSNorm):  # over several dimensions, of which any may be cut
+        part = expected
+        for dim, index in kept.items():
+            along = expected.dim() - weight.dim() + dim
+            if max(index) >= expected.shape[along]:  # a class of the model's own may lay its channels elsewhere
+                return expected
+            part = part.index_select(along, torch.tensor(index, device=part.device))
+        return part
+    if makes not in kept or max(kept[makes]) >= expected.shape[channels]:
+        return expected
+    return expected.index_select(channels, torch.tensor(kept[makes], device=expected.device))
+
+
+def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+    for module in model.modules():
+        module.training = False
+
+    args, kwargs = arguments(inputs)
+    with torch.random.fork_rng(devices=()), plainly(), in_float64():
+        torch.manual_seed(0)  # where a network draws numbers, both draw the same
+        output: Any = model(*args, **kwargs)
+    return list(tensors_in(output))
+
+
+def _error(expected: Tensor, found: Tensor, where: str) -> float:
+    if expected.shape != found.shape:
+        raise ProofError(f"verify: `{where}` gives {tuple(found.shape)} in the slim network, and "
+                         f"{tuple(expected.shape)} in the original with the removed channels taken out")
+    if not expected.numel():
+        return 0.0
+    if not (torch.isfinite(expected).all() and torch.isfinite(found).all()):
+        raise ProofError(f"verify: {where} is not finite; check the network's weights and the inputs")
+    difference = float((expected.double() - found.double()).abs().max())
+    return difference / max(float(expected.double().abs().max()), torch.finfo(torch.float64).tiny)

@@ -1,0 +1,333 @@
+"""Channel labels: which elements of every tensor live or die together.
+
+Every channel of a parameter has an integer label. A tensor carries *tracks*: integer arrays, broadcastable to its
+shape (size 1 along each dimension on which the label does not change). An element stays while all its labels live. A
+convolution's weight has two tracks, (out, 1, 1, 1) and (1, in, 1, 1); an activation usually has one, (1, channels, 1,
+1). Where a tensor has no track along a dimension, that dimension can't be cut.
+
+Operations move labels (`rules/`), and declare here what follows: that labels are one (`union`), that they must stay
+(`freeze`), that rows of them must lose equally many (`equal_rows`), that a parameter reads them (`reads`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torchslim.rules.options import PLAIN, Terms
+from torchslim.tracing.graph import Op, Value
+
+Labels = NDArray[np.int64]
+Tracks = tuple[Labels, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Touch:
+    """A dimension of a parameter, buffer or attribute, and the label of each of its indices.
+
+    For a grouped convolution's input dimension `groups` is above 1, and the labels count the input channels over all
+    groups, of which each group's filters hold their own. Where a channel comes several times (a map and its mirror
+    image joined, say), `copies` tells its copies apart: by what arrived there, and not by where.
+    """
+
+    name: str
+    dim: int
+    labels: Labels
+    groups: int = 1
+    copies: Labels | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Frozen:
+    """Labels that must stay, and why."""
+
+    labels: Labels
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Mixed:
+    """Labels whose channels an operation mixes by value, where the caller allows to cut them all the same."""
+
+    labels: Labels
+    reason: str
+    op: int
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """A matrix of labels whose rows must lose equally many, and the least that each row keeps.
+
+    `place` is its number among all that the rules declared, the same for every run of the same operations.
+    """
+
+    labels: Labels
+    least: int
+    place: int
+
+
+@dataclass(frozen=True, eq=False)
+class Cost:
+    """Multiply-adds of one operation and the labels along each dimension that scale them."""
+
+    op: int
+    macs: int
+    along: tuple[Labels, ...]
+
+
+@dataclass
+class LabelSpace:
+    """The labels of one coupling run, and all that the operations declared of them.
+
+    `terms` says what may be cut, and how. `kernels` names filters, whose last dimensions are positions
+    and no channels. `batch` is the first size of the tape's first input.
+
+    Mutable while the rules run over the tapes; `coupling` reads it afterwards.
+    """
+
+    terms: Terms = PLAIN
+    kernels: frozenset[str] = frozenset()
+    unmetered: bool = False
+    batch: int = 1
+    count: int = 0
+    touches: list[Touch] = field(default_factory=list)
+    unions: list[tuple[Labels, Labels]] = field(default_factory=list)
+    tied: list[tuple[Labels, Labels]] = field(default_factory=list)
+    frozen: list[Frozen] = field(default_factory=list)
+    rows: list[Rows] = field(default_factory=list)
+    blocks: list[Labels] = field(default_factory=list)
+    parts: list[Labels] = field(default_factory=list)
+    read: list[tuple[Labels, int]] = field(default_factory=list)
+    made: list[tuple[Labels, int]] = field(default_factory=list)
+    joined: list[Labels] = field(default_factory=list)
+    costs: list[Cost] = field(default_factory=list)
+    scales: set[str] = field(default_factory=set)
+    unknown: set[str] = field(default_factory=set)
+    mixed: list[Mixed] = field(default_factory=list)
+    _tracks: dict[int, Tracks] = field(default_factory=dict)
+    _state: dict[tuple[str, int], Labels | None] = field(default_factory=dict)
+    _spread: dict[str, Labels] = field(default_factory=dict)
+
+    def fresh(self, count: int) -> Labels:
+        """`count` new labels."""
+        self.count += count
+        return np.arange(self.count - count, self.count)
+
+    def new_tape(self) -> dict[int, Tracks]:
+        """Begin another tape, and return the tracks that its values will get, by id.
+
+        Parameters keep their labels, which joins the tapes.
+        """
+        self._tracks = {}
+        return self._tracks
+
+    def tracks(self, value: Value) -> Tracks:
+        """The tracks of a value; those of parameters and buffers are made when first asked for."""
+        if not value.name:
+            return self._tracks.get(value.id, ())
+        dims = 2 if value.name in self.kernels else len(value.shape)
+        own = (self._state_dim(value, dim) for dim in range(dims) if value.shape[dim] > 1)
+        return tuple(labels for labels in own if labels is not None)
+
+    def _state_dim(self, value: Value, dim: int) -> Labels | None:
+        """The track of one dimension of a parameter, buffer or attribute, made when first asked for."""
+        key = (value.name, dim)
+        if key not in self._state:
+            labels = self.fresh(value.shape[dim])
+            self.touches.append(Touch(value.name, dim, labels))
+            self._state[key] = along_dim(labels, dim, len(value.shape))
+        return self._state[key]
+
+    def set(self, value: Value, tracks: Iterable[Labels]) -> None:
+        """Give an operation's result its tracks; those that vary along no dimension say nothing and are dropped."""
+        kept = tuple(track for track in tracks if track.size > 1)
+        for track in kept:
+            if sum(size > 1 for size in track.shape) > 1:
+                self.equal_rows(track)
+        if kept and not value.name:
+            self._tracks[value.id] = kept
+
+    def set_along(self, value: Value, dim: int, labels: Labels | None) -> None:
+        """Give an operation's result the labels of one dimension; None where it can't be cut."""
+        if labels is not None:
+            self.set(value, [along_dim(labels, dim % len(value.shape), len(value.shape))])
+
+    def blank(self, value: Value) -> None:
+        """Label a tensor of equal elements (zeros, ones, uninitialised): it is cut along with whatever it meets."""
+        self.set(value, (along_dim(self.fresh(size), dim, len(value.shape))
+                         for dim, size in enumerate(value.shape) if size > 1))
+
+    def union(self, a: Labels, b: Labels) -> None:
+        """The labels at one position are one."""
+        if a is b:
+            return
+        left, right = (a, b) if a.shape == b.shape else np.broadcast_arrays(a, b)
+        self.unions.append((left.ravel(), right.ravel()))
+
+    def freeze(self, labels: Labels, reason: str) -> None:
+        """These labels must stay."""
+        self.frozen.append(Frozen(labels.ravel(), reason))
+
+    def freeze_value(self, value: Value, reason: str) -> None:
+        """All labels of a value must stay."""
+        for track in self.tracks(value):
+            self.freeze(track, reason)
+
+    def mix(self, labels: Labels, op: Op, doing: str = "mixed by") -> bool:
+        """Channels are mixed by value here: frozen, unless the caller allows the approximation. True if allowed."""
+        reason = f"channels are {doing} {op.where}"
+        if self.terms.allow_approximate:
+            self.mixed.append(Mixed(labels.ravel(), reason, op.index))
+            return True
+        self.freeze(labels, reason)
+        return False
+
+    def equal_rows(self, track: Labels) -> None:
+        """A track that varies along several dimensions: its rows must lose equally many.
+
+        The rows are the indices of the smaller dimensions: `view(b, 2, c // 2, ...)` has two rows.
+        """
+        widest = widest_dim(track)
+        self.equal_groups(np.moveaxis(track, widest, -1).reshape(-1, track.shape[widest]), least=2)
+
+    def equal_groups(self, rows: Labels, least: int) -> None:
+        """Rows of labels, shape (groups, channels a group), that must lose equally many.
+
+        Rows that become tensors of their own keep at least two: a dimension of size 1 broadcasts, and its channel
+        could no longer be told from none.
+        """
+        self.rows.append(Rows(rows, least, len(self.rows)))
+
+    def part(self, labels: Labels) -> None:
+        """Labels that become a tensor of their own: two stay at the least (see `equal_groups`)."""
+        self.parts.append(labels.ravel())
+
+    def along(self, value: Value, dim: int, op: Op) -> Labels | None:
+        """The label of each index of a dimension; None where it can't be cut.
+
+        Where the labels also change along other dimensions, those become one.
+        """
+        dim %= len(value.shape)
+        if value.name:
+            own = self._state_dim(value, dim) if value.shape[dim] > 1 else None
+            return None if own is None else own.ravel()
+        found: Labels | None = None
+        for track in self.tracks(value):
+            if track.shape[dim] == 1:
+                continue
+            rows = (track.reshape(1, -1) if track.size == track.shape[dim]
+                    else np.moveaxis(track, dim, -1).reshape(-1, track.shape[dim]))
+            for row in rows[1:]:
+                self.union(rows[0], row)
+            if found is not None:
+                self.union(found, rows[0])
+            found = rows[0]
+        return found
+
+    def only_along(self, value: Value, dim: int, op: Op, doing: str) -> Labels | None:
+        """As `along`; labels that change along other dimensions alone are frozen."""
+        dim %= len(value.shape)
+        for track in self.tracks(value):
+            if track.shape[dim] == 1:
+                self.freeze(track, f"{doing} in {op.where}")
+        return self.along(value, dim, op)
+
+    def tie(self, a: Labels | None, b: Labels | None, op: Op, what: str) -> None:
+        """Union of two dimensions that must agree; if one can't be cut, neither can the other."""
+        if a is not None and b is not None:
+            self.union(a, b)
+            self.tied.append((a, b))
+        elif a is not None or b is not None:
+            kept = a if a is not None else b
+            assert kept is not None
+            self.freeze(kept, f"{what} in {op.where}")
+
+    def makes(self, labels: Labels, size: int) -> None:
+        """Weights with these labels make channels, on maps of `size` positions."""
+        self.made.append((labels, size))
+
+    def reads(self, value: Value, labels: Labels, size: int) -> None:
+        """Weights with these labels read channels, from maps of `size` positions."""
+        self.read.append((labels, size))
+
+    def meter(self, op: Op, macs: int, along: Iterable[Labels | None]) -> None:
+        """An operation's multiply-adds and what scales them; those of a second tape are not counted."""
+        if not self.unmetered:
+            self.costs.append(Cost(op.index, macs, tuple(labels for labels in along if labels is not None)))
+
+    def spread_groups(self, value: Value, groups: int) -> Labels:
+        """Labels for the input channels of a grouped convolution, counted over all groups."""
+        if value.name not in self._spread:
+            shared = self._state.get((value.name, 1))
+            if shared is not None:  # read elsewhere with its plain dimension: one index then stands for all groups
+                self.freeze(shared, "a grouped weight that is also read otherwise")
+                self.touches = [t for t in self.touches if (t.name, t.dim) != (value.name, 1)]
+            self._state[value.name, 1] = None
+            labels = self.fresh(value.shape[1] * groups)
+            self.touches.append(Touch(value.name, 1, labels, groups))
+            self._spread[value.name] = labels
+            if shared is not None:
+                self.freeze(labels, "a grouped weight that is also read otherwise")
+        return self._spread[value.name]
+
+    def merge(self, values: Sequence[Value], op: Op, out: Value | None = None) -> Tracks:
+        """Element-wise meeting of tensors, broadcast as usual: labels at one position become one."""
+        ndim = max(len(value.shape) for value in values)
+        shapes = [(1,) * (ndim - len(value.shape)) + value.shape for value in values]
+        merged: list[Labels] = []
+        carried: list[list[Labels]] = []
+        for value in values:
+            own = [track.reshape((1,) * (ndim - track.ndim) + track.shape) for track in self.tracks(value)]
+            carried.append(own)
+            for track in own:
+                self._merge_into(merged, track)
+        for track in merged:
+            dims = [dim for dim in range(ndim) if track.shape[dim] > 1]
+            for own, shape in zip(carried, shapes, strict=True):
+                whole = all(shape[dim] > 1 for dim in dims)
+                if whole and not any(o.shape[dim] > 1 for o in own for dim in dims):
+                    self.freeze(track, f"meets a tensor that can't be cut in {op.where}")
+        return tuple(merged)
+
+    def _merge_into(self, merged: list[Labels], track: Labels) -> None:
+        for place, other in enumerate(merged):
+            if any(a > 1 and b > 1 for a, b in zip(track.shape, other.shape, strict=True)):
+                self.union(track, other)
+                if track.size > other.size:
+                    merged[place] = track
+                return
+        merged.append(track)
+
+
+def along_dim(labels: Labels, dim: int, ndim: int) -> Labels:
+    """Labels of one dimension as a track of an `ndim`-dimensional tensor."""
+    shape = [1] * ndim
+    shape[dim] = len(labels)
+    return labels.reshape(shape)
+
+
+def widest_dim(track: Labels) -> int:
+    """The dimension along which a track's rows lie: the largest, the last of equal ones."""
+    return max(range(track.ndim), key=lambda dim: (track.shape[dim], dim))
+
+
+def spread(track: Labels, shape: Sequence[int], dims: Iterable[int]) -> Labels:
+    """A track made full along the given dimensions."""
+    full = list(track.shape)
+    for dim in dims:
+        full[dim] = shape[dim]
+    return np.broadcast_to(track, full)
+
+
+def squeeze_equal(track: Labels, dims: Iterable[int] | None = None) -> Labels:
+    """A track with the dimensions along which it does not change brought to size 1."""
+    for dim in range(track.ndim) if dims is None else dims:
+        if track.shape[dim] > 1:
+            first = track.take([0], axis=dim)
+            if track.strides[dim] == 0 or bool((track == first).all()):
+                track = first
+    return track
+

@@ -1,0 +1,106 @@
+"""What a saved file says about itself: its metadata, as a value."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from torchslim.errors import CheckpointError
+from torchslim.rewriting import Rewriting, Step
+from torchslim.surgery.plans import Plan
+from torchslim.utils.text import dims, first_line
+
+FORMAT = 2
+KEY = "torchslim"
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says about itself.
+
+    Attributes:
+        source: the specification of the original model (see `torchslim.zoo.sources`), or None.
+        steps: cuts and rewritings, in the order in which they are applied to the original.
+        version: the torchslim that wrote the file.
+        training: whether the model was in training mode.
+        aliases: name of each tensor that is tied to another, and the name under which that one is stored.
+        buffers: dtype of each floating-point buffer that is rebuilt, not stored.
+        digest: SHA-256 of the tensors.
+    """
+
+    source: str | None
+    steps: tuple[Step, ...]
+    version: str
+    training: bool
+    aliases: Mapping[str, str]
+    buffers: Mapping[str, torch.dtype]
+    digest: str
+
+
+def read_header(path: str | Path) -> Header:
+    """What a file says about itself; no tensor is read.
+
+    Raises:
+        CheckpointError: the file is missing, cut short, or no torchslim file.
+    """
+    path = Path(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return parse_header(path, file.metadata())
+    except (OSError, SafetensorError) as error:
+        raise unreadable(path, error) from error
+
+
+def parse_header(path: Path, metadata: Mapping[str, str] | None) -> Header:
+    """The header in a file's metadata.
+
+    Raises:
+        CheckpointError: there is none, it is damaged, or of another format.
+    """
+    if not metadata or KEY not in metadata:
+        raise CheckpointError(f"{path}: a safetensors file, but not one of torchslim's; "
+                              "load it with safetensors.torch.load_file")
+    try:
+        raw = json.loads(metadata[KEY])
+        if raw["format"] != FORMAT:
+            raise CheckpointError(f"{path}: format {raw['format']!r} found, {FORMAT} wanted; "
+                                  f"it was written by torchslim {raw.get('version')}, install a matching one")
+        return Header(
+            source=None if raw["source"] is None else str(raw["source"]),
+            steps=tuple((Rewriting if "rule" in step else Plan).from_json(json.dumps(step)) for step in raw["steps"]),
+            version=str(raw["version"]), training=bool(raw["training"]), aliases=dict(raw["aliases"]),
+            buffers={name: _dtype(text) for name, text in raw["buffers"].items()}, digest=str(raw["digest"]))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: its header is damaged ({first_line(error)}); "
+                              "take another copy") from error
+
+
+def _dtype(text: str) -> torch.dtype:
+    dtype = getattr(torch, text)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"{text!r} is no dtype")
+    return dtype
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the names, dtypes, shapes and bytes of tensors."""
+    sha = hashlib.sha256()
+    for name in sorted(tensors):
+        sha.update(f"{name} {tensors[name].dtype} {dims(tensors[name].shape)} ".encode())
+        sha.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
+
+
+def unreadable(path: Path, error: Exception) -> CheckpointError:
+    """The error for a file that can't be read."""
+    if isinstance(error, FileNotFoundError):
+        return CheckpointError(f"{path}: no such file; give the path of a saved slim model")
+    return CheckpointError(f"{path}: cannot be read as safetensors ({first_line(error)}); "
+                           "the file is damaged or of another kind, take another copy")

@@ -1,0 +1,109 @@
+"""Slim models as files: one safetensors file with the tensors, the steps that made it, the architecture's source.
+
+No pickle and no code: a model is rebuilt from its source, rewritten and cut again by its steps, and then filled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from torchslim._version import __version__
+from torchslim.errors import RequestError
+from torchslim.rewriting import Step
+from torchslim.store.header import FORMAT, KEY, digest, read_header
+from torchslim.utils.files import writable, write_whole
+from torchslim.utils.inputs import unwrap
+from torchslim.zoo.sources import Source, resolve
+
+
+def save(model: nn.Module, path: str | Path, plan: Step | Sequence[Step] | None = None,
+         source: str | Path | Source | None = None) -> Path:
+    """Write a model, its plan and its source as one safetensors file; the file appears whole or not at all.
+
+    Args:
+        model: the slim model.
+        path: the file; one that exists is replaced.
+        plan: the plan that made it, or several in the order in which they were applied; rewritings, too (see
+            `torchslim.rewriting.Lightened.steps`).
+        source: the specification of the model that was cut (`torchvision:resnet18?num_classes=10`). When that
+            is itself a saved slim model, its steps and its source are written before `plan`.
+
+    Returns:
+        The path.
+
+    Raises:
+        RequestError: the folder is missing, the source is unknown, the plan is something else, the model holds what
+            can't be stored.
+        CheckpointError: the file can't be written (a full disk, no permission).
+    """
+    model, path = unwrap(model), writable(Path(path), "slim.safetensors")
+    steps: tuple[Step, ...] = () if plan is None else tuple(plan) if isinstance(plan, Sequence) else (plan,)
+    if strange := [type(step).__name__ for step in steps if not isinstance(step, Step)]:
+        raise RequestError(f"{path}: plan={strange[0]} found, a plan or rewritings wanted; give what `torchslim.plan` "
+                           "returned, or the `.steps` of what `torchslim.rewriting.lightened` did")
+    origin = None if source is None else resolve(source)
+    earlier = read_header(origin.name) if origin is not None and origin.kind == "saved" else None
+    tensors, aliases = _stored(model)
+    _write(path, tensors, {
+        "format": FORMAT,
+        "version": __version__,
+        "source": earlier.source if earlier else None if origin is None else str(origin),
+        "steps": [json.loads(each.to_json()) for each in ((*earlier.steps, *steps) if earlier else steps)],
+        "training": model.training,
+        "aliases": aliases,
+        "buffers": _unsaved_buffers(model),
+        "digest": digest(tensors),
+    })
+    return path
+
+
+# --- writing ------------------------------------------------------------------------------------------------
+
+def _stored(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The state as contiguous CPU tensors, each once, and the names that are tied to another."""
+    tensors: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    first: dict[tuple[Any, ...], str] = {}
+    for name, value in model.state_dict().items():
+        _check_storable(name, value)
+        identity = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride())
+        if value.numel() and identity in first:
+            aliases[name] = first[identity]
+            continue
+        first[identity] = name
+        own = value.detach().cpu().contiguous()
+        # a view of a larger tensor takes a copy, for the format refuses storage that is shared in part
+        tensors[name] = own if own.untyped_storage().nbytes() == own.nbytes else own.clone()
+    return tensors, aliases
+
+
+def _check_storable(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        found = f"extra state of type {type(value).__name__}"
+    elif value.is_meta:
+        found = "a tensor on the meta device"
+    elif value.is_quantized or value.layout != torch.strided:
+        found = "a quantised or sparse tensor"
+    else:
+        return
+    raise RequestError(f"{name}: {found} can't be stored; wanted an ordinary tensor with data")
+
+
+def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+    write_whole(path, lambda draft: save_file(tensors, draft, {KEY: json.dumps(metadata)}), (SafetensorError,))
+
+
+def _unsaved_buffers(model: nn.Module) -> dict[str, str]:
+    """Dtypes of the floating-point buffers that the state leaves out (`model.half()` changes them too)."""
+    stored = model.state_dict()
+    return {name: str(buffer.dtype).removeprefix("torch.")
+            for name, buffer in model.named_buffers(remove_duplicate=False)
+            if name not in stored and buffer.is_floating_point()}

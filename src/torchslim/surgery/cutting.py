@@ -1,0 +1,208 @@
+"""Cut a copy of a model as a plan says: model + Plan -> model. Decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
+from itertools import accumulate
+from operator import mul
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchslim.errors import PlanError, UnsupportedModel
+from torchslim.surgery.plans import Mend, Plan
+from torchslim.surgery.width_attributes import computed
+from torchslim.utils.copying import copied
+from torchslim.utils.inputs import unwrap
+from torchslim.utils.modules import BLOCK, named_modules, tensors_of
+
+
+@torch.inference_mode(False)
+def apply(model: nn.Module, plan: Plan) -> nn.Module:
+    """A slim copy of `model`; the model itself is untouched.
+
+    Dtype, device, memory format, `requires_grad`, training mode, hooks and all other attributes are kept. Gradients
+    are not carried over. Compiled and data-parallel wrappers are looked through: the copy is of the plain module.
+
+    Raises:
+        PlanError: the plan was made for another model: a name is missing, an index out of range, an attribute other
+            than it was.
+        UnsupportedModel: a scripted module, or one that can't be copied.
+    """
+    model = unwrap(model)
+    state = tensors_of(model)
+    parts: dict[int, Any] = {}
+    left_behind = computed(model)
+    index = cache(KeptIndex)
+    for name, dims in plan.kept.items():
+        if name not in state:
+            raise PlanError(f"`{name}`: the plan cuts this tensor and the model has none of that name; "
+                            "apply the plan to the model that it was made for")
+        for own in (name, *left_behind.get(name, ())):
+            parts[id(state[own])] = cut_tensor(state[own], own, dims, plan.grouped.get(name), index)
+    try:
+        slim = copied(model, parts)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise UnsupportedModel(f"model: {type(model).__name__} can't be copied ({error}); "
+                               "copy.deepcopy(model) must work") from error
+    for mend in plan.mends:
+        _mend(slim, mend)
+    return slim
+
+
+class KeptIndex:
+    """Indices that stay: many tensors keep the same."""
+
+    def __init__(self, kept: tuple[int, ...]) -> None:
+        self.kept = kept
+        self.least, self.most = min(kept, default=-1), max(kept, default=-1)
+        self.tensor = torch.tensor(kept)
+
+    def on(self, device: torch.device) -> Tensor:
+        """As a tensor on a device."""
+        if self.tensor.device != device:
+            self.tensor = torch.tensor(self.kept, device=device)
+        return self.tensor
+
+
+def cut_tensor(tensor: Tensor, name: str, dims: Mapping[int, Sequence[int]], groups: tuple[int, int] | None,
+               index_of: Callable[[tuple[int, ...]], KeptIndex] = KeptIndex) -> Tensor:
+    """The kept part of a tensor, contiguous in the tensor's own memory format.
+
+    Args:
+        tensor: a parameter, a buffer, or an optimizer's state of the same shape.
+        name: the parameter's, for messages.
+        dims: the plan for it: what stays of each dimension that is cut.
+        groups: the groups of a grouped convolution before and after.
+        index_of: makes a `KeptIndex` of what stays; one that remembers saves time where many tensors keep the same.
+
+    Raises:
+        PlanError: an index out of range, or filters that can't be split into the groups.
+    """
+    indices = {dim: index_of(tuple(kept)) for dim, kept in dims.items()}
+    for dim, index in indices.items():
+        size = tensor.shape[dim] if dim < tensor.dim() else 0
+        if groups is not None and dim == 1:
+            size *= groups[0]
+        if index.least < 0 or index.most >= size:
+            raise PlanError(f"`{name}`: the plan keeps indices up to {index.most} of dimension {dim}, "
+                            f"which has {size}; apply the plan to the model that it was made for")
+    with torch.no_grad():
+        part = tensor.detach()
+        if groups is not None and 1 in dims:
+            part = _cut_grouped(part, name, dims, groups)
+        else:
+            part = _select(part, {dim: index.on(part.device) for dim, index in indices.items()})
+        part = part.contiguous(memory_format=_memory_format(tensor))
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(part, requires_grad=tensor.requires_grad)
+    return part.requires_grad_(tensor.requires_grad and tensor.is_leaf)
+
+
+def _select(tensor: Tensor, indices: Mapping[int, Tensor]) -> Tensor:
+    """The elements at these indices of each dimension; large tensors go block by block where two dimensions are cut."""
+    # The dimension that loses most goes first.
+    dims = sorted(indices, key=lambda dim: len(indices[dim]) / tensor.shape[dim])
+    if len(dims) == 2 and 0 in dims and tensor.numel() > BLOCK and tensor.is_contiguous():
+        other = next(dim for dim in dims if dim)
+        shape = [len(indices[dim]) if dim in indices else size for dim, size in enumerate(tensor.shape)]
+        part = tensor.new_empty(shape)
+        step = max(1, BLOCK * len(tensor) // tensor.numel())
+        for rows, out in zip(torch.split(indices[0], step), torch.split(part, step), strict=True):
+            torch.index_select(tensor.index_select(0, rows), other, indices[other], out=out)
+        return part
+    for dim in dims:
+        tensor = tensor.index_select(dim, indices[dim])
+    return tensor
+
+
+def _cut_grouped(weight: Tensor, name: str, dims: Mapping[int, Sequence[int]], groups: tuple[int, int]) -> Tensor:
+    """A grouped convolution's filters: each group keeps its own input channels, numbered over all groups."""
+    before, after = groups
+    outs, ins = list(dims.get(0, range(weight.shape[0]))), list(dims[1])
+    if len(outs) % after or len(ins) % after:
+        raise PlanError(f"`{name}`: {len(outs)} filters on {len(ins)} channels cannot be split into {after} groups; "
+                        f"keep multiples of {after}")
+    width, size = weight.shape[1], weight.shape[0] // before
+    parts = []
+    for group in range(after):
+        own = outs[group * len(outs) // after:(group + 1) * len(outs) // after]
+        read = ins[group * len(ins) // after:(group + 1) * len(ins) // after]
+        homes = {out // size for out in own} | {channel // width for channel in read}
+        if len(homes) != 1:
+            raise PlanError(f"`{name}`: group {group} of the slim convolution would mix the original groups "
+                            f"{sorted(homes)}; keep equally many channels of each group")
+        base = homes.pop() * width
+        rows = weight.index_select(0, torch.tensor(own, device=weight.device))
+        parts.append(rows.index_select(1, torch.tensor([channel - base for channel in read], device=weight.device)))
+    return torch.cat(parts)
+
+
+def _memory_format(tensor: Tensor) -> torch.memory_format:
+    for ndim, layout in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        if tensor.dim() == ndim and tensor.is_contiguous(memory_format=layout) and not tensor.is_contiguous():
+            return layout
+    return torch.contiguous_format
+
+
+def _mend(model: nn.Module, mend: Mend) -> None:
+    try:
+        owner = model.get_submodule(mend.module)
+        found = getattr(owner, mend.attribute)
+    except AttributeError as error:
+        raise PlanError(f"`{mend.module}.{mend.attribute}`: the plan mends this attribute and the model has none; "
+                        "apply the plan to the model that it was made for") from error
+    plain = tuple(found) if isinstance(found, list | tuple) else found
+    if plain != mend.old:
+        raise PlanError(f"`{mend.module}.{mend.attribute}`: is {found}, the plan expects {mend.old}; "
+                        "apply the plan to the model that it was made for")
+    new: Any = mend.new
+    if isinstance(found, list | tuple) and isinstance(mend.new, tuple):
+        new = type(found)(mend.new) if type(found) in (list, tuple, torch.Size) else mend.new
+    setattr(owner, mend.attribute, new)
+
+
+def _narrow(tensor: Tensor, dims: Mapping[int, int]) -> Tensor:
+    """A view of as many elements as a slim tensor has, laid out as that one will be: torch may choose by the layout."""
+    shape = [dims.get(dim, size) for dim, size in enumerate(tensor.shape)]
+    if 0 in tensor.stride():  # expanded: there are not so many elements
+        return tensor[tuple(slice(size) for size in shape)]
+    layout = _memory_format(tensor)
+    if layout is torch.contiguous_format:
+        return tensor.as_strided(shape, [*accumulate(shape[:0:-1], mul, initial=1)][::-1], tensor.storage_offset())
+    strides = torch.empty(shape, device="meta").to(memory_format=layout).stride()
+    return tensor.as_strided(shape, strides, tensor.storage_offset())
+
+
+@contextmanager
+def resized(model: nn.Module, sizes: Mapping[str, Mapping[int, int]], mends: Sequence[Mend]) -> Iterator[None]:
+    """The model itself with narrower tensors while the block runs: views of their storage, nothing is copied.
+
+    Good for learning what shapes the slim model will have, at the price of a trace.
+    """
+    state = tensors_of(model)
+    views: dict[int, Tensor] = {}
+    for name, dims in sizes.items():
+        view = _narrow(state[name].detach(), dims)
+        views[id(state[name])] = nn.Parameter(view, requires_grad=state[name].requires_grad) if isinstance(
+            state[name], nn.Parameter) else view
+    spaces: list[dict[str, Any]] = []
+    for _, module in named_modules(model):
+        spaces += [module._parameters, module._buffers, module.__dict__]
+    replaced = [(space, key, item) for space in spaces for key, item in space.items() if id(item) in views]
+    old = [(model.get_submodule(mend.module), mend) for mend in mends]
+    values = [(owner, mend.attribute, getattr(owner, mend.attribute)) for owner, mend in old]
+    try:
+        for space, key, item in replaced:
+            space[key] = views[id(item)]
+        for mend in mends:
+            _mend(model, mend)
+        yield
+    finally:
+        for space, key, item in replaced:
+            space[key] = item
+        for owner, attribute, value in values:
+            setattr(owner, attribute, value)

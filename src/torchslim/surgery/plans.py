@@ -1,0 +1,154 @@
+"""The plan: what stays of a network, as plain data.
+
+`plan` decides and touches nothing; `apply` executes and decides nothing. Between the two stands this value: frozen,
+printable, comparable, and the same after a trip through JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from torchslim.errors import CheckpointError
+from torchslim.utils.formatting import milliseconds
+
+Kept = Mapping[str, Mapping[int, tuple[int, ...]]]
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Mend:
+    """An attribute of a module that remembers a width, and what it must become (`groups`, `num_features`, ...)."""
+
+    module: str
+    attribute: str
+    old: int | tuple[int, ...]
+    new: int | tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.attribute}: {self.old} -> {self.new}"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """One limit: what was asked (a count), what the network cost before, what it costs after the cut.
+
+    Times ("latency") are in nanoseconds.
+    """
+
+    resource: str
+    before: int
+    asked: int
+    met: int
+
+    @property
+    def share(self) -> float:
+        """Share of the original that is kept."""
+        return self.met / self.before if self.before else 1.0
+
+    def spoken(self, number: int) -> str:
+        """One of its numbers as people read it: "1,234,567", or for a time "1.23 ms"."""
+        return spoken(self.resource, number)
+
+
+@dataclass(frozen=True)
+class LeftAlone:
+    """Channels that the plan does not cut, and why."""
+
+    name: str
+    channels: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What stays of a network.
+
+    Attributes:
+        kept: for each parameter or buffer that is cut, and each of its dimensions that is cut, the indices that stay,
+            in original numbering and in the order they have in the slim network. A grouped convolution's dimension 1
+            counts the input channels over all groups (`0 .. in_channels - 1`).
+        readers: the `(parameter, dimension)` pairs of `kept` that *read* channels (a convolution's input dimension):
+            zeroing their missing indices in the original silences exactly what was removed.
+        grouped: for the weight of each grouped convolution that is cut, its groups before and after.
+        mends: attributes that remember a width.
+        budgets: what was asked and what is met.
+        predicted: `params` and `macs` of the slim network, as the plan foresees them (inputs as given), and where it
+            was planned for a backend `latency`, in nanoseconds.
+        left_alone: channels that cannot be cut, and why.
+        notes: remarks for the reader.
+        settings: how the plan was asked for (importance, scope, seed, ...), for the record.
+    """
+
+    kept: Kept
+    readers: tuple[tuple[str, int], ...] = ()
+    grouped: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    mends: tuple[Mend, ...] = ()
+    budgets: tuple[Budget, ...] = ()
+    predicted: Mapping[str, int] = field(default_factory=dict)
+    left_alone: tuple[LeftAlone, ...] = ()
+    notes: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The plan as JSON text; `Plan.from_json` gives an equal plan back."""
+        return json.dumps({"format": FORMAT, **asdict(self)})
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """The plan that `to_json` wrote.
+
+        Raises:
+            CheckpointError: the text is not a plan, or one of a newer format.
+        """
+        try:
+            raw = json.loads(text)
+            found = raw.pop("format")
+            if found != FORMAT:
+                raise CheckpointError(f"plan: format {found!r} found, {FORMAT} wanted; install a matching torchslim")
+            unknown = set(raw) - {f.name for f in fields(cls)}
+            if unknown:
+                raise CheckpointError(f"plan: unknown fields {sorted(unknown)}; install a matching torchslim")
+            return cls(
+                kept={name: {int(dim): tuple(index) for dim, index in dims.items()}
+                      for name, dims in raw["kept"].items()},
+                readers=tuple((name, dim) for name, dim in raw["readers"]),
+                grouped={name: (before, after) for name, (before, after) in raw["grouped"].items()},
+                mends=tuple(Mend(m["module"], m["attribute"], _frozen(m["old"]), _frozen(m["new"]))
+                            for m in raw["mends"]),
+                budgets=tuple(Budget(**b) for b in raw["budgets"]),
+                predicted=raw["predicted"],
+                left_alone=tuple(LeftAlone(**entry) for entry in raw["left_alone"]),
+                notes=tuple(raw["notes"]),
+                settings=raw["settings"],
+            )
+        except CheckpointError:
+            raise
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"plan: not a torchslim plan ({type(error).__name__}: {error}); "
+                                  "give the text that Plan.to_json wrote") from error
+
+    def __str__(self) -> str:
+        lines = [f"Plan: {len(self.kept)} parameters and buffers are cut"]
+        lines += [f"  {b.resource}: {b.spoken(b.before)} -> {b.spoken(b.met)} ({b.share:.1%}; asked for at most "
+                  f"{b.spoken(b.asked)})" for b in self.budgets]
+        for name, dims in self.kept.items():
+            cuts = ", ".join(f"dim {dim} keeps {len(index)}" for dim, index in dims.items())
+            lines.append(f"  {name}: {cuts}")
+        lines += [f"  mend {mend}" for mend in self.mends]
+        lines += [f"  left alone: {entry.name} ({entry.channels} channels): {entry.reason}"
+                  for entry in self.left_alone]
+        lines += [f"  note: {note}" for note in self.notes]
+        return "\n".join(lines)
+
+
+def spoken(resource: str, number: int) -> str:
+    """A number of a resource as people read it: "1,234,567", or for a time "1.23 ms"."""
+    return milliseconds(number / 1e6) if resource == "latency" else f"{number:,}"
+
+
+def _frozen(value: int | list[int]) -> int | tuple[int, ...]:
+    return tuple(value) if isinstance(value, list) else value

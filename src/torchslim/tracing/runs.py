@@ -1,0 +1,84 @@
+"""The runs of one network: in eval mode, and in train mode where that reads more.
+
+Parts that only training runs (auxiliary heads) must survive a cut too, so their tape is coupled with the other's.
+"""
+
+from __future__ import annotations
+
+from types import FunctionType
+
+import torch
+from torch import nn
+
+from torchslim.errors import TraceError, UnsupportedModel
+from torchslim.tracing.graph import Graph
+from torchslim.tracing.trace import trace
+from torchslim.tracing.width_reads import minds_mode
+from torchslim.utils.inputs import Inputs, map_tensors, unwrap
+from torchslim.utils.modules import named_modules
+
+
+def tapes(model: nn.Module, inputs: Inputs) -> tuple[Graph, ...]:
+    """The tape in eval mode and, where some parameter is not read there (auxiliary heads), the one in train mode."""
+    graph = trace(model, inputs)
+    _refuse(unwrap(model), graph)
+    unread = {name for name, value in graph.state.items() if value.source == "parameter"} - graph.read()
+    if not unread and not minds_mode(unwrap(model).modules()):
+        return (graph,)
+    try:
+        return (graph, trace(model, _paired(inputs), training=True))
+    except TraceError:
+        return (graph,)  # detectors want targets in train mode; what no tape reads stays as it is
+
+
+def _refuse(model: nn.Module, graph: Graph) -> None:
+    """Raise for what a tape can't protect: code and tensors that the model's registries don't hold.
+
+    Raises:
+        UnsupportedModel: it holds scripted modules, uses layers from outside its registries, or returns no tensors.
+    """
+    for name, module in named_modules(model):
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UnsupportedModel(f"`{name}`: {type(module).__name__} is a scripted module, whose widths are "
+                                   "compiled in; give the model with the nn.Module that it was scripted from")
+        for attribute, item in module.__dict__.items():
+            held = _held_by(item, model)
+            if held:
+                raise UnsupportedModel(f"`{name or 'model'}.{attribute}`: a function that closes over {held}; a copy "
+                                       "of the model would go on running the original's; make it a method, or hand the "
+                                       "module over as an argument")
+    if graph.strays:
+        raise UnsupportedModel("model: it uses layers or parameters that are not registered with it, which copies and "
+                               "optimizers would miss; hold them in nn.ModuleList, nn.ModuleDict or as attributes")
+    if not graph.outputs:
+        raise UnsupportedModel("model: returns no tensor that could be found; tensors in tuples, lists, mappings and "
+                               "dataclasses are")
+
+
+def _held_by(item: object, model: nn.Module) -> str:
+    """The class of a module of the model that a function, or one of a list of functions, closes over."""
+    functions = [part for part in (item if isinstance(item, list | tuple) else [item])
+                 if isinstance(part, FunctionType)]
+    own = set(model.modules()) if functions else set()
+    for function in functions:
+        for cell in function.__closure__ or ():
+            try:
+                held = cell.cell_contents
+            except ValueError:  # not filled yet
+                continue
+            if isinstance(held, nn.Module) and held in own:
+                return type(held).__name__
+    return ""
+
+
+def retrace(model: nn.Module, inputs: Inputs, tape: Graph) -> Graph:
+    """The tape of another run of the same kind: of the model at other widths, say."""
+    if tape.training:
+        return trace(model, _paired(inputs), training=True, watch=False)
+    return trace(model, inputs, meta=tape.device == "meta", watch=False)
+
+
+def _paired(inputs: Inputs) -> Inputs:
+    """Inputs with every batch of one doubled: in train mode batch norm refuses one value a channel."""
+    paired: Inputs = map_tensors(lambda t: t.expand(2, *t.shape[1:]) if t.dim() > 1 and t.shape[0] == 1 else t, inputs)
+    return paired

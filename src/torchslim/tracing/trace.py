@@ -1,0 +1,292 @@
+"""Run a model once and write down what it did: model + inputs -> Graph.
+
+The only file that knows torch's dispatch internals. The run is made on the meta device first: activations have
+shapes and no data, parameters are stood in for one by one as operations ask for them, and nothing is computed. Where
+the control flow reads data (`.item()`, `nonzero`, non-maximum suppression) or an operation has no meta form, the model
+runs again for real. Either way nothing stays on the model: module attributes, buffers, training mode and random state
+are put back, after exceptions too.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from torchslim.errors import TraceError, UnsupportedModel
+from torchslim.tracing.graph import Graph, Op, Value
+from torchslim.tracing.meta_shapes import at_sight
+from torchslim.tracing.width_reads import WidthWatch, asks_layers, parametrised, remembers_groups
+from torchslim.utils.inputs import Inputs, arguments, map_tensors, tensors_in, unwrap
+from torchslim.utils.modules import named_tensors, names_of_modules
+from torchslim.utils.preserve import plainly, untouched
+
+
+class _NeedsData(Exception):
+    """The meta run met an operation whose result depends on data."""
+
+
+# Operations whose result, or its shape, depends on the data of their arguments.
+_READS_DATA = frozenset({
+    "aten._local_scalar_dense", "aten.item", "aten.nonzero", "aten.masked_select", "aten.equal", "aten.is_nonzero",
+    "aten._unique2", "aten.unique_dim", "aten.unique_consecutive", "aten.bincount", "aten.repeat_interleave",
+    "torchvision.nms", "aten._assert_async",
+})
+
+
+def trace(model: nn.Module, inputs: Inputs, *, training: bool = False, meta: bool | None = None,
+          watch: bool = True) -> Graph:
+    """The tape of one run of `model`.
+
+    Args:
+        model: any module; compiled and data-parallel wrappers are looked through.
+        inputs: a tensor, a tuple of arguments, a list (the one argument) or a dict of keywords.
+        training: run in train mode, which is possible on the meta device only (batch-norm statistics stay untouched).
+        meta: run on the meta device alone (True) or for real alone (False); by default for real where meta fails.
+        watch: find out whether the model's code reads widths; without it the tape says that it may.
+
+    Raises:
+        TraceError: the model itself fails on these inputs.
+        UnsupportedModel: scripted modules.
+    """
+    model = unwrap(model)
+    tensors = named_tensors(model)
+    lazy = next((name for _, name, tensor in tensors if is_lazy(tensor)), None)
+    if lazy is not None:
+        raise UnsupportedModel(f"`{lazy}`: is not initialised; call the model once on real inputs first")
+    args, kwargs = arguments(inputs)
+    parameters = [tensor for kind, _, tensor in tensors if kind == "parameter"]
+    held_on_meta = any(t.is_meta for t in (*tensors_in((args, kwargs)), *parameters))
+    if meta is not False:
+        try:
+            return _run(model, tensors, args, kwargs, training, True, watch)
+        except TraceError:
+            # Anything may go wrong on shapes without data; what the model does for real is what counts.
+            if training or held_on_meta or meta:
+                raise
+    return _run(model, tensors, args, kwargs, training, False, False)
+
+
+def _run(model: nn.Module, tensors: Iterable[tuple[str, str, Tensor]], args: tuple[Any, ...], kwargs: dict[str, Any],
+         training: bool, meta: bool, watch: bool) -> Graph:
+    names = names_of_modules(model)
+    watched = WidthWatch() if watch else None
+    recorder = _Recorder(tensors, names, meta, watched)
+    with untouched(model, keep_buffers=not meta), plainly():
+        # Not model.train(): a user's override of it may do more than set the flag.
+        for module in names:
+            if module.training != training:
+                module.training = training
+        if meta:
+            args, kwargs = map_tensors(_to_meta, args), map_tensors(_to_meta, kwargs)
+        recorder.take_inputs((args, kwargs))
+        with recorder.module_names(), watched or nullcontext(), recorder:
+            try:
+                output = model(*args, **kwargs)
+            except Exception as error:
+                message = (str(error).strip() or type(error).__name__).splitlines()[0]
+                failure = TraceError(
+                    f"`{recorder.failed_in or 'model'}` failed while the model was run on the given inputs: "
+                    f"{type(error).__name__}: {message}; check the inputs' shapes, dtype and device with a plain call "
+                    "of the model")
+                failure.ops = tuple(recorder.ops)
+                raise failure from error
+    blind = (watched is not None and not watched.saw and not remembers_groups(model, recorder.ops)
+             and not parametrised(names) and not asks_layers(names))
+    return recorder.graph(output, training, blind)
+
+
+def _to_meta(tensor: Tensor) -> Tensor:
+    return tensor if tensor.is_meta else torch.empty_like(tensor, device="meta", requires_grad=False)
+
+
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Writes each dispatched operation down, and on the meta device replaces real tensors by their shapes."""
+
+    def __init__(self, tensors: Iterable[tuple[str, str, Tensor]], names: Mapping[nn.Module, str], meta: bool,
+                 watch: WidthWatch | None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.meta = meta
+        self.watch = watch
+        self.names = names
+        self.stack: list[str] = []
+        self.failed_in = ""
+        self.calls: dict[str, int] = {}
+        self.ops: list[Op] = []
+        self.count = 0
+        self.strays = False
+        # Tensors are known by identity. Each is kept alive here, or its id could be given to another.
+        self.known: dict[int, tuple[Tensor, Value]] = {}
+        self.stand_ins: dict[int, Tensor] = {}
+        self.originals: dict[int, Tensor] = {}
+        self.state: dict[str, Value] = {}
+        self.aliases: dict[str, str] = {}
+        self.inputs: tuple[Value, ...] = ()
+        self._take_state(tensors)
+
+    def _take_state(self, tensors: Iterable[tuple[str, str, Tensor]]) -> None:
+        for kind, name, tensor in tensors:
+            found = self.known.get(id(tensor))
+            if found is not None:
+                self.aliases[name] = found[1].name
+            else:
+                self.state[name] = self._new(tensor, kind, name=name, static=True)
+
+    def take_inputs(self, tree: Any) -> None:
+        """Make the given tensors the run's inputs."""
+        self.inputs = tuple(self._new(tensor, "input") for tensor in tensors_in(tree))
+
+    def _new(self, tensor: Tensor, source: str, name: str = "", static: bool = False) -> Value:
+        value = Value(self.count, tuple(tensor.shape), tensor.dtype, source, name, static)
+        self.count += 1
+        self.known[id(tensor)] = (tensor, value)
+        return value
+
+    def _value(self, tensor: Tensor) -> Value:
+        found = self.known.get(id(tensor))
+        if found is not None:
+            return found[1]
+        self.strays |= isinstance(tensor, nn.Parameter)
+        return self._new(tensor, "constant", static=True)
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Tell torch not to guard every single operation against its compiler, which is not at work here."""
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self.watch is not None:
+            self.watch.unseen(operation_name(func))
+        read: list[Value] = []
+        noted_args = self._noted(args, read)
+        noted_kwargs = dict(zip(kwargs, self._noted(kwargs.values(), read), strict=True)) if kwargs else kwargs
+        result = self._on_meta(func, args, kwargs) if self.meta else func(*args, **kwargs)
+        static = all(value.static for value in read)
+        outputs = tuple(self._output(tensor, static) for tensor in _flat(result))
+        if outputs:
+            module = self.stack[-1] if self.stack else ""
+            self.ops.append(Op(len(self.ops), operation_name(func), func, noted_args, noted_kwargs, tuple(read),
+                               outputs, module))
+        return result
+
+    def _noted(self, items: Iterable[Any], read: list[Value]) -> tuple[Any, ...]:
+        """Arguments with each tensor replaced by its value, which is also added to `read`."""
+        noted = []
+        for item in items:
+            if isinstance(item, Tensor):
+                item = self._value(item)
+                read.append(item)
+            elif isinstance(item, list | tuple) and any(isinstance(part, Tensor) for part in item):
+                item = type(item)(self._noted(item, read))
+            noted.append(item)
+        return tuple(noted)
+
+    def _output(self, tensor: Tensor | None, static: bool) -> Value | None:
+        if tensor is None:
+            return None
+        found = self.known.get(id(tensor))
+        # An in-place operation returns its argument: the same value, unless its shape has changed.
+        if found is not None and found[1].shape == tuple(tensor.shape):
+            return found[1]
+        return self._new(tensor, "operation", static=static)
+
+    def _on_meta(self, func: Any, args: Any, kwargs: Any) -> Any:
+        name = operation_name(func)
+        result = None if kwargs else at_sight(name, args)
+        if result is not None:
+            return result
+        tensors = [t for t in _flat((*args, *kwargs.values())) if t is not None]
+        persistent = any(found[1].name for t in tensors if (found := self.known.get(id(t))) is not None)
+        if tensors and not persistent and not any(t.is_meta for t in tensors):
+            return func(*args, **kwargs)  # plain constants: their data may matter, and costs little
+        if name in _READS_DATA and tensors:
+            raise _NeedsData(f"{func} reads data")
+        result = func(*_map(self._stand_in, args),
+                      **{key: _map(self._stand_in, (item,))[0] for key, item in kwargs.items()})
+        # In-place operations on a stood-in tensor must give the tensor itself back to the model.
+        return _map(lambda t: self.originals.get(id(t), t), (result,))[0]
+
+    def _stand_in(self, tensor: Tensor) -> Tensor:
+        if tensor.is_meta:
+            return tensor
+        found = self.stand_ins.get(id(tensor))
+        if found is None:
+            self._value(tensor)  # keeps it alive
+            found = self.stand_ins[id(tensor)] = torch.empty_like(tensor, device="meta", requires_grad=False)
+            self.originals[id(found)] = tensor
+        return found
+
+    @contextmanager
+    def module_names(self) -> Iterator[None]:
+        """Attribute operations to the innermost running module, by hooks that are gone afterwards."""
+        thread = threading.get_ident()
+
+        def enter(module: nn.Module, _: Any) -> None:
+            if threading.get_ident() == thread and module in self.names:
+                self.stack.append(self.names[module])
+                self.failed_in = self.stack[-1]
+                self.calls[self.failed_in] = self.calls.get(self.failed_in, 0) + 1
+
+        def leave(module: nn.Module, _args: Any, output: Any) -> None:
+            if threading.get_ident() == thread and module in self.names and self.stack:
+                self.stack.pop()
+                if output is not None:  # it has not failed
+                    self.failed_in = self.stack[-1] if self.stack else ""
+
+        handles = (register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def graph(self, output: Any, training: bool, blind: bool) -> Graph:
+        """The finished tape."""
+        outputs = tuple(self._value(tensor) for tensor in tensors_in(output))
+        modules = {name: type(module).__name__ for module, name in self.names.items()}
+        return Graph(tuple(self.ops), self.inputs, outputs, self.state, self.aliases, modules, self.calls, training,
+                     "meta" if self.meta else "real", self._kernels(), self.strays, blind)
+
+    def _kernels(self) -> frozenset[str]:
+        """Filters of convolution layers, parametrised ones included."""
+        ranks = {name: 2 + len(module.kernel_size) for module, name in self.names.items()
+                 if isinstance(module, _ConvNd)}
+        owned = ((name, value, name.partition(".parametrizations.")[0] if ".parametrizations." in name
+                  else name.rpartition(".")[0]) for name, value in self.state.items())
+        return frozenset(name for name, value, owner in owned if len(value.shape) == ranks.get(owner))
+
+
+@cache
+def operation_name(func: Any) -> str:
+    """The name of a torch operation without its overload, such as "aten.convolution"."""
+    return str(func._schema.name).replace("::", ".")
+
+
+def _map(function: Callable[[Tensor], Any], items: Any) -> Any:
+    """`function` over the tensors of an argument list; lists inside become tuples, so that a tape can't be changed."""
+    out = []
+    for item in items:
+        if isinstance(item, Tensor):
+            item = function(item)
+        elif isinstance(item, list | tuple) and any(isinstance(part, Tensor) for part in item):
+            item = type(item)(function(part) if isinstance(part, Tensor) else part for part in item)
+        out.append(item)
+    return tuple(out)
+
+
+def _flat(tree: Any) -> list[Tensor | None]:
+    if isinstance(tree, Tensor):
+        return [tree]
+    if isinstance(tree, list | tuple):
+        return [tensor for item in tree for tensor in _flat(item)]
+    return []

@@ -1,0 +1,152 @@
+"""Does a network's code read widths? Where it never does, it runs at other widths exactly as it ran at its own.
+
+`x.shape`, `x.view(b, groups, -1, h, w)`, `x[:, :32]`: code that asks for a size, or names one, may remember it, and
+must be run again at the slim widths. Most networks do none of that: convolutions, norms, activations, additions,
+concatenations, poolings and a flatten, which take the sizes as they come. What their slim run will be is then known
+without running it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import cache
+from types import CodeType, FunctionType
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+from torch.overrides import TorchFunctionMode
+
+from torchslim.tracing.graph import Op
+
+# Functions that neither tell a size nor are told one along channels. Anything else counts as reading widths.
+_LAYERS = ("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear batch_norm prelu "
+           "dropout dropout1d dropout2d dropout3d feature_dropout alpha_dropout")
+_ACTIVATIONS = ("relu relu_ relu6 hardtanh hardtanh_ hardswish hardswish_ hardsigmoid hardsigmoid_ silu silu_ mish "
+                "mish_ gelu elu elu_ leaky_relu leaky_relu_ sigmoid sigmoid_ tanh tanh_ softplus softmax log_softmax")
+_ARITHMETIC = ("add __add__ __radd__ __iadd__ add_ sub __sub__ __rsub__ __isub__ sub_ mul __mul__ __rmul__ __imul__ "
+               "mul_ div __truediv__ __rtruediv__ __itruediv__ div_ neg __neg__ maximum minimum clamp clamp_ exp sqrt "
+               "rsqrt square")
+_OVER_SPACE = ("max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d interpolate upsample "
+               "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
+               "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d")
+_MOVING = "cat concat flatten unsqueeze squeeze permute transpose clone detach contiguous mean amax"
+_ASKING = "to float double half bfloat16 dim is_floating_point is_contiguous _assert"
+_BLIND = frozenset(" ".join((_LAYERS, _ACTIVATIONS, _ARITHMETIC, _OVER_SPACE, _MOVING, _ASKING)).split())
+_BLIND_ATTRIBUTES = frozenset({"dtype", "device", "ndim", "layout", "requires_grad", "is_cuda", "is_cpu", "is_meta",
+                               "is_quantized", "is_mkldnn", "is_nested", "is_sparse"})
+
+
+class WidthWatch(TorchFunctionMode):
+    """Sees every call of torch that a network's own code makes on the meta device.
+
+    `saw` names the first that reads a width. Code that this can't see (scripted functions, extensions) shows by
+    operations that run while no call is under way: `unseen` takes note of one.
+    """
+
+    saw = ""
+    _under_way = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not self.saw:
+            name = func.__name__
+            if name not in _BLIND and not _reads_no_width(name, func, args):
+                self.saw = name
+        self._under_way = True
+        try:
+            return func(*args, **kwargs) if kwargs else func(*args)
+        finally:
+            self._under_way = False
+
+    def unseen(self, operation: str) -> None:
+        """Note an operation that ran."""
+        if not self._under_way and not self.saw:
+            self.saw = operation
+
+
+def _reads_no_width(name: str, func: Any, args: Any) -> bool:
+    if name == "__get__":
+        return func.__self__.__name__ in _BLIND_ATTRIBUTES
+    # Activations alone are on the meta device.
+    if not args or not getattr(args[0], "is_meta", False):
+        return False
+    # A first size of 1 is no width, since of a dimension that is cut two stay: a batch of one it is.
+    if name == "size":
+        return len(args) == 2 and args[1] in (0, -args[0].dim()) and args[0].shape[0] == 1
+    if name in ("view", "reshape"):
+        sizes = args[1] if len(args) == 2 and isinstance(args[1], list | tuple) else args[1:]
+        return len(sizes) == 2 and sizes[1] == -1 and isinstance(sizes[0], int) and sizes[0] == args[0].shape[0] == 1
+    if name == "pad":
+        return len(args) > 1 and isinstance(args[1], list | tuple) and len(args[1]) <= 2 * (args[0].dim() - 2)
+    return False
+
+
+def remembers_groups(model: nn.Module, ops: list[Op]) -> bool:
+    """True if a grouped convolution gets its number of groups from elsewhere than a layer of torch's own kind."""
+    for op in ops:
+        if op.name == "aten.convolution" and op.args[8] > 1:
+            owner = model.get_submodule(op.module)
+            if not isinstance(owner, _ConvNd) or owner.groups != op.args[8]:
+                return True
+    return False
+
+
+_KNOWN = ("torch.", "torchvision.", "timm.")
+
+# What a cut changes on torch's own layers, and code of one's own might ask for.
+_REMEMBERED = frozenset({"in_channels", "out_channels", "groups", "in_features", "out_features", "num_features",
+                         "num_channels", "num_groups", "normalized_shape", "num_parameters", "embedding_dim"})
+
+
+def asks_layers(modules: Iterable[nn.Module]) -> bool:
+    """True if the code of some module, torch's own aside, asks a layer for a width that it remembers."""
+    return any(not _REMEMBERED.isdisjoint(_named_by(module)) for module in _unknown(modules))
+
+
+def minds_mode(modules: Iterable[nn.Module]) -> bool:
+    """True if the code of some module asks whether it is being trained: it may do in train mode what it else does not.
+
+    That of the libraries does the same on either side: dropout, stochastic depth.
+    """
+    return any("training" in _named_by(module) for module in _unknown(modules))
+
+
+def _unknown(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
+    """The modules whose code nobody has looked at: that of the well-known libraries has been."""
+    return (module for module in modules if not type(module).__module__.startswith(_KNOWN))
+
+
+def _named_by(module: nn.Module) -> frozenset[str]:
+    """What a module's code names: its class's methods, and functions that it holds."""
+    kind: Any = type(module)
+    held = [item for item in module.__dict__.values() if isinstance(item, FunctionType)]
+    return _named_by_class(kind) | frozenset(name for function in held for name in _names(function))
+
+
+@cache
+def _named_by_class(kind: Any) -> frozenset[str]:
+    """What the code of a class's methods names, constructors and what comes from well-known libraries aside."""
+    return frozenset(name for base in kind.__mro__ if base is not object and not base.__module__.startswith(_KNOWN)
+                     for key, item in vars(base).items() if isinstance(item, FunctionType) and key != "__init__"
+                     for name in _names(item))
+
+
+def _names(function: FunctionType) -> Iterator[str]:
+    """The names in a function's code, in that of functions within it, and in that of functions that it closes over."""
+    codes = [function.__code__]
+    while codes:
+        code = codes.pop()
+        yield from code.co_names
+        codes += [part for part in code.co_consts if isinstance(part, CodeType)]
+    for cell in function.__closure__ or ():
+        try:
+            inner = cell.cell_contents
+        except ValueError:  # not filled yet
+            continue
+        if isinstance(inner, FunctionType) and inner is not function:
+            yield from _names(inner)
+
+
+def parametrised(modules: Iterable[nn.Module]) -> bool:
+    """True if some tensor of a layer is computed from others when it is asked for."""
+    return any("parametrizations" in module._modules for module in modules)

@@ -1,0 +1,48 @@
+"""How well a model does on labelled data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from torchslim.errors import TrainingError
+from torchslim.train.batches import batches_of
+from torchslim.train.losses import logits
+from torchslim.utils.data import EVALUATION_BATCH, Data
+from torchslim.utils.eval_mode import evaluating
+from torchslim.utils.inputs import arguments
+from torchslim.utils.seeding import seeded
+
+
+def evaluate(model: nn.Module, data: Any, batch_size: int = EVALUATION_BATCH) -> float:
+    """The share of labels that the model gets right, 0 to 1; its modes are left as they were.
+
+    Args:
+        model: the model, wherever it is.
+        data: a dataset of `(inputs, target)`, a `Data` (its held-out part), or batches `(inputs, targets)`.
+        batch_size: of a dataset.
+
+    Raises:
+        TrainingError: no data.
+    """
+    right, total = count(model, data.test if isinstance(data, Data) else data, batch_size)
+    if not total:
+        raise TrainingError("evaluate: no data; give a dataset or batches that are not empty")
+    return right / total
+
+
+def count(model: nn.Module, data: Any, batch_size: int, rank: int = 0, world: int = 1) -> tuple[int, int]:
+    """How many labels of one process's share are right, and how many there are."""
+    first = next(model.parameters(), None)
+    device = torch.device("cpu") if first is None else first.device
+    right = total = 0
+    # Seeded, so that a dataset with something random in it scores the same twice, and the caller's generators stay.
+    with torch.inference_mode(), evaluating(model), seeded(0):
+        for inputs, targets in batches_of(data, batch_size, device, rank, world):
+            args, kwargs = arguments(inputs)
+            found = logits(model(*args, **kwargs)).argmax(dim=1)
+            right += int((found == targets).sum())
+            total += targets.numel()
+    return right, total

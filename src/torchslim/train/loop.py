@@ -1,0 +1,296 @@
+"""The training loop: small, on Hugging Face Accelerate, and resumable to the last bit.
+
+An epoch is a function of the state before it, the seed and its number. So the state after each epoch is all
+that an interrupted training needs.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchslim.errors import MissingExtra, TrainingError
+from torchslim.train.batches import TrainingBatches
+from torchslim.train.checkpoint import Standing, load_standing, save_standing
+from torchslim.train.evaluation import count
+from torchslim.train.hyperparameters import WARMUP, Recipe
+from torchslim.train.losses import Loss, cross_entropy, distillation
+from torchslim.train.sparsity import Slimming
+from torchslim.utils.data import EVALUATION_BATCH, Data
+from torchslim.utils.eval_mode import evaluating
+from torchslim.utils.files import writable
+from torchslim.utils.inputs import arguments
+from torchslim.utils.seeding import mix, seeded
+
+
+@dataclass(frozen=True)
+class History:
+    """What a training did.
+
+    Attributes:
+        loss: the mean loss of each epoch, without the penalty on scales.
+        accuracy: the held-out accuracy after each epoch, 0 to 1; empty where nothing is held out.
+    """
+
+    loss: tuple[float, ...] = ()
+    accuracy: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training is: sent after every step, and once more at the end of an epoch.
+
+    Attributes:
+        epoch: the epoch, from 1.
+        epochs: how many there will be.
+        step: steps done in this epoch.
+        steps: steps of this epoch; None when the data can't tell.
+        loss: mean loss of the epoch so far, without the penalty on scales.
+        accuracy: held-out accuracy; None before the end of the epoch, and where nothing is held out.
+        finished: whether the epoch is over, and stored where there is a checkpoint.
+    """
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int | None
+    loss: float
+    accuracy: float | None = None
+    finished: bool = False
+
+
+def fit(model: nn.Module, data: Any, *, epochs: int = 10, lr: float = 0.05, batch_size: int = 64,
+        weight_decay: float = 5e-4, optimizer: str = "sgd", warmup: float | None = None,
+        milestones: Sequence[float] = (), label_smoothing: float = 0.0,
+        loss: Loss | None = None, sparsity: float | Slimming = 0.0, teacher: nn.Module | None = None,
+        temperature: float = 4.0, alpha: float = 0.5, seed: int = 0, held_out: Any = None,
+        checkpoint: str | Path | None = None, progress: Callable[[Progress], None] | None = None,
+        workers: int = 0) -> History:
+    """Train a model in place; its modes and its device are as before when this returns.
+
+    Args:
+        model: the model.
+        data: a dataset of `(inputs, target)`, a `Data`, or anything that gives batches `(inputs, targets)`
+            each time it is iterated over (a list, a `DataLoader`).
+        epochs: passes over the data.
+        lr: the highest learning rate; it rises to this over `warmup`, and falls to 0 along half a cosine.
+        batch_size: of a dataset, per process; batches that come ready are taken as they are.
+        weight_decay: for all but biases and scales.
+        optimizer: "sgd" (momentum 0.9, Nesterov) or "adamw".
+        warmup: a share of the epochs; by default 0.2, or none where there are milestones.
+        milestones: shares of the epochs at which the rate falls to a tenth, in place of the cosine: (0.5, 0.75).
+        label_smoothing: of the cross entropy.
+        loss: `(outputs, targets)` to a scalar, in place of the cross entropy.
+        sparsity: weight of an L1 penalty on all scales of batch norms, or a `Slimming` of this model.
+        teacher: a model whose answers to the same inputs are learnt from, with the share `alpha` of the loss.
+        temperature: softens the teacher's answers.
+        alpha: see `teacher`.
+        seed: of the order, the augmentation and dropout; the caller's generators are left as they were.
+        held_out: a dataset or batches to measure the accuracy on after each epoch; a `Data` brings its own.
+        checkpoint: a file that holds the state after the last finished epoch. If it is there, training goes
+            on from it and ends with the same weights, to the bit, as one that was never interrupted.
+        progress: called after every step.
+        workers: processes that load items; the result does not depend on it.
+
+    Returns:
+        Losses and accuracies of all epochs, those before an interruption included.
+
+    Raises:
+        TrainingError: a loss that is not finite, or no data.
+        RequestError: an argument that makes no sense, or a checkpoint that lies in no folder.
+        CheckpointError: the checkpoint is damaged or belongs to another training.
+        MissingExtra: Accelerate is not installed.
+    """
+    job = job_of(**locals())
+    with job.placed(model):
+        return job.run()
+
+
+def job_of(model: nn.Module, data: Any, *, epochs: int, lr: float, batch_size: int, weight_decay: float,
+           optimizer: str, warmup: float | None, milestones: Sequence[float], label_smoothing: float,
+           loss: Loss | None, sparsity: float | Slimming, teacher: nn.Module | None, temperature: float, alpha: float,
+           seed: int, held_out: Any, checkpoint: str | Path | None, progress: Callable[[Progress], None] | None,
+           workers: int) -> Job:
+    """A training, asked for by the arguments of `fit`."""
+    if isinstance(sparsity, Slimming):
+        press: Slimming | None = sparsity
+    else:
+        press = Slimming(model, weight=sparsity) if sparsity else None
+    if warmup is None:
+        warmup = 0.0 if milestones else WARMUP
+    recipe = Recipe(epochs, lr, batch_size, weight_decay, optimizer, warmup, label_smoothing,
+                    press.weight if press else 0.0, temperature, alpha, seed, tuple(milestones))
+    if isinstance(data, Data):
+        data, held_out = data.train, data.test if held_out is None else held_out
+    accelerator = _accelerator()
+    rank, world = accelerator.process_index, accelerator.num_processes
+    batches = TrainingBatches(data, batch_size, seed, rank, world, workers)
+    path = None if checkpoint is None else writable(Path(checkpoint), "training.safetensors")
+    return Job(model, recipe, batches, loss or cross_entropy(label_smoothing), press, teacher, held_out, path, progress,
+               accelerator)
+
+
+@dataclass
+class Job:
+    """One call of `fit`, or the stretch of a gradual training between two cuts."""
+
+    model: nn.Module
+    recipe: Recipe
+    batches: TrainingBatches
+    objective: Loss
+    press: Slimming | None
+    teacher: nn.Module | None
+    held_out: Any
+    checkpoint: Path | None
+    progress: Callable[[Progress], None] | None
+    accelerator: Any
+    also: Mapping[str, Any] = field(default_factory=dict)
+
+    def run(self) -> History:
+        """Train from the checkpoint, if there is one, to the end."""
+        optimizer = self.recipe.build_optimizer(self.model)
+        standing = Standing(0, (), ())
+        if self.checkpoint is not None and self.checkpoint.exists():
+            standing = load_standing(self.checkpoint, self.model, optimizer, self.identity())
+        standing = self.train(optimizer, standing, self.recipe.epochs)
+        return History(standing.loss, standing.accuracy)
+
+    @contextmanager
+    def placed(self, model: nn.Module) -> Iterator[None]:
+        """The model and the teacher where the training runs inside; as and where they were outside."""
+        with _placed(model, self.accelerator.device), _placed(self.teacher, self.accelerator.device):
+            yield
+
+    def train(self, optimizer: torch.optim.Optimizer, standing: Standing, until: int) -> Standing:
+        """Train on until so many epochs are done."""
+        wrapped, stepper = self.accelerator.prepare(self.model, optimizer)
+        try:
+            for epoch in range(standing.epochs, until):
+                loss, steps = self._epoch(wrapped, stepper, epoch)
+                accuracy = self._accuracy()
+                standing = Standing(epoch + 1, (*standing.loss, loss),
+                                    standing.accuracy if accuracy is None else (*standing.accuracy, accuracy),
+                                    standing.plans)
+                if self.checkpoint is not None and self.accelerator.is_main_process:
+                    save_standing(self.checkpoint, self.model, optimizer, standing, self.identity())
+                self.accelerator.wait_for_everyone()
+                self._tell(epoch, steps, loss, accuracy, finished=True)
+        finally:
+            optimizer.zero_grad(set_to_none=True)
+            self.accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # takes autocast off `forward`
+            vars(self.model).pop("_is_accelerate_prepared", None)
+        return standing
+
+    def _epoch(self, wrapped: nn.Module, stepper: Any, epoch: int) -> tuple[float, int]:
+        """Train one epoch; its mean loss over all processes, and its steps."""
+        total, items, step = 0.0, 0.0, 0
+        device = self.accelerator.device
+        with seeded(mix(self.recipe.seed, epoch, self.accelerator.process_index)):
+            wrapped.train()
+            for step, (inputs, targets) in enumerate(self.batches.epoch(epoch, device), start=1):
+                for group in stepper.param_groups:
+                    group["lr"] = self.recipe.rate(self._done(epoch, step))
+                loss, value = self._loss(wrapped, inputs, targets, f"epoch {epoch + 1}, step {step}")
+                stepper.zero_grad()
+                self.accelerator.backward(loss)
+                stepper.step()
+                count = len(targets) if isinstance(targets, Tensor) and targets.ndim else 1
+                total, items = total + value * count, items + count
+                self._tell(epoch, step, total / items)
+        if not step:
+            raise TrainingError(f"epoch {epoch + 1}: the data gave no batch; give a dataset, a list of "
+                                "batches or a DataLoader (an iterator can be read once only)")
+        if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
+            raise TrainingError(f"epoch {epoch + 1}, step {step}: weights are no longer finite; try a lower learning "
+                                f"rate than lr={self.recipe.lr}")
+        total, items = self._over_all(total, items)
+        return total / items, step
+
+    def _loss(self, wrapped: nn.Module, inputs: Any, targets: Any, where: str) -> tuple[Tensor, float]:
+        args, kwargs = arguments(inputs)
+        output = wrapped(*args, **kwargs)
+        loss = self.objective(output, targets)
+        if self.teacher is not None:
+            with torch.no_grad(), evaluating(self.teacher):
+                wanted = self.teacher(*args, **kwargs)
+            share = self.recipe.alpha
+            loss = (1 - share) * loss + share * distillation(output, wanted, self.recipe.temperature)
+        value = float(loss.detach())
+        if self.press is not None:
+            loss = loss + self.press()
+        if not math.isfinite(value):  # before the step, which would spoil the weights
+            raise TrainingError(f"{where}: the loss is {value}; try a lower learning rate than "
+                                f"lr={self.recipe.lr}, or look for bad values in the data")
+        return loss, value
+
+    def _done(self, epoch: int, step: int) -> float:
+        """Share of the training that is done amid a step, or amid the epoch if its steps can't be told."""
+        within = (step - 0.5) / self.batches.steps if self.batches.steps else 0.5
+        return (epoch + min(within, 1.0)) / self.recipe.epochs
+
+    def _accuracy(self) -> float | None:
+        if self.held_out is None:
+            return None
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        right, total = self._over_all(*count(self.model, self.held_out, EVALUATION_BATCH, rank, world))
+        if not total:
+            raise TrainingError("held_out: no data; give a dataset or batches that are not empty, or None")
+        return right / total
+
+    def _over_all(self, *values: float) -> list[float]:
+        """The sums of numbers over all processes."""
+        if self.accelerator.num_processes == 1:
+            return list(values)
+        here = torch.tensor(values, dtype=torch.float64, device=self.accelerator.device)
+        return [float(value) for value in self.accelerator.reduce(here, "sum").tolist()]
+
+    def _tell(self, epoch: int, step: int, loss: float, accuracy: float | None = None,
+              finished: bool = False) -> None:
+        if self.progress is not None and self.accelerator.is_main_process:
+            self.progress(Progress(epoch + 1, self.recipe.epochs, step, self.batches.steps, loss, accuracy,
+                                   finished))
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for a checkpoint to be this training's."""
+        return {**self.also, **self.recipe.to_dict(), "steps": self.batches.steps, "teacher": self.teacher is not None,
+                "pressed": list(self.press.names) if self.press else [],
+                "processes": self.accelerator.num_processes}
+
+
+def _accelerator() -> Any:
+    try:
+        from accelerate import Accelerator
+    except ImportError as error:
+        raise MissingExtra("accelerate", "train", "training") from error
+    accelerator = Accelerator()
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    if asked > accelerator.num_processes:
+        raise TrainingError(f"fit: {asked} processes were asked for, {accelerator.num_processes} train "
+                            "together; start them with torchrun")
+    return accelerator
+
+
+@contextmanager
+def _placed(model: nn.Module | None, device: torch.device) -> Iterator[None]:
+    """The model on a device inside; where it was, and each of its modules in its own mode again, outside."""
+    if model is None:
+        yield
+        return
+    first = next(model.parameters(), None)
+    home = device if first is None else first.device
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.to(device)
+        yield
+    finally:
+        model.to(home)
+        for module, mode in modes:
+            module.training = mode

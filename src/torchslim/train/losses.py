@@ -1,0 +1,52 @@
+"""What training minimises: cross entropy, a teacher's answers, or the caller's own loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from torchslim.errors import TrainingError
+from torchslim.utils.inputs import tensors_in
+
+Loss = Callable[[Any, Any], Tensor]
+_AUXILIARY = 0.3  # weight of the further outputs of networks with auxiliary heads, as in GoogLeNet's paper
+
+
+def logits(output: Any) -> Tensor:
+    """The first tensor of a model's output: the classes' scores.
+
+    Raises:
+        TrainingError: there is none.
+    """
+    first = next(tensors_in(output), None)
+    if first is None:
+        raise TrainingError(f"the model's output is {type(output).__name__}, wanted a tensor of class "
+                            "scores; give loss= for anything else")
+    return first
+
+
+def cross_entropy(label_smoothing: float = 0.0) -> Loss:
+    """Cross entropy of the first output, and a share of that of auxiliary heads, if any."""
+
+    def loss(output: Any, targets: Tensor) -> Tensor:
+        main = logits(output)
+        heads = [scores for scores in tensors_in(output) if scores is not main]
+        total = F.cross_entropy(main, targets, label_smoothing=label_smoothing)
+        for scores in heads:
+            total = total + _AUXILIARY * F.cross_entropy(scores, targets, label_smoothing=label_smoothing)
+        return total
+
+    return loss
+
+
+def distillation(output: Any, teacher_output: Any, temperature: float) -> Tensor:
+    """How far the softened answers are from the teacher's (Hinton, Vinyals and Dean 2015), per item.
+
+    The square of the temperature keeps the gradient as large as that of the plain loss.
+    """
+    student = F.log_softmax(logits(output) / temperature, dim=1)
+    teacher = F.log_softmax(logits(teacher_output) / temperature, dim=1)
+    return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)

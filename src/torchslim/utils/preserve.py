@@ -1,0 +1,92 @@
+"""Run a model and leave it as it was: attributes, registries, buffers, training mode and random state."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from torchslim.utils.modules import names_of_modules
+
+Space = dict[str, Any]
+
+
+@contextmanager
+def untouched(model: nn.Module, keep_buffers: bool) -> Iterator[None]:
+    """Put attributes, registries, the random state and, if asked, buffers' contents back, whatever happens inside."""
+    spaces: list[Space] = []
+    for module in names_of_modules(model):
+        spaces += [module.__dict__, module._parameters, module._buffers, module._modules]
+    saved = [(space, dict(space)) for space in spaces]
+    # Lists and dicts are changed in place; a module's own registries are spaces by themselves.
+    own = {id(space) for space in spaces}
+    inner = [(item, item.copy()) for space in spaces[::4] for item in space.values()
+             if (type(item) is list or type(item) is dict) and id(item) not in own]
+    learning = [(parameter, parameter.requires_grad) for space in spaces[1::4] for parameter in space.values()
+                if parameter is not None]
+    contents = [(b, b.detach().clone()) for b in model.buffers()] if keep_buffers else []
+    python, numbers = random.getstate(), numpy.random.get_state()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            numpy.random.set_state(numbers)
+            for space, before in saved:
+                if not _same(space, before):
+                    space.clear()
+                    space.update(before)
+            for item, copy in inner:
+                if list(map(id, _parts(item))) != list(map(id, _parts(copy))):
+                    item.clear()
+                    item.extend(copy) if isinstance(item, list) else item.update(copy)
+            for parameter, learns in learning:
+                if parameter.requires_grad != learns:
+                    parameter.requires_grad_(learns)
+            with torch.no_grad():
+                for buffer, content in contents:
+                    # Batch norm in train mode writes without counting a version.
+                    if not torch.equal(buffer, content):
+                        buffer.copy_(content)
+
+
+def _same(space: Space, before: Space) -> bool:
+    """The same keys with the very same values."""
+    if not before:  # most registries are empty
+        return not space
+    return len(space) == len(before) and list(map(id, space.values())) == list(map(id, before.values()))
+
+
+def _parts(item: list[Any] | Space) -> Iterator[Any]:
+    yield from item
+    if isinstance(item, dict):
+        yield from item.values()
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Run attention as products and softmax: fused kernels hide what is inside, and which is taken can change."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextmanager
+def plainly() -> Iterator[None]:
+    """Run as if nothing were around the call: no autograd, no inference mode, no autocast, no fused attention."""
+    with torch.inference_mode(False), torch.no_grad(), plain_attention(), ExitStack() as stack:
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield

@@ -1,0 +1,203 @@
+"""The run's folder: whose run it holds, who works in it, and that files are whole or absent."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from torchslim.cli.common import duration
+from torchslim.errors import CheckpointError, RequestError
+from torchslim.pipeline.run_folder import RunFolder
+from torchslim.pipeline.settings import Settings
+from torchslim.utils.files import write_text, write_whole
+
+
+def settings(out: Path, **changes: object) -> Settings:
+    return Settings(**{"model": "torchvision:resnet18", "data": "digits", "macs": 0.4, "out": out, **changes})
+
+
+def begun(out: Path, **changes: object) -> RunFolder:
+    """A folder in which the first phase is done."""
+    folder = RunFolder(out)
+    with folder.locked():
+        folder.open(settings(out, **changes))
+        folder.begin(2)
+        folder.finish("baseline", {"accuracy": 0.5})
+    return folder
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+def test_the_command_asks_for_the_same(tmp_path: Path) -> None:
+    assert settings(Path("runs/a")).command() == (
+        "torchslim slim torchvision:resnet18 --data digits --macs 0.4 --out runs/a")
+    changed = settings(Path("my runs"), params=1000, seed=3, export=False, importance="l2", sparsity=0.01)
+    assert changed.command() == ("torchslim slim torchvision:resnet18 --data digits --macs 0.4 --params 1000 --seed 3 "
+                                 "--sparsity 0.01 --importance l2 --no-export --out 'my runs'")
+    for words, latency in (("0.5", 0.5), ("3000000ns", 3_000_000)):
+        timed = settings(Path("runs/a"), macs=None, latency=latency, backend="openvino").command()
+        assert timed == ("torchslim slim torchvision:resnet18 --data digits "
+                         f"--latency {words} --backend openvino --out runs/a")
+        assert duration("--latency", words) == latency
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"macs": None}, "no budget; give --macs"), ({"batch_size": 0}, "--batch-size 0: wanted 1 or more"),
+    ({"lr": -1.0}, "--lr -1.0: wanted"), ({"finetune_epochs": -1}, "--finetune-epochs -1: wanted"),
+    ({"threads": 0}, "--threads 0: wanted"),
+    ({"round_to": 0}, "--round-to 0: wanted"), ({"min_kept": 1.5}, "--min-kept 1.5: wanted"),
+    ({"sparsity": -0.1}, "--sparsity -0.1: wanted"),
+])
+def test_settings_that_make_no_sense(tmp_path: Path, changes: dict[str, object], words: str) -> None:
+    with pytest.raises(RequestError, match=words):
+        settings(tmp_path, **changes)
+
+
+# --- whose run it is --------------------------------------------------------------------------------------------------
+
+def test_a_folder_remembers(tmp_path: Path) -> None:
+    begun(tmp_path)
+    again = RunFolder(tmp_path)
+    again.open(settings(tmp_path))
+    assert again.found == {"baseline": {"accuracy": 0.5}}
+    assert again.threads == 2
+
+
+def test_a_run_with_other_settings_is_refused(tmp_path: Path) -> None:
+    begun(tmp_path)
+    with pytest.raises(RequestError) as caught:
+        RunFolder(tmp_path).open(settings(tmp_path, macs=0.5, seed=7))
+    text = str(caught.value)
+    assert "--macs 0.4 (now 0.5), --seed 0 (now 7)" in text
+    assert "--out" in text
+    assert "--restart" in text
+    assert "\n" not in text
+    with pytest.raises(RequestError, match=r"--threads 2 \(now 3\)"):
+        RunFolder(tmp_path).open(settings(tmp_path, threads=3))
+
+
+def test_settings_without_part_in_the_weights_may_change(tmp_path: Path) -> None:
+    begun(tmp_path)
+    folder = RunFolder(tmp_path)
+    folder.open(settings(tmp_path, export=False, workers=2, threads=2))
+    assert folder.threads == 2  # the run was found again, and goes on
+
+
+def test_a_run_that_never_got_anywhere_is_in_nobodys_way(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    with folder.locked():
+        folder.open(settings(tmp_path))
+        folder.begin(2)
+    RunFolder(tmp_path).open(settings(tmp_path, macs=0.5))
+    (tmp_path / "work" / "baseline.checkpoint").write_bytes(b"some epochs of work")
+    with pytest.raises(RequestError, match="holds a run"):
+        RunFolder(tmp_path).open(settings(tmp_path, macs=0.5))
+
+
+def test_an_older_folder_of_someone_elses_is_usable_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "work").mkdir()
+    (tmp_path / "slim.safetensors.bak").write_text("mine")
+    folder = begun(tmp_path)
+    (tmp_path / "slim.safetensors").write_text("the run's")
+    folder.clear()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "slim.safetensors.bak", "work"]
+    assert [path.name for path in (tmp_path / "work").iterdir()] == ["lock"]
+
+
+def test_a_file_in_its_place(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RequestError, match="is a file"):
+        RunFolder(tmp_path / "file").open(settings(tmp_path / "file"))
+    with pytest.raises(RequestError, match="can't be used"), RunFolder(tmp_path / "file" / "run").locked():
+        pass
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"format": 1}', '{"format": 1, "settings": 3, "threads": 1}'])
+def test_a_state_that_cannot_be_read(tmp_path: Path, damage: str) -> None:
+    begun(tmp_path)
+    (tmp_path / "work" / "state.json").write_text(damage)
+    with pytest.raises(CheckpointError, match="--restart"):
+        RunFolder(tmp_path).open(settings(tmp_path))
+
+
+def test_a_state_of_a_newer_format(tmp_path: Path) -> None:
+    begun(tmp_path)
+    path = tmp_path / "work" / "state.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
+    with pytest.raises(CheckpointError, match="format 99 found, 1 wanted"):
+        RunFolder(tmp_path).open(settings(tmp_path))
+
+
+def test_leftovers_of_a_killed_process_are_swept_out(tmp_path: Path) -> None:
+    folder = begun(tmp_path)
+    (tmp_path / ".slim.safetensors.77.ab.tmp").write_text("half")
+    (tmp_path / "work" / ".baseline.checkpoint.tmp").write_text("half")
+    (tmp_path / ".slim.onnx-x7").mkdir()
+    (tmp_path / ".slim.onnx-x7" / "slim.onnx").write_text("half")
+    (tmp_path / ".hidden").write_text("mine")
+    with folder.locked():
+        folder.begin(2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".hidden", "work"]
+    assert sorted(path.name for path in (tmp_path / "work").iterdir()) == ["lock", "state.json"]
+
+
+# --- who works in it --------------------------------------------------------------------------------------------------
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from torchslim.pipeline.state import RunFolder
+with RunFolder(Path(sys.argv[1])).locked():
+    print("locked", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_one_process_at_a_time_and_the_lock_dies_with_it(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "locked\n"
+        with pytest.raises(RequestError, match=f"process {holder.pid} works here"), RunFolder(tmp_path).locked():
+            pass
+        holder.kill()
+    with RunFolder(tmp_path).locked():
+        assert (tmp_path / "work" / "lock").read_text() == str(os.getpid())
+    with RunFolder(tmp_path).locked():
+        pass
+
+
+# --- files are whole or absent ----------------------------------------------------------------------------------------
+
+def half(draft: Path) -> None:
+    draft.write_text("half of ")
+    raise OSError("the disk is full")
+
+
+def killed(draft: Path) -> None:
+    draft.write_text("half of ")
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("writer", "error"), [(half, CheckpointError), (killed, KeyboardInterrupt)])
+def test_a_file_that_fails_halfway_leaves_the_old_one(
+        tmp_path: Path, writer: Callable[[Path], object], error: type[BaseException]) -> None:
+    path = tmp_path / "state.json"
+    write_text(path, "old")
+    with pytest.raises(error):
+        write_whole(path, writer)
+    assert path.read_text() == "old"
+    write_text(path, "new")
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_state_needs_no_torch(tmp_path: Path) -> None:
+    code = "import sys, torchslim.pipeline.runner; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,100 @@
+"""How models are called, and what is looked through."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, namedtuple
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from torchslim.errors import RequestError, UnsupportedModel
+from torchslim.utils.inputs import arguments, map_tensors, tensors_in, unwrap
+
+A, B, C = torch.zeros(1), torch.ones(2), torch.full((3,), 2.0)
+Pair = namedtuple("Pair", "left right")
+
+
+@dataclass
+class Answer:
+    scores: Tensor
+    name: str
+    more: list[Tensor]
+
+
+@pytest.mark.parametrize(("inputs", "args", "kwargs"), [
+    (A, (A,), {}),
+    ((A, B), (A, B), {}),
+    ((A, 3, None), (A, 3, None), {}),
+    ([A, B], ([A, B],), {}),
+    ({"x": A, "scale": 2}, (), {"x": A, "scale": 2}),
+    (OrderedDict(x=A), (), {"x": A}),
+    (([{"x": A}],), ([{"x": A}],), {}),
+], ids=["tensor", "tuple", "tuple with others", "list", "dict", "ordered dict", "nested"])
+def test_the_four_forms_of_inputs(inputs: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    assert arguments(inputs) == (args, kwargs)
+    assert [id(t) for t in tensors_in(arguments(inputs))] == [id(t) for t in tensors_in((args, kwargs))]
+
+
+@pytest.mark.parametrize(("inputs", "message"), [
+    (224, "inputs: got int, wanted a tensor, a tuple"),
+    (None, "inputs: got NoneType"),
+    ("x", "inputs: got str"),
+    ((), "inputs: no tensor in them"),
+    ([], "inputs: no tensor in them"),
+    ({}, "inputs: no tensor in them"),
+    ((1, 3, 224, 224), "inputs: no tensor in them; try torch.randn"),
+])
+def test_other_inputs_are_refused(inputs: Any, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        arguments(inputs)
+
+
+def test_tensors_in_order_from_any_nest() -> None:
+    tree = {"a": (A, [B, {"c": C}]), "n": 3, "d": Answer(A, "x", [B]), "p": Pair(C, None), "kind": Answer}
+    assert [id(t) for t in tensors_in(tree)] == [id(t) for t in (A, B, C, A, B, C)]
+
+
+def test_map_tensors_keeps_the_nest() -> None:
+    tree = (Pair(A, "s"), [B, 1], {"x": C}, OrderedDict(y=A))
+    mapped = map_tensors(lambda t: t + 1, tree)
+    assert isinstance(mapped[0], Pair)
+    assert mapped[0].right == "s"
+    assert type(mapped[3]) is OrderedDict
+    assert [t.tolist() for t in tensors_in(mapped)] == [[1.0], [2.0, 2.0], [3.0] * 3, [1.0]]
+    assert A.tolist() == [0.0]
+
+
+def test_wrappers_are_looked_through() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 1))
+    assert unwrap(model) is model
+    assert unwrap(nn.DataParallel(model)) is model
+    assert unwrap(torch.compile(model)) is model  # type: ignore[arg-type]
+    assert unwrap(nn.DataParallel(torch.compile(model))) is model  # type: ignore[arg-type]
+
+
+def test_a_module_of_that_attribute_name_is_no_wrapper() -> None:
+    class Named(nn.Module):
+        _orig_mod = None
+
+    model = Named()
+    assert unwrap(model) is model
+
+
+@pytest.mark.parametrize("script", [torch.jit.script, lambda m: torch.jit.trace(m, torch.zeros(1, 1, 3, 3))],
+                         ids=["scripted", "traced"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_scripted_models_are_refused_by_name(script: Any) -> None:
+    scripted = script(nn.Sequential(nn.Conv2d(1, 2, 1)))
+    with pytest.raises(UnsupportedModel, match=r"model: \w+ is a scripted module.*give the nn.Module"):
+        unwrap(scripted)
+    with pytest.raises(UnsupportedModel, match="scripted"):
+        unwrap(nn.DataParallel(scripted))
+
+
+@pytest.mark.parametrize("model", [None, "resnet18", nn.Module, lambda x: x, torch.zeros(1)])
+def test_what_is_no_module_is_refused(model: Any) -> None:
+    with pytest.raises(UnsupportedModel, match=r"wanted a torch\.nn\.Module"):
+        unwrap(model)
