@@ -34,7 +34,7 @@ from torch import Tensor, nn
 import photographs
 import torchslim as ts
 from pages import into
-from torchslim.rewriting import Lightened, lightened
+from torchslim.rewriting import LightenResult, lighten_with_report
 from torchslim.rewriting.output_fitting import recorded
 from torchslim.train import evaluate, fit, load_data
 
@@ -89,7 +89,7 @@ def on_digits(epochs: int) -> str:
     for rule in RULES:
         row: list[Any] = [rule]
         for way in ({"fresh": True}, {}, {"data": pictures.split(BATCH)}):
-            light = lightened(model, rule, x, **way)
+            light = lighten_with_report(model, rule, x, **way)
             assert light.macs is not None
             row += [light.macs[1] / light.macs[0], evaluate(light.model, data), error(model, light, held_out)]
         rows.append(row)
@@ -105,7 +105,7 @@ def on_photographs() -> str:
     for rule in PHOTOGRAPH_RULES:
         row: list[Any] = [rule]
         for way in ({"fresh": True}, {}, {"data": seen}):
-            light = lightened(model, rule, tested[0][:1], only=PHOTOGRAPH_LAYERS, **way)
+            light = lighten_with_report(model, rule, tested[0][:1], only=PHOTOGRAPH_LAYERS, **way)
             assert light.macs is not None
             row += [light.macs[1] / light.macs[0], *agreement(model, light, tested)]
         rows.append(row)
@@ -120,7 +120,7 @@ def calibration() -> list[Tensor]:
             *photographs.batches(KEPT_BACK, CROPS, 1, CROPS)]
 
 
-def agreement(model: nn.Module, light: Lightened, batches: list[Tensor]) -> tuple[float, float]:
+def agreement(model: nn.Module, light: LightenResult, batches: list[Tensor]) -> tuple[float, float]:
     """How often the first guess is the same, and the median relative error of the rewritten layers."""
     guesses, given = [], []
     for network in (model, light.model):
@@ -136,7 +136,7 @@ def agreement(model: nn.Module, light: Lightened, batches: list[Tensor]) -> tupl
     return float((guesses[0] == guesses[1]).float().mean()), statistics.median(errors)
 
 
-def error(model: nn.Module, light: Lightened, batches: list[Tensor]) -> float:
+def error(model: nn.Module, light: LightenResult, batches: list[Tensor]) -> float:
     """The median relative error of the rewritten layers, in the networks that they are in."""
     found = []
     for row in light.layers:

@@ -9,7 +9,7 @@ import torch
 
 import torchslim
 from helpers import Call
-from torchslim.rewriting import lightened
+from torchslim.rewriting import lighten_with_report
 from torchslim.store.saving import read_header
 
 ARGUMENTS = ("lighten", "timm:test_resnet?num_classes=10", "--input", "1x3x32x32", "--rules")
@@ -19,7 +19,7 @@ def test_it_prints_the_report(call: Call) -> None:
     status, out, err = call(*ARGUMENTS, "separable,grouped:2", "--min-channels", "16")
     assert (status, err) == (0, "")
     model = torchslim.create_model("timm:test_resnet", num_classes=10)
-    found = lightened(model, ["separable", "grouped:2"], torch.rand(1, 3, 32, 32), min_channels=16)
+    found = lighten_with_report(model, ["separable", "grouped:2"], torch.rand(1, 3, 32, 32), min_channels=16)
     lines = out.splitlines()
     assert [line.split()[:2] for line in lines[2:2 + len(found.layers)]] == [[r.layer, r.rule] for r in found.layers]
     assert f"{found.params[0]:,} -> {found.params[1]:,}" in out

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import torchslim as ts
 from helpers import Calls, conv
 from torchslim.errors import RequestError
-from torchslim.rewriting import lightened
+from torchslim.rewriting import lighten_with_report
 from torchslim.rewriting import regression as solving
 from torchslim.rewriting.calibration_data import taken
 from torchslim.rewriting.regression import RIDGES
@@ -79,7 +79,7 @@ def test_a_single_batch_is_parted_where_its_items_are_known() -> None:
 def test_data_may_come_from_a_loader_and_leave_the_random_state() -> None:
     model, pictures = network(), DataLoader(IMAGES, 4, shuffle=True)  # type: ignore[arg-type, var-annotated]
     before = torch.random.get_rng_state()
-    found = lightened(model, "separable", data=pictures)
+    found = lighten_with_report(model, "separable", data=pictures)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert found.layers[0].error is not None
 
@@ -87,7 +87,7 @@ def test_data_may_come_from_a_loader_and_leave_the_random_state() -> None:
 @pytest.mark.parametrize("rule", ["separable", "ghost", "grouped:4", "separable:norm"])
 def test_the_error_is_that_of_what_is_kept_back_and_a_fit_that_spoils_it_is_dropped(rule: str) -> None:
     model, seen, held = network(), torch.randn(1, 3, 3, 3), torch.randn(8, 3, 8, 8) * 3 + 2
-    found = lightened(model, rule, data=[seen, held])
+    found = lighten_with_report(model, rule, data=[seen, held])
     with torch.no_grad():
         wanted, given, start = (one[:3](held) for one in (  # type: ignore[index]
             model, found.model.eval(), ts.lighten(model, rule).eval()))
@@ -115,7 +115,7 @@ def test_the_ridge_is_the_one_that_is_best_on_what_is_kept_back() -> None:
 
 def test_what_varies_too_little_to_be_measured_by_itself_has_an_error_nevertheless() -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 1), nn.Linear(1, 1))
-    (row,) = lightened(model, "lowrank:1", data=[torch.randn(3, 8)], only=["1"]).layers
+    (row,) = lighten_with_report(model, "lowrank:1", data=[torch.randn(3, 8)], only=["1"]).layers
     assert row.error is not None
     assert row.error < 1e-3
 
@@ -126,6 +126,6 @@ def test_a_layer_that_is_kept_back_from_is_measured_on_what_it_was_fitted_to() -
         return self.c(self.b(x) if len(x) > 2 else x)
 
     model = Calls(forward, a=conv(3, 8), b=conv(8, 8), c=conv(8, 4))
-    (row,) = lightened(model, "separable", data=[IMAGES, IMAGES[:1]]).layers
+    (row,) = lighten_with_report(model, "separable", data=[IMAGES, IMAGES[:1]]).layers
     assert row.error is not None
     assert 0 < row.error < 1

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations
 import torchslim as ts
 from helpers import Calls, Untouched, conv, count, counted_macs
 from torchslim.errors import RequestError
-from torchslim.rewriting import lightened
+from torchslim.rewriting import lighten_with_report
 
 X = torch.randn(2, 3, 16, 16)
 
@@ -26,7 +26,7 @@ def network() -> nn.Sequential:
 
 
 def names(model: nn.Module, rules: Any, inputs: Any = X, **options: Any) -> list[str]:
-    return [row.layer for row in lightened(model, rules, inputs, **options).layers]
+    return [row.layer for row in lighten_with_report(model, rules, inputs, **options).layers]
 
 
 @pytest.mark.parametrize("inputs", [None, X])
@@ -81,7 +81,7 @@ def test_what_cannot_be_rewritten_is_left_alone_with_its_reason() -> None:
                   last=conv(8, 8))
     model.one.weight = model.other.weight  # type: ignore[union-attr, assignment]
     model.hooked.register_forward_hook(lambda *_: None)
-    found = lightened(model, "separable", X)
+    found = lighten_with_report(model, "separable", X)
     assert [row.layer for row in found.layers] == ["last"]
     reasons = dict(found.left_alone)
     assert reasons["own"] == "separable: Standardised is no plain layer of torch's"
@@ -142,7 +142,7 @@ def test_attention_keeps_the_layer_whose_weight_it_reads() -> None:
 
 
 def test_what_several_rules_do_not_fit_is_said_for_each() -> None:
-    found = lightened(network(), ["grouped:5", "separable"], X, only=["3", "7"])
+    found = lighten_with_report(network(), ["grouped:5", "separable"], X, only=["3", "7"])
     assert found.left_alone == (
         ("3", "grouped:5: 16 and 16 channels cannot be split into 5 groups"),
         ("7", "grouped:5: 32 and 16 channels cannot be split into 5 groups"),
@@ -153,10 +153,10 @@ def test_what_several_rules_do_not_fit_is_said_for_each() -> None:
 
 
 def test_layers_that_become_heavier_are_named() -> None:
-    found = lightened(network(), [("lowrank:1.0", ["3", "5"]), ("lowrank:0.5", ["7"])], X)
+    found = lighten_with_report(network(), [("lowrank:1.0", ["3", "5"]), ("lowrank:0.5", ["7"])], X)
     assert found.remarks() == ["more parameters than before: 3 (lowrank:1.0), 5 (lowrank:1.0)",
                                "more MACs than before: 3 (lowrank:1.0), 5 (lowrank:1.0)"]
-    assert lightened(network(), "separable").remarks()[0].startswith("left alone")
+    assert lighten_with_report(network(), "separable").remarks()[0].startswith("left alone")
 
 
 @pytest.mark.parametrize("hook", ["register_forward_pre_hook", "register_full_backward_hook",
@@ -164,7 +164,7 @@ def test_layers_that_become_heavier_are_named() -> None:
 def test_layers_with_hooks_of_any_kind_are_left_alone(hook: str) -> None:
     model: Any = network()
     getattr(model[3], hook)(lambda *_: None)
-    assert dict(lightened(model, "separable", X).left_alone)["3"] == "separable: it has hooks"
+    assert dict(lighten_with_report(model, "separable", X).left_alone)["3"] == "separable: it has hooks"
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -172,7 +172,7 @@ def test_layers_with_hooks_of_any_kind_are_left_alone(hook: str) -> None:
 def test_weights_that_are_no_numbers_are_left_alone(rule: str, value: float) -> None:
     model: Any = network()
     model[3].weight.data[0, 0, 0, 0] = value
-    found = lightened(model, rule, X)
+    found = lighten_with_report(model, rule, X)
     assert dict(found.left_alone)["3"] == f"{rule}: its weight has infinite values, or values that are no numbers"
     assert found.layers
 
@@ -180,7 +180,7 @@ def test_weights_that_are_no_numbers_are_left_alone(rule: str, value: float) -> 
 def test_an_encoder_of_torchs_own_still_takes_its_short_cut() -> None:
     model = nn.Sequential(nn.Linear(8, 32), nn.Linear(32, 32), nn.TransformerEncoderLayer(32, 4, batch_first=True),
                           nn.Linear(32, 4))
-    found = lightened(model, "lowrank:4", torch.randn(2, 5, 8))
+    found = lighten_with_report(model, "lowrank:4", torch.randn(2, 5, 8))
     assert [row.layer for row in found.layers] == ["1"]
     assert "short cut" in dict(found.left_alone)["2.linear1"]
     with torch.no_grad():
@@ -233,7 +233,7 @@ def test_fresh_weights_come_from_the_seed() -> None:
 
 
 def test_width_cuts_channels_and_is_reported() -> None:
-    found = lightened(network(), ["separable", "width:0.5"], X)
+    found = lighten_with_report(network(), ["separable", "width:0.5"], X)
     assert next(row.layer for row in found.layers if row.rule == "width:0.5") == "0"
     assert found.layers[2].after == "Conv2d 3-8 3x3"
     assert found.model(X).shape == (2, 4)
@@ -241,7 +241,7 @@ def test_width_cuts_channels_and_is_reported() -> None:
 
 def test_the_report_counts_and_prints() -> None:
     model = network()
-    found = lightened(model, "separable", X)
+    found = lighten_with_report(model, "separable", X)
     assert found.params == (count(model), count(found.model))
     assert found.macs == (counted_macs(model, X), counted_macs(found.model, X))
     row = found.layers[0]
@@ -257,7 +257,7 @@ def test_the_report_counts_and_prints() -> None:
     assert lines[5] == "left alone: separable: light already: its kernel is 1: 7"
     assert lines[6] == "left alone: separable: a linear layer has no kernel: 10"
     assert found.to_dict()["layers"][0]["error"] == row.error
-    assert "-" in str(lightened(model, "separable", fresh=True)).splitlines()[1].split()
+    assert "-" in str(lighten_with_report(model, "separable", fresh=True)).splitlines()[1].split()
 
 
 def outputs(model: nn.Module, layer: str, batches: list[Tensor]) -> Tensor:
@@ -273,7 +273,7 @@ def outputs(model: nn.Module, layer: str, batches: list[Tensor]) -> Tensor:
 @pytest.mark.parametrize("rule", ["separable", "grouped:4", "asymmetric:8", "lowrank:0.5", "ghost", "fire:4"])
 def test_the_fit_to_outputs_brings_each_layer_nearer(rule: str) -> None:
     model, data = network(), [torch.randn(16, 3, 16, 16) for _ in range(3)]
-    plain, fitted, fresh = (lightened(model, rule, **way) for way in ({}, {"data": data}, {"fresh": True}))
+    plain, fitted, fresh = (lighten_with_report(model, rule, **way) for way in ({}, {"data": data}, {"fresh": True}))
     for row in fitted.layers:
         old = outputs(model, row.layer, data[2:])  # kept back, and what the report is of
         errors = [float((outputs(found.model, row.layer, data[2:]) - old).square().mean().sqrt() / old.std())
@@ -285,7 +285,7 @@ def test_the_fit_to_outputs_brings_each_layer_nearer(rule: str) -> None:
 def test_layers_in_half_precision_and_fresh_ones_are_fitted_too() -> None:
     model, data = network().bfloat16(), [X.bfloat16()]
     model.train()
-    errors = [[row.error for row in lightened(model, "separable", **way).layers]
+    errors = [[row.error for row in lighten_with_report(model, "separable", **way).layers]
               for way in ({"data": data}, {"data": data, "fresh": True})]
     assert all(error is not None and 0 < error < 0.9 for found in errors for error in found)
     light = ts.lighten(model, "separable", data=data)
@@ -296,7 +296,7 @@ def test_layers_in_half_precision_and_fresh_ones_are_fitted_too() -> None:
 
 def test_layers_that_never_run_have_no_error_on_data() -> None:
     model = Calls(lambda self, x: self.b(self.a(x)), a=conv(3, 8), dead=conv(8, 8), b=conv(8, 3))
-    (row,) = lightened(model, "separable", X, data=[X]).layers
+    (row,) = lighten_with_report(model, "separable", X, data=[X]).layers
     assert row.layer == "dead"
     assert row.error is None
     assert row.macs == (0, 0)
@@ -315,7 +315,7 @@ def test_in_place_activations_and_keywords_do_not_disturb_the_fit() -> None:
         return self.c(y.relu_())
 
     model = Calls(forward, a=conv(3, 8), b=conv(8, 8), c=conv(8, 3)).double()
-    found = lightened(model, "lowrank:1.0", data=[X.double()])
+    found = lighten_with_report(model, "lowrank:1.0", data=[X.double()])
     assert found.layers[0].error == pytest.approx(0, abs=1e-12)
 
 

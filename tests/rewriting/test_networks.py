@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import torchslim as ts
 from helpers import check_training, count, random_statistics
-from torchslim.rewriting import lightened
+from torchslim.rewriting import lighten_with_report
 
 EXACT = 1e-9
 
@@ -97,7 +97,7 @@ def vgg() -> nn.Module:
     (lambda: torchvision.models.densenet121(num_classes=10), ["grouped:2", "width:0.75"], 64)])
 def test_a_rewritten_network_runs_trains_and_is_cut_exactly(build: Any, rules: Any, side: int) -> None:
     model, x = random_statistics(build()), torch.randn(2, 3, side, side)
-    found = lightened(model, rules, x)
+    found = lighten_with_report(model, rules, x)
     light = found.model
     assert found.macs is not None
     assert found.macs[1] < found.macs[0]
@@ -115,11 +115,12 @@ def test_a_rewritten_detector_runs_trains_and_is_cut_exactly() -> None:
     model = torchvision.models.detection.fasterrcnn_resnet50_fpn(
         weights=None, weights_backbone=None, num_classes=5, min_size=96, max_size=96)
     images = [torch.rand(3, 96, 96)]
-    found = lightened(model, "separable", images)
+    found = lighten_with_report(model, "separable", images)
     names = {row.layer for row in found.layers}
     assert "backbone.body.conv1" not in names
     assert {"backbone.body.layer1.0.conv2", "backbone.fpn.layer_blocks.0.0", "rpn.head.conv.0.0"} <= names
-    ends = {row.layer for row in lightened(model, "lowrank:4", images, fresh=True, only=["r*_*", "rpn*"]).layers}
+    ends = {row.layer for row in lighten_with_report(
+        model, "lowrank:4", images, fresh=True, only=["r*_*", "rpn*"]).layers}
     assert "roi_heads.box_head.fc6" in ends
     assert not ends & {"roi_heads.box_predictor.cls_score", "roi_heads.box_predictor.bbox_pred"}
     light = found.model

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import lighten as benchmark
-from torchslim.rewriting import lightened
+from torchslim.rewriting import lighten_with_report
 from torchslim.train import Data, evaluate, fit, load_data
 
 
@@ -26,7 +26,8 @@ def test_old_weights_beat_fresh_ones_and_data_beats_both(
     before = evaluate(model, data)
     assert before > 0.9
     held_out = [torch.stack([data.test[i][0] for i in range(len(data.test))])]  # type: ignore[arg-type]
-    found = [lightened(model, rule, batches[0][:1], **way) for way in ({"fresh": True}, {}, {"data": batches})]
+    found = [lighten_with_report(model, rule, batches[0][:1], **way)
+             for way in ({"fresh": True}, {}, {"data": batches})]
     fresh, fitted, on_data = (evaluate(light.model, data) for light in found)
     assert fresh < 0.2
     assert max(fresh, least) <= fitted <= on_data

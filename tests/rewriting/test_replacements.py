@@ -15,7 +15,7 @@ from torchslim.errors import RequestError
 from torchslim.rewriting import decomposition as fits
 from torchslim.rewriting.building import built
 from torchslim.rewriting.lighten import on_noise
-from torchslim.rewriting.replacements import Rewrite, names, parse
+from torchslim.rewriting.replacements import Replacement, names, parse
 from torchslim.utils.copying import copied
 from torchslim.utils.layer_spec import plain, spec_of, stored
 
@@ -31,7 +31,7 @@ def replaced(layer: nn.Module, rule: str) -> nn.Module:
     spec = spec_of(layer)
     assert spec is not None
     rewrite = parse(rule)(spec)
-    assert isinstance(rewrite, Rewrite), rewrite
+    assert isinstance(rewrite, Replacement), rewrite
     return built(rewrite, layer)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import torchslim as ts
 from helpers import Calls, Untouched, conv
 from torchslim.errors import RequestError, TraceError
-from torchslim.rewriting import lightened
+from torchslim.rewriting import lighten_with_report
 
 X = torch.randn(2, 3, 8, 8)
 
@@ -66,7 +66,7 @@ def test_layers_that_the_code_asks_stay_as_they_were(
         middle: Callable[..., Tensor], reason: str, options: dict[str, Any]) -> None:
     model = made(middle)
     before = Untouched(model)
-    found = lightened(model, "separable", **options)
+    found = lighten_with_report(model, "separable", **options)
     before.check()
     assert [row.layer for row in found.layers] == ["1.a", "1.c"]
     assert dict(found.left_alone)["1.b"] == f"separable: {reason}"
@@ -83,7 +83,7 @@ def test_several_are_found_and_the_rules_that_follow_meet_them_anew() -> None:
 
     names = ("a", "b", "c", "d", "e")
     model = nn.Sequential(conv(3, 8), Calls(forward, **{name: conv(8, 8) for name in names}), conv(8, 4))
-    found = lightened(model, ["separable", ("grouped:2", ["1.b", "1.d", "1.e"])], X)
+    found = lighten_with_report(model, ["separable", ("grouped:2", ["1.b", "1.d", "1.e"])], X)
     assert [(row.layer, row.rule) for row in found.layers] == [
         ("1.a", "separable"), ("1.c", "separable"), ("1.b", "grouped:2"), ("1.d", "grouped:2"), ("1.e", "grouped:2")]
     assert {name for name, reason in found.left_alone if reason.startswith("separable")} == {"1.b", "1.d", "1.e"}

@@ -13,7 +13,7 @@ from torch import nn
 import torchslim as ts
 from helpers import Untouched, conv
 from torchslim.errors import CheckpointError, PlanError
-from torchslim.rewriting import Rewriting, lightened, redone
+from torchslim.rewriting import RewriteStep, apply_step, lighten_with_report
 from torchslim.store.saving import read_header
 
 NAME = "timm:test_resnet?num_classes=10"
@@ -24,7 +24,7 @@ RULES = ["separable", "grouped:4:shuffle", "asymmetric:16", "lowrank:0.5", "ghos
 
 @pytest.mark.parametrize("rules", RULES, ids=str)
 def test_a_lighter_network_comes_back_from_its_file(rules: Any, tmp_path: Path) -> None:
-    found = lightened(ts.create_model("timm:test_resnet", num_classes=10), rules, X)
+    found = lighten_with_report(ts.create_model("timm:test_resnet", num_classes=10), rules, X)
     path = ts.save(found.model, tmp_path / "light.safetensors", plan=found.steps, source=NAME)
     assert read_header(path).steps == found.steps
     torch.testing.assert_close(ts.load(path)(X), found.model.eval()(X), rtol=0, atol=0)
@@ -32,13 +32,13 @@ def test_a_lighter_network_comes_back_from_its_file(rules: Any, tmp_path: Path) 
 
 def test_cuts_follow_rewritings_and_rewritings_cuts(tmp_path: Path) -> None:
     original = ts.create_model("timm:test_resnet", num_classes=10)
-    found = lightened(original, "separable", X)
+    found = lighten_with_report(original, "separable", X)
     slim, plan = ts.prune(found.model, X, macs=0.5)
-    again = lightened(slim, "lowrank:0.5", X, only=["layer4.*"])
+    again = lighten_with_report(slim, "lowrank:0.5", X, only=["layer4.*"])
     path = tmp_path / "light.safetensors"
     ts.save(again.model, path, plan=(*found.steps, plan, *again.steps), source=NAME)
     torch.testing.assert_close(ts.load(path)(X), again.model.eval()(X), rtol=0, atol=0)
-    more = lightened(ts.load(path), "width:0.5", X)
+    more = lighten_with_report(ts.load(path), "width:0.5", X)
     ts.save(more.model, tmp_path / "more.safetensors", plan=more.steps, source=path)  # a saved one as the source
     torch.testing.assert_close(ts.load(tmp_path / "more.safetensors", model=original)(X), more.model.eval()(X),
                                rtol=0, atol=0)
@@ -47,7 +47,7 @@ def test_cuts_follow_rewritings_and_rewritings_cuts(tmp_path: Path) -> None:
 def test_a_module_in_two_places_stays_one_and_bfloat16_stays() -> None:
     shared = conv(8, 8)
     model = nn.Sequential(conv(3, 8), shared, nn.Sequential(shared), conv(8, 8)).bfloat16()
-    light: Any = redone(model, Rewriting("separable", ("1",)))
+    light: Any = apply_step(model, RewriteStep("separable", ("1",)))
     assert light[1] is light[2][0]
     assert {p.dtype for p in light.parameters()} == {torch.bfloat16}
 
@@ -55,18 +55,18 @@ def test_a_module_in_two_places_stays_one_and_bfloat16_stays() -> None:
 def test_the_model_and_the_random_state_are_left_as_they_were() -> None:
     model = nn.Sequential(conv(3, 8), conv(8, 8))
     before = Untouched(model)
-    redone(model, Rewriting("separable", ("1",)))
+    apply_step(model, RewriteStep("separable", ("1",)))
     before.check()
 
 
 @pytest.mark.parametrize(("step", "said"), [
-    (Rewriting("separable", ("5",)), "5: no such layer"),
-    (Rewriting("separable", ("2",)), "no plain layer"),
-    (Rewriting("grouped:3", ("1",)), "grouped:3 does not fit")])
-def test_steps_for_another_network_are_refused(step: Rewriting, said: str, tmp_path: Path) -> None:
+    (RewriteStep("separable", ("5",)), "5: no such layer"),
+    (RewriteStep("separable", ("2",)), "no plain layer"),
+    (RewriteStep("grouped:3", ("1",)), "grouped:3 does not fit")])
+def test_steps_for_another_network_are_refused(step: RewriteStep, said: str, tmp_path: Path) -> None:
     model = nn.Sequential(conv(3, 8), conv(8, 8), nn.ReLU())
     with pytest.raises(PlanError, match=said):
-        redone(model, step)
+        apply_step(model, step)
     path = ts.save(model, tmp_path / "light.safetensors", plan=step)
     with pytest.raises(CheckpointError, match=said):
         ts.load(path, model=model)
@@ -76,5 +76,5 @@ def test_steps_for_another_network_are_refused(step: Rewriting, said: str, tmp_p
                                   json.dumps({"rule": "nonsense", "layers": ["conv1"]}),
                                   json.dumps({"rule": "separable", "layers": [], "more": 1})])
 def test_other_texts_are_no_rewriting(text: str) -> None:
-    with pytest.raises(CheckpointError, match=r"give the text that Rewriting\.to_json wrote"):
-        Rewriting.from_json(text)
+    with pytest.raises(CheckpointError, match=r"give the text that RewriteStep\.to_json wrote"):
+        RewriteStep.from_json(text)

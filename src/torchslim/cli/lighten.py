@@ -25,7 +25,7 @@ from torchslim.cli.tables import Column, show
 from torchslim.utils.formatting import percent
 
 if TYPE_CHECKING:
-    from torchslim.rewriting import Lightened, Rewritten
+    from torchslim.rewriting import LightenResult, RewrittenLayer
 
 
 
@@ -70,7 +70,7 @@ def lighten(
     noise or on the pictures of --data. Train what --out saves: a rewrite is a start.
     """
     import torchslim
-    from torchslim.rewriting import lightened
+    from torchslim.rewriting import lighten_with_report
     from torchslim.zoo.sources import resolve
 
     source = resolve(model)
@@ -80,9 +80,10 @@ def lighten(
     told = pictures_of(data, shapes, pictures, seed)
     batches = None if told is None else [inputs for inputs, _ in told]
     inputs = batches[0][:1] if batches is not None and not shapes else example(source, shapes)
-    found = lightened(seeded(source, seed), [rule.strip() for rule in rules.split(",")], inputs, only=only or (),
-                      exclude=exclude or (), kernels=kernels or (), min_channels=min_channels, min_share=min_share,
-                      ends=ends, fresh=fresh, data=batches, seed=seed)
+    found = lighten_with_report(
+        seeded(source, seed), [rule.strip() for rule in rules.split(",")], inputs, only=only or (),
+        exclude=exclude or (), kernels=kernels or (), min_channels=min_channels, min_share=min_share, ends=ends,
+        fresh=fresh, data=batches, seed=seed)
     saved = None if out is None else str(torchslim.save(found.model, out, plan=found.steps, source=source))
     if as_json:
         print_json({"model": str(source), "out": saved, **found.to_dict()})
@@ -96,7 +97,7 @@ def lighten(
 def _columns() -> list[Column]:
     """What is said of a layer, and in which order it goes where the terminal is narrow."""
     def part(key: str, place: int) -> Any:
-        def value(row: Rewritten) -> int:
+        def value(row: RewrittenLayer) -> int:
             found: tuple[int, int] = getattr(row, key)
             return found[place]
 
@@ -112,7 +113,7 @@ def _columns() -> list[Column]:
             Column("error", "error", lambda row: row.error, lambda error: "-" if error is None else f"{error:.3f}")]
 
 
-def _total(found: Lightened) -> str:
+def _total(found: LightenResult) -> str:
     """The network as a whole, and what was left alone."""
     assert found.macs is not None
     lines = [f"{what}: {before:,} -> {after:,} ({percent(after / max(before, 1))})"

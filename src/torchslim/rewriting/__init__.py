@@ -4,8 +4,9 @@ Open `lighten.py` first for the whole way; `replacements.py` has one row a rule,
 that come closest to the heavy ones, `output_fitting.py` their fit to the old layers' outputs on data.
 """
 
-from torchslim.rewriting.lighten import lighten, lightened
-from torchslim.rewriting.report import Lightened, Rewritten
-from torchslim.rewriting.steps import Rewriting, Step, redone
+from torchslim.rewriting.lighten import lighten, lighten_with_report
+from torchslim.rewriting.report import LightenResult, RewrittenLayer
+from torchslim.rewriting.steps import ArchitectureStep, RewriteStep, apply_step
 
-__all__ = ["Lightened", "Rewriting", "Rewritten", "Step", "lighten", "lightened", "redone"]
+__all__ = ["ArchitectureStep", "LightenResult", "RewriteStep", "RewrittenLayer", "apply_step", "lighten",
+           "lighten_with_report"]

@@ -1,4 +1,4 @@
-"""A rewrite as a module: Rewrite + old layer -> the layers in its place."""
+"""A replacement as a module: Replacement + old layer -> the layers in its place."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchslim.rewriting.replacements import Rewrite
+from torchslim.rewriting.replacements import Replacement
 from torchslim.utils.layer_spec import plain, stored
 
 _NORMS: dict[int, Any] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
@@ -41,7 +41,7 @@ class Expanded(nn.Module):
         return torch.cat([self.expand1(squeezed), self.expand3(squeezed)], 1)
 
 
-def built(rewrite: Rewrite, old: nn.Module, fitted: bool = True) -> nn.Module:
+def built(rewrite: Replacement, old: nn.Module, fitted: bool = True) -> nn.Module:
     """The layers, on the device and with the data type, memory format, mode and `requires_grad` of the old one.
 
     Args:
@@ -71,7 +71,7 @@ def built(rewrite: Rewrite, old: nn.Module, fitted: bool = True) -> nn.Module:
     return new.train(old.training)
 
 
-def _chain(rewrite: Rewrite, layers: dict[str, Any], like: Tensor) -> nn.Module:
+def _chain(rewrite: Replacement, layers: dict[str, Any], like: Tensor) -> nn.Module:
     chain: list[tuple[str, nn.Module]] = []
     for place, (name, spec) in enumerate(rewrite.parts):
         chain.append((name, layers[name]))
@@ -84,7 +84,7 @@ def _chain(rewrite: Rewrite, layers: dict[str, Any], like: Tensor) -> nn.Module:
 
 
 @torch.no_grad()
-def _fill(rewrite: Rewrite, layers: dict[str, Any], old: Any) -> None:
+def _fill(rewrite: Replacement, layers: dict[str, Any], old: Any) -> None:
     """The old weights, as near as the parts come to them, and the old bias."""
     found = rewrite.weights(plain(old.weight.detach(), getattr(old, "groups", 1), getattr(old, "transposed", False)))
     for (name, spec), own in zip(rewrite.parts, found, strict=True):
@@ -95,7 +95,7 @@ def _fill(rewrite: Rewrite, layers: dict[str, Any], old: Any) -> None:
         _spread_bias(rewrite, layers, old.bias.detach())
 
 
-def _spread_bias(rewrite: Rewrite, layers: dict[str, Any], bias: Tensor) -> None:
+def _spread_bias(rewrite: Replacement, layers: dict[str, Any], bias: Tensor) -> None:
     """The old bias on the last part; where two are joined, each half on its own."""
     own = bias if rewrite.order is None else bias[list(rewrite.order)]
     half = len(own) // 2

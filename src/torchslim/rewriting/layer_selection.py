@@ -18,7 +18,7 @@ from torchslim.utils.patterns import matches
 
 
 @dataclass(frozen=True)
-class Choice:
+class LayerFilter:
     """Which layers may be rewritten.
 
     Attributes:
@@ -176,7 +176,7 @@ def shares(graph: Graph | None) -> dict[str, float]:
     return {name: cost / total for name, cost in costs.items()}
 
 
-def check_patterns(choice: Choice, names: Collection[str], origins: Collection[str]) -> None:
+def check_patterns(choice: LayerFilter, names: Collection[str], origins: Collection[str]) -> None:
     """Every pattern is for some layer.
 
     Raises:

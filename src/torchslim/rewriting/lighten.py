@@ -16,13 +16,13 @@ from torchslim.errors import RequestError
 from torchslim.planning.pruning import plan
 from torchslim.rewriting.building import built
 from torchslim.rewriting.calibration_data import Split, taken
-from torchslim.rewriting.layer_selection import Choice, candidates, check_patterns, ends_of, shares
+from torchslim.rewriting.layer_selection import LayerFilter, candidates, check_patterns, ends_of, shares
 from torchslim.rewriting.output_fitting import fit_to_outputs
-from torchslim.rewriting.replacements import Rewrite, Rule
-from torchslim.rewriting.report import Lightened, Rewritten, told
+from torchslim.rewriting.replacements import Replacement, Rule
+from torchslim.rewriting.report import LightenResult, RewrittenLayer, told
 from torchslim.rewriting.request import Rules, check_widths, listed, seed_of, sizes, steps_of
 from torchslim.rewriting.run_check import put_in
-from torchslim.rewriting.steps import Rewriting, Step, exchange
+from torchslim.rewriting.steps import ArchitectureStep, RewriteStep, exchange
 from torchslim.surgery.cutting import apply
 from torchslim.tracing.graph import Graph
 from torchslim.tracing.trace import trace
@@ -71,18 +71,20 @@ def lighten(model: nn.Module, rules: Rules, inputs: Inputs | None = None, *, onl
             that the model does not take.
         TraceError: the model does not run on the inputs.
     """
-    return lightened(model, rules, inputs, only=only, exclude=exclude, kernels=kernels, min_channels=min_channels,
-                     min_share=min_share, ends=ends, fresh=fresh, data=data, seed=seed).model
+    return lighten_with_report(
+        model, rules, inputs, only=only, exclude=exclude, kernels=kernels, min_channels=min_channels,
+        min_share=min_share, ends=ends, fresh=fresh, data=data, seed=seed).model
 
 
 @torch.inference_mode(False)
-def lightened(model: nn.Module, rules: Rules, inputs: Inputs | None = None, *, only: Sequence[str] = (),
+def lighten_with_report(model: nn.Module, rules: Rules, inputs: Inputs | None = None, *, only: Sequence[str] = (),
               exclude: Sequence[str] = (), kernels: Sequence[int] = (), min_channels: int = 0, min_share: float = 0.0,
               ends: bool = False, fresh: bool = False, data: Iterable[Inputs] | None = None,
-              seed: int = 0) -> Lightened:
+              seed: int = 0) -> LightenResult:
     """As `lighten`, with the report of what was done."""
     model, seed = unwrap(model), seed_of(seed)
-    choice = Choice(listed("only", only), listed("exclude", exclude), sizes(kernels), min_channels, min_share, ends)
+    choice = LayerFilter(listed("only", only), listed("exclude", exclude), sizes(kernels), min_channels, min_share,
+                         ends)
     if inputs is None and min_share:
         raise RequestError("lighten: min_share= needs inputs=, to count multiply-adds on")
     steps = steps_of(rules)
@@ -106,7 +108,7 @@ def lightened(model: nn.Module, rules: Rules, inputs: Inputs | None = None, *, o
                            "layer are left alone unless ends=True")
     costs = None if start is None or job.tape is None else (profiled(model, start).macs,
                                                             profiled(job.model, job.tape).macs)
-    return Lightened(job.model, tuple(job.rows), tuple(job.steps), tuple(dict.fromkeys(job.left)),
+    return LightenResult(job.model, tuple(job.rows), tuple(job.steps), tuple(dict.fromkeys(job.left)),
                      (_params(model), _params(job.model)), costs)
 
 
@@ -120,8 +122,8 @@ class _Job:
     def __init__(self, model: nn.Module, inputs: Inputs | None, split: Split | None, fresh: bool) -> None:
         self.model, self.inputs, self.split, self.fresh = model, inputs, split, fresh
         self.origins: set[str] = set()
-        self.rows: list[Rewritten] = []
-        self.steps: list[Step] = []
+        self.rows: list[RewrittenLayer] = []
+        self.steps: list[ArchitectureStep] = []
         self.left: list[tuple[str, str]] = []
         # What the model as it is now does: each change of it is followed by one run.
         self.probe = inputs if inputs is not None or split is None else split[0][0]
@@ -132,7 +134,7 @@ class _Job:
         """What the model does on the inputs, if there are some; those of the data do not count multiply-adds."""
         return None if self.inputs is None else self.run
 
-    def rewrite(self, rule: Rule, choice: Choice) -> None:
+    def rewrite(self, rule: Rule, choice: LayerFilter) -> None:
         """Put what the rule makes in the place of each layer that is meant, and that the network can do without."""
         found = self._chosen(rule, choice)
         if not found:
@@ -147,14 +149,14 @@ class _Job:
             new = {name: layer for name, layer in new.items() if name not in guilty}
         if not new:
             return
-        self.steps.append(Rewriting(rule.text, tuple(new)))
+        self.steps.append(RewriteStep(rule.text, tuple(new)))
         self.origins |= set(new)
         errors: Mapping[str, float | None] = dict.fromkeys(new)
         if self.split is not None or not (self.fresh or "norm" in rule.words):
             errors = _errors(before, self.model, list(new), self.split)
         self._note(before, tape, rule.text, errors)
 
-    def _chosen(self, rule: Rule, choice: Choice) -> dict[str, Rewrite]:
+    def _chosen(self, rule: Rule, choice: LayerFilter) -> dict[str, Replacement]:
         graph = self.tape
         found, part = candidates(self.model, graph), shares(graph)
         ends = ends_of(list(found), graph)
@@ -172,7 +174,7 @@ class _Job:
                 new[name] = rewrite
         return new
 
-    def narrow(self, share: float, choice: Choice) -> None:
+    def narrow(self, share: float, choice: LayerFilter) -> None:
         """Keep this share of the channels of every group."""
         assert self.inputs is not None
         before, tape = self.model, self.tape
@@ -192,7 +194,8 @@ class _Job:
         for name, error in errors.items():
             old, new = before.get_submodule(name), self.model.get_submodule(name)
             macs = (costs[0].get(name, 0), costs[1].get(name, 0)) if costs else None
-            self.rows.append(Rewritten(name, rule, told(old), told(new), (_params(old), _params(new)), macs, error))
+            self.rows.append(RewrittenLayer(name, rule, told(old), told(new), (_params(old), _params(new)), macs,
+                                            error))
 
 
 def _errors(before: nn.Module, after: nn.Module, layers: Sequence[str],

@@ -31,7 +31,7 @@ Weights = list[Tensor]
 
 
 @dataclass(frozen=True)
-class Rewrite:
+class Replacement:
     """What stands in a layer's place.
 
     Attributes:
@@ -52,7 +52,7 @@ class Rewrite:
     norm: bool = False
 
 
-Found = Rewrite | str
+Found = Replacement | str
 """A rewrite, or why there is none."""
 
 
@@ -132,7 +132,7 @@ def _heavy(spec: Spec) -> str:
 
 def separable(spec: Spec, rule: Rule) -> Found:
     """Depthwise, then pointwise."""
-    return _heavy(spec) or Rewrite(
+    return _heavy(spec) or Replacement(
         (("depthwise", replace(spec, outputs=spec.inputs, groups=spec.inputs, bias=False)),
          ("pointwise", spec.pointwise(spec.inputs, spec.outputs, bias=spec.bias))),
         lambda weight: list(fits.separable(weight)))
@@ -158,7 +158,7 @@ def grouped(spec: Spec, rule: Rule) -> Found:
         rows = weight[order.to(weight.device)].chunk(groups)
         return [torch.cat([row[:, place * width:(place + 1) * width] for place, row in enumerate(rows)])]
 
-    return Rewrite((("conv", replace(spec, groups=groups)),), weights, shuffle=groups if shuffled else 1,
+    return Replacement((("conv", replace(spec, groups=groups)),), weights, shuffle=groups if shuffled else 1,
                    order=tuple(order.tolist()) if shuffled else None)
 
 
@@ -177,7 +177,7 @@ def asymmetric(spec: Spec, rule: Rule) -> Found:
         pairs = [fits.asymmetric(part, width) for part in weight.chunk(spec.groups)]
         return [torch.cat(column) for column in zip(*pairs, strict=True)]
 
-    return Rewrite((("horizontal", replace(spec.along(1), outputs=middle, bias=False)),
+    return Replacement((("horizontal", replace(spec.along(1), outputs=middle, bias=False)),
                     ("vertical", replace(spec.along(0), inputs=middle))), weights)
 
 
@@ -192,7 +192,7 @@ def depthwise(spec: Spec, rule: Rule) -> Found:
         own = torch.arange(spec.inputs, device=weight.device)
         return [weight[own, own % spec.fan_in].unsqueeze(1)]
 
-    return Rewrite((("conv", replace(spec, groups=spec.inputs)),), weights)
+    return Replacement((("conv", replace(spec, groups=spec.inputs)),), weights)
 
 
 def lowrank(spec: Spec, rule: Rule) -> Found:
@@ -206,7 +206,7 @@ def lowrank(spec: Spec, rule: Rule) -> Found:
 
     if prod(spec.kernel) > 1:
         inner, outer = rank(spec.inputs), rank(spec.outputs)
-        return Rewrite((("reduce", spec.pointwise(spec.inputs, inner)),
+        return Replacement((("reduce", spec.pointwise(spec.inputs, inner)),
                         ("core", replace(spec, inputs=inner, outputs=outer, bias=False)),
                         ("expand", spec.pointwise(outer, spec.outputs, bias=spec.bias))),
                        lambda weight: list(fits.tucker(weight, outer, inner)))
@@ -217,7 +217,7 @@ def lowrank(spec: Spec, rule: Rule) -> Found:
         ones = [1] * spec.dims
         return [right.reshape(width, -1, *ones), left.reshape(-1, width, *ones)]
 
-    return Rewrite((("reduce", replace(spec, outputs=width, bias=False)),
+    return Replacement((("reduce", replace(spec, outputs=width, bias=False)),
                     ("expand", spec.pointwise(width, spec.outputs, bias=spec.bias))), weights)
 
 
@@ -228,7 +228,7 @@ def ghost(spec: Spec, rule: Rule) -> Found:
         return "linear or transposed, with groups, or with an odd number of outputs"
     cheap = replace(spec.pointwise(half, half, groups=half, bias=spec.bias), kernel=(3,) * spec.dims,
                     padding=(1,) * spec.dims)
-    return Rewrite((("primary", replace(spec, outputs=half)), ("cheap", cheap)),
+    return Replacement((("primary", replace(spec, outputs=half)), ("cheap", cheap)),
                    lambda weight: [weight[:half], fits.scaled(weight[:half], weight[half:])], joined="ghost")
 
 
@@ -243,7 +243,7 @@ def fire(spec: Spec, rule: Rule) -> Found:
     if not all(k % 2 for k in spec.kernel) or spec.padding not in ("same", centred):
         return "its kernel has no middle that the padding puts on each position"
     one = replace(spec.pointwise(squeezed, half, bias=spec.bias), stride=spec.stride)
-    return Rewrite((("squeeze", spec.pointwise(spec.inputs, squeezed)), ("expand1", one),
+    return Replacement((("squeeze", spec.pointwise(spec.inputs, squeezed)), ("expand1", one),
                     ("expand3", replace(spec, inputs=squeezed, outputs=half))),
                    lambda weight: list(fits.expanded(weight, squeezed)), joined="fire")
 
@@ -254,13 +254,13 @@ def pointwise_after(spec: Spec, rule: Rule) -> Found:
         left, right = fits.product(weight.flatten(1), spec.inputs)
         return [right.reshape(spec.inputs, *weight.shape[1:]), left.reshape(*left.shape, *[1] * spec.dims)]
 
-    return _heavy(spec) or Rewrite((("conv", replace(spec, outputs=spec.inputs, bias=False)),
+    return _heavy(spec) or Replacement((("conv", replace(spec, outputs=spec.inputs, bias=False)),
                                     ("pointwise", spec.pointwise(spec.inputs, spec.outputs, bias=spec.bias))), weights)
 
 
 def pointwise_before(spec: Spec, rule: Rule) -> Found:
     """1x1 to the output's width, then a convolution as wide as that."""
-    return _heavy(spec) or Rewrite((("pointwise", spec.pointwise(spec.inputs, spec.outputs)),
+    return _heavy(spec) or Replacement((("pointwise", spec.pointwise(spec.inputs, spec.outputs)),
                                     ("conv", replace(spec, inputs=spec.outputs))),
                                    lambda weight: list(fits.squeezed(weight, spec.outputs)))
 

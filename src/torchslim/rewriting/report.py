@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from torchslim.rewriting.steps import Step
+from torchslim.rewriting.steps import ArchitectureStep
 from torchslim.utils.formatting import percent
 
 NAMED = 3
@@ -17,7 +17,7 @@ NAMED = 3
 
 
 @dataclass(frozen=True)
-class Rewritten:
+class RewrittenLayer:
     """One layer that was rewritten.
 
     Attributes:
@@ -42,7 +42,7 @@ class Rewritten:
 
 
 @dataclass(frozen=True)
-class Lightened:
+class LightenResult:
     """A lighter copy of a model, and how it came about; `str` is the table.
 
     Attributes:
@@ -57,8 +57,8 @@ class Lightened:
     """
 
     model: nn.Module
-    layers: tuple[Rewritten, ...]
-    steps: tuple[Step, ...]
+    layers: tuple[RewrittenLayer, ...]
+    steps: tuple[ArchitectureStep, ...]
     left_alone: tuple[tuple[str, str], ...]
     params: tuple[int, int]
     macs: tuple[int, int] | None

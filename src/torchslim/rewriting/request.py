@@ -7,7 +7,7 @@ from operator import index
 from typing import Any
 
 from torchslim.errors import RequestError
-from torchslim.rewriting.layer_selection import Choice
+from torchslim.rewriting.layer_selection import LayerFilter
 from torchslim.rewriting.replacements import Rule, parse
 
 Rules = str | Sequence[str | tuple[str, Sequence[str]]]
@@ -34,7 +34,7 @@ def steps_of(rules: Any) -> list[tuple[Rule | float, tuple[str, ...]]]:
                                "('separable', ['layer1.*'])")
         text, patterns = pair
         rule = _share(text) if text.partition(":")[0] == "width" else parse(text)
-        found.append((rule, Choice(listed("patterns", patterns)).only))
+        found.append((rule, LayerFilter(listed("patterns", patterns)).only))
     return found
 
 
@@ -49,7 +49,7 @@ def _share(text: str) -> float:
 
 
 def listed(name: str, patterns: Any) -> Any:
-    """As a tuple, but for a string, which `Choice` refuses; None is for no patterns.
+    """As a tuple, but for a string, which `LayerFilter` refuses; None is for no patterns.
 
     Raises:
         RequestError: it can't be gone through.
@@ -89,7 +89,7 @@ def seed_of(seed: Any) -> int:
     return number
 
 
-def check_widths(steps: Sequence[tuple[Rule | float, tuple[str, ...]]], choice: Choice) -> None:
+def check_widths(steps: Sequence[tuple[Rule | float, tuple[str, ...]]], choice: LayerFilter) -> None:
     """What chooses layers for rules has no say in which channels are cut.
 
     Raises:

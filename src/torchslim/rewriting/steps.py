@@ -11,7 +11,7 @@ from torch import nn
 
 from torchslim.errors import CheckpointError, PlanError, RequestError
 from torchslim.rewriting.building import built
-from torchslim.rewriting.replacements import Rewrite, parse
+from torchslim.rewriting.replacements import Replacement, parse
 from torchslim.surgery.cutting import apply
 from torchslim.surgery.plans import Plan
 from torchslim.utils.copying import copied
@@ -20,7 +20,7 @@ from torchslim.utils.text import first_line
 
 
 @dataclass(frozen=True)
-class Rewriting:
+class RewriteStep:
     """One rule, and the layers in whose place it goes.
 
     Attributes:
@@ -32,11 +32,11 @@ class Rewriting:
     layers: tuple[str, ...]
 
     def to_json(self) -> str:
-        """As JSON text; `Rewriting.from_json` gives an equal one back."""
+        """As JSON text; `RewriteStep.from_json` gives an equal one back."""
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> Rewriting:
+    def from_json(cls, text: str) -> RewriteStep:
         """What `to_json` wrote.
 
         Raises:
@@ -50,14 +50,14 @@ class Rewriting:
             return cls(parse(raw["rule"]).text, tuple(str(name) for name in layers))
         except (AttributeError, KeyError, TypeError, ValueError, RequestError) as error:
             raise CheckpointError(f"rewriting: not one of torchslim's ({first_line(error)}); give the text that "
-                                  "Rewriting.to_json wrote") from error
+                                  "RewriteStep.to_json wrote") from error
 
 
-Step = Rewriting | Plan
+ArchitectureStep = RewriteStep | Plan
 """One of the steps that make a network light: layers rewritten, or channels cut."""
 
 
-def redone(model: nn.Module, step: Step) -> nn.Module:
+def apply_step(model: nn.Module, step: ArchitectureStep) -> nn.Module:
     """A copy of a model after a step. Layers that it puts in have fresh weights; the random state stays as it was.
 
     Raises:
@@ -66,7 +66,7 @@ def redone(model: nn.Module, step: Step) -> nn.Module:
     if isinstance(step, Plan):
         return apply(model, step)
     copy, rule = copied(model), parse(step.rule)
-    found: dict[str, Rewrite] = {}
+    found: dict[str, Replacement] = {}
     for name in step.layers:
         try:
             spec = spec_of(copy.get_submodule(name))

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from torchslim.errors import CheckpointError
-from torchslim.rewriting import Rewriting, Step
+from torchslim.rewriting import ArchitectureStep, RewriteStep
 from torchslim.surgery.plans import Plan
 from torchslim.utils.text import dims, first_line
 
@@ -36,7 +36,7 @@ class Header:
     """
 
     source: str | None
-    steps: tuple[Step, ...]
+    steps: tuple[ArchitectureStep, ...]
     version: str
     training: bool
     aliases: Mapping[str, str]
@@ -74,7 +74,7 @@ def parse_header(path: Path, metadata: Mapping[str, str] | None) -> Header:
                                   f"it was written by torchslim {raw.get('version')}, install a matching one")
         return Header(
             source=None if raw["source"] is None else str(raw["source"]),
-            steps=tuple((Rewriting if "rule" in step else Plan).from_json(json.dumps(step)) for step in raw["steps"]),
+            steps=tuple((RewriteStep if "rule" in step else Plan).from_json(json.dumps(step)) for step in raw["steps"]),
             version=str(raw["version"]), training=bool(raw["training"]), aliases=dict(raw["aliases"]),
             buffers={name: _dtype(text) for name, text in raw["buffers"].items()}, digest=str(raw["digest"]))
     except (AttributeError, KeyError, TypeError, ValueError) as error:

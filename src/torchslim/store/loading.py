@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from torchslim.errors import CheckpointError, PlanError, RequestError
-from torchslim.rewriting import redone
+from torchslim.rewriting import apply_step
 from torchslim.store.header import Header, digest, parse_header, read_header, unreadable
 from torchslim.utils.copying import copied
 from torchslim.utils.inputs import unwrap
@@ -40,7 +40,7 @@ def load(path: str | Path, model: nn.Module | None = None, *, trust_source: bool
     slim = copied(rebuilt) if model is not None and not header.steps else rebuilt
     try:
         for step in header.steps:
-            slim = redone(slim, step)
+            slim = apply_step(slim, step)
     except PlanError as error:
         raise CheckpointError(f"{path}: its plan does not fit {_name(header, model)}: {error}") from error
     every = {**tensors, **{name: tensors[stored] for name, stored in header.aliases.items()}}

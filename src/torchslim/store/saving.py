@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from torchslim._version import __version__
 from torchslim.errors import RequestError
-from torchslim.rewriting import Step
+from torchslim.rewriting import ArchitectureStep
 from torchslim.store.header import FORMAT, KEY, digest, read_header
 from torchslim.utils.files import writable, write_whole
 from torchslim.utils.inputs import unwrap
 from torchslim.zoo.sources import Source, resolve
 
 
-def save(model: nn.Module, path: str | Path, plan: Step | Sequence[Step] | None = None,
+def save(model: nn.Module, path: str | Path, plan: ArchitectureStep | Sequence[ArchitectureStep] | None = None,
          source: str | Path | Source | None = None) -> Path:
     """Write a model, its plan and its source as one safetensors file; the file appears whole or not at all.
 
@@ -32,7 +32,7 @@ def save(model: nn.Module, path: str | Path, plan: Step | Sequence[Step] | None 
         model: the slim model.
         path: the file; one that exists is replaced.
         plan: the plan that made it, or several in the order in which they were applied; rewritings, too (see
-            `torchslim.rewriting.Lightened.steps`).
+            `torchslim.rewriting.LightenResult.steps`).
         source: the specification of the model that was cut (`torchvision:resnet18?num_classes=10`). When that
             is itself a saved slim model, its steps and its source are written before `plan`.
 
@@ -45,10 +45,10 @@ def save(model: nn.Module, path: str | Path, plan: Step | Sequence[Step] | None 
         CheckpointError: the file can't be written (a full disk, no permission).
     """
     model, path = unwrap(model), writable(Path(path), "slim.safetensors")
-    steps: tuple[Step, ...] = () if plan is None else tuple(plan) if isinstance(plan, Sequence) else (plan,)
-    if strange := [type(step).__name__ for step in steps if not isinstance(step, Step)]:
+    steps: tuple[ArchitectureStep, ...] = () if plan is None else tuple(plan) if isinstance(plan, Sequence) else (plan,)
+    if strange := [type(step).__name__ for step in steps if not isinstance(step, ArchitectureStep)]:
         raise RequestError(f"{path}: plan={strange[0]} found, a plan or rewritings wanted; give what `torchslim.plan` "
-                           "returned, or the `.steps` of what `torchslim.rewriting.lightened` did")
+                           "returned, or the `.steps` of what `torchslim.rewriting.lighten_with_report` did")
     origin = None if source is None else resolve(source)
     earlier = read_header(origin.name) if origin is not None and origin.kind == "saved" else None
     tensors, aliases = _stored(model)
