@@ -17,8 +17,8 @@ from helpers import Call, conv, oracle_error, random_statistics
 from torchslim.coupling.coupling import couple
 from torchslim.coupling.groups import ChannelGroup
 from torchslim.errors import RequestError
-from torchslim.latency.predictor import ClockMeter, needs
-from torchslim.latency.target import parsed
+from torchslim.latency.predictor import LatencyPredictor, required_workloads
+from torchslim.latency.target import parse_latency
 from torchslim.tracing.runs import tapes
 
 
@@ -56,9 +56,9 @@ def test_the_meter_is_the_sum_over_the_layers_and_the_rest_goes_by_bytes() -> No
     model, x = chain(3, 32, 64, 48), torch.randn(1, 3, 8, 8)
     clock = Blocky(fixed=9000.0)
     coupling = couple(tapes(model, x))
-    wanted = list(needs(coupling))
+    wanted = list(required_workloads(coupling))
     today = min(clock.networks([model], x)[0])
-    meter = ClockMeter(coupling, dict(zip(wanted, clock.layers(wanted), strict=True)), today)
+    meter = LatencyPredictor(coupling, dict(zip(wanted, clock.layers(wanted), strict=True)), today)
     shares = np.ones(coupling.classes)
     assert meter(shares) == meter.total == round(today)
     first, second = (group.classes for group in coupling.groups if not group.frozen)
@@ -257,8 +257,8 @@ def test_whole_groups_and_grouped_convolutions() -> None:
                                               ("250 us", 250_000), ("250µs", 250_000), (".1s", 100_000_000),
                                               ("1.5ms", 1_500_000), ("900ns", 900)])
 def test_times_as_people_write_them(asked: float | str, found: float) -> None:
-    assert parsed(asked) == found
-    assert type(parsed(asked)) is type(found)
+    assert parse_latency(asked) == found
+    assert type(parse_latency(asked)) is type(found)
 
 
 @pytest.mark.parametrize("asked", ["3 parsecs", "ms", "", "-3ms", "0ms", "3", "nan", 0, -1, 0.0, 1.5, float("nan"),

@@ -83,12 +83,12 @@ def duration(option: str, text: str | None) -> float | int | None:
     Raises:
         RequestError: anything else.
     """
-    from torchslim.latency.target import parsed
+    from torchslim.latency.target import parse_latency
 
     if text is None:
         return None
     try:
-        found = parsed(text) if text.strip().lower().endswith("s") else amount(option, text)
+        found = parse_latency(text) if text.strip().lower().endswith("s") else amount(option, text)
     except RequestError:
         found = None
     if found is None or (isinstance(found, int) and text.strip()[-1] != "s"):

@@ -1,9 +1,9 @@
-"""The time of a network as a function of which channels stay.
+"""Predicted time of a network as a function of which channels stay.
 
-The sum of its layers' times, by the table, and of the rest: what the network takes over that sum today, spread over the
-activations that other operations read and write, by bytes. Sums of parts are not quite the whole. So the meter is set
-twice by the network itself: to what it takes today, where nothing is cut, and to what a cut network was then seen to
-take (`gain`: how much of the foreseen saving came true).
+The sum of the times of its layers (measured at some widths, interpolated between them) and of a remainder: what the
+uncut network takes beyond that sum, distributed over the activations that the other operations read and write, by
+bytes. The sum is calibrated twice: on the uncut network, whose time is known, and on a cut network that was measured
+(`correction`: the part of a predicted saving that was measured).
 """
 
 from __future__ import annotations
@@ -22,24 +22,25 @@ from torchslim.latency.workloads import Geometry, Layer, layers
 from torchslim.rules.labels import Tracks
 
 
-class ClockMeter(Meter):
+class LatencyPredictor(Meter):
     """Nanoseconds of a call, as a function of which channels stay.
 
     Args:
         coupling: the network's.
-        times: of every geometry in `needs(coupling)`.
-        today: what the uncut network takes.
-        gain: of a saving that the table foresees, the part that comes true.
+        times: of every workload in `required_workloads(coupling)`.
+        baseline_ns: measured time of the uncut network.
+        correction: measured saving of a cut network, as a share of the predicted one.
 
     Attributes:
-        sums: what is summed.
-        at_full: the sum where nothing is cut.
+        cost: the sum of layers and remainder, not calibrated.
+        full_cost: that sum where nothing is cut.
     """
 
-    def __init__(self, coupling: Coupling, times: Mapping[Geometry, float], today: float, gain: float = 1.0) -> None:
+    def __init__(self, coupling: Coupling, times: Mapping[Geometry, float], baseline_ns: float,
+                 correction: float = 1.0) -> None:
         super().__init__(())
-        self.today, self.gain = today, gain
-        self.sums = Parts()
+        self.baseline_ns, self.correction = baseline_ns, correction
+        self.cost = Parts()
         tape = coupling.tapes[0]
         found = dict(layers(tape, coupling.terms.whole_groups))
         beside = factors(found.values(), times)
@@ -48,12 +49,12 @@ class ClockMeter(Meter):
             read, made = _along(layer)
             alike.setdefault((layer.geometry, read.tobytes(), made.tobytes()), []).append(layer)
         for same in alike.values():
-            self.sums.add(len(same), _along(same[0]), Surface(same[0], times, beside))
-        self._add_the_rest(tape, {op.index for op in found})
-        self.at_full = self.sums.sum(self.sums.full())
+            self.cost.add(len(same), _along(same[0]), Surface(same[0], times, beside))
+        self._add_remainder(tape, {op.index for op in found})
+        self.full_cost = self.cost.sum(self.cost.full())
 
-    def _add_the_rest(self, tape: Tape, timed: set[int]) -> None:
-        """What the network takes over the sum of its layers, by the bytes that its other operations move."""
+    def _add_remainder(self, tape: Tape, timed: set[int]) -> None:
+        """Add what the network takes beyond its layers, by the bytes that its other operations move."""
         moved: dict[tuple[bytes, ...], tuple[float, list[Index]]] = {}
         for op in tape.graph.ops:
             for value in accessed(op) if op.index not in timed else ():
@@ -61,33 +62,35 @@ class ClockMeter(Meter):
                     along = _dimensions(tape.tracks.get(value.id, ()))
                     key = tuple(labels.tobytes() for labels in along)
                     moved[key] = moved.get(key, (0.0, along))[0] + size(value), along
-        left, total = self.today - self.sums.sum(self.sums.full()), sum(own for own, _ in moved.values())
-        if left > 0 and total:
-            for own, along in moved.values():
+        remainder = self.baseline_ns - self.cost.sum(self.cost.full())
+        total = sum(count for count, _ in moved.values())
+        if remainder > 0 and total:
+            for count, along in moved.values():
                 # Memory is laid out in blocks as well: part of a block is no faster than the whole.
-                self.sums.add(left * own / total, along, in_proportion([len(labels) for labels in along], BLOCK))
+                self.cost.add(remainder * count / total, along,
+                              in_proportion([len(labels) for labels in along], BLOCK))
 
-    def time(self, total: float) -> float:
+    def to_nanoseconds(self, cost: float) -> float:
         """Nanoseconds of the network by the sum of its parts."""
         # Where the layers alone sum to more than the network takes, all are scaled.
-        return self.today * (1 - self.gain * (1 - total / self.at_full))
+        return self.baseline_ns * (1 - self.correction * (1 - cost / self.full_cost))
 
-    def allowed(self, time: float) -> float:
+    def to_cost(self, nanoseconds: float) -> float:
         """The sum of the parts at which the network takes so many nanoseconds."""
-        return self.at_full * (1 - (1 - time / self.today) / self.gain)
+        return self.full_cost * (1 - (1 - nanoseconds / self.baseline_ns) / self.correction)
 
     @property
     def total(self) -> int:
-        """What the uncut network takes."""
-        return round(self.today)
+        """Nanoseconds of the uncut network."""
+        return round(self.baseline_ns)
 
     def __call__(self, shares: Shares) -> int:
-        """What the network takes where each class of channels stays with a share."""
-        return round(self.time(self.sums.sum(self.sums.widths(shares))))
+        """Nanoseconds where each class of channels stays with a share."""
+        return round(self.to_nanoseconds(self.cost.sum(self.cost.widths(shares))))
 
 
-def needs(coupling: Coupling) -> Iterable[Geometry]:
-    """The geometries whose times a `ClockMeter` is made of."""
+def required_workloads(coupling: Coupling) -> Iterable[Geometry]:
+    """The geometries whose times a `LatencyPredictor` is made of."""
     return [each for _, layer in layers(coupling.tapes[0], coupling.terms.whole_groups) for each in wanted(layer)]
 
 

@@ -1,4 +1,4 @@
-"""Budgets of time: what was asked for, the table that it is planned by, and the clock that has the last word."""
+"""Budgets of time: parsed, planned with a latency predictor, and corrected by measuring the cut network."""
 
 from __future__ import annotations
 
@@ -15,164 +15,157 @@ from torchslim.coupling.coupling import Coupling
 from torchslim.errors import RequestError
 from torchslim.latency.cache import Stopwatch, Timetable, times_of
 from torchslim.latency.layer_benchmark import NAMES, watch
-from torchslim.latency.predictor import ClockMeter, needs
+from torchslim.latency.predictor import LatencyPredictor, required_workloads
 from torchslim.surgery.plans import Plan
 from torchslim.tracing.graph import Graph
 from torchslim.utils.formatting import milliseconds
 from torchslim.utils.inputs import Inputs
 
-NEAR = 0.02
-"""How far from the time that was foreseen a cut network may be without another plan: a share of what was asked for."""
-UNSTEADY = 0.05
-"""Where the quarters of a measurement differ by more than this share, it is not kept, nor believed any closer."""
-_TRIES = 3  # measurements of one network, until one is steady
-_GAINS = 0.5, 2.0  # what is beyond was a busy machine, and would spoil the plans that follow
-_PLANS = 4  # at the most, each with the gain that the one before was seen to have
+TOLERANCE = 0.02
+"""Largest difference between measured and predicted time at which a plan is accepted, as a share of the budget."""
+MAX_SPREAD = 0.05
+"""A measurement whose quarters differ by more than this share is unsteady: it is not cached."""
+_MAX_REPEATS = 3  # measurements of one network, until one is steady
+_CORRECTIONS = 0.5, 2.0  # factors outside come from a busy machine, and would spoil the next plan
+_MAX_PLANS = 4  # each with the correction that the measurement of the one before gave
 
 _UNITS = {"ns": 1.0, "us": 1e3, "µs": 1e3, "μs": 1e3, "ms": 1e6, "s": 1e9}
 
 
 class Backend(Stopwatch, Protocol):
-    """What times layers and networks: a clock of one's own, of a phone on the desk, say, is an object with these."""
+    """What times layers and networks. A backend of your own (a phone, say) is an object with these."""
 
     def networks(self, models: Sequence[nn.Module], inputs: Inputs) -> Sequence[Sequence[float]]:
         """The nanoseconds of a call of each network in each round, measured in turns."""
         ...
 
 
-def parsed(asked: object) -> float | int:
-    """A budget of time: a share of today as a float in (0, 1], else nanoseconds as an int.
+def parse_latency(requested: object) -> float | int:
+    """A budget of time: a share of today's time as a float in (0, 1], else nanoseconds as an int.
 
     Args:
-        asked: a float in (0, 1], an int of nanoseconds, or a text with its unit such as "3ms", "250us" or "0.1 s".
+        requested: a float in (0, 1], an int of nanoseconds, or a text with its unit such as "3ms", "250us" or "0.1 s".
 
     Raises:
         RequestError: it is none of these.
     """
-    found = asked
-    if isinstance(asked, str):
-        match = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*(ns|us|µs|μs|ms|s)", asked.strip())
-        found = round(float(match[1]) * _UNITS[match[2]]) if match else 0
-    whole = isinstance(found, int) and not isinstance(found, bool) and found >= 1
-    if not whole and not (isinstance(found, float) and 0 < found <= 1):
-        raise RequestError(f"latency={asked!r}: wanted a float in (0, 1], the share kept of today, an int of "
-                           "nanoseconds, or a time with its unit such as '3ms' or '250us'")
-    assert isinstance(found, int | float)
-    return found
+    value = requested
+    if isinstance(requested, str):
+        match = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*(ns|us|µs|μs|ms|s)", requested.strip())
+        value = round(float(match[1]) * _UNITS[match[2]]) if match else 0
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        return value
+    if isinstance(value, float) and 0 < value <= 1:
+        return value
+    raise RequestError(f"latency={requested!r}: wanted a float in (0, 1], the share kept of today, an int of "
+                       "nanoseconds, or a time with its unit such as '3ms' or '250us'")
 
 
-def nanoseconds(asked: object, today: int) -> int:
+def to_nanoseconds(requested: object, baseline_ns: int) -> int:
     """A budget of time in nanoseconds.
 
     Raises:
-        RequestError: it is no time (see `parsed`), or above what the network takes today.
+        RequestError: it is no time (see `parse_latency`), or more than the uncut network takes.
     """
-    found = parsed(asked)
-    if isinstance(found, float):
-        return int(today * found)
-    if found > today:
-        raise RequestError(f"latency={asked!r}: the network takes {milliseconds(today / 1e6)} as it is, which is less; "
-                           "ask for a shorter time, or for a share of it such as 0.5")
-    return found
+    value = parse_latency(requested)
+    if isinstance(value, float):
+        return int(baseline_ns * value)
+    if value > baseline_ns:
+        raise RequestError(f"latency={requested!r}: the network takes {milliseconds(baseline_ns / 1e6)} as it is, "
+                           "which is less; ask for a shorter time, or for a share of it such as 0.5")
+    return value
 
 
-@dataclass
-class Deadline:
-    """The clock of one plan. Mutable: what a cut network was seen to take sets the next plan's meter.
+@dataclass(frozen=True)
+class LatencyTarget:
+    """A backend that a plan is made for, its budget of time, and the correction of its predictions.
 
     Attributes:
         model, inputs: what is planned for.
         backend: what measures.
-        table: what was measured.
-        today: nanoseconds of the uncut network.
-        key: of the uncut network in the table.
-        most: nanoseconds that were asked for; None where other budgets are to be met in a way that saves time.
-        gain: see `ClockMeter`.
-        seen: nanoseconds of the last network that was measured.
-        doubt: by how much the quarters of that measurement differ, as a share.
-        plans: how many were.
+        table: times measured before.
+        baseline_ns: nanoseconds of the uncut network.
+        network_key: of the uncut network in the table.
+        budget_ns: nanoseconds asked for; None where other budgets are met by cuts that save time.
+        correction: see `LatencyPredictor`.
+        plans_measured: how many plans led to this correction.
     """
 
     model: nn.Module
     inputs: Inputs
     backend: Backend
     table: Timetable
-    today: int
-    key: str
-    most: int | None = None
-    gain: float = 1.0
-    seen: float | None = None
-    doubt: float = 0.0
-    plans: int = 0
+    baseline_ns: int
+    network_key: str
+    budget_ns: int | None = None
+    correction: float = 1.0
+    plans_measured: int = 0
 
-    def meter(self, coupling: Coupling) -> ClockMeter:
-        """The meter for a coupling of the network."""
-        return ClockMeter(coupling, self.table.times(needs(coupling)), self.today, self.gain)
+    def predictor(self, coupling: Coupling) -> LatencyPredictor:
+        """The predictor for a coupling of the network; layers that were not timed before are timed now."""
+        return LatencyPredictor(coupling, self.table.times(required_workloads(coupling)), self.baseline_ns,
+                                self.correction)
 
-    def confirmed(self, slim: Callable[[], nn.Module], plan: Plan, meter: ClockMeter) -> bool:
-        """Whether the cut network takes the time that was foreseen; else the next meter is set by what it took.
+    def measure_and_update(self, plan: Plan, make_slim: Callable[[], nn.Module]) -> tuple[Plan, LatencyTarget | None]:
+        """Compare a plan's predicted time with that of the network it leads to.
 
         Args:
-            slim: makes the network.
-            plan: its plan.
-            meter: which it was planned by.
+            plan: made with this target's predictor.
+            make_slim: makes the cut network; called only if that was not measured before.
+
+        Returns:
+            The plan with a note of what was measured; and a target with a better correction to plan again with, or
+            None where the plan is accepted.
         """
-        if self.most is None or not plan.kept:
-            return True
-        self.plans += 1
-        self._look(slim, plan)
-        assert self.seen is not None
-        foreseen = plan.predicted["latency"]
-        saving = (self.today - foreseen) / meter.gain
-        # What an unsteady clock says is believed where it is further off than it is unsteady.
-        near = max(NEAR * self.most, self.doubt * self.seen if self.doubt > UNSTEADY else 0.0)
-        if abs(self.seen - foreseen) <= near or self.plans == _PLANS or saving <= 0:
-            return True
-        self.gain = min(max((self.today - self.seen) / saving, _GAINS[0]), _GAINS[1])
-        return False
+        if self.budget_ns is None or not plan.kept:
+            return plan, None
+        ratio, spread = self._measured(plan, make_slim)
+        measured_ns, predicted_ns = self.baseline_ns * ratio, plan.predicted["latency"]
+        noted = replace(plan, notes=(*plan.notes, self._note(measured_ns, spread, predicted_ns)))
+        plans = self.plans_measured + 1
+        saving = (self.baseline_ns - predicted_ns) / self.correction
+        # An unsteady measurement counts only where it is off by more than its spread.
+        tolerance = max(TOLERANCE * self.budget_ns, spread * measured_ns if spread > MAX_SPREAD else 0.0)
+        if abs(measured_ns - predicted_ns) <= tolerance or plans == _MAX_PLANS or saving <= 0:
+            return noted, None
+        correction = min(max((self.baseline_ns - measured_ns) / saving, _CORRECTIONS[0]), _CORRECTIONS[1])
+        return noted, replace(self, correction=correction, plans_measured=plans)
 
-    def _look(self, slim: Callable[[], nn.Module], plan: Plan) -> None:
-        """What the cut network takes beside the original, measured or remembered."""
-        sizes = [f"{name} {dim} {len(index)}" for name, dims in plan.kept.items() for dim, index in dims.items()]
-        key = f"cut {self.key} {_digest(sizes)}"
-        known = self.table.known.get(key)
-        share, self.doubt = self._measured(slim()) if known is None else (known, 0.0)
-        if known is None and self.doubt <= UNSTEADY:
-            self.table.keep({key: share})
-        self.seen = self.today * share
+    def _measured(self, plan: Plan, make_slim: Callable[[], nn.Module]) -> tuple[float, float]:
+        """The cut network's share of the original's time, and the spread of that measurement (0 if remembered)."""
+        widths = [f"{name} {dim} {len(index)}" for name, dims in plan.kept.items() for dim, index in dims.items()]
+        key = f"cut {self.network_key} {_digest(widths)}"
+        if key in self.table.known:
+            return self.table.known[key], 0.0
+        slim, results = make_slim(), list[tuple[float, float]]()
+        while len(results) < _MAX_REPEATS and all(spread > MAX_SPREAD for _, spread in results):
+            results.append(_ratio_and_spread(*_time_networks(self.backend, [self.model, slim], self.inputs)))
+        ratio, spread = min(results, key=lambda result: result[1])
+        if spread <= MAX_SPREAD:
+            self.table.keep({key: ratio})
+        return ratio, spread
 
-    def _measured(self, slim: nn.Module) -> tuple[float, float]:
-        """What a network takes of the original's time, and how far that is in doubt: of some tries the steadiest."""
-        found: list[tuple[float, float]] = []
-        while len(found) < _TRIES and all(doubt > UNSTEADY for _, doubt in found):
-            found.append(_share(*_rounds(self.backend, [self.model, slim], self.inputs)))
-        return min(found, key=lambda each: each[1])
-
-    def noted(self, plan: Plan) -> Plan:
-        """The plan with what was measured."""
-        if self.seen is None:
-            return plan
-        note = (f"latency: {milliseconds(self.seen / 1e6)} measured in {self.backend.name}, "
-                f"{self.seen / self.today:.1%} of the original's, side by side")
-        foreseen = plan.predicted["latency"]
-        if self.doubt > UNSTEADY:
-            note += (f"; the clock was unsteady (its quarters differ by {self.doubt:.0%}): plan again when the machine "
-                     "is idle")
-        elif abs(self.seen - foreseen) > UNSTEADY * foreseen:
-            note += f"; {milliseconds(foreseen / 1e6)} were foreseen"
-        return replace(plan, notes=(*plan.notes, note))
+    def _note(self, measured_ns: float, spread: float, predicted_ns: float) -> str:
+        note = (f"latency: {milliseconds(measured_ns / 1e6)} measured in {self.backend.name}, "
+                f"{measured_ns / self.baseline_ns:.1%} of the original's, side by side")
+        if spread > MAX_SPREAD:
+            return (f"{note}; the clock was unsteady (its quarters differ by {spread:.0%}): plan again when the "
+                    "machine is idle")
+        if abs(measured_ns - predicted_ns) > MAX_SPREAD * predicted_ns:
+            return f"{note}; {milliseconds(predicted_ns / 1e6)} were foreseen"
+        return note
 
 
-def deadline(model: nn.Module, inputs: Inputs, graph: Graph, latency: float | str | None,
-             backend: str | Backend | None, folder: Path | None = None) -> Deadline | None:
-    """The clock of a plan; None where neither a time nor a backend is asked for.
+def latency_target(model: nn.Module, inputs: Inputs, graph: Graph, latency: float | str | None,
+                   backend: str | Backend | None, folder: Path | None = None) -> LatencyTarget | None:
+    """The target of a plan; None where neither a time nor a backend is asked for. Times the network, if need be.
 
     Args:
         model: the network.
         inputs: what it is called with.
         graph: its run.
         latency: the time asked for, if any.
-        backend: a name of `stopwatches.NAMES`, or a clock of one's own; None means "eager".
+        backend: a name of `NAMES`, or a backend of one's own; None means "eager".
         folder: where to keep times; None means the user's folder for caches.
 
     Raises:
@@ -182,50 +175,48 @@ def deadline(model: nn.Module, inputs: Inputs, graph: Graph, latency: float | st
     if latency is None and backend is None:
         return None
     if latency is not None:
-        parsed(latency)  # what is no time is said before anything is measured
-    asked = "eager" if backend is None else backend
-    clock: Backend = watch(asked, inputs) if isinstance(asked, str) else asked
-    missing = [name for name in ("name", "setting", "layers", "networks") if not hasattr(clock, name)]
+        parse_latency(latency)  # before anything is measured
+    requested = "eager" if backend is None else backend
+    timer: Backend = watch(requested, inputs) if isinstance(requested, str) else requested
+    missing = [name for name in ("name", "setting", "layers", "networks") if not hasattr(timer, name)]
     if missing:
-        raise RequestError(f"backend: got {type(clock).__name__} without {', '.join(missing)}; wanted one of "
-                           f"{', '.join(NAMES)}, or a clock of your own (`torchslim.latency.target.Backend`)")
-    table = Timetable(clock, folder)
-    key = _digest([f"{op.name} {op.args} {dict(op.kwargs)}" for op in graph.ops])
-    known = table.known.get(f"network {key}")
-    if known is None:
-        [runs] = _rounds(clock, [model], inputs)
-        known = min(runs)
-        if _share([known] * len(runs), runs)[1] <= UNSTEADY:
-            table.keep({f"network {key}": known})
-    today = max(1, round(known))
-    most = None if latency is None else nanoseconds(latency, today)
-    return Deadline(model, inputs, clock, table, today, key, most)
+        raise RequestError(f"backend: got {type(timer).__name__} without {', '.join(missing)}; wanted one of "
+                           f"{', '.join(NAMES)}, or a backend of your own (`torchslim.latency.target.Backend`)")
+    table = Timetable(timer, folder)
+    network_key = _digest([f"{op.name} {op.args} {dict(op.kwargs)}" for op in graph.ops])
+    fastest = table.known.get(f"network {network_key}")
+    if fastest is None:
+        [times] = _time_networks(timer, [model], inputs)
+        fastest = min(times)
+        if _ratio_and_spread([fastest] * len(times), times)[1] <= MAX_SPREAD:
+            table.keep({f"network {network_key}": fastest})
+    baseline_ns = max(1, round(fastest))
+    budget_ns = None if latency is None else to_nanoseconds(latency, baseline_ns)
+    return LatencyTarget(model, inputs, timer, table, baseline_ns, network_key, budget_ns)
 
 
-def _rounds(clock: Backend, models: Sequence[nn.Module], inputs: Inputs) -> list[list[float]]:
-    """The nanoseconds of each network in each round, as many for all."""
-    source = f"backend {clock.name}: networks()"
-    given = clock.networks(models, inputs)
-    found = [times_of(times, f"{source} for a network") for times in given] if isinstance(given, Iterable) else []
-    if len(found) != len(models) or len({len(times) for times in found}) != 1:
-        raise RequestError(f"{source} gave times of {len(found)} networks in {[len(times) for times in found]} rounds, "
+def _time_networks(backend: Backend, models: Sequence[nn.Module], inputs: Inputs) -> list[list[float]]:
+    """The nanoseconds of each network in each round, as many rounds for all."""
+    source = f"backend {backend.name}: networks()"
+    given = backend.networks(models, inputs)
+    times = [times_of(runs, f"{source} for a network") for runs in given] if isinstance(given, Iterable) else []
+    if len(times) != len(models) or len({len(runs) for runs in times}) != 1:
+        raise RequestError(f"{source} gave times of {len(times)} networks in {[len(runs) for runs in times]} rounds, "
                            f"wanted those of {len(models)}, each in equally many rounds")
-    return found
+    return times
 
 
-def _share(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]:
-    """What the second of two networks takes of the first's time, and by how much quarters of the rounds differ in that.
+def _ratio_and_spread(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]:
+    """The second network's share of the first one's time, and by how much quarters of the rounds differ in that.
 
     The fastest rounds count: whatever disturbs a run adds to it.
     """
     size = max(1, len(before) // 4)
     starts = range(0, len(before) - size + 1, size)
     quarters = [min(after[start:start + size]) / min(before[start:start + size]) for start in starts]
-    share = min(after) / min(before)
-    return share, (max(quarters) - min(quarters)) / share
+    ratio = min(after) / min(before)
+    return ratio, (max(quarters) - min(quarters)) / ratio
 
 
 def _digest(lines: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
-
-

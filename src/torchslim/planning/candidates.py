@@ -14,7 +14,7 @@ from torchslim.coupling.coupling import Coupling
 from torchslim.coupling.groups import ChannelGroup
 from torchslim.errors import RequestError
 from torchslim.importance import Criterion, Evidence, score
-from torchslim.latency.predictor import ClockMeter
+from torchslim.latency.predictor import LatencyPredictor
 from torchslim.planning.knapsack import select_by_time, stairs
 from torchslim.planning.selection import Bundle, Limit, Selection, free_bundle, row_bundle, select
 from torchslim.rules.labels import Rows, Touch
@@ -217,7 +217,7 @@ def _tied_rows(coupling: Coupling, left_alone: dict[int, str]) -> list[list[Rows
 
 
 def selected(coupling: Coupling, bundles: list[Bundle], limits: Sequence[Limit], choice: Choice,
-             meter: ClockMeter | None = None) -> Selection:
+             meter: LatencyPredictor | None = None) -> Selection:
     """How far each bundle goes down, for the limits and the choice's scope; where a meter of time is given, by steps
     that make the network faster."""
     wholes = _wholes(coupling, bundles, choice)

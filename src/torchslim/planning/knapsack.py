@@ -21,7 +21,7 @@ from torchslim.costs.cost_models import PeakMeter, Shares
 from torchslim.costs.width_costs import Parts, parts_of
 from torchslim.coupling.coupling import Coupling
 from torchslim.importance import Scores
-from torchslim.latency.predictor import ClockMeter
+from torchslim.latency.predictor import LatencyPredictor
 from torchslim.planning.budget_notes import CLOSE
 from torchslim.planning.selection import Bundle, Limit, Selection, select
 
@@ -125,9 +125,9 @@ class Pace:
         self.levels[place] = level
 
 
-def stairs(meter: ClockMeter, bundles: Sequence[Bundle], classes: int) -> list[Bundle]:
+def stairs(meter: LatencyPredictor, bundles: Sequence[Bundle], classes: int) -> list[Bundle]:
     """The bundles with only those levels at which the network is faster than with any more channels."""
-    pace = Pace(meter.sums, bundles, classes, [0] * len(bundles))
+    pace = Pace(meter.cost, bundles, classes, [0] * len(bundles))
     found = []
     for place, bundle in enumerate(bundles):
         times = pace.times(place)
@@ -139,7 +139,7 @@ def stairs(meter: ClockMeter, bundles: Sequence[Bundle], classes: int) -> list[B
     return found
 
 
-def select_by_time(coupling: Coupling, bundles: Sequence[Bundle], limits: Sequence[Limit], meter: ClockMeter,
+def select_by_time(coupling: Coupling, bundles: Sequence[Bundle], limits: Sequence[Limit], meter: LatencyPredictor,
                    floor: Mapping[int, int] | None = None) -> Selection:
     """The removals that meet every limit and lose little importance for the time that they save.
 
@@ -155,19 +155,19 @@ def select_by_time(coupling: Coupling, bundles: Sequence[Bundle], limits: Sequen
         floor: removals that are made in any case, by place of the bundle.
     """
     start = [0 if floor is None else floor.get(place, 0) for place in range(len(bundles))]
-    counted = [limit for limit in limits if not isinstance(limit.meter, ClockMeter | PeakMeter)]
+    counted = [limit for limit in limits if not isinstance(limit.meter, LatencyPredictor | PeakMeter)]
     if not counted or any(limit.meter is meter for limit in limits):
-        return _descent(coupling, bundles, limits, meter, meter.sums, start)
+        return _descent(coupling, bundles, limits, meter, meter.cost, start)
     share = max(limit.most / limit.meter.total for limit in counted)
     resources = [(parts_of(limit.meter), limit.meter.total) for limit in counted]
 
     def weighing(time: float) -> tuple[Selection, bool]:
         cost = Parts()
-        cost.include(meter.sums, time / meter.at_full)
+        cost.include(meter.cost, time / meter.full_cost)
         for parts, total in resources:
             cost.include(parts, (1 - time) / total / len(resources))
         found = _descent(coupling, bundles, limits, meter, cost, start)
-        return found, meter(found.shares(coupling.classes)) <= share * meter.today
+        return found, meter(found.shares(coupling.classes)) <= share * meter.baseline_ns
 
     best, fast = weighing(0.0)
     if fast:
@@ -184,8 +184,8 @@ def select_by_time(coupling: Coupling, bundles: Sequence[Bundle], limits: Sequen
     return best
 
 
-def _descent(coupling: Coupling, bundles: Sequence[Bundle], limits: Sequence[Limit], meter: ClockMeter, cost: Parts,
-             start: Sequence[int]) -> Selection:
+def _descent(coupling: Coupling, bundles: Sequence[Bundle], limits: Sequence[Limit], meter: LatencyPredictor,
+             cost: Parts, start: Sequence[int]) -> Selection:
     """The removals that meet every limit and lose little importance for what they save of a cost."""
     pace = Pace(cost, bundles, coupling.classes, start)
     shares = Selection(tuple(bundles), tuple(start)).shares(coupling.classes)
@@ -193,7 +193,7 @@ def _descent(coupling: Coupling, bundles: Sequence[Bundle], limits: Sequence[Lim
     most = min([limit.most for limit in limits if limit.meter is meter], default=None)
 
     def met() -> bool:
-        return ((most is None or round(meter.time(pace.total)) <= most)
+        return ((most is None or round(meter.to_nanoseconds(pace.total)) <= most)
                 and all(limit.meter(shares) <= limit.most for limit in others))
 
     def move(place: int, level: int) -> None:
@@ -206,8 +206,8 @@ def _descent(coupling: Coupling, bundles: Sequence[Bundle], limits: Sequence[Lim
         return replace(rest, last=taken[-1], looser=looser) if taken else rest
     if met():
         _give_back(pace, taken, start, met, move)
-        if most is not None and meter.time(pace.total) < most - CLOSE * meter.today:
-            _exchange(pace, taken, start, meter.allowed(most), met, move)
+        if most is not None and meter.to_nanoseconds(pace.total) < most - CLOSE * meter.baseline_ns:
+            _exchange(pace, taken, start, meter.to_cost(most), met, move)
             _give_back(pace, taken, start, met, move)
     return Selection(tuple(bundles), tuple(pace.levels), taken[-1] if taken else None, looser)
 
@@ -282,7 +282,7 @@ def _exchange(pace: Pace, taken: Sequence[int], start: Sequence[int], allowed: f
             move(place, now)
 
 
-def idle(meter: ClockMeter, selection: Selection, before: Sequence[Bundle], classes: int) -> list[int]:
+def idle(meter: LatencyPredictor, selection: Selection, before: Sequence[Bundle], classes: int) -> list[int]:
     """Places of the bundles that stay whole because to cut them would save no time.
 
     Args:
@@ -291,6 +291,6 @@ def idle(meter: ClockMeter, selection: Selection, before: Sequence[Bundle], clas
         before: the bundles with all their levels.
         classes: the network's.
     """
-    pace = Pace(meter.sums, selection.bundles, classes, selection.removals)
+    pace = Pace(meter.cost, selection.bundles, classes, selection.removals)
     return [place for place, level in enumerate(selection.removals)
             if not level and len(before[place].kept) > 1 and pace.next(place) is None]

@@ -24,8 +24,8 @@ from torchslim.coupling.unreached import note
 from torchslim.errors import ProofError, RequestError
 from torchslim.importance import Evidence, Importance, criterion
 from torchslim.importance.gradients import Loss
-from torchslim.latency.predictor import ClockMeter
-from torchslim.latency.target import Backend, Deadline, deadline
+from torchslim.latency.predictor import LatencyPredictor
+from torchslim.latency.target import Backend, LatencyTarget, latency_target
 from torchslim.planning.budget_notes import remarks
 from torchslim.planning.candidates import (
     Choice,
@@ -116,13 +116,13 @@ def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params:
         whole = compared(couple(tapes(unwrap(original), inputs), coupling.terms), coupling)
         choice = replace(choice, original=whole)
         asked |= {limit.resource: max(1, limit.most) for limit in _limits(whole, asked)}
-        before = deadline(unwrap(original), inputs, whole.graphs[0], latency, backend)
-        latency = latency if before is None else before.most
-    clock = deadline(model, inputs, graphs[0], latency, backend)
+        before = latency_target(unwrap(original), inputs, whole.graphs[0], latency, backend)
+        latency = latency if before is None else before.budget_ns
+    target = latency_target(model, inputs, graphs[0], latency, backend)
     trouble = Trouble()
     while True:
-        meter = None if clock is None else clock.meter(coupling)
-        limits = _limits(coupling, asked, clock, meter)
+        meter = None if target is None else target.predictor(coupling)
+        limits = _limits(coupling, asked, target, meter)
         left_alone = {**protected(coupling, choice), **trouble.frozen(coupling)}
         bundles, scores = bundles_of(coupling, choice, left_alone, evidence)
         bundles = [trouble.without_impossible(b) for b in bundles]
@@ -132,10 +132,10 @@ def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params:
             slow = {} if meter is None else _slow(meter, selection, bundles, coupling)
             reasons = {**unruled(coupling, selection, choice), **stuck(selection.bundles, choice), **slow, **left_alone}
             found = _finished(coupling, cut, limits, selection, choice, reasons, meter)
-            if clock is None or meter is None:
+            if target is not None:
+                found, target = target.measure_and_update(found, partial(apply, model, found))
+            if target is None:
                 return found
-            if clock.confirmed(partial(apply, model, found), found, meter):
-                return clock.noted(found)
             continue
         ties = len(trouble.ties)
         places = trouble.known_culprits(selection, cut) or culprits(
@@ -180,16 +180,16 @@ def prune(model: nn.Module, inputs: Inputs, *, compensate: bool = False, **optio
     return refitted(model, slim, decided, evidence.batches) if compensate else slim, decided
 
 
-def _limits(coupling: Coupling, asked: Mapping[str, float | None], clock: Deadline | None = None,
-            timer: ClockMeter | None = None) -> list[Limit]:
+def _limits(coupling: Coupling, asked: Mapping[str, float | None], target: LatencyTarget | None = None,
+            timer: LatencyPredictor | None = None) -> list[Limit]:
     meters: dict[str, Callable[[], Meter]] = {
         "macs": lambda: Meter(coupling.macs), "params": lambda: Meter(coupling.params),
         "channels": lambda: _channel_meter(coupling), "memory": lambda: PeakMeter(coupling.tapes[0])}
     found = {resource: meters[resource]() for resource, value in asked.items() if value is not None}
     limits = [Limit(resource, meter, as_count(asked[resource] or 0, meter.total, resource))
               for resource, meter in found.items()]
-    if clock is not None and clock.most is not None and timer is not None:
-        limits.append(Limit("latency", timer, clock.most))
+    if target is not None and target.budget_ns is not None and timer is not None:
+        limits.append(Limit("latency", timer, target.budget_ns))
     return limits
 
 
@@ -198,7 +198,7 @@ def _channel_meter(coupling: Coupling) -> Meter:
 
 
 def _finished(coupling: Coupling, cut: Cut, limits: Sequence[Limit], selection: Selection, choice: Choice,
-              left_alone: Mapping[int, str], meter: ClockMeter | None) -> Plan:
+              left_alone: Mapping[int, str], meter: LatencyPredictor | None) -> Plan:
     shares = cut.stays.astype(np.float64)
     budgets = tuple(Budget(limit.resource, limit.meter.total, limit.most, limit.meter(shares)) for limit in limits)
     own = {limit.resource: 1 for limit in limits if limit.resource != "latency"}
@@ -236,7 +236,8 @@ def _left_alone(coupling: Coupling, reasons: Mapping[int, str]) -> tuple[LeftAlo
     return tuple(LeftAlone(name, count, reason) for (name, reason), count in found.items())
 
 
-def _slow(meter: ClockMeter, selection: Selection, bundles: Sequence[Bundle], coupling: Coupling) -> dict[int, str]:
+def _slow(meter: LatencyPredictor, selection: Selection, bundles: Sequence[Bundle],
+          coupling: Coupling) -> dict[int, str]:
     """Class of channels -> why it stays, where a cut would save no time."""
     return {one: "a cut here would not make it faster"
             for place in idle(meter, selection, bundles, coupling.classes) for one in bundles[place].classes.tolist()}
