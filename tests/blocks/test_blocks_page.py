@@ -37,7 +37,3 @@ def test_the_table_has_every_block() -> None:
     modules = {name for name in blocks.__all__ if name[0].isupper()}
     assert {code.split("(")[0] for code, *_ in ROWS} == modules - {"ChannelSplit", "LinearBottleneck"}
     assert all(f"`{name}" in PAGE for name in blocks.__all__)
-
-
-def test_the_contents_name_every_block() -> None:
-    assert all(re.search(rf"\b{name}\b", blocks.__doc__ or "") for name in blocks.__all__)

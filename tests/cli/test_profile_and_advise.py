@@ -62,7 +62,7 @@ def test_json_has_everything(call: Call) -> None:
 
 
 def test_times_come_as_a_column(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli.costs, "_times", lambda model, inputs, found: {m.name: 1.5 for m in found.modules})
+    monkeypatch.setattr(cli.profile, "_times", lambda model, inputs, found: {m.name: 1.5 for m in found.modules})
     rows = numbers(call("profile", SMALL, *SIZE, "--time", "--csv")[1])
     assert {row["time"] for row in rows} == {"1.5"}
     assert "ms" in call("profile", SMALL, *SIZE, "--time")[1].splitlines()[0].split()
@@ -71,7 +71,7 @@ def test_times_come_as_a_column(call: Call, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_modules_time_is_that_of_all_in_it() -> None:
     model, x = torchslim.create_model("timm:test_resnet", num_classes=10), torch.rand(1, 3, 32, 32)
-    times = cli.costs._times(model, x, torchslim.profile(model, x))
+    times = cli.profile._times(model, x, torchslim.profile(model, x))
     assert times[""] >= times["layer1"] > 0
     inside = {name: ms for name, ms in times.items() if name.count(".") == 0 and name}
     assert times[""] >= sum(inside.values()) * 0.999

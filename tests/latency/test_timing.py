@@ -160,7 +160,7 @@ def test_files_that_onnx_runtime_cannot_open(tmp_path: Path, monkeypatch: pytest
     for wrong in (path, tmp_path / "absent.onnx"):
         with pytest.raises(CheckpointError, match="ONNX Runtime cannot open it"):
             onnx_runner(wrong, IMAGE)
-    monkeypatch.setattr("torchslim.latency.timing.find_spec", lambda name: None)
+    monkeypatch.setattr("torchslim.deploy.runtimes.find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=r"pip install 'torchslim\[onnx\]'"):
         onnx_runner(path, IMAGE)
 

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 import torchslim
 from torchslim.errors import CheckpointError, RequestError
 from torchslim.store import saving as store
-from torchslim.store.loading import build
-from torchslim.store.saving import load, read_header, save
+from torchslim.store.header import read_header
+from torchslim.store.loading import build, load
+from torchslim.store.saving import save
 from torchslim.surgery.plans import Plan
 from torchslim.zoo.sources import create_model
 
@@ -330,7 +331,7 @@ def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
 import resource, signal, sys
 from torch import nn
 from torchslim.errors import CheckpointError
-from torchslim.store import save
+from torchslim.store.saving import save
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 try:

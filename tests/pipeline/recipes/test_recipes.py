@@ -115,7 +115,7 @@ def test_the_page_says_the_same() -> None:
 
 def test_recipes_are_in_the_package() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    assert "recipes/*.toml" in project["tool"]["setuptools"]["package-data"]["torchslim"]
+    assert "pipeline/recipes/*.toml" in project["tool"]["setuptools"]["package-data"]["torchslim"]
 
 
 # --- they run ---------------------------------------------------------------------------------------------------------
