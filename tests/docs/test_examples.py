@@ -46,7 +46,14 @@ def test_the_document_names_methods_that_are_there_with_their_arguments() -> Non
         assert function.__doc__, name
 
 
-@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "CONTRIBUTING.md"],
+                         ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
         assert "://" in target or (page.parent / target).exists(), target
+
+
+def test_every_decision_is_in_the_list() -> None:
+    folder = ROOT / "docs" / "decisions"
+    listed = re.findall(r"^- \[([\w-]+\.md)\]\(\1\)", (folder / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted([*listed, "README.md"]) == sorted(path.name for path in folder.glob("*.md"))
