@@ -35,7 +35,7 @@ import photographs
 import torchslim as ts
 from pages import into
 from torchslim.rewriting import LightenResult, lighten_with_report
-from torchslim.rewriting.output_fitting import recorded
+from torchslim.rewriting.output_fitting import record_layer
 from torchslim.train import evaluate, fit, load_data
 
 RULES = ("separable", "grouped:2", "grouped:4:shuffle", "asymmetric", "asymmetric:32", "depthwise", "lowrank:0.5",
@@ -140,7 +140,7 @@ def error(model: nn.Module, light: LightenResult, batches: list[Tensor]) -> floa
     """The median relative error of the rewritten layers, in the networks that they are in."""
     found = []
     for row in light.layers:
-        ((_, old),), ((_, new),) = (recorded(network, network.get_submodule(row.layer), batches)
+        ((_, old),), ((_, new),) = (record_layer(network, network.get_submodule(row.layer), batches)
                                     for network in (model, light.model))
         found.append(float((new - old).square().mean().sqrt() / old.std()))
     return statistics.median(found)

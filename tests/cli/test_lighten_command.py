@@ -47,7 +47,7 @@ def test_a_wrong_rule_is_one_line(call: Call) -> None:
 
 def test_the_result_is_saved_and_goes_on(call: Call, tmp_path: Path) -> None:
     light, slim = tmp_path / "light.safetensors", tmp_path / "slim.safetensors"
-    status, out, err = call(*ARGUMENTS, "separable,width:0.5", "--out", str(light))
+    status, out, err = call(*ARGUMENTS, "separable,lowrank:0.5", "--out", str(light))
     assert (status, out.splitlines()[-1]) == (0, f"saved: {light}")
     assert "has random weights" in err
     status, out, _ = call("prune", str(light), "--macs", "0.5", "--out", str(slim), "--input", "1x3x32x32", "--json")

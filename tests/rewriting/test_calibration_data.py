@@ -13,9 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import torchslim as ts
 from helpers import Calls, conv
 from torchslim.errors import RequestError
-from torchslim.rewriting import lighten_with_report
-from torchslim.rewriting import regression as solving
-from torchslim.rewriting.calibration_data import taken
+from torchslim.rewriting import lighten_with_report, regression
+from torchslim.rewriting.calibration_data import split_batches
 from torchslim.rewriting.regression import RIDGES
 
 IMAGES, LABELS = torch.randn(16, 3, 8, 8), torch.arange(16)
@@ -61,19 +60,19 @@ def test_a_model_without_weights_is_refused() -> None:
 @pytest.mark.parametrize(("count", "sizes"), [(2, (1, 1)), (4, (3, 1)), (9, (8, 1)), (10, (8, 2)), (27, (22, 5))])
 def test_the_last_fifth_of_the_batches_is_kept_back(count: int, sizes: tuple[int, int]) -> None:
     data = [IMAGES[:1] + place for place in range(count)]
-    seen, held = taken(network(), iter(data))
+    seen, held = split_batches(network(), iter(data))
     assert (len(seen), len(held)) == sizes
     assert [id(x) for x in (*seen, *held)] == [id(x) for x in data]
 
 
 def test_a_single_batch_is_parted_where_its_items_are_known() -> None:
-    (seen,), (held,) = taken(network(), [IMAGES])
+    (seen,), (held,) = split_batches(network(), [IMAGES])
     assert isinstance(seen, Tensor)
     assert isinstance(held, Tensor)
     assert (len(seen), len(held)) == (13, 3)
     torch.testing.assert_close(torch.cat([seen, held]), IMAGES)
     for data in ([IMAGES[0]], [IMAGES[:1]], [(IMAGES,)]):
-        assert taken(network(), data) == (data, [])
+        assert split_batches(network(), data) == (data, [])
 
 
 def test_data_may_come_from_a_loader_and_leave_the_random_state() -> None:
@@ -107,9 +106,9 @@ def test_the_ridge_is_the_one_that_is_best_on_what_is_kept_back() -> None:
             layer = nn.Linear(30, 4)
             nn.init.zeros_(layer.weight)
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(solving, "RIDGES", ridges)
-                solving.solve(layer, [(x[:count], y[:count])], held)
-            found.append(solving.error(layer, held))
+                patch.setattr(regression, "RIDGES", ridges)
+                regression.fit_layer(layer, [(x[:count], y[:count])], held)
+            found.append(regression.mean_squared_error(layer, held))
         assert found[0] == min(found[1:]) < max(found[1:])
 
 

@@ -220,7 +220,7 @@ def test_the_model_and_the_random_state_are_left_as_they_were(options: dict[str,
     model = network()
     model[3].weight.requires_grad_(False)  # type: ignore[union-attr, operator]
     before = Untouched(model)
-    ts.lighten(model, ["separable", "width:0.5"], X, **options)
+    ts.lighten(model, ["separable", "lowrank:0.5"], X, **options)
     before.check()
 
 
@@ -230,13 +230,6 @@ def test_fresh_weights_come_from_the_seed() -> None:
 
     torch.testing.assert_close(weight(1), weight(1), rtol=0, atol=0)
     assert not torch.equal(weight(1), weight(2))
-
-
-def test_width_cuts_channels_and_is_reported() -> None:
-    found = lighten_with_report(network(), ["separable", "width:0.5"], X)
-    assert next(row.layer for row in found.layers if row.rule == "width:0.5") == "0"
-    assert found.layers[2].after == "Conv2d 3-8 3x3"
-    assert found.model(X).shape == (2, 4)
 
 
 def test_the_report_counts_and_prints() -> None:
@@ -320,8 +313,8 @@ def test_in_place_activations_and_keywords_do_not_disturb_the_fit() -> None:
 
 
 @pytest.mark.parametrize(("rules", "options", "wanted"), [
-    ("nonsense", {}, "unknown rule 'nonsense'"), ([], {}, "no rule"), ("width:0", {}, "width:0.5"),
-    ("width:0.5", {"inputs": None}, "needs inputs="),
+    ("nonsense", {}, "unknown rule 'nonsense'"),
+    ([], {}, "no rule"), (["separable", "width:0.5"], {}, "scope={'*': 0.5}"),
     ("separable", {"min_share": 0.1, "inputs": None}, "needs inputs="),
     ("separable", {"min_share": "0.1"}, "min_share='0.1' is no share"),
     ("separable", {"min_channels": "8"}, "min_channels='8' is no number"),
@@ -336,10 +329,7 @@ def test_in_place_activations_and_keywords_do_not_disturb_the_fit() -> None:
     (("separable", ("3",)), {}, "is one pair; wanted a list"),
     ([("separable", ["3"], 1)], {}, "is no rule; wanted such as"), ([("separable", [3])], {}, "is no list"),
     ("separable", {"seed": "a"}, "seed='a' is no seed"), ("separable", {"seed": 2**64}, "is no seed"),
-    ("widthy:0.5", {}, "unknown rule 'widthy:0.5'"), ("width:0.5", {"kernels": [3]}, "kernels= chooses layers"),
-    (["separable", "width:0.5"], {"ends": True}, "ends= chooses layers, and width:0.5 cuts"),
-    ("width:0.5", {"min_channels": 3}, "min_channels= chooses"),
-    ("width:0.5", {"min_share": 0.1}, "min_share= chooses")])
+    ("widthy:0.5", {}, "unknown rule 'widthy:0.5'")])
 def test_a_wrong_request_is_refused_in_one_line(rules: Any, options: dict[str, Any], wanted: str) -> None:
     with pytest.raises(RequestError) as caught:
         ts.lighten(network(), rules, **{"inputs": X, **options})

@@ -94,7 +94,7 @@ def vgg() -> nn.Module:
     (lambda: UNet(8, padding=1), ["separable", ("asymmetric", ["up.*"])], 64),
     (lambda: UNet(8, padding=1), ["fire:4", "asymmetric:norm"], 64),
     (lambda: torchvision.models.densenet121(num_classes=10), "asymmetric:8", 64),
-    (lambda: torchvision.models.densenet121(num_classes=10), ["grouped:2", "width:0.75"], 64)])
+    (lambda: torchvision.models.densenet121(num_classes=10), "grouped:2", 64)])
 def test_a_rewritten_network_runs_trains_and_is_cut_exactly(build: Any, rules: Any, side: int) -> None:
     model, x = random_statistics(build()), torch.randn(2, 3, side, side)
     found = lighten_with_report(model, rules, x)

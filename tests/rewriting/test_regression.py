@@ -10,13 +10,12 @@ from torch import Tensor, nn
 
 from helpers import conv
 from torchslim.compensation import moments
-from torchslim.rewriting import lighten_with_report
-from torchslim.rewriting import regression as solving
+from torchslim.rewriting import lighten_with_report, regression
 
 
 @pytest.fixture(autouse=True)
 def _no_ridge_and_all_places(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(solving, "RIDGES", (1e-12,))
+    monkeypatch.setattr(regression, "RIDGES", (1e-12,))
     monkeypatch.setattr(moments, "PLACES", 10000)
 
 
@@ -43,7 +42,7 @@ def test_the_weights_are_those_of_least_squares(layer: Any) -> None:
     x = x.double() + 0.5
     y = torch.randn_like(layer(x)) + 1
     matrix, _ = jacobian(layer, x)
-    solving.solve(layer, [(x[:2], y[:2]), (x[2:], y[2:])])
+    regression.fit_layer(layer, [(x[:2], y[:2]), (x[2:], y[2:])])
     wanted = torch.linalg.lstsq(matrix, y.flatten()).solution
     found = nn.utils.parameters_to_vector(layer.parameters()).detach()
     torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
@@ -55,7 +54,7 @@ def test_what_filters_see_of_small_maps_alone_changes_and_the_rest_stays(side: i
     before = layer.weight.detach().clone()
     x, y = torch.randn(40, 4, side, side).double() + 0.5, torch.randn(40, 6, side, side).double()
     matrix, flat = jacobian(layer, x)
-    solving.solve(layer, [(x[:3], y[:3]), (x[3:], y[3:])])
+    regression.fit_layer(layer, [(x[:3], y[:3]), (x[3:], y[3:])])
     seen = matrix.abs().sum(0) > 0
     wanted = flat.clone()
     wanted[seen] = torch.linalg.lstsq(matrix[:, seen], y.flatten()).solution
@@ -67,7 +66,7 @@ def test_what_filters_see_of_small_maps_alone_changes_and_the_rest_stays(side: i
 def test_two_factors_are_the_best_of_their_rank() -> None:
     first, last = nn.Linear(6, 2, bias=False).double(), nn.Linear(2, 5).double()
     x, y = torch.randn(40, 6).double() @ torch.randn(6, 6).double(), torch.randn(40, 5).double()
-    solving.factor(first, last, torch.zeros(5, 6).double(), [(x, y)])
+    regression.fit_low_rank(first, last, torch.zeros(5, 6).double(), [(x, y)])
     # Centred, what least squares give, and of that the nearest matrix of rank 2.
     a, b = x - x.mean(0), y - y.mean(0)
     left, sizes, right = torch.linalg.svd(a @ torch.linalg.lstsq(a, b).solution, full_matrices=False)

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from torchslim import formulas
 from torchslim.errors import RequestError
-from torchslim.rewriting import decomposition as fits
-from torchslim.rewriting.building import built
-from torchslim.rewriting.lighten import on_noise
-from torchslim.rewriting.replacements import Replacement, names, parse
+from torchslim.rewriting import decomposition
+from torchslim.rewriting.building import build_replacement
+from torchslim.rewriting.lighten import error_on_noise
+from torchslim.rewriting.replacements import Replacement, parse_rule, rule_names
 from torchslim.utils.copying import copied
 from torchslim.utils.layer_spec import plain, spec_of, stored
 
@@ -30,9 +30,9 @@ KINDS = [nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d
 def replaced(layer: nn.Module, rule: str) -> nn.Module:
     spec = spec_of(layer)
     assert spec is not None
-    rewrite = parse(rule)(spec)
+    rewrite = parse_rule(rule).replacement(spec)
     assert isinstance(rewrite, Replacement), rewrite
-    return built(rewrite, layer)
+    return build_replacement(rewrite, layer, fresh=False)
 
 
 def set_weight(layer: Any, weight: Tensor) -> nn.Module:
@@ -152,7 +152,7 @@ def error(weight: Tensor, *parts: Tensor) -> float:
 
 def test_no_separable_pair_is_nearer() -> None:
     weight = torch.randn(5, 3, 3, 3, dtype=torch.float64)
-    depthwise, pointwise = fits.separable(weight)
+    depthwise, pointwise = decomposition.separable(weight)
     found = (weight - pointwise * depthwise.transpose(0, 1)).flatten(2)
     for channel in range(3):
         assert float(found[:, channel].norm()) == pytest.approx(als(weight[:, channel].flatten(1), 1), rel=1e-9)
@@ -161,29 +161,29 @@ def test_no_separable_pair_is_nearer() -> None:
 @pytest.mark.parametrize("middle", [1, 3, 7])
 def test_no_asymmetric_pair_is_nearer(middle: int) -> None:
     weight = torch.randn(5, 4, 3, 3, dtype=torch.float64)
-    found = error(weight, *fits.asymmetric(weight, middle))
+    found = error(weight, *decomposition.asymmetric(weight, middle))
     assert found == pytest.approx(als(weight.permute(0, 2, 1, 3).reshape(15, 12), middle), rel=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(6, 9), (9, 6)])
 def test_no_product_is_nearer(shape: tuple[int, int]) -> None:
     matrix = torch.randn(shape, dtype=torch.float64)
-    left, right = fits.product(matrix, 2)
+    left, right = decomposition.low_rank_factors(matrix, 2)
     assert float((matrix - left @ right).norm()) == pytest.approx(als(matrix, 2), rel=1e-6)
-    left, right = fits.product(matrix, 8)
+    left, right = decomposition.low_rank_factors(matrix, 8)
     assert left.shape[1] == 8  # beyond its own rank: zeros
     torch.testing.assert_close(left @ right, matrix, rtol=0, atol=1e-10)
 
 
 def test_no_squeeze_is_nearer() -> None:
     weight = torch.randn(5, 6, 3, 3, dtype=torch.float64)
-    squeeze, core = fits.squeezed(weight, 2)
+    squeeze, core = decomposition.squeeze_factors(weight, 2)
     assert error(weight, squeeze, core) == pytest.approx(als(weight.transpose(0, 1).reshape(6, 45), 2), rel=1e-6)
 
 
 def test_random_search_does_not_beat_tucker() -> None:
     weight = torch.randn(6, 5, 3, 3, dtype=torch.float64)
-    reduce, core, expand = (part.flatten(2) for part in fits.tucker(weight, 3, 2))
+    reduce, core, expand = (part.flatten(2) for part in decomposition.tucker2(weight, 3, 2))
     found = float((weight.flatten(2) - torch.einsum("na,abk,bm->nmk", expand[..., 0], core, reduce[..., 0])).norm())
     for _ in range(500):
         left = torch.linalg.qr(torch.randn(6, 3, dtype=torch.float64))[0]
@@ -231,10 +231,10 @@ def test_parameters_are_those_of_the_laws() -> None:
     ("asymmetric:x", "asymmetric[:16][:norm]"),
     ("lowrank", "lowrank:0.25"), ("lowrank:1.5", "lowrank:0.25"), ("lowrank:nan", "lowrank:0.25"),
     ("lowrank:0.5:0.5", "lowrank:0.25"), ("fire:-2", "fire[:16]"), ("depthwise:norm", "wanted depthwise"),
-    ("", "rule ''")])
+    ("", "rule ''"), ("width:0.5", "take torchslim.prune(model, inputs, scope={'*': 0.5})")])
 def test_a_wrong_rule_is_refused_in_one_line(rule: str, wanted: str) -> None:
     with pytest.raises(RequestError) as caught:
-        parse(rule)
+        parse_rule(rule)
     assert wanted in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -252,7 +252,7 @@ def test_a_wrong_rule_is_refused_in_one_line(rule: str, wanted: str) -> None:
     (nn.Conv2d(8, 8, 3, groups=4), "lowrank:0.5", "groups"), (nn.Conv2d(8, 8, 3), "grouped:1", "one group"),
     (nn.Conv2d(8, 8, 3, groups=2), "asymmetric:3", "3 channels")])
 def test_a_layer_that_does_not_fit_has_a_reason(layer: nn.Module, rule: str, why: str) -> None:
-    found = parse(rule).lighter(spec_of(layer))  # type: ignore[arg-type]
+    found = parse_rule(rule).lighter_replacement(spec_of(layer))  # type: ignore[arg-type]
     assert isinstance(found, str)
     assert why in found
 
@@ -291,19 +291,20 @@ def layers(draw: Any) -> nn.Module:
 
 @settings(max_examples=120)
 @given(layers(), st.sampled_from([*(f"{name}{number}" for name, number in zip(
-    names(), ("", ":2", ":5", "", ":0.5", "", ":3", "", ""), strict=True)), "grouped:4:shuffle", "lowrank:1.0"]))
+    rule_names(), ("", ":2", ":5", "", ":0.5", "", ":3", "", ""), strict=True)), "grouped:4:shuffle", "lowrank:1.0"]))
 def test_any_layer_keeps_the_shape_of_its_outputs(layer: Any, rule: str) -> None:
     spec = spec_of(layer)
     assert spec is not None
     assert torch.equal(stored(plain(layer.weight, spec.groups, spec.transposed), spec), layer.weight)
-    rewrite = parse(rule)(spec)
+    rewrite = parse_rule(rule).replacement(spec)
     if isinstance(rewrite, str):
         return
-    new = built(rewrite, layer)
+    new = build_replacement(rewrite, layer, fresh=False)
     x = torch.randn(1, spec.inputs, *[12] * spec.dims)
     assert new(x).shape == layer(x).shape
     if rule == "lowrank:1.0":
-        assert on_noise(layer.double(), built(rewrite, layer.double())) < 1e-10
+        layer = layer.double()
+        assert error_on_noise(layer, build_replacement(rewrite, layer, fresh=False)) < 1e-10
 
 
 @pytest.mark.parametrize("layer", [
@@ -317,7 +318,7 @@ def test_the_error_on_noise_is_that_of_the_weights(layer: Any) -> None:
     with torch.no_grad():
         new.weight += torch.randn_like(layer.weight) * layer.weight.std() * 0.4  # type: ignore[operator]
         wanted = (new.weight - layer.weight).norm() / layer.weight.norm()  # type: ignore[operator]
-    assert on_noise(layer, new) == pytest.approx(float(wanted), rel=0.05)
+    assert error_on_noise(layer, new) == pytest.approx(float(wanted), rel=0.05)
 
 
 SPECTRA: dict[str, Any] = {
@@ -331,7 +332,7 @@ SPECTRA: dict[str, Any] = {
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_large_products_are_as_near_as_singular_values_say(
         name: str, rank: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fits, "LARGE", 100)
+    monkeypatch.setattr(decomposition, "LARGE_ROWS", 100)
     torch.manual_seed(0)
     sides = (torch.linalg.qr(torch.randn(size, 200, dtype=torch.float64))[0] for size in (200, 330))
     left, right = sides
@@ -339,6 +340,6 @@ def test_large_products_are_as_near_as_singular_values_say(
     sizes = torch.linalg.svdvals(matrix.double())
     best, whole = float(sizes[rank:].norm()), float(sizes.norm())
     for one in (matrix, matrix.T):
-        a, b = fits.product(one, rank)
+        a, b = decomposition.low_rank_factors(one, rank)
         assert float((a.double() @ b.double() - one.double()).norm()) <= best * (1 + 1e-6) + (
             1e-12 if dtype is torch.float64 else 1e-7) * whole

@@ -39,7 +39,7 @@ def lighten(
     rules: Annotated[str, typer.Option(
         "--rules", metavar="RULE,...", show_default=False,
         help="One after the other: separable, grouped:4[:shuffle], asymmetric, depthwise, lowrank:0.25, ghost, fire, "
-             "pointwise-after, pointwise-before, width:0.5.")],
+             "pointwise-after, pointwise-before.")],
     out: Annotated[Path | None, typer.Option(
         "--out", metavar="FILE", show_default=False, help="Where to save the result: light.safetensors.")] = None,
     data: Annotated[str | None, typer.Option(

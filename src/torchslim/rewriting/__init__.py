@@ -1,6 +1,6 @@
-"""Model + rules -> a copy whose heavy layers are rewritten into light ones (`lighten`).
+"""Model + rules -> a copy whose heavy layers are replaced by light ones (`lighten`), and what was decided.
 
-Open `lighten.py` first for the whole way; `replacements.py` has one row a rule, `decomposition.py` the light weights
+Open `lighten.py` first for the whole way. `replacements.py` has one row a rule, `decomposition.py` the light weights
 that come closest to the heavy ones, `output_fitting.py` their fit to the old layers' outputs on data.
 """
 

@@ -1,11 +1,10 @@
-"""Which layers a rule rewrites: by name, kernel, width and weight, and neither the first nor the last unless asked."""
+"""Which layers a rule replaces: by name, kernel, width and MACs; the first and the last only on request."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
@@ -22,10 +21,10 @@ class LayerFilter:
     """Which layers may be rewritten.
 
     Attributes:
-        only, exclude: patterns of layer names; a part of a rewritten layer answers to that layer's name, too.
+        only, exclude: patterns of layer names; a part of a rewritten layer is also matched by that layer's name.
         kernels: sizes of the largest side of the kernel; empty for all.
-        min_channels: the least of inputs and outputs.
-        min_share: of the network's multiply-adds.
+        min_channels: the least number of both inputs and outputs.
+        min_share: the least share of the network's multiply-adds.
         ends: the first layer and those that make the outputs, too.
     """
 
@@ -48,125 +47,135 @@ class LayerFilter:
         if not isinstance(self.min_share, Real) or not 0 <= self.min_share <= 1:
             raise RequestError(f"lighten: min_share={self.min_share!r} is no share; wanted a number from 0 to 1")
 
-    def names(self, name: str, origins: Collection[str]) -> list[str]:
-        """What a layer is called: by its own name, and by that of the rewritten layer that it is a part of."""
-        parts = name.split(".")
-        above = [".".join(parts[:depth]) for depth in range(1, len(parts))]
-        return [name, *(other for other in above if other in origins)]
+    def matches_names(self, names: Collection[str]) -> bool:
+        """Whether the patterns select a layer of these names."""
+        return _any_matches(names, self.only or ("*",)) and not _any_matches(names, self.exclude)
 
-    def named(self, names: Collection[str]) -> bool:
-        """Whether the patterns take a layer of these names."""
-        return _any(names, self.only or ("*",)) and not _any(names, self.exclude)
-
-    def spares(self, names: Collection[str], spec: Spec, end: bool, share: float | None) -> bool:
-        """Whether a layer, though named, is not meant: for its kernel, its size or its place."""
-        if self.kernels and max(spec.kernel, default=1) not in self.kernels:
-            return True
-        if min(spec.inputs, spec.outputs) < self.min_channels:
-            return True
-        if share is not None and share < self.min_share:
-            return True
-        return end and not self.ends and not set(names) & set(self.only)
+    def accepts(self, names: Collection[str], spec: Spec, is_end: bool, share: float | None) -> bool:
+        """Whether a layer of these names is selected by its kernel, its width, its MACs and its position."""
+        return (not (self.kernels and max(spec.kernel, default=1) not in self.kernels)
+                and min(spec.inputs, spec.outputs) >= self.min_channels
+                and (share is None or share >= self.min_share)
+                and (self.ends or not is_end or not set(names).isdisjoint(self.only)))
 
 
-def _any(names: Iterable[str], patterns: Iterable[str]) -> bool:
+def names_of(layer: str, rewritten: Collection[str]) -> list[str]:
+    """The names that match a layer: its own, and that of each rewritten layer that it is a part of."""
+    parts = layer.split(".")
+    prefixes = [".".join(parts[:depth]) for depth in range(1, len(parts))]
+    return [layer, *(prefix for prefix in prefixes if prefix in rewritten)]
+
+
+def _any_matches(names: Iterable[str], patterns: Iterable[str]) -> bool:
     return any(matches([name], [pattern]) for name in names for pattern in patterns)
 
 
-def candidates(model: nn.Module, graph: Graph | None) -> dict[str, tuple[Any, Spec | str]]:
-    """Convolutions and linear layers by name, each once, with its spec, or why it can't be rewritten."""
-    twice, elsewhere = _tied(model), {} if graph is None else _readers(graph)
-    found: dict[str, tuple[Any, Spec | str]] = {}
+def check_patterns(layer_filter: LayerFilter, layers: Collection[str], rewritten: Collection[str]) -> None:
+    """Check that every pattern matches a layer.
+
+    Raises:
+        RequestError: one matches none.
+    """
+    for pattern in (*layer_filter.only, *layer_filter.exclude):
+        if not any(_any_matches(names_of(name, rewritten), [pattern]) for name in layers):
+            raise RequestError(f"lighten: no convolution or linear layer matches {pattern!r}; they are named like "
+                               f"{', '.join(list(layers)[:3])}")
+
+
+def find_layers(model: nn.Module, graph: Graph | None) -> dict[str, Spec | str]:
+    """Convolutions and linear layers by name, each once: its spec, or why it can't be rewritten."""
+    tied, readers = _tied_parameters(model), {} if graph is None else _readers(graph)
+    layers: dict[str, Spec | str] = {}
     for name, layer in model.named_modules():
         if not name or not isinstance(layer, _ConvNd | nn.Linear):
             continue
-        spec, holder = spec_of(layer), model.get_submodule(name.rpartition(".")[0])
-        own: Spec | str
+        spec, parent = spec_of(layer), model.get_submodule(name.rpartition(".")[0])
+        result: Spec | str
         if spec is None:
-            own = f"{type(layer).__name__} is no plain layer of torch's"
+            result = f"{type(layer).__name__} is no plain layer of torch's"
         elif "weight" not in layer._parameters:
-            own = "its weight is computed"
-        elif {id(layer.weight), id(layer.bias)} & twice:
-            own = "its weight or bias is tied to another layer's"
+            result = "its weight is computed"
+        elif {id(layer.weight), id(layer.bias)} & tied:
+            result = "its weight or bias is tied to another layer's"
         elif any((layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)):
-            own = "it has hooks"
+            result = "it has hooks"
         elif not (layer.weight.is_meta or bool(layer.weight.isfinite().all())):
-            own = "its weight has infinite values, or values that are no numbers"
-        elif isinstance(holder, nn.MultiheadAttention):
-            own = "MultiheadAttention reads its weight, and does not call it"
-        elif isinstance(holder, nn.TransformerEncoderLayer):
-            own = "TransformerEncoderLayer reads its weight where it takes a short cut"  # without gradients, fused
-        elif elsewhere.get(name, name) != name:
-            own = f"`{elsewhere[name] or 'the model'}` reads its weight, too"
+            result = "its weight has infinite values, or values that are no numbers"
+        elif isinstance(parent, nn.MultiheadAttention):
+            result = "MultiheadAttention reads its weight, and does not call it"
+        elif isinstance(parent, nn.TransformerEncoderLayer):
+            result = "TransformerEncoderLayer reads its weight where it takes a short cut"  # without gradients, fused
+        elif readers.get(name, name) != name:
+            result = f"`{readers[name] or 'the model'}` reads its weight, too"
         else:
-            own = spec
-        found[name] = layer, own
-    return found
+            result = spec
+        layers[name] = result
+    return layers
 
 
-def _tied(model: nn.Module) -> set[int]:
-    """Tensors that several modules hold."""
+def _tied_parameters(model: nn.Module) -> set[int]:
+    """Ids of the parameters that several modules hold."""
     seen: set[int] = set()
-    twice: set[int] = set()
+    tied: set[int] = set()
     for module in model.modules():
         for parameter in module._parameters.values():
             if parameter is not None:
-                (twice if id(parameter) in seen else seen).add(id(parameter))
-    return twice
+                (tied if id(parameter) in seen else seen).add(id(parameter))
+    return tied
 
 
 def _readers(graph: Graph) -> dict[str, str]:
-    """For each module whose parameters another one reads: which."""
-    found = {}
+    """The module that reads another one's parameters, by the name of that one."""
+    readers = {}
     for op in graph.ops:
         for value in op.inputs:
             owner = value.name.rpartition(".")[0]
             if value.source == "parameter" and owner != op.module:
-                found[owner] = op.module
-    return found
+                readers[owner] = op.module
+    return readers
 
 
-def ends_of(names: Collection[str], graph: Graph | None) -> frozenset[str]:
-    """The layers that read the network's input, and those from which its outputs come; by order without a tape."""
+def end_layers(layers: Collection[str], graph: Graph | None) -> frozenset[str]:
+    """The layers that read the network's input and those that make its outputs; by their order without a graph."""
     if graph is None:
-        ordered = list(names)
+        ordered = list(layers)
         return frozenset([*ordered[:1], *ordered[-1:]])
-    made = {out.id: op for op in graph.ops for out in op.outputs if out is not None}
-    return _first(graph) | _last(graph.outputs, made)
+    producers = {out.id: op for op in graph.ops for out in op.outputs if out is not None}
+    return _input_layers(graph) | _output_layers(graph.outputs, producers)
 
 
-def _first(graph: Graph) -> frozenset[str]:
-    """Layers that products first meet on the way from the inputs."""
-    raw = {value.id for value in graph.inputs}
-    found = set()
+def _input_layers(graph: Graph) -> frozenset[str]:
+    """The modules of the first products on the way from the inputs."""
+    reached = {value.id for value in graph.inputs}
+    layers = set()
     for op in graph.ops:
-        if any(value.id in raw for value in op.inputs):
+        if any(value.id in reached for value in op.inputs):
             if multiplies(op):
-                found.add(op.module)
+                layers.add(op.module)
             else:
-                raw |= {out.id for out in op.outputs if out is not None}
-    return frozenset(found)
+                reached |= {out.id for out in op.outputs if out is not None}
+    return frozenset(layers)
 
 
-def _last(outputs: Iterable[Value], made: Mapping[int, Op]) -> frozenset[str]:
-    """Layers that products first meet on the way back from the outputs."""
-    found: set[str] = set()
-    seen: set[int] = set()
-    waiting = [value.id for value in outputs]
-    while waiting:
-        key = waiting.pop()
-        if key in seen or key not in made:
+def _output_layers(outputs: Iterable[Value], producers: Mapping[int, Op]) -> frozenset[str]:
+    """The modules of the first products on the way back from the outputs."""
+    layers: set[str] = set()
+    visited: set[int] = set()
+    pending = [value.id for value in outputs]
+    while pending:
+        value = pending.pop()
+        if value in visited or value not in producers:
             continue
-        seen.add(key)
-        if multiplies(made[key]):
-            found.add(made[key].module)
+        visited.add(value)
+        if multiplies(producers[value]):
+            layers.add(producers[value].module)
         else:
-            waiting += [value.id for value in made[key].inputs]
-    return frozenset(found)
+            pending += [source.id for source in producers[value].inputs]
+    return frozenset(layers)
 
 
-def shares(graph: Graph | None) -> dict[str, float]:
-    """Each layer's share of the multiply-adds; empty without a tape."""
+def mac_shares(graph: Graph | None) -> dict[str, float]:
+    """Each module's share of the multiply-adds; empty without a graph."""
     if graph is None:
         return {}
     costs: dict[str, int] = {}
@@ -174,15 +183,3 @@ def shares(graph: Graph | None) -> dict[str, float]:
         costs[op.module] = costs.get(op.module, 0) + macs(op)
     total = max(sum(costs.values()), 1)
     return {name: cost / total for name, cost in costs.items()}
-
-
-def check_patterns(choice: LayerFilter, names: Collection[str], origins: Collection[str]) -> None:
-    """Every pattern is for some layer.
-
-    Raises:
-        RequestError: one is for none.
-    """
-    for pattern in (*choice.only, *choice.exclude):
-        if not any(_any(choice.names(name, origins), [pattern]) for name in names):
-            raise RequestError(f"lighten: no convolution or linear layer matches {pattern!r}; they are named like "
-                               f"{', '.join(list(names)[:3])}")

@@ -1,8 +1,8 @@
-"""Batch norms behind rewritten layers: their statistics follow what the new layers give.
+"""Running statistics of the batch norms behind replaced layers, moved to what the new layers give.
 
-A fit loses part of what a layer gave, and so of its variance; the norms that follow still divide by that of before, and
-what is too small here is smaller still a layer further. The running statistics are moved by as much as the data say
-that means and variances have moved, so that a norm that reads what it read before stays as it is.
+A fit loses part of a layer's variance, but the norms that follow would still divide by the old one, and the loss would
+add up from layer to layer. The running statistics are moved by as much as means and variances have moved on the data:
+a norm whose input has not changed stays as it is.
 """
 
 from __future__ import annotations
@@ -17,55 +17,74 @@ from torch.utils.hooks import RemovableHandle
 
 from torchslim.compensation.moments import Tally
 
-OPEN = 2.0
-"""A fresh norm's bias, in deviations: so much lets the ReLU behind it through nearly all, as if the parts were linear,
-which is where the old weights fit."""
+INITIAL_BIAS = 2.0
+"""The bias of a fresh norm, in standard deviations: the ReLU behind it passes nearly all, so that the parts start out
+linear, which is what the old weights were factored for."""
 
 
-def norms(model: nn.Module) -> dict[str, Any]:
+def running_norms(model: nn.Module) -> dict[str, Any]:
     """Batch norms with running statistics, by name."""
     return {name: module for name, module in model.named_modules()
             if isinstance(module, _BatchNorm) and module.running_mean is not None}
 
 
-def counting(model: nn.Module) -> tuple[dict[str, Tally], list[RemovableHandle]]:
-    """Tallies of all norms, and the hooks that fill them while the model runs."""
-    tallies = {name: Tally() for name in norms(model)}
-    return tallies, [norm.register_forward_pre_hook(lambda _, args, name=name: tallies[name].add(args[0]))
-                     for name, norm in norms(model).items()]
+def collect_statistics(model: nn.Module) -> tuple[dict[str, Tally], list[RemovableHandle]]:
+    """Input statistics of all norms, and the hooks that collect them while the model runs."""
+    statistics = {name: Tally() for name in running_norms(model)}
+    return statistics, [norm.register_forward_pre_hook(lambda _, args, name=name: statistics[name].add(args[0]))
+                        for name, norm in running_norms(model).items()]
 
 
-def following(model: nn.Module, before: Mapping[str, Tally], settled: set[str]) -> list[RemovableHandle]:
-    """Hooks that move the statistics of the norms that are not settled yet while the model runs on the same batches.
+def move_statistics(model: nn.Module, before: Mapping[str, Tally], moved: set[str],
+                    until: nn.Module | None = None) -> list[RemovableHandle]:
+    """Hooks that move the norms' running statistics while the model runs on the batches that `before` was collected on.
 
-    Each norm is settled on all that it has read so far before it norms; those that run are added to `settled`.
+    A norm's statistics are moved by all its input so far, before it normalises.
+
+    Args:
+        model: whose norms are changed in place.
+        before: input statistics in the old model, by name of the norm.
+        moved: names of norms that are left as they are; those that were moved are added.
+        until: what runs in a forward pass after this module first runs is ignored.
     """
-    def hook(name: str, norm: Any) -> RemovableHandle:
+    ignoring = False
+
+    def set_ignoring(value: bool) -> None:
+        nonlocal ignoring
+        ignoring = value
+
+    def register(name: str, norm: Any) -> RemovableHandle:
         tally, mean, var = Tally(), norm.running_mean.clone(), norm.running_var.clone()
 
-        def follow(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        def move(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            if ignoring:
+                return
             tally.add(args[0])
-            settled.add(name)
-            found, old = tally.moments, before[name].moments
-            norm.running_mean.copy_(mean + (found[0] - old[0]))
-            norm.running_var.copy_(var * (found[1] / old[1]))
+            moved.add(name)
+            (new_mean, new_var), (old_mean, old_var) = tally.moments, before[name].moments
+            norm.running_mean.copy_(mean + (new_mean - old_mean))
+            norm.running_var.copy_(var * (new_var / old_var))
 
-        handle: RemovableHandle = norm.register_forward_pre_hook(follow)
+        handle: RemovableHandle = norm.register_forward_pre_hook(move)
         return handle
 
-    return [hook(name, norm) for name, norm in norms(model).items()
-            if name not in settled and name in before and before[name].count]
+    handles = [register(name, norm) for name, norm in running_norms(model).items()
+               if name not in moved and name in before and before[name].count]
+    if handles and until is not None:
+        handles += [model.register_forward_pre_hook(lambda *_: set_ignoring(False)),
+                    until.register_forward_pre_hook(lambda *_: set_ignoring(True))]
+    return handles
 
 
 @torch.no_grad()
-def settle(chain: nn.Sequential, batches: Sequence[Tensor]) -> None:
-    """Give each norm in a chain of layers the statistics of what it reads, and a bias that leaves what follows open."""
-    for place, norm in enumerate(chain):
+def initialise_norms(chain: nn.Sequential, batches: Sequence[Tensor]) -> None:
+    """Give each norm in a chain of layers the statistics of its input, and the bias `INITIAL_BIAS`."""
+    for index, norm in enumerate(chain):
         if isinstance(norm, _BatchNorm) and norm.running_mean is not None and norm.running_var is not None:
             tally = Tally()
             for x in batches:
-                tally.add(chain[:place](x))
+                tally.add(chain[:index](x))
             mean, var = tally.moments
             norm.running_mean.copy_(mean)
             norm.running_var.copy_(var)
-            norm.bias.fill_(OPEN)
+            norm.bias.fill_(INITIAL_BIAS)

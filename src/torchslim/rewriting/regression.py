@@ -1,7 +1,7 @@
-"""Weights by least squares: those with which a layer comes closest to some outputs for some inputs.
+"""Ridge regression of a layer's weights: those with which it comes closest to given outputs for given inputs.
 
 A layer is linear in its weights, so that the best ones follow from second moments: of what its filters see, and of that
-with what they should give. What a few pictures leave open, a ridge keeps as it was.
+with the wanted outputs. The ridge pulls towards the old weights where a few batches leave the weights undetermined.
 """
 
 from __future__ import annotations
@@ -13,92 +13,97 @@ import torch
 from torch import Tensor, nn
 
 from torchslim.compensation.moments import Pair, Pairs, moments_of
-from torchslim.rewriting.decomposition import leading
+from torchslim.rewriting.decomposition import leading_directions
 from torchslim.utils.layer_spec import Spec, plain, spec_of, stored
 
 RIDGES = 0.01, 0.1, 1.0
-"""What it may cost to leave the weights that there were, in mean squares of what the filters see. Each layer takes the
-one that is best on what is kept back: less where the data are like that, more where they are few and unlike. Where
-nothing is kept back it is the middle one."""
+"""Ridges that are tried, in mean squares of what the filters see. Each layer takes the one with the least error on the
+held-out batches: a lower one where the data are like these, a higher one where they are few and unlike. Without
+held-out batches the middle one is taken."""
 
 
 @torch.no_grad()
-def solve(layer: nn.Module, pairs: Pairs, held: Sequence[Pair] = ()) -> None:
+def fit_layer(layer: nn.Module, pairs: Pairs, held_out: Sequence[Pair] = ()) -> None:
     """Give a layer the weights, and the bias if it has one, that bring it nearest to the outputs.
 
     Args:
         layer: a convolution, in groups or not, transposed or not, or a linear layer; changed in place.
-        pairs: batches of what it reads and what it should give.
-        held: more of them, by which the ridge is chosen.
+        pairs: batches of its inputs and the wanted outputs.
+        held_out: more of them, by which the ridge is chosen.
     """
-    spec, like = _spec(layer), _any(layer)
-    weight = plain(like.weight, spec.groups, spec.transposed)
+    spec, weights = _spec(layer), _parameters(layer)
+    weight = plain(weights.weight, spec.groups, spec.transposed)
     rows = weight.double().reshape(spec.groups, spec.outputs // spec.groups, -1)
     moments = moments_of(spec, rows, pairs, spec.bias)
 
-    def give(ridge: float) -> None:
+    def set_weights(ridge: float) -> None:
         best = moments.best(rows, moments.even(ridge))
-        like.weight.copy_(stored(best.reshape(weight.shape), spec))
+        weights.weight.copy_(stored(best.reshape(weight.shape), spec))
         if spec.bias:
-            like.bias.copy_(moments.missing(best))
+            weights.bias.copy_(moments.missing(best))
 
-    _choose(give, layer, held)
+    _choose_ridge(set_weights, layer, held_out)
 
 
 @torch.no_grad()
-def factor(first: nn.Module, last: nn.Module, weight: Tensor, pairs: Pairs, held: Sequence[Pair] = ()) -> None:
-    """The same for a layer without groups and the pointwise one that follows it: regression of a low rank.
+def fit_low_rank(first: nn.Module, last: nn.Module, weight: Tensor, pairs: Pairs,
+                 held_out: Sequence[Pair] = ()) -> None:
+    """Reduced-rank regression: `fit_layer` for a layer without groups and the pointwise layer behind it.
 
-    What the best whole layer gives has few main directions: the last layer spans these, the first makes their amounts
-    (Izenman 1975; Zhang et al. 2015, section 3.1).
+    The last layer spans the main directions of the outputs of the best single layer, the first makes the coordinates in
+    these (Izenman 1975; Zhang et al. 2015, section 3.1).
 
     Args:
         first, last: changed in place.
-        weight: of the one layer in whose place they are, (N, M, k, ...).
-        pairs, held: as above.
+        weight: of the single layer that they replace, (N, M, k, ...).
+        pairs, held_out: as above.
     """
-    spec, end = _spec(first), _spec(last)
+    spec, last_spec = _spec(first), _spec(last)
     rows = weight.double().flatten(1)[None]
-    moments = moments_of(spec, rows, pairs, end.bias)
+    moments = moments_of(spec, rows, pairs, last_spec.bias)
     shape = spec.outputs, spec.inputs, *spec.kernel
 
-    def give(ridge: float) -> None:
+    def set_weights(ridge: float) -> None:
         costs = moments.even(ridge)
         best = moments.best(rows, costs)
-        basis = leading(best[0] @ torch.linalg.cholesky((moments.seen + torch.diag_embed(costs))[0]), spec.outputs)
-        amounts = basis.T @ best[0]
-        # Both factors of a direction get the same norm, so that one rate of learning suits both.
-        root = amounts.norm(dim=1).clamp_min(torch.finfo(torch.float64).tiny).sqrt()
-        have = len(root)
+        root_moments = torch.linalg.cholesky((moments.seen + torch.diag_embed(costs))[0])
+        basis = leading_directions(best[0] @ root_moments, spec.outputs)
+        coordinates = basis.T @ best[0]
+        # Both factors of a direction get the same norm, so that one learning rate suits both.
+        root = coordinates.norm(dim=1).clamp_min(torch.finfo(torch.float64).tiny).sqrt()
+        rank = len(root)
         for layer in (first, last):
-            _any(layer).weight.zero_()
-        filters = best.new_zeros(spec.outputs, amounts.shape[1])
-        filters[:have] = amounts / root[:, None]
-        _any(first).weight.copy_(stored(filters.reshape(shape), spec))
-        _any(last).weight.flatten(1)[:, :have] = (basis * root).to(_any(last).weight.dtype)
-        if end.bias:
-            _any(last).bias.copy_(moments.wanted[0] - basis @ (amounts @ moments.means[0]))
+            _parameters(layer).weight.zero_()
+        filters = best.new_zeros(spec.outputs, coordinates.shape[1])
+        filters[:rank] = coordinates / root[:, None]
+        _parameters(first).weight.copy_(stored(filters.reshape(shape), spec))
+        _parameters(last).weight.flatten(1)[:, :rank] = (basis * root).to(_parameters(last).weight.dtype)
+        if last_spec.bias:
+            _parameters(last).bias.copy_(moments.wanted[0] - basis @ (coordinates @ moments.means[0]))
 
-    _choose(give, nn.Sequential(first, last), held)
+    _choose_ridge(set_weights, nn.Sequential(first, last), held_out)
 
 
-def _choose(give: Callable[[float], None], layer: nn.Module, held: Sequence[Pair]) -> None:
-    """The ridge with which a layer is nearest on what is kept back."""
-    found: list[tuple[float, dict[str, Tensor]]] = []
-    for ridge in RIDGES if held else RIDGES[len(RIDGES) // 2:][:1]:
-        give(ridge)
-        found.append((error(layer, held) if held else 0.0, state(layer)))
-    layer.load_state_dict(min(found, key=lambda one: one[0])[1])
+def _choose_ridge(set_weights: Callable[[float], None], layer: nn.Module, held_out: Sequence[Pair]) -> None:
+    """Leave the layer with the weights of the ridge that has the least error on the held-out batches."""
+    if not held_out:
+        set_weights(RIDGES[len(RIDGES) // 2])
+        return
+    results: list[tuple[float, dict[str, Tensor]]] = []
+    for ridge in RIDGES:
+        set_weights(ridge)
+        results.append((mean_squared_error(layer, held_out), copied_state(layer)))
+    layer.load_state_dict(min(results, key=lambda result: result[0])[1])
 
 
 @torch.no_grad()
-def error(layer: nn.Module, pairs: Sequence[Pair]) -> float:
-    """The mean squared difference of what a layer gives from what it should."""
+def mean_squared_error(layer: nn.Module, pairs: Sequence[Pair]) -> float:
+    """Mean over batches of the mean squared difference between a layer's outputs and the wanted ones."""
     return sum(float((layer(x) - y).double().square().mean()) for x, y in pairs) / len(pairs)
 
 
-def state(layer: nn.Module) -> dict[str, Tensor]:
-    """A copy of all tensors of a layer, by name."""
+def copied_state(layer: nn.Module) -> dict[str, Tensor]:
+    """A copy of a layer's state dict."""
     return {name: tensor.detach().clone() for name, tensor in layer.state_dict().items()}
 
 
@@ -108,5 +113,6 @@ def _spec(layer: nn.Module) -> Spec:
     return spec
 
 
-def _any(layer: Any) -> Any:
+def _parameters(layer: Any) -> Any:
+    """The layer itself, typed as having a `weight` and a `bias`."""
     return layer
