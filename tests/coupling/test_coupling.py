@@ -12,7 +12,7 @@ from torch.nn import functional
 
 import torchslim as ts
 from helpers import Calls, Untouched, conv
-from torchslim.coupling.coupling import Coupling, _classes, couple, tapes
+from torchslim.coupling.coupling import Coupling, _classes, couple, trace_modes
 from torchslim.coupling.groups import ChannelGroup
 from torchslim.errors import TraceError
 from torchslim.tracing.trace import trace
@@ -147,19 +147,19 @@ def test_a_depthwise_filter_follows() -> None:
 
 
 def test_grouped_convolutions_lose_equally_many_a_group() -> None:
-    coupling = couple(tapes(nn.Sequential(conv(3, 8), conv(8, 12, groups=4), conv(12, 2)), X))
+    coupling = couple(trace_modes(nn.Sequential(conv(3, 8), conv(8, 12, groups=4), conv(12, 2)), X))
     members = {(m.name, m.dim): m for group in coupling.groups for m in group.members}
     assert members["1.weight", 1].groups == 4
     assert members["1.weight", 1].indices.ravel().tolist() == list(range(8))
-    assert sorted((rows.labels.shape, rows.least) for rows in coupling.rows) == [((4, 2), 1), ((4, 3), 1)]
+    assert sorted((rows.labels.shape, rows.min_kept) for rows in coupling.constraints) == [((4, 2), 1), ((4, 3), 1)]
 
 
 def test_rows_of_one_set_of_channels_in_two_shapes_are_two_constraints() -> None:
     """Four groups of three filters, shuffled in two rows of six: both must hold."""
     model = nn.Sequential(conv(3, 12), conv(12, 12, groups=4), nn.ChannelShuffle(2), conv(12, 2))
-    coupling = couple(tapes(model, X))
+    coupling = couple(trace_modes(model, X))
     made = coupling.by_dimension["1.weight", 0].labels.tolist()
-    assert {rows.labels.shape for rows in coupling.rows if sorted(rows.labels.ravel().tolist()) == made} == {
+    assert {rows.labels.shape for rows in coupling.constraints if sorted(rows.labels.ravel().tolist()) == made} == {
         (4, 3), (2, 6)}
 
 
@@ -172,8 +172,8 @@ def test_the_halves_of_a_chunk_are_groups_of_their_own() -> None:
     groups = [group for group in ts.groups(model, X) if "a" in group.makers]
     assert [group.channels for group in groups] == [4, 4]
     assert [touched(group).get(("b.weight", 1)) for group in groups] == [None, "reads"]
-    [rows] = couple(tapes(model, X)).rows
-    assert (rows.labels.shape, rows.least) == ((2, 4), 2)
+    [rows] = couple(trace_modes(model, X)).constraints
+    assert (rows.labels.shape, rows.min_kept) == ((2, 4), 2)
 
 
 def test_a_channel_shuffle_moves_places_and_nothing_else() -> None:
@@ -282,7 +282,7 @@ def test_channels_that_are_treated_differently_are_told_apart() -> None:
         left, right = s.a(x).chunk(2, 1)
         return s.b(torch.cat([functional.max_pool2d(left, 3, 1, 1), right], 1))
 
-    coupling = couple(tapes(Calls(forward, a=conv(3, 8), b=conv(8, 2)), X))
+    coupling = couple(trace_modes(Calls(forward, a=conv(3, 8), b=conv(8, 2)), X))
     signatures = coupling.signatures[coupling.by_dimension["a.weight", 0].labels].tolist()
     assert len(set(signatures[:4])) == len(set(signatures[4:])) == 1
     assert signatures[0] != signatures[4]
@@ -326,20 +326,20 @@ def test_heads_that_only_training_runs_are_coupled() -> None:
     before.check()
     assert touched(groups["stem"])["aux.weight", 1] == "reads"
     assert groups["aux"].frozen == "the network's output"
-    assert [graph.training for graph in tapes(model, X)] == [False, True]
+    assert [graph.training for graph in trace_modes(model, X)] == [False, True]
 
 
 def test_one_tape_is_enough_where_it_reads_everything() -> None:
-    assert len(tapes(nn.Sequential(conv(3, 4), nn.BatchNorm2d(4), conv(4, 2)), X)) == 1
+    assert len(trace_modes(nn.Sequential(conv(3, 4), nn.BatchNorm2d(4), conv(4, 2)), X)) == 1
 
 
 def test_a_head_that_no_run_reaches() -> None:
-    assert len(tapes(Auxiliary(fails=True), X)) == 1
+    assert len(trace_modes(Auxiliary(fails=True), X)) == 1
     assert ("aux.weight", 1) not in touched(by_maker(Auxiliary(fails=True))["stem"])
 
 
 def test_multiply_adds_are_those_of_the_first_tape() -> None:
-    coupling = couple(tapes(Auxiliary(), X))
+    coupling = couple(trace_modes(Auxiliary(), X))
     assert sum(scaling.amount for scaling in coupling.macs) == ts.profile(Auxiliary(), X).macs
 
 
@@ -349,7 +349,7 @@ def test_multiply_adds_are_those_of_the_first_tape() -> None:
 def test_costs_are_those_of_the_profile() -> None:
     model = torchvision.models.mobilenet_v3_small(num_classes=5)
     x = torch.randn(1, 3, 64, 64)
-    coupling, profile = couple(tapes(model, x)), ts.profile(model, x)
+    coupling, profile = couple(trace_modes(model, x)), ts.profile(model, x)
     assert sum(s.amount for s in coupling.macs) == profile.macs
     assert sum(s.amount for s in coupling.params) == profile.params
 

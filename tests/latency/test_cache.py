@@ -20,7 +20,7 @@ from torchslim.latency.cache import Timetable, folder_of_caches
 from torchslim.latency.interpolation import Surface, factors, grid, wanted
 from torchslim.latency.layer_benchmark import watch
 from torchslim.latency.workloads import Geometry, Layer, layers
-from torchslim.tracing.runs import tapes
+from torchslim.tracing.runs import trace_modes
 
 NAN = float("nan")
 
@@ -42,7 +42,7 @@ class Mixed(nn.Module):
 
 
 def found(model: nn.Module, x: Tensor) -> list[Layer]:
-    return [layer for _, layer in layers(couple(tapes(model.eval(), x)).tapes[0])]
+    return [layer for _, layer in layers(couple(trace_modes(model.eval(), x)).tapes[0])]
 
 
 def test_layers_are_what_the_modules_say() -> None:

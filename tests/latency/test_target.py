@@ -19,7 +19,7 @@ from torchslim.coupling.groups import ChannelGroup
 from torchslim.errors import RequestError
 from torchslim.latency.predictor import LatencyPredictor, required_workloads
 from torchslim.latency.target import parse_latency
-from torchslim.tracing.runs import tapes
+from torchslim.tracing.runs import trace_modes
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +55,7 @@ def test_the_budget_is_met_and_is_what_the_slim_network_takes(name: str, share: 
 def test_the_meter_is_the_sum_over_the_layers_and_the_rest_goes_by_bytes() -> None:
     model, x = chain(3, 32, 64, 48), torch.randn(1, 3, 8, 8)
     clock = Blocky(fixed=9000.0)
-    coupling = couple(tapes(model, x))
+    coupling = couple(trace_modes(model, x))
     wanted = list(required_workloads(coupling))
     today = min(clock.networks([model], x)[0])
     meter = LatencyPredictor(coupling, dict(zip(wanted, clock.layers(wanted), strict=True)), today)

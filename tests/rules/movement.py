@@ -13,7 +13,7 @@ from helpers import Calls
 from torchslim.coupling.coupling import _classes
 from torchslim.rules import move_labels
 from torchslim.rules.labels import LabelSpace
-from torchslim.rules.options import Terms
+from torchslim.rules.options import CouplingOptions
 from torchslim.tracing.graph import Graph
 from torchslim.tracing.trace import trace
 
@@ -39,14 +39,14 @@ class Movement:
         self.x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
         self.model = Calls(lambda s, x: function(s, s.copying(x)), copying=copying, **children).double().eval()
         self.graph: Graph = trace(self.model, self.x)
-        self.space = LabelSpace(Terms(allow_approximate), batch=shape[0])
+        self.space = LabelSpace(CouplingOptions(allow_approximate), batch_size=shape[0])
         for op in self.graph.ops:
             move_labels(self.space, op)
         labels = self.space.along(self.graph.state["copying.weight"], 0, self.graph.ops[0])
         assert labels is not None
-        self.of = _classes(self.space.count, self.space.unions)
+        self.of = _classes(self.space.num_labels, self.space.unions)
         self.classes = self.of[labels]
-        stay = np.zeros(self.space.count, dtype=bool)
+        stay = np.zeros(self.space.num_labels, dtype=bool)
         for entry in self.space.frozen:
             stay[self.of[entry.labels]] = True
         self.stay = stay

@@ -207,7 +207,7 @@ def reached(graph: Graph) -> set[str]:
 def run(name: str, function: Function, shape: tuple[int, ...] = SHAPE, **options: Any) -> Movement:
     moved = Movement(lambda _, x: function(x), shape, **options)
     assert key(name) in reached(moved.graph)
-    assert not moved.space.unknown
+    assert not moved.space.unknown_ops
     return moved
 
 
@@ -258,14 +258,15 @@ def test_weights_read_and_make(name: str) -> None:
     macs, making, reading = {"mm": (60, 1, 1), "addmm": (60, 1, 1), "bmm": (960, 8, 1),
                              "baddbmm": (960, 8, 1)}.get(name, (960, 16, 16))
     assert [rules.macs(op) for op in moved.graph.ops if rules.multiplies(op)] == [1152, macs]
-    touched = {(touch.name, touch.dim): moved.of[touch.labels].tolist() for touch in moved.space.touches}
+    touched = {(touch.name, touch.dim): moved.of[touch.labels].tolist() for touch in moved.space.labeled_dims}
     assert touched[f"w.{parameter}", dim] == moved.classes.tolist()
     made = touched[f"w.{parameter}", 1 - dim]
     tracks = [moved.of[track].ravel().tolist() for track in space.tracks(moved.graph.outputs[0])]
     assert tracks == [made]
-    assert [(moved.of[labels].tolist(), size) for labels, size in space.made[1:]] == [(made, making)]
-    assert (moved.classes.tolist(), reading) in [(moved.of[labels].tolist(), size) for labels, size in space.read[1:]]
-    cost = space.costs[-1]
+    assert [(moved.of[labels].tolist(), size) for labels, size in space.producers[1:]] == [(made, making)]
+    readers = [(moved.of[labels].tolist(), size) for labels, size in space.readers[1:]]
+    assert (moved.classes.tolist(), reading) in readers
+    cost = space.mac_costs[-1]
     assert cost.macs == macs
     assert sorted(moved.of[labels].tolist() for labels in cost.along) == sorted([made, moved.classes.tolist()])
     for other in ("bias", "g"):
@@ -320,7 +321,7 @@ class Statistics(nn.Module):
 def test_what_batch_norms_hold_follows(name: str, more: tuple[Any, ...]) -> None:
     moved = Movement(lambda s, x: s.held(x, getattr(aten, name), *more), SHAPE, held=Statistics())
     assert key(name) in reached(moved.graph)
-    touched = {touch.name: moved.of[touch.labels].tolist() for touch in moved.space.touches}
+    touched = {touch.name: moved.of[touch.labels].tolist() for touch in moved.space.labeled_dims}
     for held in ("weight", "bias", "mean", "variance"):
         assert touched[f"held.{held}"] == moved.classes.tolist()
 
@@ -332,10 +333,10 @@ def test_what_batch_norms_hold_follows(name: str, more: tuple[Any, ...]) -> None
     ("view", lambda x: x.view(2, 2, 3, 4, 4)), ("_unsafe_view", lambda x: aten._unsafe_view(x, (2, 2, 3, 4, 4)))])
 def test_equal_parts_lose_equally_many_and_keep_two(name: str, function: Function) -> None:
     moved = run(name, function)
-    rows = [moved.of[rows.labels].tolist() for rows in moved.space.rows]
+    rows = [moved.of[rows.labels].tolist() for rows in moved.space.constraints]
     assert moved.classes.reshape(2, 3).tolist() in rows
-    assert all(rows.least == 2 for rows in moved.space.rows)
-    parts = [moved.of[part].tolist() for part in moved.space.parts]
+    assert all(rows.min_kept == 2 for rows in moved.space.constraints)
+    parts = [moved.of[part].tolist() for part in moved.space.sub_tensors]
     expected = [] if name.endswith("view") else moved.classes.reshape(2, 3).tolist()
     assert parts == expected
 
@@ -343,15 +344,16 @@ def test_equal_parts_lose_equally_many_and_keep_two(name: str, function: Functio
 def test_rows_of_one_tensor_lose_equally_many() -> None:
     one = run("stack", lambda x: torch.stack([x, x.flip(1)], 1))
     own = one.classes.tolist()
-    assert [one.of[rows.labels].tolist() for rows in one.space.rows] == [[own, own[::-1]]]
+    assert [one.of[rows.labels].tolist() for rows in one.space.constraints] == [[own, own[::-1]]]
     windows = run("unfold", lambda x: x.unfold(1, 2, 2))
-    assert [windows.of[rows.labels].tolist() for rows in windows.space.rows] == [
+    assert [windows.of[rows.labels].tolist() for rows in windows.space.constraints] == [
         windows.classes.reshape(3, 2).T.tolist()]
 
 
 def test_every_other_channel_is_one_of_two_parts() -> None:
     moved = run("slice", lambda x: (x[:, ::2], x[:, 1::2]))
-    assert [moved.of[rows.labels].tolist() for rows in moved.space.rows] == [moved.classes.reshape(3, 2).T.tolist()] * 2
+    rows = [moved.of[rows.labels].tolist() for rows in moved.space.constraints]
+    assert rows == [moved.classes.reshape(3, 2).T.tolist()] * 2
 
 
 @pytest.mark.parametrize("name", ["_softmax", "_log_softmax", "_safe_softmax", "cumsum", "logsumexp", "amax", "sum"])

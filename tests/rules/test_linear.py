@@ -15,7 +15,7 @@ from torchvision.ops import DeformConv2d
 import torchslim as ts
 from helpers import Calls, conv, counted_macs, random_statistics
 from torchslim import rules
-from torchslim.coupling.coupling import Coupling, couple, tapes
+from torchslim.coupling.coupling import Coupling, couple, trace_modes
 from torchslim.coupling.groups import ChannelGroup
 from torchslim.errors import RequestError
 from torchslim.rules import register_rule
@@ -26,7 +26,7 @@ SHAPE = (2, 6, 5, 5)
 
 
 def coupled(model: nn.Module, x: Tensor) -> Coupling:
-    return couple(tapes(model, x))
+    return couple(trace_modes(model, x))
 
 
 def made_by(groups: tuple[ChannelGroup, ...], layer: str) -> ChannelGroup:
@@ -83,7 +83,7 @@ def test_a_grouped_convolution_counts_its_inputs_over_all_groups() -> None:
     assert touch.groups == 3
     assert touch.labels.tolist() == classes(coupling, "0.weight", 0)
     assert coupling.grouped == {"1.weight"}
-    rows = [matrix.labels.tolist() for matrix in coupling.rows]
+    rows = [matrix.labels.tolist() for matrix in coupling.constraints]
     assert torch.tensor(classes(coupling, "0.weight", 0)).view(3, 2).tolist() in rows
     assert torch.tensor(classes(coupling, "1.weight", 0)).view(3, 3).tolist() in rows
 
@@ -95,7 +95,7 @@ def test_a_grouped_transposed_convolution_counts_its_filters_over_all_groups() -
     assert touch.groups == 2
     assert touch.labels.tolist() == classes(coupling, "2.weight", 1)
     assert classes(coupling, "1.weight", 0) == classes(coupling, "0.weight", 0)
-    rows = [matrix.labels.tolist() for matrix in coupling.rows]
+    rows = [matrix.labels.tolist() for matrix in coupling.constraints]
     assert torch.tensor(classes(coupling, "0.weight", 0)).view(2, 3).tolist() in rows
     assert torch.tensor(classes(coupling, "2.weight", 1)).view(2, 4).tolist() in rows
 
@@ -157,7 +157,7 @@ def test_one_kernel_for_all_channels() -> None:
 def test_a_blur_as_wide_as_the_channels_follows_them() -> None:
     moved = Movement(lambda s, x: functional.conv2d(x, s.blur.kernel, groups=x.shape[1]), SHAPE, blur=Blur()).check()
     assert moved.free
-    touched = {touch.name: moved.of[touch.labels].tolist() for touch in moved.space.touches}
+    touched = {touch.name: moved.of[touch.labels].tolist() for touch in moved.space.labeled_dims}
     assert touched["blur.kernel"] == moved.classes.tolist()
 
 
@@ -190,8 +190,8 @@ def test_a_bare_constant_as_a_filter_stays() -> None:
 def test_a_product_with_a_weight_reads_and_makes(function: Callable[..., Tensor]) -> None:
     moved = Movement(function, SHAPE, fc=nn.Linear(6, 4))
     assert moved.free
-    assert not moved.space.unknown
-    touched = {(t.name, t.dim): moved.of[t.labels].tolist() for t in moved.space.touches}
+    assert not moved.space.unknown_ops
+    touched = {(t.name, t.dim): moved.of[t.labels].tolist() for t in moved.space.labeled_dims}
     assert touched["fc.weight", 1] == moved.classes.tolist()
     made = set(touched["fc.weight", 0])
     assert set(moved.outputs()[0].unique().tolist()) == made
@@ -228,7 +228,7 @@ def test_attention_between_tokens() -> None:
     moved = Movement(lambda s, x: s.attention(x.flatten(2).mT, x.flatten(2).mT, x.flatten(2).mT)[0], SHAPE,
                      attention=nn.MultiheadAttention(6, 2, batch_first=True))
     assert moved.free
-    assert not moved.space.unknown
+    assert not moved.space.unknown_ops
 
 
 def test_an_embedding_makes_its_columns_and_keeps_its_rows() -> None:

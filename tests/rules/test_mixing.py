@@ -23,15 +23,15 @@ SHAPE = (2, 6, 3, 3)
 def test_norms_channel_by_channel_leave_every_channel_free(norm: nn.Module) -> None:
     moved = Movement(lambda s, x: s.norm(x), SHAPE, norm=norm).check()
     assert moved.free
-    assert not moved.space.unknown
-    touched = {touch.name: moved.of[touch.labels].tolist() for touch in moved.space.touches}
+    assert not moved.space.unknown_ops
+    touched = {touch.name: moved.of[touch.labels].tolist() for touch in moved.space.labeled_dims}
     for name, tensor in [*norm.named_parameters(), *norm.named_buffers()]:
         if tensor.dim():
             assert touched[f"norm.{name}"] == moved.classes.tolist()
 
 
 def test_the_scales_of_batch_norms_are_known() -> None:
-    assert Movement(lambda s, x: s.norm(x), SHAPE, norm=nn.BatchNorm2d(6)).space.scales == {"norm.weight"}
+    assert Movement(lambda s, x: s.norm(x), SHAPE, norm=nn.BatchNorm2d(6)).space.norm_scales == {"norm.weight"}
 
 
 @pytest.mark.parametrize(("norm", "operation"), [
@@ -77,7 +77,7 @@ class Inner(nn.Module):
 def test_over_space_or_batch_every_channel_stays_free(function: Callable[[Tensor], Any]) -> None:
     moved = Movement(lambda _, x: function(x), SHAPE).check()
     assert moved.free
-    assert not moved.space.unknown
+    assert not moved.space.unknown_ops
 
 
 def test_branches_that_are_compared_become_one() -> None:
@@ -112,10 +112,11 @@ def test_an_approximation_that_is_allowed_is_listed(norm: nn.Module) -> None:
 def test_a_layer_norm_over_channels_last_follows_the_channels() -> None:
     norm = nn.LayerNorm(6)
     moved = Movement(lambda s, x: s.norm(x.permute(0, 2, 3, 1)), SHAPE, allow_approximate=True, norm=norm)
-    touched = {touch.name: moved.of[touch.labels].tolist() for touch in moved.space.touches}
+    touched = {touch.name: moved.of[touch.labels].tolist() for touch in moved.space.labeled_dims}
     assert touched["norm.weight"] == touched["norm.bias"] == moved.classes.tolist()
 
 
 def test_the_groups_of_an_approximate_group_norm_lose_equally_many() -> None:
     moved = Movement(lambda s, x: s.norm(x), SHAPE, allow_approximate=True, norm=nn.GroupNorm(2, 6))
-    assert [moved.of[rows.labels].tolist() for rows in moved.space.rows] == [moved.classes.reshape(2, 3).tolist()]
+    rows = [moved.of[rows.labels].tolist() for rows in moved.space.constraints]
+    assert rows == [moved.classes.reshape(2, 3).tolist()]

@@ -221,11 +221,11 @@ def shuffle(_: Any, x: Tensor) -> Tensor:
 def test_moves_leave_every_channel_free(function: Function) -> None:
     moved = Movement(function, (2, 8, 4, 4)).check()
     if "diagonal" in {op.name.removeprefix("aten.") for op in moved.graph.ops}:
-        assert moved.space.unknown == {"aten.diagonal"}  # listed, and frozen
+        assert moved.space.unknown_ops == {"aten.diagonal"}  # listed, and frozen
         assert moved.frozen.all()
     else:
         assert moved.free
-        assert not moved.space.unknown
+        assert not moved.space.unknown_ops
 
 
 @pytest.mark.parametrize(("function", "expected"), [
@@ -347,7 +347,7 @@ def test_written_into_a_slice_goes_with_it() -> None:
 
 def test_the_rows_of_a_chunk_lose_equally_many() -> None:
     moved = Movement(lambda _, x: x.chunk(2, 1), (2, 8, 4, 4))
-    [rows] = moved.space.rows
+    [rows] = moved.space.constraints
     assert moved.of[rows.labels].tolist() == moved.classes.reshape(2, 4).tolist()
 
 
@@ -365,7 +365,7 @@ def test_the_rows_of_a_channel_shuffle_lose_equally_many(groups: int, how: str) 
     assert moved.outputs()[0][0, 0, :, 0, 0].tolist() == folded.T.ravel().tolist()
     # Views do not say which dimension may shrink; it is taken to be the wider one.
     expected = folded if how == "torch" or groups == 2 else folded.T
-    found = [{frozenset(row) for row in moved.of[rows.labels].tolist()} for rows in moved.space.rows]
+    found = [{frozenset(row) for row in moved.of[rows.labels].tolist()} for rows in moved.space.constraints]
     assert {frozenset(row) for row in expected.tolist()} in found
 
 

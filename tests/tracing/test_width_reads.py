@@ -60,12 +60,12 @@ READING: dict[str, Callable[[Any, Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("name", BLIND)
 def test_code_that_takes_sizes_as_they_come_is_blind(name: str) -> None:
-    assert trace(Net(BLIND[name]), X).blind
+    assert trace(Net(BLIND[name]), X).width_independent
 
 
 @pytest.mark.parametrize("name", READING)
 def test_code_that_asks_for_a_size_or_names_one_is_not(name: str) -> None:
-    assert not trace(Net(READING[name]), X).blind
+    assert not trace(Net(READING[name]), X).width_independent
 
 
 def test_what_a_scripted_function_does_is_not_seen_and_counts_as_reading() -> None:
@@ -73,8 +73,8 @@ def test_what_a_scripted_function_does_is_not_seen_and_counts_as_reading() -> No
     def halves(x: Tensor) -> Tensor:
         return x.view(x.size(0), 2, 4, 6, 6).view(x.size(0), 8, 6, 6)
 
-    assert not trace(Net(lambda net, x: halves(x)), X).blind
-    assert not trace(Net(lambda net, x: torch.ops.aten.view.default(x, [1, 8, 36]).view_as(x)), X).blind
+    assert not trace(Net(lambda net, x: halves(x)), X).width_independent
+    assert not trace(Net(lambda net, x: torch.ops.aten.view.default(x, [1, 8, 36]).view_as(x)), X).width_independent
 
 
 def test_a_computed_weight_or_a_real_run_is_not_blind() -> None:
@@ -83,10 +83,10 @@ def test_a_computed_weight_or_a_real_run_is_not_blind() -> None:
             return weight * 2
 
     model = Net(BLIND["activation"])
-    assert not trace(model, X, meta=False).blind
-    assert not trace(model, X, watch=False).blind
+    assert not trace(model, X, meta=False).width_independent
+    assert not trace(model, X, watch=False).width_independent
     parametrize.register_parametrization(model.b, "weight", Twice())
-    assert not trace(model, X).blind
+    assert not trace(model, X).width_independent
 
 
 def test_a_layer_that_holds_its_groups_is_blind_and_one_that_is_told_is_not() -> None:
@@ -94,12 +94,12 @@ def test_a_layer_that_holds_its_groups_is_blind_and_one_that_is_told_is_not() ->
         def forward(self, x: Tensor) -> Tensor:
             return functional.conv2d(x, self.weight, groups=4)
 
-    assert trace(Net(BLIND["activation"], groups=4), X).blind
+    assert trace(Net(BLIND["activation"], groups=4), X).width_independent
     model = Net(BLIND["activation"], groups=4)
     told = Told(8, 8, 1, groups=4, bias=False)
     told.groups = 1
     model.b = told
-    assert not trace(model, X).blind
+    assert not trace(model, X).width_independent
 
 
 @pytest.mark.parametrize(("network", "options"), [

@@ -20,10 +20,10 @@ from torchslim.coupling.groups import ChannelGroups
 from torchslim.coupling.tape import Index, Tape
 from torchslim.coupling.unreached import freeze_what_unread_layers_meet, unread
 from torchslim.rules import move_labels, tells_apart
-from torchslim.rules.labels import Labels, LabelSpace, Mixed, Rows, Touch, Tracks
-from torchslim.rules.options import PLAIN, Terms
+from torchslim.rules.labels import EqualCountConstraint, LabeledDim, Labels, LabelSpace, MixedLabels, Tracks
+from torchslim.rules.options import DEFAULTS, CouplingOptions
 from torchslim.tracing.graph import Graph
-from torchslim.tracing.runs import tapes
+from torchslim.tracing.runs import trace_modes
 from torchslim.utils.inputs import Inputs
 
 
@@ -41,12 +41,12 @@ class Coupling:
 
     Attributes:
         classes: how many classes of channels there are.
-        rows: matrices of classes whose rows must lose equally many.
-        parts: classes that become tensors of their own, of which two must stay.
+        constraints: matrices of classes whose rows must lose equally many.
+        sub_tensors: classes that become tensors of their own, of which two must stay.
         macs, params: the costs.
-        touches: every cut-able dimension, with the class of each index.
+        labeled_dims: every cut-able dimension, with the class of each index.
         reading: the dimensions, by tensor name, along which weights read channels.
-        terms: what may be cut, and how.
+        options: what may be cut, and how.
         graphs: the runs that this was learned from.
         unknown: operations without a rule.
         mixed: where the first tape mixes channels by value, and the caller allowed to cut them all the same; the
@@ -55,16 +55,16 @@ class Coupling:
     """
 
     classes: int
-    rows: tuple[Rows, ...]
-    parts: tuple[Index, ...]
+    constraints: tuple[EqualCountConstraint, ...]
+    sub_tensors: tuple[Index, ...]
     macs: tuple[Scaling, ...]
     params: tuple[Scaling, ...]
-    touches: tuple[Touch, ...]
+    labeled_dims: tuple[LabeledDim, ...]
     reading: frozenset[tuple[str, int]]
-    terms: Terms
+    options: CouplingOptions
     graphs: tuple[Graph, ...]
     unknown: tuple[str, ...]
-    mixed: tuple[Mixed, ...]
+    mixed: tuple[MixedLabels, ...]
     builder: _Builder
 
     @cached_property
@@ -86,12 +86,12 @@ class Coupling:
     @cached_property
     def grouped(self) -> frozenset[str]:
         """Names of the weights of grouped convolutions."""
-        return frozenset(touch.name for touch in self.touches if touch.groups > 1)
+        return frozenset(touch.name for touch in self.labeled_dims if touch.groups > 1)
 
     @cached_property
-    def by_dimension(self) -> dict[tuple[str, int], Touch]:
+    def by_dimension(self) -> dict[tuple[str, int], LabeledDim]:
         """The touches by tensor name and dimension."""
-        return {(touch.name, touch.dim): touch for touch in self.touches}
+        return {(touch.name, touch.dim): touch for touch in self.labeled_dims}
 
 
 def groups(model: nn.Module, inputs: Inputs, *, allow_approximate: bool = False,
@@ -109,22 +109,22 @@ def groups(model: nn.Module, inputs: Inputs, *, allow_approximate: bool = False,
     Raises:
         TraceError: the model fails on these inputs.
     """
-    return couple(tapes(model, inputs), Terms(allow_approximate, whole_groups)).groups
+    return couple(trace_modes(model, inputs), CouplingOptions(allow_approximate, whole_groups)).groups
 
 
-def couple(graphs: Sequence[Graph], terms: Terms = PLAIN) -> Coupling:
+def couple(graphs: Sequence[Graph], options: CouplingOptions = DEFAULTS) -> Coupling:
     """The coupling of one network's tapes.
 
     Args:
         graphs: the tapes; multiply-adds are counted on the first.
-        terms: what may be cut, and how.
+        options: what may be cut, and how.
     """
-    space = LabelSpace(terms, kernels=graphs[0].kernels)
+    space = LabelSpace(options, kernels=graphs[0].kernels)
     tracks = []
     for place, graph in enumerate(graphs):
-        tracks.append(space.new_tape())
-        space.unmetered = place > 0
-        space.batch = next((value.shape[0] for value in graph.inputs if value.shape), 1)
+        tracks.append(space.start_graph())
+        space.skip_costs = place > 0
+        space.batch_size = next((value.shape[0] for value in graph.inputs if value.shape), 1)
         for op in graph.ops:
             move_labels(space, op)
         for value in graph.outputs:
@@ -132,8 +132,8 @@ def couple(graphs: Sequence[Graph], terms: Terms = PLAIN) -> Coupling:
     names = unread(graphs)
     for graph, by_value in zip(graphs, tracks if names else (), strict=bool(names)):
         freeze_what_unread_layers_meet(space, graph, by_value, names)
-    for rows in space.rows:
-        if rows.place in terms.ties:
+    for rows in space.constraints:
+        if rows.index in options.tied_constraints:
             space.union(rows.labels[:1], rows.labels)
     return _Builder(space, graphs, tracks).coupling()
 
@@ -145,27 +145,27 @@ class _Builder:
         self.space = space
         self.graphs = tuple(graphs)
         self.tracks = tracks
-        self.of = _classes(space.count, space.unions)
-        self.count = int(self.of.max()) + 1 if space.count else 0
-        self.touches = self._touches()
+        self.of = _classes(space.num_labels, space.unions)
+        self.count = int(self.of.max()) + 1 if space.num_labels else 0
+        self.labeled_dims = self._touches()
         self._keep_torn_rows()
 
-    def _touches(self) -> tuple[Touch, ...]:
+    def _touches(self) -> tuple[LabeledDim, ...]:
         same: dict[bytes, Index] = {}  # a layer's weight, bias and norm have the same channels: one array for all
-        by_class = [(touch, self.of[touch.labels]) for touch in self.space.touches]
+        by_class = [(touch, self.of[touch.labels]) for touch in self.space.labeled_dims]
         keys = [classes.tobytes() for _, classes in by_class]
         for key, (_, classes) in zip(keys, by_class, strict=True):
             same.setdefault(key, classes)
         copies = {key for key, classes in same.items() if len(np.unique(classes)) < len(classes)}
         origin = self.origins() if copies else self.of
-        return tuple(Touch(touch.name, touch.dim, same[key], touch.groups,
+        return tuple(LabeledDim(touch.name, touch.dim, same[key], touch.groups,
                            origin[touch.labels] if key in copies else None)
                      for key, (touch, _) in zip(keys, by_class, strict=True))
 
     def origins(self) -> Index:
         """For each label the one that arrived where it reads or follows: labels are made in the order of the tape."""
-        origin = np.arange(self.space.count)
-        for a, b in reversed(self.space.tied):  # the first to arrive counts
+        origin = np.arange(self.space.num_labels)
+        for a, b in reversed(self.space.tied_dims):  # the first to arrive counts
             left, right = np.broadcast_arrays(a, b)
             origin[np.maximum(left, right).ravel()] = np.minimum(left, right).ravel()
         return origin
@@ -176,7 +176,7 @@ class _Builder:
 
     def _keep_torn_rows(self) -> None:
         """Copies of one channel in rows that differ: what goes from one row would shift the others."""
-        for rows in self.space.rows:
+        for rows in self.space.constraints:
             distinct = {frozenset(row) for row in self.of[rows.labels].tolist()}
             if sum(map(len, distinct)) > len(frozenset().union(*distinct)):
                 self.space.freeze(rows.labels, "copies of a channel lie in unequal rows")
@@ -185,46 +185,46 @@ class _Builder:
         """The finished value."""
         return Coupling(
             classes=self.count,
-            rows=self._rows(),
-            parts=tuple({labels.tobytes(): self.of[labels] for labels in self.space.parts}.values()),
-            macs=tuple(Scaling(c.macs, tuple(self.of[labels] for labels in c.along)) for c in self.space.costs),
+            constraints=self._constraints(),
+            sub_tensors=tuple({labels.tobytes(): self.of[labels] for labels in self.space.sub_tensors}.values()),
+            macs=tuple(Scaling(c.macs, tuple(self.of[labels] for labels in c.along)) for c in self.space.mac_costs),
             params=self._params(),
-            touches=self.touches,
+            labeled_dims=self.labeled_dims,
             reading=self._reading(),
-            terms=self.space.terms,
+            options=self.space.options,
             graphs=self.graphs,
-            unknown=tuple(sorted(self.space.unknown)),
-            mixed=tuple(Mixed(self.of[m.labels], m.reason, m.op) for m in self.space.mixed),
+            unknown=tuple(sorted(self.space.unknown_ops)),
+            mixed=tuple(MixedLabels(self.of[m.labels], m.reason, m.op) for m in self.space.mixed),
             builder=self,
         )
 
-    def _rows(self) -> tuple[Rows, ...]:
-        found: dict[tuple[int, bytes], Rows] = {}
-        for rows in self.space.rows:
+    def _constraints(self) -> tuple[EqualCountConstraint, ...]:
+        found: dict[tuple[int, bytes], EqualCountConstraint] = {}
+        for rows in self.space.constraints:
             classes = self.of[rows.labels]
             # Rows of one channel each are positions of that channel, which goes from all of them or none.
-            positions = rows.least > 1 < classes.shape[1] and (classes == classes[:, :1]).all()
+            positions = rows.min_kept > 1 < classes.shape[1] and (classes == classes[:, :1]).all()
             if len(classes) > 1 and not positions and not (classes == classes[:1]).all():
                 key = classes.shape[0], classes.tobytes()
-                least = max(rows.least, found[key].least if key in found else 0)
-                found[key] = Rows(classes, least, found[key].place if key in found else rows.place)
+                least = max(rows.min_kept, found[key].min_kept if key in found else 0)
+                found[key] = EqualCountConstraint(classes, least, found[key].index if key in found else rows.index)
         return tuple(found.values())
 
     def _params(self) -> tuple[Scaling, ...]:
         along: dict[str, list[Index]] = {}
-        for touch in self.touches:
-            if touch.groups == 1 or not self.space.terms.whole_groups:  # else filters go, as wide as before
+        for touch in self.labeled_dims:
+            if touch.groups == 1 or not self.space.options.whole_groups:  # else filters go, as wide as before
                 along.setdefault(touch.name, []).append(touch.labels)
         return tuple(Scaling(value.numel, tuple(along.get(name, ())))
                      for name, value in self.graphs[0].state.items() if value.source == "parameter")
 
     def _reading(self) -> frozenset[tuple[str, int]]:
         """A tied weight may make channels along a dimension in one place and read along it in another."""
-        first = {int(labels[0]) for labels, _ in self.space.read}
-        return frozenset((touch.name, touch.dim) for touch in self.space.touches if int(touch.labels[0]) in first)
+        first = {int(labels[0]) for labels, _ in self.space.readers}
+        return frozenset((touch.name, touch.dim) for touch in self.space.labeled_dims if int(touch.labels[0]) in first)
 
     def groups(self) -> ChannelGroups:
-        return group_channels(self.space, self.of, self.touches, self.signatures(blocks=False))
+        return group_channels(self.space, self.of, self.labeled_dims, self.signatures(blocks=False))
 
     def signatures(self, blocks: bool) -> NDArray[np.uint64]:
         """A number for each class: equal for classes that touch the same dimensions equally often.
@@ -232,10 +232,10 @@ class _Builder:
         With `blocks`, the groups of a grouped convolution count as dimensions of their own, and what happens to the
         channels counts, too.
         """
-        own = np.zeros(self.space.count, dtype=np.uint64)
-        for touch in self.space.touches:
+        own = np.zeros(self.space.num_labels, dtype=np.uint64)
+        for touch in self.space.labeled_dims:
             np.add.at(own, touch.labels, number(touch.name, touch.dim))
-        for place, rows in enumerate(self.space.blocks if blocks else ()):
+        for place, rows in enumerate(self.space.group_blocks if blocks else ()):
             for block, labels in enumerate(rows):
                 np.add.at(own, labels, number("block", place, block))
         signatures = np.zeros(self.count, dtype=np.uint64)

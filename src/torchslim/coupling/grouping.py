@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from torchslim.coupling.groups import ChannelGroup, ChannelGroups, Member
 from torchslim.coupling.tape import Index
-from torchslim.rules.labels import Labels, LabelSpace, Touch
+from torchslim.rules.labels import LabeledDim, Labels, LabelSpace
 
 
-def group_channels(space: LabelSpace, of: Index, touches: Sequence[Touch],
+def group_channels(space: LabelSpace, of: Index, labeled_dims: Sequence[LabeledDim],
                    signatures: NDArray[np.uint64]) -> ChannelGroups:
     """The channel groups of a network, frozen ones too, in the order in which parameters first touch them.
 
@@ -24,15 +24,15 @@ def group_channels(space: LabelSpace, of: Index, touches: Sequence[Touch],
         touches: those of the space, by class.
         signatures: a number for each class, equal for those that touch the same dimensions equally often.
     """
-    return _Grouping(space, of, touches, signatures).groups()
+    return _Grouping(space, of, labeled_dims, signatures).groups()
 
 
 class _Grouping:
     """The tables that groups are made from."""
 
-    def __init__(self, space: LabelSpace, of: Index, touches: Sequence[Touch],
+    def __init__(self, space: LabelSpace, of: Index, labeled_dims: Sequence[LabeledDim],
                  signatures: NDArray[np.uint64]) -> None:
-        self.space, self.of, self.touches, self.signatures = space, of, touches, signatures
+        self.space, self.of, self.labeled_dims, self.signatures = space, of, labeled_dims, signatures
         self.count = len(signatures)
 
     def groups(self) -> ChannelGroups:
@@ -43,7 +43,7 @@ class _Grouping:
         texts = list(dict.fromkeys(reasons.values()))
         for one, reason in reasons.items():
             reason_of[one] = texts.index(reason) + 1
-        touched = self._flags([t.labels for t in self.space.touches])
+        touched = self._flags([t.labels for t in self.space.labeled_dims])
         keys = self.signatures ^ (reason_of.astype(np.uint64) * number("reason")) ^ (shortcut * number("shortcut"))
         _, group_of = np.unique(keys[touched], return_inverse=True)
         place = np.full(self.count, -1)
@@ -63,7 +63,7 @@ class _Grouping:
         """The classes of each group in the order in which parameters first touch them."""
         first = np.full(self.count, -1)
         total = 0
-        for touch in reversed(self.touches):
+        for touch in reversed(self.labeled_dims):
             total += len(touch.labels)
             # Of equal entries the last one written counts: the first of the touch.
             first[touch.labels[::-1]] = total - np.arange(len(touch.labels))[::-1]
@@ -82,19 +82,19 @@ class _Grouping:
             rank[classes] = np.arange(len(classes))
         made: dict[int, int] = {}
         largest = np.zeros(self.count, dtype=np.int64)
-        for labels, size in self.space.made:
+        for labels, size in self.space.producers:
             made[int(labels[0])] = max(size, made.get(int(labels[0]), 0))
             classes = self.of[labels]
             largest[classes] = np.maximum(largest[classes], size)
-        read = {int(labels[0]) for labels, _ in self.space.read}
+        read = {int(labels[0]) for labels, _ in self.space.readers}
         found: dict[int, list[Member]] = {group: [] for group in order}
         indices: dict[int, list[tuple[int, Index]]] = {}
-        for raw, touch in zip(self.space.touches, self.touches, strict=True):
+        for raw, touch in zip(self.space.labeled_dims, self.labeled_dims, strict=True):
             first = int(raw.labels[0])
             role = "makes" if first in made else "reads" if first in read else "follows"
             if made.get(first) == 1 and largest[touch.labels].max() > 1:
                 role = "gates"
-            scale = touch.name in self.space.scales
+            scale = touch.name in self.space.norm_scales
             key = id(touch.labels)
             if key not in indices:
                 indices[key] = _indices_by_group(place[touch.labels], rank[touch.labels], order)
@@ -117,15 +117,15 @@ class _Grouping:
 
     def _shortcuts(self) -> NDArray[np.bool_]:
         """Classes that are joined with others, or that several weights read at the same resolution."""
-        flags = self._flags(self.space.joined)
-        home = {int(t.labels[0]): place for place, t in enumerate(self.space.touches)}
+        flags = self._flags(self.space.joined_branches)
+        home = {int(t.labels[0]): place for place, t in enumerate(self.space.labeled_dims)}
         largest = np.zeros(self.count, dtype=np.int64)
-        for labels, size in self.space.read:
+        for labels, size in self.space.readers:
             classes = self.of[labels]
             largest[classes] = np.maximum(largest[classes], size)
         # A class has several readers if its first and its last differ.
         first, last = np.full(self.count, np.iinfo(np.int64).max), np.full(self.count, np.iinfo(np.int64).min)
-        for place, (labels, size) in enumerate(self.space.read):
+        for place, (labels, size) in enumerate(self.space.readers):
             reader = home.get(int(labels[0]), -1 - place)
             classes = self.of[labels]
             # A gate reads the map's mean: one position where another reader sees the whole map.

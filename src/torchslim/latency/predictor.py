@@ -42,7 +42,7 @@ class LatencyPredictor(Meter):
         self.baseline_ns, self.correction = baseline_ns, correction
         self.cost = Parts()
         tape = coupling.tapes[0]
-        found = dict(layers(tape, coupling.terms.whole_groups))
+        found = dict(layers(tape, coupling.options.whole_groups))
         beside = factors(found.values(), times)
         alike: dict[tuple[Geometry, bytes, bytes], list[Layer]] = {}
         for layer in found.values():
@@ -91,7 +91,7 @@ class LatencyPredictor(Meter):
 
 def required_workloads(coupling: Coupling) -> Iterable[Geometry]:
     """The geometries whose times a `LatencyPredictor` is made of."""
-    return [each for _, layer in layers(coupling.tapes[0], coupling.terms.whole_groups) for each in wanted(layer)]
+    return [each for _, layer in layers(coupling.tapes[0], coupling.options.whole_groups) for each in wanted(layer)]
 
 
 def _along(layer: Layer) -> tuple[Index, Index]:

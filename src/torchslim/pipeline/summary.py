@@ -24,7 +24,7 @@ from torchslim.pipeline.context import Run
 from torchslim.planning.candidates import gains
 from torchslim.report.record import Curve, LayerChange, Measured, Record, Sample, ScoreHistogram, Timing
 from torchslim.surgery.plans import Plan
-from torchslim.tracing.runs import tapes
+from torchslim.tracing.runs import trace_modes
 from torchslim.train.losses import logits
 from torchslim.utils.data import Data
 
@@ -77,7 +77,7 @@ def histogram(criterion: Criterion, evidence: Evidence, plan: Plan) -> dict[str,
     """
     kept: list[Any] = []
     gone: list[Any] = []
-    coupling = couple(tapes(evidence.model, evidence.inputs))
+    coupling = couple(trace_modes(evidence.model, evidence.inputs))
     evidence.gains = gains(coupling)
     free = [group for group in coupling.groups if not group.frozen]
     for group, scores in zip(free, score(free, criterion, evidence), strict=True):

@@ -17,7 +17,7 @@ from torchslim.importance import Criterion, Evidence, score
 from torchslim.latency.predictor import LatencyPredictor
 from torchslim.planning.knapsack import select_by_time, stairs
 from torchslim.planning.selection import Bundle, Limit, Selection, free_bundle, row_bundle, select
-from torchslim.rules.labels import Rows, Touch
+from torchslim.rules.labels import EqualCountConstraint, LabeledDim
 from torchslim.utils.patterns import matches
 
 Scope = str | Mapping[str, float]
@@ -134,7 +134,7 @@ def bundles_of(coupling: Coupling, choice: Choice, left_alone: dict[int, str],
             bundles.append(row_bundle(name, matrices, [n for n in counts if n], scores, choice.round_to,
                                       choice.min_channels))
     needed = np.zeros(coupling.classes, dtype=bool)
-    for part in coupling.parts:
+    for part in coupling.sub_tensors:
         # Channels that stay anyway count; of equal ones the first is taken.
         classes = np.unique(part)
         needed[classes[np.lexsort((classes, -scores[classes], ~stays[classes]))[:2]]] = True
@@ -196,11 +196,11 @@ def gains(coupling: Coupling) -> Callable[[ChannelGroup], float]:
     return gain
 
 
-def _tied_rows(coupling: Coupling, left_alone: dict[int, str]) -> list[list[Rows]]:
+def _tied_rows(coupling: Coupling, left_alone: dict[int, str]) -> list[list[EqualCountConstraint]]:
     """Matrices of rows, those that share a channel together. One channel that stays keeps all of them."""
     home = np.full(coupling.classes, -1)
-    found: dict[int, list[Rows]] = {}
-    for place, matrix in enumerate(coupling.rows):
+    found: dict[int, list[EqualCountConstraint]] = {}
+    for place, matrix in enumerate(coupling.constraints):
         classes = matrix.labels.ravel()
         met = np.unique(home[classes])
         found[place] = [matrix, *(other for old in met[met >= 0].tolist() for other in found.pop(old))]
@@ -285,7 +285,7 @@ def stuck(bundles: Sequence[Bundle], choice: Choice) -> dict[int, str]:
     return found
 
 
-def widths_of(coupling: Coupling) -> list[Touch]:
+def widths_of(coupling: Coupling) -> list[LabeledDim]:
     """The dimensions along which layers make channels: what is meant by their widths."""
     makes = {(m.name, m.dim) for group in coupling.groups for m in group.members if m.role in ("makes", "gates")}
-    return [touch for touch in coupling.touches if (touch.name, touch.dim) in makes]
+    return [touch for touch in coupling.labeled_dims if (touch.name, touch.dim) in makes]

@@ -23,11 +23,11 @@ from torchslim.importance import Scores
 from torchslim.planning.channel_order import out_of_order
 from torchslim.planning.selection import Selection
 from torchslim.planning.width_repair import Sizes, mended
-from torchslim.rules.labels import Touch
+from torchslim.rules.labels import LabeledDim
 from torchslim.surgery.cutting import resized
 from torchslim.surgery.plans import Mend
 from torchslim.surgery.width_attributes import outdated
-from torchslim.tracing.width_reads import parametrised
+from torchslim.tracing.width_reads import has_parametrizations
 from torchslim.utils.inputs import Inputs
 from torchslim.utils.modules import tensors_of
 
@@ -66,7 +66,7 @@ def cut_as(selection: Selection, model: nn.Module, inputs: Inputs, coupling: Cou
            scores: Scores) -> Cut | Failure:
     """What stays of the network where it is cut as selected, or why it can't be."""
     shares = selection.shares(coupling.classes)
-    for touch in {id(touch.labels): touch for touch in coupling.touches}.values():
+    for touch in {id(touch.labels): touch for touch in coupling.labeled_dims}.values():
         if len(touch.labels) >= 2 and round(float(shares[touch.labels].sum())) < 2:
             # A dimension of size 1 broadcasts: its channel could not be told from none.
             return Failure(f"`{touch.name}` would keep one channel of dimension {touch.dim}",
@@ -80,14 +80,14 @@ def foreseen(model: nn.Module, coupling: Coupling, selection: Selection, scores:
 
     None where it might not, or where rows of one channel set are tied to others, and only a run tells their order.
     """
-    stays = _staying(coupling, selection, scores) if all(graph.blind for graph in coupling.graphs) else None
+    stays = _staying(coupling, selection, scores) if all(graph.width_independent for graph in coupling.graphs) else None
     if stays is None:
         return None
     kept: Kept = {}
     sizes: dict[str, dict[int, int]] = {}
     indices: dict[int, tuple[int, ...]] = {}
     grouped: dict[str, tuple[int, int]] = {}
-    for touch in coupling.touches:
+    for touch in coupling.labeled_dims:
         if id(touch.labels) not in indices:
             indices[id(touch.labels)] = tuple(np.flatnonzero(stays[touch.labels]).tolist())
         index = indices[id(touch.labels)]
@@ -98,7 +98,7 @@ def foreseen(model: nn.Module, coupling: Coupling, selection: Selection, scores:
             if touch.groups > 1:
                 grouped[touch.name] = touch.groups, left
     kept = {name: dict(sorted(dims.items())) for name, dims in kept.items()}
-    readers = tuple((t.name, t.dim) for t in coupling.touches
+    readers = tuple((t.name, t.dim) for t in coupling.labeled_dims
                     if t.dim in kept.get(t.name, {}) and (t.name, t.dim) in coupling.reading)
     return Cut(stays, kept, grouped, readers, tuple(_outdated(model, sizes, grouped)))
 
@@ -113,7 +113,7 @@ def _staying(coupling: Coupling, selection: Selection, scores: Scores) -> NDArra
             stays[bundle.classes] = bundle.shares(level) > 0
             continue
         own = set(bundle.classes.tolist())
-        matrices = [rows.labels for rows in coupling.rows if int(rows.labels.flat[0]) in own]
+        matrices = [rows.labels for rows in coupling.constraints if int(rows.labels.flat[0]) in own]
         if len(matrices) != 1 or matrices[0].size != len(own):
             return None
         for row in matrices[0]:
@@ -122,7 +122,7 @@ def _staying(coupling: Coupling, selection: Selection, scores: Scores) -> NDArra
     return stays
 
 
-def _groups_left(touch: Touch, stays: NDArray[np.bool_]) -> int:
+def _groups_left(touch: LabeledDim, stays: NDArray[np.bool_]) -> int:
     """How many of a grouped convolution's groups keep channels; 1 for any other dimension."""
     return int(np.count_nonzero(stays[touch.labels].reshape(touch.groups, -1).any(1))) if touch.groups > 1 else 1
 
@@ -133,7 +133,7 @@ def _outdated(model: nn.Module, sizes: Sizes, grouped: Mapping[str, tuple[int, i
     shapes = {id(state[name]): [dims.get(dim, size) for dim, size in enumerate(state[name].shape)]
               for name, dims in sizes.items()}
     groups = {name: after for name, (_, after) in grouped.items()}
-    if not parametrised(model.modules()):
+    if not has_parametrizations(model.modules()):
         return outdated(model, lambda tensor: shapes.get(id(tensor)) or tensor.shape, groups)
     always = {(mend.module, mend.attribute) for mend in outdated(model)}
     with resized(model, sizes, ()):  # a computed weight has its shape from those that it is computed of
@@ -146,9 +146,9 @@ def _at_slim_widths(model: nn.Module, inputs: Inputs, coupling: Coupling, select
     shares = selection.shares(coupling.classes)
     sizes: dict[str, dict[int, int]] = {}
     grouped: dict[str, tuple[int, int]] = {}
-    labels = {id(touch.labels): touch.labels for touch in coupling.touches}
+    labels = {id(touch.labels): touch.labels for touch in coupling.labeled_dims}
     counts = {key: round(float(shares[own].sum())) for key, own in labels.items()}
-    for touch in coupling.touches:
+    for touch in coupling.labeled_dims:
         if counts[id(touch.labels)] < len(touch.labels):
             groups = _groups_left(touch, shares > 0)
             sizes.setdefault(touch.name, {})[touch.dim] = counts[id(touch.labels)] // groups
@@ -159,7 +159,7 @@ def _at_slim_widths(model: nn.Module, inputs: Inputs, coupling: Coupling, select
         values = (*run.op.inputs, *(value for value in run.op.outputs if value is not None))
         return Failure(run.reason, run.op.where, frozenset(int(one) for value in values
                                              for track in run.tape.tracks.get(value.id, ()) for one in track.ravel()))
-    slim = couple(run.graphs, replace(coupling.terms, known_grouped=coupling.grouped))
+    slim = couple(run.graphs, replace(coupling.options, grouped_weights=coupling.grouped))
     strangers = _strangers(coupling, slim, shares)
     if strangers:
         return Failure("in the slim network its channels would reach other weights than in the original", "", strangers)
@@ -250,7 +250,7 @@ def _kept_indices(coupling: Coupling, slim: Coupling, chosen: Index) -> tuple[
     grouped: dict[str, tuple[int, int]] = {}
     readers = []
     found: dict[tuple[int, ...], tuple[int, ...]] = {}
-    for touch in slim.touches:
+    for touch in slim.labeled_dims:
         before = coupling.by_dimension[touch.name, touch.dim]
         key = id(before.labels), id(touch.labels), id(before.copies), id(touch.copies)
         if key not in found:
@@ -262,7 +262,7 @@ def _kept_indices(coupling: Coupling, slim: Coupling, chosen: Index) -> tuple[
             readers.append((touch.name, touch.dim))
         if touch.groups > 1:
             grouped[touch.name] = (before.groups, touch.groups)
-    order = {touch.name: place for place, touch in enumerate(coupling.touches)}
+    order = {touch.name: place for place, touch in enumerate(coupling.labeled_dims)}
     names = sorted(kept, key=order.__getitem__)
     return {name: dict(sorted(kept[name].items())) for name in names}, grouped, tuple(readers)
 

@@ -57,12 +57,12 @@ def out_of_order(coupling: Coupling, slim: Coupling, stays: NDArray[np.bool_],
 def _same_labels(coupling: Coupling, slim: Coupling,
                  kept: Mapping[str, Mapping[int, tuple[int, ...]]]) -> tuple[Index, Index]:
     """The original's labels that parameters tell of (others are -1), and for each slim label the original's it is."""
-    told = np.full(coupling.builder.space.count, -1, dtype=np.int64)
-    found = np.full(slim.builder.space.count, -1, dtype=np.int64)
-    home = {(touch.name, touch.dim): touch.labels for touch in coupling.builder.space.touches}
+    told = np.full(coupling.builder.space.num_labels, -1, dtype=np.int64)
+    found = np.full(slim.builder.space.num_labels, -1, dtype=np.int64)
+    home = {(touch.name, touch.dim): touch.labels for touch in coupling.builder.space.labeled_dims}
     for labels in home.values():
         told[labels] = labels
-    for touch in slim.builder.space.touches:
+    for touch in slim.builder.space.labeled_dims:
         before, index = home[touch.name, touch.dim], kept.get(touch.name, {}).get(touch.dim)
         found[touch.labels] = before if index is None else before[list(index)]
     return told, found
@@ -99,8 +99,8 @@ def _misread(coupling: Coupling, slim: Coupling, kept: Mapping[str, Mapping[int,
     """Classes of the first dimension whose slim indices meet other channels than the original's that they are."""
     wide, narrow = coupling.builder, slim.builder
     origin, slim_origin = wide.origins(), narrow.origins()
-    home = {(touch.name, touch.dim): touch.labels for touch in wide.space.touches}
-    for touch in narrow.space.touches:
+    home = {(touch.name, touch.dim): touch.labels for touch in wide.space.labeled_dims}
+    for touch in narrow.space.labeled_dims:
         labels, index = home[touch.name, touch.dim], kept.get(touch.name, {}).get(touch.dim)
         own = labels if index is None else labels[list(index)]
         if not np.array_equal(told[origin[own]], found[slim_origin[touch.labels]]):

@@ -61,14 +61,14 @@ class Trouble:
     def _meet(self, coupling: Coupling, bundle: Bundle, level: int, reason: str) -> None:
         first = int(bundle.classes.min())
         own = set(bundle.classes.tolist())
-        rows = [rows for rows in coupling.rows if rows.labels.flat[0] in own] if bundle.tied else []
-        untied = {r.place for r in rows} - self.ties
+        rows = [rows for rows in coupling.constraints if rows.labels.flat[0] in own] if bundle.tied else []
+        untied = {r.index for r in rows} - self.ties
         if rows and sum(known == first for known, _ in self.impossible) < WIDTHS_TRIED:
             self.impossible.add((first, int(bundle.kept[level])))
         elif untied:
             self.ties |= untied
         else:
-            for touch in coupling.touches:
+            for touch in coupling.labeled_dims:
                 hit = np.flatnonzero(np.isin(touch.labels, bundle.classes))
                 if len(hit):
                     self.stays += [(touch.name, touch.dim, place, reason) for place in hit.tolist()]
@@ -89,7 +89,7 @@ def _kind(coupling: Coupling, bundle: Bundle) -> Kind:
     inside[bundle.classes] = True
     modules = coupling.graphs[0].modules
     touched = []
-    for touch in coupling.touches:
+    for touch in coupling.labeled_dims:
         count = int(np.count_nonzero(inside[touch.labels]))
         if count:
             owner, _, attribute = touch.name.rpartition(".")

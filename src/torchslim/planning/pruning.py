@@ -44,10 +44,10 @@ from torchslim.planning.failures import Trouble
 from torchslim.planning.knapsack import idle
 from torchslim.planning.selection import Bundle, Limit, Selection, as_count
 from torchslim.proof.verification import differences
-from torchslim.rules.options import Terms
+from torchslim.rules.options import CouplingOptions
 from torchslim.surgery.cutting import apply
 from torchslim.surgery.plans import Budget, LeftAlone, Plan
-from torchslim.tracing.runs import tapes
+from torchslim.tracing.runs import trace_modes
 from torchslim.utils.inputs import Inputs, unwrap
 
 TOLERANCE = 1e-6
@@ -110,10 +110,10 @@ def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params:
                            "kept), or scope= with a share by pattern")
     evidence = Evidence(model, inputs, data, loss, seed)
     choice.importance.check(evidence)
-    graphs = tapes(model, inputs)
-    coupling = couple(graphs, Terms(allow_approximate, whole_groups))
+    graphs = trace_modes(model, inputs)
+    coupling = couple(graphs, CouplingOptions(allow_approximate, whole_groups))
     if original is not None:
-        whole = compared(couple(tapes(unwrap(original), inputs), coupling.terms), coupling)
+        whole = compared(couple(trace_modes(unwrap(original), inputs), coupling.options), coupling)
         choice = replace(choice, original=whole)
         asked |= {limit.resource: max(1, limit.most) for limit in _limits(whole, asked)}
         before = latency_target(unwrap(original), inputs, whole.graphs[0], latency, backend)
@@ -145,7 +145,7 @@ def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params:
             trouble.meet(coupling, selection, place, cut.reason)
         if len(trouble.ties) > ties:
             trouble.renumbered()
-            coupling = couple(graphs, replace(coupling.terms, ties=frozenset(trouble.ties)))
+            coupling = couple(graphs, replace(coupling.options, tied_constraints=frozenset(trouble.ties)))
 
 
 def prune(model: nn.Module, inputs: Inputs, *, compensate: bool = False, **options: Any) -> tuple[nn.Module, Plan]:
@@ -214,7 +214,7 @@ def _finished(coupling: Coupling, cut: Cut, limits: Sequence[Limit], selection: 
                 "min_kept": choice.min_kept,
                 "only": list(choice.only), "exclude": list(choice.exclude),
                 "allow_approximate": bool(mixed),
-                "whole_groups": coupling.terms.whole_groups, "seed": choice.seed,
+                "whole_groups": coupling.options.whole_groups, "seed": choice.seed,
                 "shares_of": "today" if choice.original is None else "original"}
     return Plan(kept=cut.kept, readers=cut.readers, grouped=cut.grouped, mends=cut.mends, budgets=budgets,
                 predicted={"macs": Meter(coupling.macs)(shares), "params": Meter(coupling.params)(shares),

@@ -21,7 +21,7 @@ from torchslim.coupling.groups import ChannelGroup
 from torchslim.coupling.tape import Index
 from torchslim.errors import RequestError
 from torchslim.importance import Scores
-from torchslim.rules.labels import Rows
+from torchslim.rules.labels import EqualCountConstraint
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +71,8 @@ def free_bundle(group: ChannelGroup, scores: Scores, round_to: int, least: int,
                   least=min(least, group.channels))
 
 
-def row_bundle(name: str, matrices: Sequence[Rows], widths: Sequence[int], scores: Scores, round_to: int,
-               least: int) -> Bundle:
+def row_bundle(name: str, matrices: Sequence[EqualCountConstraint], widths: Sequence[int], scores: Scores,
+               round_to: int, least: int) -> Bundle:
     """Rows that lose equally many, whichever of their channels these are.
 
     Args:
@@ -86,7 +86,7 @@ def row_bundle(name: str, matrices: Sequence[Rows], widths: Sequence[int], score
     steps = gcd(*(block.shape[1] for block in blocks))
 
     def wide(k: int) -> bool:
-        return all(matrix.labels.shape[1] * k // steps >= matrix.least for matrix in matrices) and all(
+        return all(matrix.labels.shape[1] * k // steps >= matrix.min_kept for matrix in matrices) and all(
             width * k // steps >= least for width in widths)
 
     able = [k for k in range(1, steps) if wide(k)]

@@ -22,7 +22,7 @@ from torchslim.coupling.coupling import Coupling, couple
 from torchslim.coupling.tape import Index, Tape
 from torchslim.errors import ProofError
 from torchslim.rules import keeps_values, multiplies
-from torchslim.rules.options import Terms
+from torchslim.rules.options import CouplingOptions
 from torchslim.surgery.plans import Plan
 from torchslim.tracing.graph import Op, Value
 from torchslim.tracing.trace import operation_name, trace
@@ -37,9 +37,9 @@ def same_channels(model: nn.Module, inputs: Inputs, plan: Plan) -> SameChannels:
         inputs: those of the run to come.
         plan: what stays.
     """
-    coupling = couple([trace(model, inputs, meta=False)], Terms(allow_approximate=True))
+    coupling = couple([trace(model, inputs, meta=False)], CouplingOptions(allow_approximate=True))
     stays = np.ones(coupling.classes, dtype=bool)
-    for touch in coupling.touches:
+    for touch in coupling.labeled_dims:
         index = plan.kept.get(touch.name, {}).get(touch.dim)
         if index is not None:
             gone = np.ones(len(touch.labels), dtype=bool)
@@ -71,7 +71,7 @@ class SameChannels(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, coupling: Coupling, stays: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.tape: Tape = coupling.tapes[0]
-        self.touches = coupling.by_dimension
+        self.labeled_dims = coupling.by_dimension
         self.stays = stays
         self.mixing = {m.op for m in coupling.mixed if not stays[m.labels].all()}
         self.reading = {op.index for op in self.tape.graph.ops
@@ -123,7 +123,7 @@ class SameChannels(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _kept(self, value: Value) -> dict[int, Index]:
         """For each labelled dimension of a value, the indices that stay."""
         if value.name:
-            return {dim: np.flatnonzero(self.stays[touch.labels]) for (name, dim), touch in self.touches.items()
+            return {dim: np.flatnonzero(self.stays[touch.labels]) for (name, dim), touch in self.labeled_dims.items()
                     if name == value.name}
         found: dict[int, Index] = {}
         for track in self.tape.tracks.get(value.id, ()):

@@ -28,7 +28,7 @@ from torchslim.surgery.width_attributes import weight_of
 from torchslim.utils.copying import copied
 from torchslim.utils.inputs import Inputs, arguments, map_tensors, tensors_in, unwrap
 from torchslim.utils.modules import tensors_of
-from torchslim.utils.preserve import plainly
+from torchslim.utils.preserve import plain_context
 
 
 def verify(model: nn.Module, slim: nn.Module, plan: Plan, inputs: Inputs) -> float:
@@ -196,7 +196,7 @@ def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
         module.training = False
 
     args, kwargs = arguments(inputs)
-    with torch.random.fork_rng(devices=()), plainly(), in_float64():
+    with torch.random.fork_rng(devices=()), plain_context(), in_float64():
         torch.manual_seed(0)  # where a network draws numbers, both draw the same
         output: Any = model(*args, **kwargs)
     return list(tensors_in(output))

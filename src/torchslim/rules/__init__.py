@@ -64,7 +64,7 @@ def move_labels(space: LabelSpace, op: Op) -> None:
     if row is not None:
         row.labels(space, op)
         return
-    space.unknown.add(op.name)
+    space.unknown_ops.add(op.name)
     for value in op.inputs:
         space.freeze_value(value, f"no rule for the operation in {op.where}")
 

@@ -16,10 +16,10 @@ def pointwise(space: LabelSpace, op: Op) -> None:
     values = [value for value in op.inputs if value.numel != 1]  # tensors without elements carry labels as well
     if not values:
         return
-    tracks = space.merge(values, op)
+    tracks = space.broadcast_union(values, op)
     moving = {value.id for value in values if not value.static and space.tracks(value)}
     if op.name in _JOINING and len(moving) > 1:
-        space.joined.extend(tracks)
+        space.joined_branches.extend(tracks)
     for out in op.outputs:
         if out is not None:
             space.set(out, tracks)
@@ -46,7 +46,7 @@ def blank(space: LabelSpace, op: Op) -> None:
     """A tensor of equal or arbitrary elements is cut with what it meets."""
     for out in op.outputs:
         if out is not None:
-            space.blank(out)
+            space.fill(out)
 
 
 def silent(space: LabelSpace, op: Op) -> None:
@@ -59,7 +59,7 @@ def like(space: LabelSpace, op: Op) -> None:
     if source.shape == op.output.shape:
         space.set(op.output, space.tracks(source))
     else:
-        space.blank(op.output)
+        space.fill(op.output)
 
 
 def index_fill(space: LabelSpace, op: Op) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from torchslim.rules.options import PLAIN, Terms
+from torchslim.rules.options import DEFAULTS, CouplingOptions
 from torchslim.tracing.graph import Op, Value
 
 Labels = NDArray[np.int64]
@@ -25,7 +25,7 @@ Tracks = tuple[Labels, ...]
 
 
 @dataclass(frozen=True, eq=False)
-class Touch:
+class LabeledDim:
     """A dimension of a parameter, buffer or attribute, and the label of each of its indices.
 
     For a grouped convolution's input dimension `groups` is above 1, and the labels count the input channels over all
@@ -41,7 +41,7 @@ class Touch:
 
 
 @dataclass(frozen=True, eq=False)
-class Frozen:
+class FrozenLabels:
     """Labels that must stay, and why."""
 
     labels: Labels
@@ -49,7 +49,7 @@ class Frozen:
 
 
 @dataclass(frozen=True, eq=False)
-class Mixed:
+class MixedLabels:
     """Labels whose channels an operation mixes by value, where the caller allows to cut them all the same."""
 
     labels: Labels
@@ -58,19 +58,19 @@ class Mixed:
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
-    """A matrix of labels whose rows must lose equally many, and the least that each row keeps.
+class EqualCountConstraint:
+    """A matrix of labels whose rows must lose equally many, and how many each row keeps at least.
 
-    `place` is its number among all that the rules declared, the same for every run of the same operations.
+    `index` is its number among all that the rules declared, the same for every run of the same operations.
     """
 
     labels: Labels
-    least: int
-    place: int
+    min_kept: int
+    index: int
 
 
 @dataclass(frozen=True, eq=False)
-class Cost:
+class MacCost:
     """Multiply-adds of one operation and the labels along each dimension that scale them."""
 
     op: int
@@ -82,41 +82,41 @@ class Cost:
 class LabelSpace:
     """The labels of one coupling run, and all that the operations declared of them.
 
-    `terms` says what may be cut, and how. `kernels` names filters, whose last dimensions are positions
+    `options` says what may be cut, and how. `kernels` names filters, whose last dimensions are positions
     and no channels. `batch` is the first size of the tape's first input.
 
     Mutable while the rules run over the tapes; `coupling` reads it afterwards.
     """
 
-    terms: Terms = PLAIN
+    options: CouplingOptions = DEFAULTS
     kernels: frozenset[str] = frozenset()
-    unmetered: bool = False
-    batch: int = 1
-    count: int = 0
-    touches: list[Touch] = field(default_factory=list)
+    skip_costs: bool = False
+    batch_size: int = 1
+    num_labels: int = 0
+    labeled_dims: list[LabeledDim] = field(default_factory=list)
     unions: list[tuple[Labels, Labels]] = field(default_factory=list)
-    tied: list[tuple[Labels, Labels]] = field(default_factory=list)
-    frozen: list[Frozen] = field(default_factory=list)
-    rows: list[Rows] = field(default_factory=list)
-    blocks: list[Labels] = field(default_factory=list)
-    parts: list[Labels] = field(default_factory=list)
-    read: list[tuple[Labels, int]] = field(default_factory=list)
-    made: list[tuple[Labels, int]] = field(default_factory=list)
-    joined: list[Labels] = field(default_factory=list)
-    costs: list[Cost] = field(default_factory=list)
-    scales: set[str] = field(default_factory=set)
-    unknown: set[str] = field(default_factory=set)
-    mixed: list[Mixed] = field(default_factory=list)
+    tied_dims: list[tuple[Labels, Labels]] = field(default_factory=list)
+    frozen: list[FrozenLabels] = field(default_factory=list)
+    constraints: list[EqualCountConstraint] = field(default_factory=list)
+    group_blocks: list[Labels] = field(default_factory=list)
+    sub_tensors: list[Labels] = field(default_factory=list)
+    readers: list[tuple[Labels, int]] = field(default_factory=list)
+    producers: list[tuple[Labels, int]] = field(default_factory=list)
+    joined_branches: list[Labels] = field(default_factory=list)
+    mac_costs: list[MacCost] = field(default_factory=list)
+    norm_scales: set[str] = field(default_factory=set)
+    unknown_ops: set[str] = field(default_factory=set)
+    mixed: list[MixedLabels] = field(default_factory=list)
     _tracks: dict[int, Tracks] = field(default_factory=dict)
     _state: dict[tuple[str, int], Labels | None] = field(default_factory=dict)
     _spread: dict[str, Labels] = field(default_factory=dict)
 
-    def fresh(self, count: int) -> Labels:
+    def new_labels(self, count: int) -> Labels:
         """`count` new labels."""
-        self.count += count
-        return np.arange(self.count - count, self.count)
+        self.num_labels += count
+        return np.arange(self.num_labels - count, self.num_labels)
 
-    def new_tape(self) -> dict[int, Tracks]:
+    def start_graph(self) -> dict[int, Tracks]:
         """Begin another tape, and return the tracks that its values will get, by id.
 
         Parameters keep their labels, which joins the tapes.
@@ -136,8 +136,8 @@ class LabelSpace:
         """The track of one dimension of a parameter, buffer or attribute, made when first asked for."""
         key = (value.name, dim)
         if key not in self._state:
-            labels = self.fresh(value.shape[dim])
-            self.touches.append(Touch(value.name, dim, labels))
+            labels = self.new_labels(value.shape[dim])
+            self.labeled_dims.append(LabeledDim(value.name, dim, labels))
             self._state[key] = along_dim(labels, dim, len(value.shape))
         return self._state[key]
 
@@ -155,9 +155,9 @@ class LabelSpace:
         if labels is not None:
             self.set(value, [along_dim(labels, dim % len(value.shape), len(value.shape))])
 
-    def blank(self, value: Value) -> None:
+    def fill(self, value: Value) -> None:
         """Label a tensor of equal elements (zeros, ones, uninitialised): it is cut along with whatever it meets."""
-        self.set(value, (along_dim(self.fresh(size), dim, len(value.shape))
+        self.set(value, (along_dim(self.new_labels(size), dim, len(value.shape))
                          for dim, size in enumerate(value.shape) if size > 1))
 
     def union(self, a: Labels, b: Labels) -> None:
@@ -169,7 +169,7 @@ class LabelSpace:
 
     def freeze(self, labels: Labels, reason: str) -> None:
         """These labels must stay."""
-        self.frozen.append(Frozen(labels.ravel(), reason))
+        self.frozen.append(FrozenLabels(labels.ravel(), reason))
 
     def freeze_value(self, value: Value, reason: str) -> None:
         """All labels of a value must stay."""
@@ -179,8 +179,8 @@ class LabelSpace:
     def mix(self, labels: Labels, op: Op, doing: str = "mixed by") -> bool:
         """Channels are mixed by value here: frozen, unless the caller allows the approximation. True if allowed."""
         reason = f"channels are {doing} {op.where}"
-        if self.terms.allow_approximate:
-            self.mixed.append(Mixed(labels.ravel(), reason, op.index))
+        if self.options.allow_approximate:
+            self.mixed.append(MixedLabels(labels.ravel(), reason, op.index))
             return True
         self.freeze(labels, reason)
         return False
@@ -199,11 +199,11 @@ class LabelSpace:
         Rows that become tensors of their own keep at least two: a dimension of size 1 broadcasts, and its channel
         could no longer be told from none.
         """
-        self.rows.append(Rows(rows, least, len(self.rows)))
+        self.constraints.append(EqualCountConstraint(rows, least, len(self.constraints)))
 
-    def part(self, labels: Labels) -> None:
+    def add_sub_tensor(self, labels: Labels) -> None:
         """Labels that become a tensor of their own: two stay at the least (see `equal_groups`)."""
-        self.parts.append(labels.ravel())
+        self.sub_tensors.append(labels.ravel())
 
     def along(self, value: Value, dim: int, op: Op) -> Labels | None:
         """The label of each index of a dimension; None where it can't be cut.
@@ -239,7 +239,7 @@ class LabelSpace:
         """Union of two dimensions that must agree; if one can't be cut, neither can the other."""
         if a is not None and b is not None:
             self.union(a, b)
-            self.tied.append((a, b))
+            self.tied_dims.append((a, b))
         elif a is not None or b is not None:
             kept = a if a is not None else b
             assert kept is not None
@@ -247,33 +247,33 @@ class LabelSpace:
 
     def makes(self, labels: Labels, size: int) -> None:
         """Weights with these labels make channels, on maps of `size` positions."""
-        self.made.append((labels, size))
+        self.producers.append((labels, size))
 
     def reads(self, value: Value, labels: Labels, size: int) -> None:
         """Weights with these labels read channels, from maps of `size` positions."""
-        self.read.append((labels, size))
+        self.readers.append((labels, size))
 
     def meter(self, op: Op, macs: int, along: Iterable[Labels | None]) -> None:
         """An operation's multiply-adds and what scales them; those of a second tape are not counted."""
-        if not self.unmetered:
-            self.costs.append(Cost(op.index, macs, tuple(labels for labels in along if labels is not None)))
+        if not self.skip_costs:
+            self.mac_costs.append(MacCost(op.index, macs, tuple(labels for labels in along if labels is not None)))
 
-    def spread_groups(self, value: Value, groups: int) -> Labels:
+    def grouped_input_labels(self, value: Value, groups: int) -> Labels:
         """Labels for the input channels of a grouped convolution, counted over all groups."""
         if value.name not in self._spread:
             shared = self._state.get((value.name, 1))
             if shared is not None:  # read elsewhere with its plain dimension: one index then stands for all groups
                 self.freeze(shared, "a grouped weight that is also read otherwise")
-                self.touches = [t for t in self.touches if (t.name, t.dim) != (value.name, 1)]
+                self.labeled_dims = [t for t in self.labeled_dims if (t.name, t.dim) != (value.name, 1)]
             self._state[value.name, 1] = None
-            labels = self.fresh(value.shape[1] * groups)
-            self.touches.append(Touch(value.name, 1, labels, groups))
+            labels = self.new_labels(value.shape[1] * groups)
+            self.labeled_dims.append(LabeledDim(value.name, 1, labels, groups))
             self._spread[value.name] = labels
             if shared is not None:
                 self.freeze(labels, "a grouped weight that is also read otherwise")
         return self._spread[value.name]
 
-    def merge(self, values: Sequence[Value], op: Op, out: Value | None = None) -> Tracks:
+    def broadcast_union(self, values: Sequence[Value], op: Op, out: Value | None = None) -> Tracks:
         """Element-wise meeting of tensors, broadcast as usual: labels at one position become one."""
         ndim = max(len(value.shape) for value in values)
         shapes = [(1,) * (ndim - len(value.shape)) + value.shape for value in values]

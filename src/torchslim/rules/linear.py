@@ -28,7 +28,7 @@ def convolution(space: LabelSpace, op: Op) -> None:
     into = space.only_along(x, 1, op, "convolved over")
     in_dim, out_dim = (0, 1) if transposed else (1, 0)
     alone = groups > 1 and groups == channels and weight.shape[1] == 1
-    depthwise = alone and weight.name not in space.terms.known_grouped
+    depthwise = alone and weight.name not in space.options.grouped_weights
     if groups == 1:
         out = _dense(space, op, into, in_dim, out_dim)
     elif depthwise:
@@ -41,7 +41,7 @@ def convolution(space: LabelSpace, op: Op) -> None:
         space.tie(space.along(bias, 0, op), out, op, "the bias of channels that can't be cut")
     space.set_along(op.output, 1, out)
     # A filter reads its group's channels: with a group, filters go, and those left read as many as before.
-    by_filters = depthwise or (groups > 1 and space.terms.whole_groups)
+    by_filters = depthwise or (groups > 1 and space.options.whole_groups)
     space.meter(op, convolution_macs(op), (out,) if by_filters else (out, into))
 
 
@@ -67,7 +67,7 @@ def _depthwise(space: LabelSpace, op: Op, into: Labels | None) -> Labels | None:
 def _grouped(space: LabelSpace, op: Op, into: Labels | None, groups: int) -> Labels | None:
     x, weight = op.args[:2]
     if weight.name:
-        by_group: Labels | None = space.spread_groups(weight, groups)
+        by_group: Labels | None = space.grouped_input_labels(weight, groups)
     else:
         shared = space.along(weight, 1, op)
         by_group = None if shared is None else np.tile(shared, groups)
@@ -78,13 +78,13 @@ def _grouped(space: LabelSpace, op: Op, into: Labels | None, groups: int) -> Lab
     space.tie(into, read, op, _doing("reads", x, into))
     if read is not None:
         space.reads(weight, read, prod(x.shape[2:]))
-    if space.terms.whole_groups:
+    if space.options.whole_groups:
         _live_together(space, op, into, filters, groups)
         return filters
     for labels in (into, filters):
         if labels is not None:
             space.equal_groups(labels.reshape(groups, -1), least=1)
-            space.blocks.append(labels.reshape(groups, -1))
+            space.group_blocks.append(labels.reshape(groups, -1))
     return filters
 
 
@@ -130,7 +130,7 @@ def deformable(space: LabelSpace, op: Op) -> None:
     channels, runs = space.along(x, 1, op), op.args[12]
     if channels is not None and runs > 1:
         space.equal_groups(channels.reshape(runs, -1), least=1)
-        space.blocks.append(channels.reshape(runs, -1))
+        space.group_blocks.append(channels.reshape(runs, -1))
     convolution(space, _as_convolution(op))
 
 
@@ -156,7 +156,7 @@ def matmul(space: LabelSpace, op: Op) -> None:
             space.reads(weight, read, 1)
         labels = space.along(weight, made, op)
         if labels is not None:
-            space.makes(labels, max(1, op.output.shape[-2] // max(1, space.batch)))  # positions, not pictures
+            space.makes(labels, max(1, op.output.shape[-2] // max(1, space.batch_size)))  # positions, not pictures
     else:
         for labels in (inner_a, inner_b):
             if labels is not None:

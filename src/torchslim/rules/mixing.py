@@ -23,7 +23,7 @@ def batch_norm(space: LabelSpace, op: Op) -> None:
         if isinstance(parameter, Value):
             space.tie(channels, space.along(parameter, 0, op), op, "normalises channels that can't be cut")
     if isinstance(op.args[1], Value) and op.args[1].name:
-        space.scales.add(op.args[1].name)
+        space.norm_scales.add(op.args[1].name)
     tracks = list(space.tracks(x))
     if op.args[3] is None:  # statistics of this very tensor: what lies in one channel is mixed
         tracks = [t for t in tracks if t.shape[1] > 1 or space.mix(t, op, "normalised over in")]
@@ -34,7 +34,7 @@ def layer_norm(space: LabelSpace, op: Op) -> None:
     """aten.native_layer_norm(x, normalized_shape, weight, bias, eps): mixes the last dimensions."""
     x, shape = op.args[:2]
     values = [x, *(v for v in op.args[2:4] if isinstance(v, Value))]
-    tracks = space.merge(values, op)
+    tracks = space.broadcast_union(values, op)
     _mixed(space, op, tracks, range(len(x.shape) - len(shape), len(x.shape)))
 
 
@@ -53,10 +53,10 @@ def group_norm(space: LabelSpace, op: Op) -> None:
                 space.set(statistics, [along_dim(channels, 1, 2)])
         return
     _mixed(space, op, space.tracks(x), range(1, len(x.shape)))
-    if channels is not None and space.terms.allow_approximate:
+    if channels is not None and space.options.allow_approximate:
         rows = channels.reshape(groups, -1)
         space.equal_groups(rows, least=2)
-        space.blocks.append(rows)  # which of them a channel is in decides what it is mixed with
+        space.group_blocks.append(rows)  # which of them a channel is in decides what it is mixed with
 
 
 def _mixed(space: LabelSpace, op: Op, tracks: Sequence[Labels], dims: Sequence[int]) -> None:
@@ -113,7 +113,7 @@ def softmax(space: LabelSpace, op: Op) -> None:
         one = _reduced(space, track, [dim % track.ndim], op)
         if one is not None:
             tracks.append(squeeze_equal(np.broadcast_to(one, track.shape)))
-        elif space.terms.allow_approximate:
+        elif space.options.allow_approximate:
             tracks.append(track)
     space.set(op.output, tracks)
 

@@ -1,4 +1,4 @@
-"""What a coupling may count on: which channels may be cut, and how."""
+"""Options of a coupling: which channels may be cut, and how."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Terms:
+class CouplingOptions:
     """What may be cut, and how.
 
     Attributes:
-        allow_approximate: channels, too, that an operation mixes by value.
-        whole_groups: grouped convolutions lose whole groups; otherwise equally many channels of each.
-        ties: places of rows (see `Rows`) whose n-th channels are made one.
-        known_grouped: weights of convolutions that are grouped in the original network: slimmed to one channel a group,
-            such a convolution looks depthwise and is not.
+        allow_approximate: also cut channels that an operation mixes by value.
+        whole_groups: grouped convolutions lose whole groups; otherwise each group loses equally many channels.
+        tied_constraints: indices of the `EqualCountConstraint`s whose rows are united, n-th channel with n-th channel.
+        grouped_weights: weights of convolutions that are grouped in the original network. Slimmed to one channel a
+            group, such a convolution looks depthwise; it is still treated as grouped.
     """
 
     allow_approximate: bool = False
     whole_groups: bool = False
-    ties: frozenset[int] = frozenset()
-    known_grouped: frozenset[str] = frozenset()
+    tied_constraints: frozenset[int] = frozenset()
+    grouped_weights: frozenset[str] = frozenset()
 
 
-PLAIN = Terms()
+DEFAULTS = CouplingOptions()

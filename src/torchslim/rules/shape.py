@@ -126,7 +126,7 @@ def slices(space: LabelSpace, op: Op) -> None:
             if part.shape[dim] == 1 < track.shape[dim]:
                 _by_position(space, track, dim, op)
             elif part.size < track.size:
-                space.part(part)
+                space.add_sub_tensor(part)
                 _like_its_siblings(space, track, start or 0, part.shape[dim], step)
             track = part
         tracks.append(track)
@@ -188,7 +188,7 @@ def _parts(space: LabelSpace, op: Op, x: Value, dim: int, sizes: list[int]) -> N
             if part.size == 1 < track.size:
                 space.freeze(part, f"a part of one channel in {op.where}")
             elif part.size < track.size:
-                space.part(part)
+                space.add_sub_tensor(part)
             result.append(part)
     for out, tracks in zip(op.outputs, results, strict=True):
         if out is not None:
@@ -240,7 +240,7 @@ def _join(space: LabelSpace, op: Op, values: list[Value], dim: int, tracks: list
         parts.append(spread(labels, value.shape, others))
     joined = np.concatenate(parts, axis=dim)
     if len(values) > 1:
-        space.joined.append(joined)
+        space.joined_branches.append(joined)
     for ts in rest:
         for track in ts:
             if any(track.shape[d] > 1 for d in others):
@@ -251,7 +251,7 @@ def _join(space: LabelSpace, op: Op, values: list[Value], dim: int, tracks: list
 
 def _staying(space: LabelSpace, value: Value, dim: int, op: Op) -> Labels:
     """Labels for a dimension that can't be cut, so that it has its place among others that can."""
-    labels = along_dim(space.fresh(value.shape[dim]), dim, len(value.shape))
+    labels = along_dim(space.new_labels(value.shape[dim]), dim, len(value.shape))
     space.freeze(labels, f"joined as a whole in {op.where}")
     return labels
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 
-def at_sight(name: str, args: tuple[Any, ...]) -> Any:
+def infer_on_meta(name: str, args: tuple[Any, ...]) -> Any:
     """What an operation returns on meta tensors, or None where torch has to be asked."""
     function = _SHAPES.get(name)
     if function is None or not args:

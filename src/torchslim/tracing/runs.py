@@ -13,17 +13,17 @@ from torch import nn
 from torchslim.errors import TraceError, UnsupportedModel
 from torchslim.tracing.graph import Graph
 from torchslim.tracing.trace import trace
-from torchslim.tracing.width_reads import minds_mode
+from torchslim.tracing.width_reads import reads_training_flag
 from torchslim.utils.inputs import Inputs, map_tensors, unwrap
 from torchslim.utils.modules import named_modules
 
 
-def tapes(model: nn.Module, inputs: Inputs) -> tuple[Graph, ...]:
+def trace_modes(model: nn.Module, inputs: Inputs) -> tuple[Graph, ...]:
     """The tape in eval mode and, where some parameter is not read there (auxiliary heads), the one in train mode."""
     graph = trace(model, inputs)
     _refuse(unwrap(model), graph)
     unread = {name for name, value in graph.state.items() if value.source == "parameter"} - graph.read()
-    if not unread and not minds_mode(unwrap(model).modules()):
+    if not unread and not reads_training_flag(unwrap(model).modules()):
         return (graph,)
     try:
         return (graph, trace(model, _paired(inputs), training=True))
@@ -47,7 +47,7 @@ def _refuse(model: nn.Module, graph: Graph) -> None:
                 raise UnsupportedModel(f"`{name or 'model'}.{attribute}`: a function that closes over {held}; a copy "
                                        "of the model would go on running the original's; make it a method, or hand the "
                                        "module over as an argument")
-    if graph.strays:
+    if graph.has_unregistered:
         raise UnsupportedModel("model: it uses layers or parameters that are not registered with it, which copies and "
                                "optimizers would miss; hold them in nn.ModuleList, nn.ModuleDict or as attributes")
     if not graph.outputs:

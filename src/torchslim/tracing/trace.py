@@ -24,11 +24,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchslim.errors import TraceError, UnsupportedModel
 from torchslim.tracing.graph import Graph, Op, Value
-from torchslim.tracing.meta_shapes import at_sight
-from torchslim.tracing.width_reads import WidthWatch, asks_layers, parametrised, remembers_groups
+from torchslim.tracing.meta_shapes import infer_on_meta
+from torchslim.tracing.width_reads import WidthReadDetector, has_hidden_groups, has_parametrizations, reads_layer_widths
 from torchslim.utils.inputs import Inputs, arguments, map_tensors, tensors_in, unwrap
 from torchslim.utils.modules import named_tensors, names_of_modules
-from torchslim.utils.preserve import plainly, untouched
+from torchslim.utils.preserve import plain_context, preserved
 
 
 class _NeedsData(Exception):
@@ -79,9 +79,9 @@ def trace(model: nn.Module, inputs: Inputs, *, training: bool = False, meta: boo
 def _run(model: nn.Module, tensors: Iterable[tuple[str, str, Tensor]], args: tuple[Any, ...], kwargs: dict[str, Any],
          training: bool, meta: bool, watch: bool) -> Graph:
     names = names_of_modules(model)
-    watched = WidthWatch() if watch else None
+    watched = WidthReadDetector() if watch else None
     recorder = _Recorder(tensors, names, meta, watched)
-    with untouched(model, keep_buffers=not meta), plainly():
+    with preserved(model, keep_buffers=not meta), plain_context():
         # Not model.train(): a user's override of it may do more than set the flag.
         for module in names:
             if module.training != training:
@@ -100,9 +100,9 @@ def _run(model: nn.Module, tensors: Iterable[tuple[str, str, Tensor]], args: tup
                     "of the model")
                 failure.ops = tuple(recorder.ops)
                 raise failure from error
-    blind = (watched is not None and not watched.saw and not remembers_groups(model, recorder.ops)
-             and not parametrised(names) and not asks_layers(names))
-    return recorder.graph(output, training, blind)
+    width_independent = (watched is not None and not watched.saw and not has_hidden_groups(model, recorder.ops)
+             and not has_parametrizations(names) and not reads_layer_widths(names))
+    return recorder.graph(output, training, width_independent)
 
 
 def _to_meta(tensor: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Writes each dispatched operation down, and on the meta device replaces real tensors by their shapes."""
 
     def __init__(self, tensors: Iterable[tuple[str, str, Tensor]], names: Mapping[nn.Module, str], meta: bool,
-                 watch: WidthWatch | None) -> None:
+                 watch: WidthReadDetector | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.meta = meta
         self.watch = watch
@@ -123,7 +123,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.calls: dict[str, int] = {}
         self.ops: list[Op] = []
         self.count = 0
-        self.strays = False
+        self.has_unregistered = False
         # Tensors are known by identity. Each is kept alive here, or its id could be given to another.
         self.known: dict[int, tuple[Tensor, Value]] = {}
         self.stand_ins: dict[int, Tensor] = {}
@@ -155,7 +155,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         found = self.known.get(id(tensor))
         if found is not None:
             return found[1]
-        self.strays |= isinstance(tensor, nn.Parameter)
+        self.has_unregistered |= isinstance(tensor, nn.Parameter)
         return self._new(tensor, "constant", static=True)
 
     @classmethod
@@ -202,7 +202,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _on_meta(self, func: Any, args: Any, kwargs: Any) -> Any:
         name = operation_name(func)
-        result = None if kwargs else at_sight(name, args)
+        result = None if kwargs else infer_on_meta(name, args)
         if result is not None:
             return result
         tensors = [t for t in _flat((*args, *kwargs.values())) if t is not None]
@@ -250,12 +250,12 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for handle in handles:
                 handle.remove()
 
-    def graph(self, output: Any, training: bool, blind: bool) -> Graph:
+    def graph(self, output: Any, training: bool, width_independent: bool) -> Graph:
         """The finished tape."""
         outputs = tuple(self._value(tensor) for tensor in tensors_in(output))
         modules = {name: type(module).__name__ for module, name in self.names.items()}
         return Graph(tuple(self.ops), self.inputs, outputs, self.state, self.aliases, modules, self.calls, training,
-                     "meta" if self.meta else "real", self._kernels(), self.strays, blind)
+                     "meta" if self.meta else "real", self._kernels(), self.has_unregistered, width_independent)
 
     def _kernels(self) -> frozenset[str]:
         """Filters of convolution layers, parametrised ones included."""

@@ -37,7 +37,7 @@ _BLIND_ATTRIBUTES = frozenset({"dtype", "device", "ndim", "layout", "requires_gr
                                "is_quantized", "is_mkldnn", "is_nested", "is_sparse"})
 
 
-class WidthWatch(TorchFunctionMode):
+class WidthReadDetector(TorchFunctionMode):
     """Sees every call of torch that a network's own code makes on the meta device.
 
     `saw` names the first that reads a width. Code that this can't see (scripted functions, extensions) shows by
@@ -81,7 +81,7 @@ def _reads_no_width(name: str, func: Any, args: Any) -> bool:
     return False
 
 
-def remembers_groups(model: nn.Module, ops: list[Op]) -> bool:
+def has_hidden_groups(model: nn.Module, ops: list[Op]) -> bool:
     """True if a grouped convolution gets its number of groups from elsewhere than a layer of torch's own kind."""
     for op in ops:
         if op.name == "aten.convolution" and op.args[8] > 1:
@@ -98,12 +98,12 @@ _REMEMBERED = frozenset({"in_channels", "out_channels", "groups", "in_features",
                          "num_channels", "num_groups", "normalized_shape", "num_parameters", "embedding_dim"})
 
 
-def asks_layers(modules: Iterable[nn.Module]) -> bool:
+def reads_layer_widths(modules: Iterable[nn.Module]) -> bool:
     """True if the code of some module, torch's own aside, asks a layer for a width that it remembers."""
     return any(not _REMEMBERED.isdisjoint(_named_by(module)) for module in _unknown(modules))
 
 
-def minds_mode(modules: Iterable[nn.Module]) -> bool:
+def reads_training_flag(modules: Iterable[nn.Module]) -> bool:
     """True if the code of some module asks whether it is being trained: it may do in train mode what it else does not.
 
     That of the libraries does the same on either side: dropout, stochastic depth.
@@ -147,6 +147,6 @@ def _names(function: FunctionType) -> Iterator[str]:
             yield from _names(inner)
 
 
-def parametrised(modules: Iterable[nn.Module]) -> bool:
+def has_parametrizations(modules: Iterable[nn.Module]) -> bool:
     """True if some tensor of a layer is computed from others when it is asked for."""
     return any("parametrizations" in module._modules for module in modules)

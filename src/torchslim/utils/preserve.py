@@ -18,7 +18,7 @@ Space = dict[str, Any]
 
 
 @contextmanager
-def untouched(model: nn.Module, keep_buffers: bool) -> Iterator[None]:
+def preserved(model: nn.Module, keep_buffers: bool) -> Iterator[None]:
     """Put attributes, registries, the random state and, if asked, buffers' contents back, whatever happens inside."""
     spaces: list[Space] = []
     for module in names_of_modules(model):
@@ -71,7 +71,7 @@ def _parts(item: list[Any] | Space) -> Iterator[Any]:
 
 
 @contextmanager
-def plain_attention() -> Iterator[None]:
+def unfused_attention() -> Iterator[None]:
     """Run attention as products and softmax: fused kernels hide what is inside, and which is taken can change."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -83,9 +83,9 @@ def plain_attention() -> Iterator[None]:
 
 
 @contextmanager
-def plainly() -> Iterator[None]:
+def plain_context() -> Iterator[None]:
     """Run as if nothing were around the call: no autograd, no inference mode, no autocast, no fused attention."""
-    with torch.inference_mode(False), torch.no_grad(), plain_attention(), ExitStack() as stack:
+    with torch.inference_mode(False), torch.no_grad(), unfused_attention(), ExitStack() as stack:
         for device in ("cpu", "cuda"):
             if torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))

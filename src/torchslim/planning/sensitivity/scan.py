@@ -27,10 +27,10 @@ from torchslim.planning.pruning import plan
 from torchslim.planning.sensitivity.checkpoint import Notebook, fingerprint
 from torchslim.planning.sensitivity.metrics import Yardstick, batches_in, is_labelled
 from torchslim.planning.sensitivity.result import GroupSensitivity, Sensitivity
-from torchslim.rules.options import Terms
+from torchslim.rules.options import CouplingOptions
 from torchslim.surgery.cutting import apply
 from torchslim.surgery.plans import LeftAlone, Plan
-from torchslim.tracing.runs import tapes
+from torchslim.tracing.runs import trace_modes
 from torchslim.utils.files import writable
 from torchslim.utils.inputs import Inputs, unwrap
 from torchslim.utils.patterns import matches
@@ -103,7 +103,7 @@ def sensitivity(model: nn.Module, inputs: Inputs, data: Any, *, ratios: Sequence
                                "allow_approximate": allow_approximate, "seed": seed}
     # A plan that takes nothing: it checks the request, and says what can't be cut.
     untouched = plan(model, inputs, channels=1.0, importance="random", only=only, **options)
-    coupling = couple(tapes(model, inputs), Terms(allow_approximate, whole_groups))
+    coupling = couple(trace_modes(model, inputs), CouplingOptions(allow_approximate, whole_groups))
     units = _units(coupling, [group for group in coupling.groups if _may_go(group, shortcuts, tuple(only), exclude)])
     if not units:
         why = "; ".join(dict.fromkeys(entry.reason for entry in untouched.left_alone))
@@ -182,7 +182,8 @@ def _units(coupling: Coupling, free: Sequence[ChannelGroup]) -> list[_Unit]:
     home = {id(group): [group] for group in free}
     meetings = [[group for group in free if layer in group.makers]
                 for layer in dict.fromkeys(layer for group in free for layer in group.makers)]
-    meetings += [[group for group in free if np.isin(group.classes, rows.labels).any()] for rows in coupling.rows]
+    meetings += [[group for group in free if np.isin(group.classes, rows.labels).any()]
+                 for rows in coupling.constraints]
     for first, *others in filter(None, meetings):
         for other in others:
             joined, own = home[id(first)], home[id(other)]
