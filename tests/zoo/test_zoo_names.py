@@ -12,6 +12,7 @@ import torch
 import torchslim as ts
 from torchslim import cli, zoo
 from torchslim.store.loading import build, default_input
+from torchslim.store.saving import read_header
 from torchslim.zoo.sources import Source, resolve
 
 
@@ -64,5 +65,5 @@ def test_on_the_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         shown = run("prune", f"{name}?num_classes=5", "--input", "1x3x64x64", "--macs", "0.8", "--preset", "inner",
                     "--json", "--out", slim)
         assert '"error"' in shown
-        assert ts.store.read_header(slim).source == f"{resolve(name)}?num_classes=5"
+        assert read_header(slim).source == f"{resolve(name)}?num_classes=5"
         assert '"macs": ' in run("profile", slim, "--json")

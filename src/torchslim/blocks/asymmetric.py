@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import nn
 
-from torchslim.blocks.common import Act, Norm, both
+from torchslim.blocks.common import Act, Norm, option_pair
 from torchslim.blocks.convolution import ConvNormAct
 
 
@@ -38,7 +38,7 @@ class AsymmetricPair(nn.Sequential):
                  padding: int | Literal["same"] = "same", dilation: int = 1, *, groups: int = 1,
                  middle: int | None = None, bias: bool | tuple[bool | None, bool | None] | None = None,
                  norm: Norm | tuple[Norm, Norm] = nn.BatchNorm2d, act: Act | tuple[Act, Act] = nn.ReLU) -> None:
-        biases, norms, acts = both(bias), both(norm), both(act)
+        biases, norms, acts = option_pair(bias), option_pair(norm), option_pair(act)
         across, down = (padding, padding) if padding == "same" else ((0, padding), (padding, 0))
         middle = out_channels if middle is None else middle
         super().__init__(

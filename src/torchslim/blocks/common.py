@@ -1,4 +1,4 @@
-"""What all blocks share: the padding rule, and norms and activations as callables."""
+"""Helpers of all blocks: convolutions with "same" padding, norms and activations from callables, checked options."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Act = Callable[[], nn.Module] | Literal[False] | None
 Padding = Size | Literal["same"]
 T = TypeVar("T")
 
-_ANY_MAP = (1 << 30, 1 << 30)
+_LARGE_MAP = (1 << 30, 1 << 30)
 _EXAMPLES = {"norm": "nn.BatchNorm2d", "act": "nn.ReLU", "gate": "nn.Sigmoid"}
 
 
@@ -34,34 +34,34 @@ def conv(in_channels: int, out_channels: int, kernel_size: Size = 1, *, stride: 
     """
     if isinstance(padding, str) and padding != "same":
         raise RequestError(f"padding={padding!r} found, a number or 'same' wanted; 'same' keeps a map's size")
-    # the laws check the numbers
+    # called for their checks of the numbers
     convolution(in_channels, out_channels, kernel_size, (1, 1), groups=groups)
-    output_size(_ANY_MAP, kernel_size, stride, 0 if isinstance(padding, str) else padding, dilation)
-    kernel, spread = two(kernel_size), two(dilation)
-    padding = same_padding(kernel, spread) if isinstance(padding, str) else padding
-    return nn.Conv2d(in_channels, out_channels, kernel, two(stride), two(padding), spread, groups, bias)
+    output_size(_LARGE_MAP, kernel_size, stride, 0 if isinstance(padding, str) else padding, dilation)
+    kernel, dilation = size_pair(kernel_size), size_pair(dilation)
+    padding = same_padding(kernel, dilation) if isinstance(padding, str) else padding
+    return nn.Conv2d(in_channels, out_channels, kernel, size_pair(stride), size_pair(padding), dilation, groups, bias)
 
 
-def normed(norm: Norm, channels: int) -> list[nn.Module]:
+def norm_layers(norm: Norm, channels: int) -> list[nn.Module]:
     """[norm(channels)], or [] for None."""
-    return [] if norm is None or norm is False else [_made("norm", norm, channels)]
+    return [] if norm is None or norm is False else [_call_factory("norm", norm, channels)]
 
 
-def activated(act: Act) -> list[nn.Module]:
+def activation_layers(act: Act) -> list[nn.Module]:
     """[act()], or [] for None."""
     return [] if act is None or act is False else [activation(act)]
 
 
 def activation(act: Act, option: str = "act") -> nn.Module:
-    """act(), or what passes everything on; `option` is its name in errors."""
-    return nn.Identity() if act is None or act is False else _made(option, act)
+    """act(), or the identity for None; `option` is its name in errors."""
+    return nn.Identity() if act is None or act is False else _call_factory(option, act)
 
 
-def both(option: T | tuple[T, T]) -> tuple[T, T]:
-    """An option for two convolutions: a pair, or one that goes for both.
+def option_pair(option: T | tuple[T, T]) -> tuple[T, T]:
+    """The values of an option for two convolutions, given as a pair or as one for both.
 
     Raises:
-        RequestError: not two of them.
+        RequestError: a sequence of another length.
     """
     if not isinstance(option, tuple | list):
         return option, option
@@ -72,31 +72,31 @@ def both(option: T | tuple[T, T]) -> tuple[T, T]:
     return first, second
 
 
-def two(size: Size) -> tuple[int, int]:
-    """A size along both dimensions of a map."""
+def size_pair(size: Size) -> tuple[int, int]:
+    """(height, width) of a size that may be one number."""
     height, width = size if isinstance(size, Sequence) else (size, size)
     return height, width
 
 
-def still(stride: Size) -> bool:
+def keeps_size(stride: Size) -> bool:
     """Whether a stride keeps the size of a map."""
     return stride in (1, (1, 1), [1, 1])
 
 
-def stays(stride: Size, in_channels: int, out_channels: int) -> bool:
+def keeps_shape(stride: Size, in_channels: int, out_channels: int) -> bool:
     """Whether a block's input can be added to its output: the map and the width stay."""
-    return still(stride) and in_channels == out_channels
+    return keeps_size(stride) and in_channels == out_channels
 
 
-def counts(*numbers: Any) -> bool:
-    """Whether all are whole numbers of at least 1, of any kind (numpy's, too); truth values are none."""
+def are_positive_ints(*numbers: Any) -> bool:
+    """Whether all are integers of at least 1, of any integer type (numpy's, too) but bool."""
     try:
         return all(operator.index(number) >= 1 and not isinstance(number, bool) for number in numbers)
     except TypeError:
         return False
 
 
-def multiplied(where: str, channels: int, expansion: float) -> float:
+def expanded_channels(where: str, channels: int, expansion: float) -> float:
     """Channels times an expansion, not rounded.
 
     Raises:
@@ -107,13 +107,13 @@ def multiplied(where: str, channels: int, expansion: float) -> float:
     return channels * expansion
 
 
-def part(where: str, channels: int, parts: int) -> int:
-    """Channels in each of some equal parts.
+def channels_per_part(where: str, channels: int, parts: int) -> int:
+    """Channels in each of `parts` equal parts.
 
     Raises:
-        RequestError: they can't be equal.
+        RequestError: the parts can't be equal.
     """
-    if not counts(parts):
+    if not are_positive_ints(parts):
         raise RequestError(f"{where}: {parts} parts found, a whole number of at least 1 wanted")
     if rest := channels % parts:
         near = [str(n) for n in (channels - rest, channels - rest + parts) if n]
@@ -121,22 +121,27 @@ def part(where: str, channels: int, parts: int) -> int:
     return channels // parts
 
 
-def divisible(channels: float, by: int = 8) -> int:
+def make_divisible(channels: float, by: int = 8) -> int:
     """The multiple of `by` nearest to `channels`, but no less than nine tenths of it.
 
     What the MobileNets' published widths follow (Sandler et al. 2018, reference code).
     """
-    near = max(by, int(channels + by / 2) // by * by)
-    return near if near >= 0.9 * channels else near + by
+    nearest = max(by, int(channels + by / 2) // by * by)
+    return nearest if nearest >= 0.9 * channels else nearest + by
 
 
-def _made(option: str, maker: Callable[..., nn.Module], *arguments: Any) -> nn.Module:
-    if isinstance(maker, nn.Module) or not callable(maker):
-        raise RequestError(f"{option}: an instance of {type(maker).__name__} found, what makes a module wanted, "
+def _call_factory(option: str, factory: Callable[..., nn.Module], *arguments: Any) -> nn.Module:
+    """The module that a caller's `norm` or `act` makes.
+
+    Raises:
+        RequestError: it is no callable, can't be called like this, fails, or makes no module.
+    """
+    if isinstance(factory, nn.Module) or not callable(factory):
+        raise RequestError(f"{option}: an instance of {type(factory).__name__} found, what makes a module wanted, "
                            f"since each place needs its own; give {_EXAMPLES[option]}")
-    name = getattr(maker, "__name__", maker)
+    name = getattr(factory, "__name__", factory)
     try:
-        made = maker(*arguments)
+        module = factory(*arguments)
     except TypeError as error:
         example = "lambda channels: nn.GroupNorm(8, channels)" if arguments else "lambda: nn.LeakyReLU(0.1)"
         raise RequestError(f"{option}: {name} can't be called with "
@@ -144,6 +149,7 @@ def _made(option: str, maker: Callable[..., nn.Module], *arguments: Any) -> nn.M
     except ValueError as error:
         refuses = f"refuses {arguments[0]} channels" if arguments else "fails"
         raise RequestError(f"{option}: {name} {refuses} ({first_line(error)}); give another") from error
-    if not isinstance(made, nn.Module):
-        raise RequestError(f"{option}: {name} made {type(made).__name__}, a module wanted; {option}=None leaves it out")
-    return made
+    if not isinstance(module, nn.Module):
+        raise RequestError(f"{option}: {name} made {type(module).__name__}, a module wanted; {option}=None leaves it "
+                           "out")
+    return module

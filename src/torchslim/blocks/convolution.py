@@ -1,10 +1,10 @@
-"""Convolution, norm, activation: what most blocks are made of."""
+"""Convolution, norm, activation: most blocks are made of these."""
 
 from __future__ import annotations
 
 from torch import nn
 
-from torchslim.blocks.common import Act, Norm, Padding, activated, conv, normed
+from torchslim.blocks.common import Act, Norm, Padding, activation_layers, conv, norm_layers
 from torchslim.errors import RequestError
 from torchslim.formulas import Size
 
@@ -40,4 +40,4 @@ class ConvNormAct(nn.Sequential):
         super().__init__(
             conv(in_channels, out_channels, kernel_size, stride=stride, padding=padding, dilation=dilation,
                  groups=groups, bias=plain if bias is None else bool(bias)),
-            *normed(norm, out_channels), *activated(act))
+            *norm_layers(norm, out_channels), *activation_layers(act))

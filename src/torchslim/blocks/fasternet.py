@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from torchslim.blocks.common import Act, Norm, conv, multiplied, part
+from torchslim.blocks.common import Act, Norm, channels_per_part, conv, expanded_channels
 from torchslim.blocks.convolution import ConvNormAct
 
 
@@ -37,7 +37,8 @@ class PartialConv(nn.Module):
                  expansion: float = 2, dilation: int = 1, shortcut: bool = True, bias: bool | None = None,
                  norm: Norm = nn.BatchNorm2d, act: Act = nn.ReLU) -> None:
         super().__init__()
-        first, wide = part("PartialConv", in_channels, parts), round(multiplied("PartialConv", in_channels, expansion))
+        first = channels_per_part("PartialConv", in_channels, parts)
+        wide = round(expanded_channels("PartialConv", in_channels, expansion))
         self.partial = conv(first, first, kernel_size, dilation=dilation, bias=False)
         self.body = nn.Sequential(
             ConvNormAct(in_channels, wide, 1, bias=bias, norm=norm, act=act),

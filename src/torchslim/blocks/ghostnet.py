@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from torchslim.blocks.common import Act, Norm, Padding, part
+from torchslim.blocks.common import Act, Norm, Padding, channels_per_part
 from torchslim.blocks.convolution import ConvNormAct
 from torchslim.formulas import Size
 
@@ -35,7 +35,7 @@ class GhostModule(nn.Module):
                  padding: Padding = "same", dilation: Size = 1, *, ratio: int = 2, cheap_kernel: Size = 3,
                  bias: bool | None = None, norm: Norm = nn.BatchNorm2d, act: Act = nn.ReLU) -> None:
         super().__init__()
-        first = part("GhostModule", out_channels, ratio)
+        first = channels_per_part("GhostModule", out_channels, ratio)
         self.primary = ConvNormAct(in_channels, first, kernel_size, stride, padding, dilation, bias=bias, norm=norm,
                                    act=act)
         self.cheap = None if ratio == 1 else ConvNormAct(first, out_channels - first, cheap_kernel, groups=first,

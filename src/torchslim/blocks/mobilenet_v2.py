@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from torchslim.blocks.common import Act, Norm, multiplied, stays
+from torchslim.blocks.common import Act, Norm, expanded_channels, keeps_shape
 from torchslim.blocks.convolution import ConvNormAct
 from torchslim.errors import RequestError
 from torchslim.formulas import Size
@@ -37,7 +37,7 @@ class InvertedResidual(nn.Module):
                  kernel_size: int = 3, dilation: int = 1, expand: bool | None = None, shortcut: bool = True,
                  bias: bool | None = None, norm: Norm = nn.BatchNorm2d, act: Act = nn.ReLU6) -> None:
         super().__init__()
-        wide = round(multiplied("InvertedResidual", in_channels, expansion))
+        wide = round(expanded_channels("InvertedResidual", in_channels, expansion))
         if expand is False and wide != in_channels:
             raise RequestError(f"InvertedResidual: expand=False found where {in_channels} channels become {wide}, an "
                                "expansion of 1 wanted; leave expand out")
@@ -46,7 +46,7 @@ class InvertedResidual(nn.Module):
             *(first if expand or (expand is None and wide != in_channels) else []),
             ConvNormAct(wide, wide, kernel_size, stride, dilation=dilation, groups=wide, bias=bias, norm=norm, act=act),
             ConvNormAct(wide, out_channels, 1, bias=bias, norm=norm, act=None))
-        self.shortcut = shortcut and stays(stride, in_channels, out_channels)
+        self.shortcut = shortcut and keeps_shape(stride, in_channels, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from torchslim.blocks.common import Act, Norm, counts, divisible, multiplied, stays
+from torchslim.blocks.common import Act, Norm, are_positive_ints, expanded_channels, keeps_shape, make_divisible
 from torchslim.blocks.convolution import ConvNormAct
 from torchslim.blocks.squeeze_excite import SqueezeExcite
 from torchslim.errors import RequestError
@@ -44,22 +44,22 @@ class InvertedResidualSE(nn.Module):
                  squeezed: int | None = None, shortcut: bool = True, bias: bool | None = None,
                  norm: Norm = nn.BatchNorm2d, act: Act = nn.Hardswish, gate: Act = nn.Hardsigmoid) -> None:
         super().__init__()
-        if reduction is not None and not counts(reduction):
+        if reduction is not None and not are_positive_ints(reduction):
             raise RequestError(f"InvertedResidualSE: reduction={reduction} found, a whole number of at least 1 wanted; "
                                "None leaves squeeze-and-excitation out")
-        wide = round(multiplied("InvertedResidualSE", in_channels, expansion)) if expanded is None else expanded
+        wide = round(expanded_channels("InvertedResidualSE", in_channels, expansion)) if expanded is None else expanded
         layers: list[nn.Module] = []
         if wide != in_channels:
             layers.append(ConvNormAct(in_channels, wide, 1, bias=bias, norm=norm, act=act))
         layers.append(ConvNormAct(wide, wide, kernel_size, stride, dilation=dilation, groups=wide, bias=bias,
                                   norm=norm, act=act))
         if squeezed is None and reduction is not None:
-            squeezed = divisible(wide // reduction)
+            squeezed = make_divisible(wide // reduction)
         if squeezed is not None:
             layers.append(SqueezeExcite(wide, squeezed=squeezed, bias=True, gate=gate))
         layers.append(ConvNormAct(wide, out_channels, 1, bias=bias, norm=norm, act=None))
         self.body = nn.Sequential(*layers)
-        self.shortcut = shortcut and stays(stride, in_channels, out_channels)
+        self.shortcut = shortcut and keeps_shape(stride, in_channels, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""

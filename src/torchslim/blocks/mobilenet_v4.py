@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from torchslim.blocks.common import Act, Norm, divisible, multiplied, stays, still
+from torchslim.blocks.common import Act, Norm, expanded_channels, keeps_shape, keeps_size, make_divisible
 from torchslim.blocks.convolution import ConvNormAct
 from torchslim.errors import RequestError
 from torchslim.formulas import Size
@@ -44,10 +44,10 @@ class UniversalInvertedBottleneck(nn.Module):
                  start: int | None = None, middle: int | None = 3, dilation: int = 1, shortcut: bool = True,
                  bias: bool | None = None, norm: Norm = nn.BatchNorm2d, act: Act = nn.ReLU) -> None:
         super().__init__()
-        if not still(stride) and start is None and middle is None:
+        if not keeps_size(stride) and start is None and middle is None:
             raise RequestError(f"UniversalInvertedBottleneck: stride {stride} found and no depthwise convolution that "
                                "could have it; give start= or middle=")
-        wide = divisible(multiplied("UniversalInvertedBottleneck", in_channels, expansion))
+        wide = make_divisible(expanded_channels("UniversalInvertedBottleneck", in_channels, expansion))
         layers: list[nn.Module] = []
         if start is not None:
             layers.append(ConvNormAct(in_channels, in_channels, start, stride if middle is None else 1,
@@ -58,7 +58,7 @@ class UniversalInvertedBottleneck(nn.Module):
                                       act=act))
         layers.append(ConvNormAct(wide, out_channels, 1, bias=bias, norm=norm, act=None))
         self.body = nn.Sequential(*layers)
-        self.shortcut = shortcut and stays(stride, in_channels, out_channels)
+        self.shortcut = shortcut and keeps_shape(stride, in_channels, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""

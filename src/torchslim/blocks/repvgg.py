@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from torchslim.blocks.common import Act, Norm, activation, counts, normed, stays, two
+from torchslim.blocks.common import Act, Norm, activation, are_positive_ints, keeps_shape, norm_layers, size_pair
 from torchslim.blocks.convolution import ConvNormAct
 from torchslim.errors import RequestError
 from torchslim.formulas import Size
@@ -44,15 +44,15 @@ class RepBlock(nn.Module):
                  dilation: int = 1, groups: int = 1, branches: int = 1, pointwise: bool = True, identity: bool = True,
                  bias: bool | None = None, norm: Norm = nn.BatchNorm2d, act: Act = None) -> None:
         super().__init__()
-        if not counts(branches):
+        if not are_positive_ints(branches):
             raise RequestError(f"RepBlock: {branches} branches found, a whole number of at least 1 wanted")
-        kernels = [kernel_size] * branches + [1] * (pointwise and two(kernel_size) != (1, 1))
+        kernels = [kernel_size] * branches + [1] * (pointwise and size_pair(kernel_size) != (1, 1))
         first, *others = (ConvNormAct(in_channels, out_channels, size, stride, dilation=dilation, groups=groups,
                                       bias=bias, norm=norm, act=None) for size in kernels)
         self.first, self.others = first, nn.ModuleList(others)
-        if identity and stays(stride, in_channels, out_channels):
-            self.others.append(nn.Sequential(*normed(norm, in_channels)))
-        if not all(size % 2 for size in two(kernel_size)):
+        if identity and keeps_shape(stride, in_channels, out_channels):
+            self.others.append(nn.Sequential(*norm_layers(norm, in_channels)))
+        if not all(size % 2 for size in size_pair(kernel_size)):
             raise RequestError(f"RepBlock: kernel_size={kernel_size} found, an odd number wanted, in whose middle the "
                                "other branches are; take 3")
         self.act = activation(act)
@@ -75,39 +75,39 @@ class RepBlock(nn.Module):
         Raises:
             RequestError: a norm that is no batch norm with running statistics.
         """
-        first = cast(nn.Conv2d, self.first[0])  # its sizes are those of the result
-        weight, learns = first.weight, any(parameter.requires_grad for parameter in first.parameters())
-        branches = (self.first, *self.others)
-        kernels, biases = zip(*(_fused(branch, _exact(weight)) for branch in branches), strict=True)
-        made = nn.Conv2d(first.in_channels, first.out_channels, two(first.kernel_size), two(first.stride),
-                         two(cast(Size, first.padding)), two(first.dilation), first.groups, device="meta")
-        made.weight = nn.Parameter(torch.empty_like(weight).copy_(torch.stack(kernels).sum(0)), learns)
-        made.bias = nn.Parameter(torch.stack(biases).sum(0).to(weight), learns)
-        fused = made if isinstance(self.act, nn.Identity) else nn.Sequential(made, copy.deepcopy(self.act))
+        first = cast(nn.Conv2d, self.first[0])  # the result has its sizes
+        weight, requires_grad = first.weight, any(parameter.requires_grad for parameter in first.parameters())
+        kernels, biases = zip(*(_fuse_branch(branch, _exact(weight)) for branch in (self.first, *self.others)),
+                              strict=True)
+        conv = nn.Conv2d(first.in_channels, first.out_channels, size_pair(first.kernel_size), size_pair(first.stride),
+                         size_pair(cast(Size, first.padding)), size_pair(first.dilation), first.groups, device="meta")
+        conv.weight = nn.Parameter(torch.empty_like(weight).copy_(torch.stack(kernels).sum(0)), requires_grad)
+        conv.bias = nn.Parameter(torch.stack(biases).sum(0).to(weight), requires_grad)
+        fused = conv if isinstance(self.act, nn.Identity) else nn.Sequential(conv, copy.deepcopy(self.act))
         return fused.train(self.training)
 
 
-def _fused(branch: nn.Module, like: Tensor) -> tuple[Tensor, Tensor]:
-    """The kernel and the bias that one branch amounts to, the kernel as large as `like` and, as it is, in float64."""
+def _fuse_branch(branch: nn.Module, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The kernel, of the shape of `weight`, and the bias that one branch amounts to, in float64."""
     layers = list(branch.children())
-    outputs, inputs, *size = like.shape
-    bias = like.new_zeros(outputs)
+    outputs, inputs, *size = weight.shape
+    bias = weight.new_zeros(outputs)
     if layers and isinstance(layers[0], nn.Conv2d):
         kernel, norms = _exact(layers[0].weight), layers[1:]
         bias = bias if layers[0].bias is None else _exact(layers[0].bias)
-    else:
-        channels, norms = torch.arange(outputs, device=like.device), layers
-        kernel = like.new_zeros(outputs, inputs, 1, 1)
-        kernel[channels, channels % inputs] = 1  # each reads itself, by its place in its group
+    else:  # the identity: each output reads the input of its index in its group
+        channels, norms = torch.arange(outputs, device=weight.device), layers
+        kernel = weight.new_zeros(outputs, inputs, 1, 1)
+        kernel[channels, channels % inputs] = 1
     for norm in norms:
-        scale, shift = _line(norm)
+        scale, shift = _scale_and_shift(norm)
         kernel, bias = kernel * scale[:, None, None, None], bias * scale + shift
     height, width = ((large - small) // 2 for large, small in zip(size, kernel.shape[2:], strict=True))
     return pad(kernel, (width, width, height, height)), bias
 
 
-def _line(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """What a batch norm multiplies by and adds in eval mode."""
+def _scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """The factor and the summand of a batch norm in eval mode."""
     if not isinstance(norm, _BatchNorm) or norm.running_mean is None or norm.running_var is None:
         raise RequestError(f"RepBlock: {type(norm).__name__} found, a batch norm with running statistics wanted; only "
                            "these can be fused")
@@ -119,5 +119,5 @@ def _line(norm: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def _exact(tensor: Tensor) -> Tensor:
-    # Some accelerators have no float64.
+    """In float64, on the CPU: some accelerators have no float64."""
     return tensor.to("meta" if tensor.is_meta else "cpu", torch.float64)

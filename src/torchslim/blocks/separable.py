@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from torchslim.blocks.common import Act, Norm, Padding, both
+from torchslim.blocks.common import Act, Norm, Padding, option_pair
 from torchslim.blocks.convolution import ConvNormAct
 from torchslim.formulas import Size
 
@@ -34,7 +34,7 @@ class DepthwiseSeparable(nn.Sequential):
                  padding: Padding = "same", dilation: Size = 1, *, multiplier: int = 1,
                  bias: bool | tuple[bool | None, bool | None] | None = None,
                  norm: Norm | tuple[Norm, Norm] = nn.BatchNorm2d, act: Act | tuple[Act, Act] = nn.ReLU) -> None:
-        biases, norms, acts = both(bias), both(norm), both(act)
+        biases, norms, acts = option_pair(bias), option_pair(norm), option_pair(act)
         between = in_channels * multiplier
         super().__init__(
             ConvNormAct(in_channels, between, kernel_size, stride, padding, dilation, groups=in_channels,

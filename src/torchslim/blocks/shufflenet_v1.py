@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import channel_shuffle as _shuffle
 
-from torchslim.blocks.common import Act, Norm, Padding, activation, still, two
+from torchslim.blocks.common import Act, Norm, Padding, activation, keeps_size, size_pair
 from torchslim.blocks.convolution import ConvNormAct
 from torchslim.errors import RequestError
 from torchslim.formulas import Size
@@ -99,20 +99,20 @@ class ShuffleUnitV1(nn.Module):
                  grouped_first: bool = True, bottleneck: int | None = None, kernel_size: int = 3,
                  bias: bool | None = None, norm: Norm = nn.BatchNorm2d, act: Act = nn.ReLU) -> None:
         super().__init__()
-        if still(stride) and in_channels != out_channels:
+        if keeps_size(stride) and in_channels != out_channels:
             raise RequestError(f"ShuffleUnitV1: {in_channels} to {out_channels} channels at stride 1 found, equal "
                                "numbers wanted for the sum; take stride=2, which concatenates")
-        if not still(stride) and in_channels >= out_channels:
+        if not keeps_size(stride) and in_channels >= out_channels:
             raise RequestError(f"ShuffleUnitV1: {in_channels} to {out_channels} channels at stride {stride} found, "
                                "more at the output wanted, since the input's pool is a part of it")
         middle = out_channels // 4 if bottleneck is None else bottleneck
-        made = out_channels if still(stride) else out_channels - in_channels
+        new_channels = out_channels if keeps_size(stride) else out_channels - in_channels
         self.body = nn.Sequential(
             ConvNormAct(in_channels, middle, 1, groups=groups if grouped_first else 1, bias=bias, norm=norm, act=act),
             ChannelShuffle(groups),
             ConvNormAct(middle, middle, kernel_size, stride, groups=middle, bias=bias, norm=norm, act=None),
-            ConvNormAct(middle, made, 1, groups=groups, bias=bias, norm=norm, act=None))
-        self.pool = None if still(stride) else nn.AvgPool2d(3, two(stride), 1)
+            ConvNormAct(middle, new_channels, 1, groups=groups, bias=bias, norm=norm, act=None))
+        self.pool = None if keeps_size(stride) else nn.AvgPool2d(3, size_pair(stride), 1)
         self.act = activation(act)
 
     def forward(self, x: Tensor) -> Tensor:

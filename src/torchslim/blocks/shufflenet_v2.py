@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from torchslim.blocks.common import Act, Norm, part, still
+from torchslim.blocks.common import Act, Norm, channels_per_part, keeps_size
 from torchslim.blocks.convolution import ConvNormAct
 from torchslim.blocks.shufflenet_v1 import channel_shuffle
 from torchslim.errors import RequestError
@@ -78,11 +78,11 @@ class ShuffleUnitV2(nn.Module):
                  kernel_size: int = 3, bias: bool | None = None, norm: Norm = nn.BatchNorm2d,
                  act: Act = nn.ReLU) -> None:
         super().__init__()
-        half = part("ShuffleUnitV2", out_channels, 2)
-        if still(stride) and in_channels != out_channels:
+        half = channels_per_part("ShuffleUnitV2", out_channels, 2)
+        if keeps_size(stride) and in_channels != out_channels:
             raise RequestError(f"ShuffleUnitV2: {in_channels} to {out_channels} channels at stride 1 found, equal "
                                "numbers wanted, since one half passes; take stride=2")
-        seen = half if still(stride) else in_channels
+        right_channels = half if keeps_size(stride) else in_channels
         middle = half if middle is None else middle
 
         def depthwise(channels: int) -> ConvNormAct:
@@ -91,8 +91,8 @@ class ShuffleUnitV2(nn.Module):
         def pointwise(inputs: int, outputs: int) -> ConvNormAct:
             return ConvNormAct(inputs, outputs, 1, bias=bias, norm=norm, act=act)
 
-        self.left = None if still(stride) else nn.Sequential(depthwise(in_channels), pointwise(in_channels, half))
-        self.right = nn.Sequential(pointwise(seen, middle), depthwise(middle), pointwise(middle, half))
+        self.left = None if keeps_size(stride) else nn.Sequential(depthwise(in_channels), pointwise(in_channels, half))
+        self.right = nn.Sequential(pointwise(right_channels, middle), depthwise(middle), pointwise(middle, half))
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torchvision.ops import SqueezeExcitation
 
-from torchslim.blocks.common import Act, Norm, activation, counts, stays
+from torchslim.blocks.common import Act, Norm, activation, are_positive_ints, keeps_shape
 from torchslim.blocks.convolution import ConvNormAct
 from torchslim.errors import RequestError
 from torchslim.formulas import Size
@@ -34,7 +34,7 @@ class SqueezeExcite(SqueezeExcitation):  # type: ignore[misc]  # torchvision has
 
     def __init__(self, channels: int, reduction: int = 16, *, squeezed: int | None = None, bias: bool = False,
                  linear: bool = False, act: Act = nn.ReLU, gate: Act = nn.Sigmoid) -> None:
-        if not counts(channels, reduction, 1 if squeezed is None else squeezed):
+        if not are_positive_ints(channels, reduction, 1 if squeezed is None else squeezed):
             raise RequestError(f"SqueezeExcite: channels={channels}, reduction={reduction}, squeezed={squeezed} found, "
                                "whole numbers of at least 1 wanted")
         squeezed = max(1, channels // reduction) if squeezed is None else squeezed
@@ -81,7 +81,7 @@ class SEBottleneck(nn.Module):
             ConvNormAct(middle, middle, 3, stride, dilation=dilation, groups=groups, bias=bias, norm=norm, act=act),
             ConvNormAct(middle, out_channels, 1, bias=bias, norm=norm, act=None),
             SqueezeExcite(out_channels, reduction, bias=se_bias))
-        self.shortcut = None if stays(stride, in_channels, out_channels) else ConvNormAct(
+        self.shortcut = None if keeps_shape(stride, in_channels, out_channels) else ConvNormAct(
             in_channels, out_channels, 1, stride, bias=bias, norm=norm, act=None)
         self.act = activation(act)
 

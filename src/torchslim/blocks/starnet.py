@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from torchslim.blocks.common import Act, Norm, activation, conv, multiplied, stays
+from torchslim.blocks.common import Act, Norm, activation, conv, expanded_channels, keeps_shape
 from torchslim.blocks.convolution import ConvNormAct
 from torchslim.formulas import Size
 
@@ -37,7 +37,7 @@ class StarBlock(nn.Module):
                  kernel_size: int = 7, dilation: int = 1, shortcut: bool = True, bias: bool | None = None,
                  norm: Norm = nn.BatchNorm2d, act: Act = nn.ReLU6) -> None:
         super().__init__()
-        wide, plain = round(multiplied("StarBlock", in_channels, expansion)), bias is not False
+        wide, plain = round(expanded_channels("StarBlock", in_channels, expansion)), bias is not False
         self.before = ConvNormAct(in_channels, in_channels, kernel_size, stride, dilation=dilation, groups=in_channels,
                                   bias=bias, norm=norm, act=None)
         self.left, self.right = conv(in_channels, wide, bias=plain), conv(in_channels, wide, bias=plain)
@@ -45,10 +45,10 @@ class StarBlock(nn.Module):
         self.after = nn.Sequential(
             ConvNormAct(wide, out_channels, 1, bias=bias, norm=norm, act=None),
             conv(out_channels, out_channels, kernel_size, dilation=dilation, groups=out_channels, bias=plain))
-        self.shortcut = shortcut and stays(stride, in_channels, out_channels)
+        self.shortcut = shortcut and keeps_shape(stride, in_channels, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
-        seen = self.before(x)
-        y: Tensor = self.after(self.act(self.left(seen)) * self.right(seen))
+        features = self.before(x)
+        y: Tensor = self.after(self.act(self.left(features)) * self.right(features))
         return x + y if self.shortcut else y

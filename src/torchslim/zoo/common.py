@@ -1,4 +1,4 @@
-"""What all networks share: features and a head, and the checks of their options."""
+"""Helpers of all networks: features and a head, initial weights, and checks of options."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from torchslim.blocks.common import counts
+from torchslim.blocks.common import are_positive_ints
 from torchslim.errors import RequestError
 
 T = TypeVar("T")
@@ -37,10 +37,10 @@ class Network(nn.Module):
         return classes
 
 
-def initialised(network: Network) -> Network:
-    """Weights as light networks are trained from: He's (He et al. 2015) by fan-out, a linear layer's small.
+def initialise_weights(network: Network) -> Network:
+    """Initialise convolutions by fan-out (He et al. 2015) and linear layers with a small deviation.
 
-    Those of torchvision's MobileNetV2 and V3: convolutions keep the variance of gradients, classes start alike.
+    As torchvision's MobileNetV2 and V3: fan-out keeps the variance of gradients.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -53,23 +53,23 @@ def initialised(network: Network) -> Network:
     return network
 
 
-def pooled() -> list[nn.Module]:
+def global_pool() -> list[nn.Module]:
     """The mean over a map: (B, C, H, W) -> (B, C)."""
     return [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
 
 
-def at_least_one(where: str, **numbers: int) -> None:
+def check_positive_ints(where: str, **numbers: int) -> None:
     """Check channels and classes.
 
     Raises:
         RequestError: one is no whole number, or below 1.
     """
     for name, number in numbers.items():
-        if not counts(number):
+        if not are_positive_ints(number):
             raise RequestError(f"{where}: {name}={number!r} found, a whole number of at least 1 wanted; try {name}=3")
 
 
-def positive(where: str, width: float) -> float:
+def check_width(where: str, width: float) -> float:
     """A width multiplier.
 
     Raises:
@@ -80,33 +80,34 @@ def positive(where: str, width: float) -> float:
     return width
 
 
-def chosen(where: str, option: str, value: float | str,
+def look_up(where: str, option: str, value: float | str,
            rows: Mapping[float, T] | Mapping[int, T] | Mapping[str, T] | Mapping[int | str, T]) -> T:
-    """The row of a table for an option.
+    """The value of an option in a table.
 
     Raises:
-        RequestError: the table has no such row; the message lists those it has.
+        RequestError: the table has no such key; the message lists those it has.
     """
-    known: dict[Any, T] = dict(rows.items())
-    if not isinstance(value, Real | str) or isinstance(value, bool) or value not in known:
-        raise RequestError(f"{where}: {option}={value!r} found, one of {', '.join(map(str, known))} wanted; "
-                           f"try {option}={next(iter(known))}")
-    return known[value]
+    table: dict[Any, T] = dict(rows.items())
+    if not isinstance(value, Real | str) or isinstance(value, bool) or value not in table:
+        raise RequestError(f"{where}: {option}={value!r} found, one of {', '.join(map(str, table))} wanted; "
+                           f"try {option}={next(iter(table))}")
+    return table[value]
 
 
-def layered(where: str, depth: int, each: int, rest: int) -> int:
-    """How many blocks there are in a stage of a network of `each` n + `rest` layers.
+def blocks_per_stage(where: str, depth: int, factor: int, offset: int) -> int:
+    """n of a network of depth `factor` n + `offset`.
 
     Raises:
-        RequestError: the depth is of no such network.
+        RequestError: no positive integer n gives this depth.
     """
-    if not counts(depth) or depth <= rest or (depth - rest) % each:
-        raise RequestError(f"{where}: depth={depth!r} found, {each}n + {rest} wanted; try depth={2 * each + rest}")
-    return (depth - rest) // each
+    if not are_positive_ints(depth) or depth <= offset or (depth - offset) % factor:
+        raise RequestError(f"{where}: depth={depth!r} found, {factor}n + {offset} wanted; try "
+                           f"depth={2 * factor + offset}")
+    return (depth - offset) // factor
 
 
-def scaled(where: str, network: Network, scale: float) -> Network:
-    """The network with all scales of its batch norms at one value, from which training starts.
+def set_norm_scales(where: str, network: Network, scale: float) -> Network:
+    """Set the scales of all batch norms to an initial value.
 
     Raises:
         RequestError: it is not a positive number.

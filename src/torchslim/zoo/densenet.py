@@ -5,7 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from torchslim.zoo.common import Network, at_least_one, initialised, layered, pooled, scaled
+from torchslim.zoo.common import (
+    Network,
+    blocks_per_stage,
+    check_positive_ints,
+    global_pool,
+    initialise_weights,
+    set_norm_scales,
+)
 
 STEM, STAGES = 16, 3
 
@@ -53,8 +60,8 @@ def densenet_cifar(num_classes: int = 10, *, depth: int = 40, growth: int = 12, 
     Raises:
         RequestError: a depth that is no 3n + 4, a scale that is not positive, growth, classes or channels below 1.
     """
-    at_least_one("densenet_cifar", num_classes=num_classes, growth=growth, in_channels=in_channels)
-    layers = layered("densenet_cifar", depth, STAGES, 4)
+    check_positive_ints("densenet_cifar", num_classes=num_classes, growth=growth, in_channels=in_channels)
+    layers = blocks_per_stage("densenet_cifar", depth, STAGES, 4)
     features: list[nn.Module] = [nn.Conv2d(in_channels, STEM, 3, padding=1, bias=False)]
     channels = STEM
     for stage in range(STAGES):
@@ -64,5 +71,5 @@ def densenet_cifar(num_classes: int = 10, *, depth: int = 40, growth: int = 12, 
         features += [nn.BatchNorm2d(channels), nn.ReLU()]
         if stage < STAGES - 1:
             features += [nn.Conv2d(channels, channels, 1, bias=False), nn.AvgPool2d(2)]
-    network = initialised(Network(features, [*pooled(), nn.Linear(channels, num_classes)]))
-    return scaled("densenet_cifar", network, scale)
+    network = initialise_weights(Network(features, [*global_pool(), nn.Linear(channels, num_classes)]))
+    return set_norm_scales("densenet_cifar", network, scale)

@@ -89,9 +89,9 @@ def _with_new_head(name: str, weights: str, options: dict[str, Any]) -> nn.Modul
     for layer in sorted(layers):
         model.set_submodule(layer, fresh.get_submodule(layer))
     for path, module in fresh.named_modules():  # heads that remember the number of classes
-        known = vars(model.get_submodule(path))
-        known.update({key: value for key, value in vars(module).items()
-                      if type(value) is int and type(known.get(key)) is int})
+        attributes = vars(model.get_submodule(path))
+        attributes.update({key: value for key, value in vars(module).items()
+                           if type(value) is int and type(attributes.get(key)) is int})
     return model
 
 
@@ -128,14 +128,14 @@ def _zoo_build(name: str, weights: str | None, options: dict[str, Any]) -> nn.Mo
 def _check_options(name: str, options: dict[str, Any]) -> None:
     """Refuse options that a network lacks; torchvision's network of the same name may have them."""
     entry = _zoo().NETWORKS[name]
-    taken = list(inspect.signature(entry.build).parameters)
-    refused = ", ".join(f"{key}={value!r}" for key, value in options.items() if key not in taken)
+    accepted = list(inspect.signature(entry.build).parameters)
+    refused = ", ".join(f"{key}={value!r}" for key, value in options.items() if key not in accepted)
     if refused:
-        taken += ["weights"] if entry.torchvision else []
+        accepted += ["weights"] if entry.torchvision else []
         other = (f"; torchvision:{name} has the same layers and torchvision's options"
                  if name in entry.torchvision.values() else "")
         raise RequestError(f"torchslim:{name}: the builder refused {refused}; its options are "
-                           f"{', '.join(taken)}{other}")
+                           f"{', '.join(accepted)}{other}")
 
 
 def _counterpart(name: str, options: dict[str, Any]) -> str:
@@ -189,8 +189,8 @@ def _timm_build(name: str, weights: str | None, options: dict[str, Any]) -> nn.M
 
 
 def _timm_input(name: str) -> tuple[int, int, int]:
-    known = _timm().get_pretrained_cfg(name)
-    channels, height, width = known.input_size if known is not None else (3, 224, 224)
+    config = _timm().get_pretrained_cfg(name)
+    channels, height, width = config.input_size if config is not None else (3, 224, 224)
     return channels, height, width
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from torchslim.blocks import ConvNormAct, DepthwiseSeparable
-from torchslim.zoo.common import Network, at_least_one, initialised, pooled, positive
+from torchslim.zoo.common import Network, check_positive_ints, check_width, global_pool, initialise_weights
 
 STEM = 32
 # Depthwise separable units, table 1; the stem goes before them.
@@ -49,8 +49,8 @@ def mobilenet_v1(num_classes: int = 1000, *, width: float = 1.0, in_channels: in
     Raises:
         RequestError: a width that is not positive, classes or channels below 1.
     """
-    at_least_one("mobilenet_v1", num_classes=num_classes, in_channels=in_channels)
-    return _network(in_channels, num_classes, positive("mobilenet_v1", width), stride=2, bias=False)
+    check_positive_ints("mobilenet_v1", num_classes=num_classes, in_channels=in_channels)
+    return _network(in_channels, num_classes, check_width("mobilenet_v1", width), stride=2, bias=False)
 
 
 def mobilenet_v1_cifar(num_classes: int = 100, *, width: float = 1.0, in_channels: int = 3) -> Network:
@@ -72,18 +72,18 @@ def mobilenet_v1_cifar(num_classes: int = 100, *, width: float = 1.0, in_channel
     Raises:
         RequestError: a width that is not positive, classes or channels below 1.
     """
-    at_least_one("mobilenet_v1_cifar", num_classes=num_classes, in_channels=in_channels)
-    return _network(in_channels, num_classes, positive("mobilenet_v1_cifar", width), stride=1, bias=True)
+    check_positive_ints("mobilenet_v1_cifar", num_classes=num_classes, in_channels=in_channels)
+    return _network(in_channels, num_classes, check_width("mobilenet_v1_cifar", width), stride=1, bias=True)
 
 
 def _network(in_channels: int, num_classes: int, width: float, *, stride: int, bias: bool) -> Network:
-    def scaled(channels: int) -> int:
+    def scale_channels(channels: int) -> int:
         return max(8, int(width * channels))
 
-    channels = scaled(STEM)
+    channels = scale_channels(STEM)
     features: list[nn.Module] = [ConvNormAct(in_channels, channels, 3, stride)]
     for c, n, s in ROWS:
         for number in range(n):
-            features.append(DepthwiseSeparable(channels, scaled(c), 3, 1 if number else s, bias=(False, bias)))
-            channels = scaled(c)
-    return initialised(Network(features, [*pooled(), nn.Linear(channels, num_classes)]))
+            features.append(DepthwiseSeparable(channels, scale_channels(c), 3, 1 if number else s, bias=(False, bias)))
+            channels = scale_channels(c)
+    return initialise_weights(Network(features, [*global_pool(), nn.Linear(channels, num_classes)]))

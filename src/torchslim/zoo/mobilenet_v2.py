@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from torch import nn
 
 from torchslim.blocks import ConvNormAct, InvertedResidual
-from torchslim.blocks.common import divisible
-from torchslim.zoo.common import Network, at_least_one, initialised, pooled, positive
+from torchslim.blocks.common import make_divisible
+from torchslim.zoo.common import Network, check_positive_ints, check_width, global_pool, initialise_weights
 
 STEM, LAST = 32, 1280
 # Inverted residuals, table 2
@@ -44,16 +44,16 @@ def mobilenet_v2(num_classes: int = 1000, *, width: float = 1.0, in_channels: in
     Raises:
         RequestError: a width that is not positive, classes or channels below 1.
     """
-    at_least_one("mobilenet_v2", num_classes=num_classes, in_channels=in_channels)
-    width = positive("mobilenet_v2", width)
-    channels, last = divisible(STEM * width), divisible(LAST * max(1.0, width))
+    check_positive_ints("mobilenet_v2", num_classes=num_classes, in_channels=in_channels)
+    width = check_width("mobilenet_v2", width)
+    channels, last = make_divisible(STEM * width), make_divisible(LAST * max(1.0, width))
     features: list[nn.Module] = [ConvNormAct(in_channels, channels, 3, 2, act=nn.ReLU6)]
     for t, c, n, s in ROWS:
         for stride in _strides(n, s):
-            features.append(InvertedResidual(channels, divisible(c * width), stride, t))
-            channels = divisible(c * width)
+            features.append(InvertedResidual(channels, make_divisible(c * width), stride, t))
+            channels = make_divisible(c * width)
     features.append(ConvNormAct(channels, last, 1, act=nn.ReLU6))
-    return initialised(Network(features, [*pooled(), nn.Dropout(0.2), nn.Linear(last, num_classes)]))
+    return initialise_weights(Network(features, [*global_pool(), nn.Dropout(0.2), nn.Linear(last, num_classes)]))
 
 
 def mobilenet_v2_cifar(num_classes: int = 100, *, in_channels: int = 3) -> Network:
@@ -73,7 +73,7 @@ def mobilenet_v2_cifar(num_classes: int = 100, *, in_channels: int = 3) -> Netwo
     Raises:
         RequestError: classes or channels below 1.
     """
-    at_least_one("mobilenet_v2_cifar", num_classes=num_classes, in_channels=in_channels)
+    check_positive_ints("mobilenet_v2_cifar", num_classes=num_classes, in_channels=in_channels)
     channels = STEM
     features: list[nn.Module] = [ConvNormAct(in_channels, channels, 1, padding=1, bias=True, act=nn.ReLU6)]
     for (t, c, n, _), s in zip(ROWS, CIFAR_STRIDES, strict=True):
@@ -81,7 +81,8 @@ def mobilenet_v2_cifar(num_classes: int = 100, *, in_channels: int = 3) -> Netwo
             features.append(InvertedResidual(channels, c, stride, t, expand=True, bias=True))
             channels = c
     features.append(ConvNormAct(channels, LAST, 1, bias=True, act=nn.ReLU6))
-    return initialised(Network(features, [nn.AdaptiveAvgPool2d(1), nn.Conv2d(LAST, num_classes, 1), nn.Flatten()]))
+    head = [nn.AdaptiveAvgPool2d(1), nn.Conv2d(LAST, num_classes, 1), nn.Flatten()]
+    return initialise_weights(Network(features, head))
 
 
 def _strides(repeats: int, first: int) -> Iterable[int]:

@@ -8,8 +8,8 @@ from functools import partial
 from torch import nn
 
 from torchslim.blocks import ConvNormAct, InvertedResidualSE
-from torchslim.blocks.common import divisible
-from torchslim.zoo.common import Network, at_least_one, initialised, pooled, positive
+from torchslim.blocks.common import make_divisible
+from torchslim.zoo.common import Network, check_positive_ints, check_width, global_pool, initialise_weights
 
 STEM = 16
 RE, HS = nn.ReLU, nn.Hardswish
@@ -69,8 +69,8 @@ def mobilenet_v3_large(num_classes: int = 1000, *, width: float = 1.0, in_channe
     Raises:
         RequestError: a width that is not positive, classes or channels below 1.
     """
-    at_least_one("mobilenet_v3_large", num_classes=num_classes, in_channels=in_channels)
-    return _network(LARGE, 1280, positive("mobilenet_v3_large", width), in_channels, num_classes)
+    check_positive_ints("mobilenet_v3_large", num_classes=num_classes, in_channels=in_channels)
+    return _network(LARGE, 1280, check_width("mobilenet_v3_large", width), in_channels, num_classes)
 
 
 def mobilenet_v3_small(num_classes: int = 1000, *, width: float = 1.0, in_channels: int = 3) -> Network:
@@ -91,18 +91,19 @@ def mobilenet_v3_small(num_classes: int = 1000, *, width: float = 1.0, in_channe
     Raises:
         RequestError: a width that is not positive, classes or channels below 1.
     """
-    at_least_one("mobilenet_v3_small", num_classes=num_classes, in_channels=in_channels)
-    return _network(SMALL, 1024, positive("mobilenet_v3_small", width), in_channels, num_classes)
+    check_positive_ints("mobilenet_v3_small", num_classes=num_classes, in_channels=in_channels)
+    return _network(SMALL, 1024, check_width("mobilenet_v3_small", width), in_channels, num_classes)
 
 
 def _network(rows: Sequence[Row], last: int, width: float, in_channels: int, num_classes: int) -> Network:
     norm = partial(nn.BatchNorm2d, eps=0.001, momentum=0.01)
-    channels, last = divisible(STEM * width), divisible(last * width)
+    channels, last = make_divisible(STEM * width), make_divisible(last * width)
     features: list[nn.Module] = [ConvNormAct(in_channels, channels, 3, 2, norm=norm, act=HS)]
     for k, exp, out, squeezes, act, s in rows:
-        features.append(InvertedResidualSE(channels, divisible(out * width), s, expanded=divisible(exp * width),
-                                           kernel_size=k, reduction=4 if squeezes else None, norm=norm, act=act))
-        channels = divisible(out * width)
+        out_channels, expanded = make_divisible(out * width), make_divisible(exp * width)
+        features.append(InvertedResidualSE(channels, out_channels, s, expanded=expanded, kernel_size=k,
+                                           reduction=4 if squeezes else None, norm=norm, act=act))
+        channels = out_channels
     features.append(ConvNormAct(channels, 6 * channels, 1, norm=norm, act=HS))
-    return initialised(Network(features, [*pooled(), nn.Linear(6 * channels, last), HS(), nn.Dropout(0.2),
+    return initialise_weights(Network(features, [*global_pool(), nn.Linear(6 * channels, last), HS(), nn.Dropout(0.2),
                                           nn.Linear(last, num_classes)]))

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from torchslim.zoo.common import Network, at_least_one, initialised, layered, pooled, scaled
+from torchslim.zoo.common import (
+    Network,
+    blocks_per_stage,
+    check_positive_ints,
+    global_pool,
+    initialise_weights,
+    set_norm_scales,
+)
 
 STEM, EXPANSION = 16, 4
 WIDTHS = (16, 32, 64)
@@ -60,8 +67,8 @@ def preresnet_cifar(num_classes: int = 10, *, depth: int = 164, scale: float = 1
     Raises:
         RequestError: a depth that is no 9n + 2, a scale that is not positive, classes or channels below 1.
     """
-    at_least_one("preresnet_cifar", num_classes=num_classes, in_channels=in_channels)
-    blocks = layered("preresnet_cifar", depth, 9, 2)
+    check_positive_ints("preresnet_cifar", num_classes=num_classes, in_channels=in_channels)
+    blocks = blocks_per_stage("preresnet_cifar", depth, 9, 2)
     features: list[nn.Module] = [nn.Conv2d(in_channels, STEM, 3, padding=1, bias=False)]
     channels = STEM
     for stage, width in enumerate(WIDTHS):
@@ -69,5 +76,5 @@ def preresnet_cifar(num_classes: int = 10, *, depth: int = 164, scale: float = 1
             features.append(PreBottleneck(channels, width, 2 if stage and not block else 1))
             channels = EXPANSION * width
     features += [nn.BatchNorm2d(channels), nn.ReLU()]
-    network = initialised(Network(features, [*pooled(), nn.Linear(channels, num_classes)]))
-    return scaled("preresnet_cifar", network, scale)
+    network = initialise_weights(Network(features, [*global_pool(), nn.Linear(channels, num_classes)]))
+    return set_norm_scales("preresnet_cifar", network, scale)

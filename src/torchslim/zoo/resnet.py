@@ -6,7 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from torchslim.blocks import ConvNormAct
-from torchslim.zoo.common import Network, at_least_one, chosen, initialised, layered, pooled
+from torchslim.zoo.common import (
+    Network,
+    blocks_per_stage,
+    check_positive_ints,
+    global_pool,
+    initialise_weights,
+    look_up,
+)
 
 STEM = 16
 WIDTHS = (16, 32, 64)
@@ -81,13 +88,13 @@ def resnet_cifar(num_classes: int = 10, *, depth: int = 56, shortcut: str = "pad
     Raises:
         RequestError: a depth that is no 6n + 2, another shortcut, classes or channels below 1.
     """
-    at_least_one("resnet_cifar", num_classes=num_classes, in_channels=in_channels)
-    projected = chosen("resnet_cifar", "shortcut", shortcut, {"padded": False, "projected": True})
-    blocks = layered("resnet_cifar", depth, 6, 2)
+    check_positive_ints("resnet_cifar", num_classes=num_classes, in_channels=in_channels)
+    projected = look_up("resnet_cifar", "shortcut", shortcut, {"padded": False, "projected": True})
+    blocks = blocks_per_stage("resnet_cifar", depth, 6, 2)
     features: list[nn.Module] = [ConvNormAct(in_channels, STEM, 3)]
     channels = STEM
     for stage, width in enumerate(WIDTHS):
         for block in range(blocks):
             features.append(BasicBlock(channels, width, 2 if stage and not block else 1, projected))
             channels = width
-    return initialised(Network(features, [*pooled(), nn.Linear(channels, num_classes)]))
+    return initialise_weights(Network(features, [*global_pool(), nn.Linear(channels, num_classes)]))

@@ -8,7 +8,7 @@ from itertools import pairwise
 from torch import nn
 
 from torchslim.blocks import ConvNormAct, ShuffleUnitV1
-from torchslim.zoo.common import Network, at_least_one, chosen, pooled
+from torchslim.zoo.common import Network, check_positive_ints, global_pool, look_up
 
 STEM = 24
 UNITS = (4, 8, 4)
@@ -47,8 +47,8 @@ def shufflenet_v1(num_classes: int = 1000, *, groups: int = 3, in_channels: int 
     Raises:
         RequestError: other groups, classes or channels below 1.
     """
-    at_least_one("shufflenet_v1", num_classes=num_classes, in_channels=in_channels)
-    widths = chosen("shufflenet_v1", "groups", groups, WIDTHS)
+    check_positive_ints("shufflenet_v1", num_classes=num_classes, in_channels=in_channels)
+    widths = look_up("shufflenet_v1", "groups", groups, WIDTHS)
     stem = [ConvNormAct(in_channels, STEM, 3, 2), nn.MaxPool2d(3, 2, 1)]
     return _network(stem, widths, num_classes, groups=groups, all_grouped=False, bias=False)
 
@@ -75,8 +75,8 @@ def shufflenet_v1_cifar(num_classes: int = 100, *, groups: int = 3, in_channels:
     Raises:
         RequestError: other groups, classes or channels below 1.
     """
-    at_least_one("shufflenet_v1_cifar", num_classes=num_classes, in_channels=in_channels)
-    widths = chosen("shufflenet_v1_cifar", "groups", groups, CIFAR_WIDTHS)
+    check_positive_ints("shufflenet_v1_cifar", num_classes=num_classes, in_channels=in_channels)
+    widths = look_up("shufflenet_v1_cifar", "groups", groups, CIFAR_WIDTHS)
     stem = [ConvNormAct(in_channels, STEM, 3, 1, bias=True)]
     return _network(stem, widths, num_classes, groups=groups, all_grouped=True, bias=True)
 
@@ -88,4 +88,4 @@ def _network(stem: Sequence[nn.Module], widths: Sequence[int], num_classes: int,
         features.append(ShuffleUnitV1(before, width, 2, groups=groups, grouped_first=all_grouped or before != STEM,
                                       bias=bias))
         features += [ShuffleUnitV1(width, width, groups=groups, bias=bias) for _ in range(units - 1)]
-    return Network(features, [*pooled(), nn.Linear(widths[-1], num_classes)])
+    return Network(features, [*global_pool(), nn.Linear(widths[-1], num_classes)])

@@ -8,7 +8,7 @@ from itertools import pairwise
 from torch import nn
 
 from torchslim.blocks import ConvNormAct, ShuffleUnitV2
-from torchslim.zoo.common import Network, at_least_one, chosen, pooled
+from torchslim.zoo.common import Network, check_positive_ints, global_pool, look_up
 
 STEM = 24
 UNITS = (4, 8, 4)
@@ -44,8 +44,8 @@ def shufflenet_v2(num_classes: int = 1000, *, width: float = 1, in_channels: int
     Raises:
         RequestError: another width, classes or channels below 1.
     """
-    at_least_one("shufflenet_v2", num_classes=num_classes, in_channels=in_channels)
-    widths = chosen("shufflenet_v2", "width", width, WIDTHS)
+    check_positive_ints("shufflenet_v2", num_classes=num_classes, in_channels=in_channels)
+    widths = look_up("shufflenet_v2", "width", width, WIDTHS)
     stem = [ConvNormAct(in_channels, STEM, 3, 2), nn.MaxPool2d(3, 2, 1)]
     return _network(stem, widths, num_classes, narrow=False, bias=False)
 
@@ -71,8 +71,8 @@ def shufflenet_v2_cifar(num_classes: int = 100, *, width: float = 1, in_channels
     Raises:
         RequestError: another width, classes or channels below 1.
     """
-    at_least_one("shufflenet_v2_cifar", num_classes=num_classes, in_channels=in_channels)
-    widths = chosen("shufflenet_v2_cifar", "width", width, WIDTHS)
+    check_positive_ints("shufflenet_v2_cifar", num_classes=num_classes, in_channels=in_channels)
+    widths = look_up("shufflenet_v2_cifar", "width", width, WIDTHS)
     stem = [ConvNormAct(in_channels, STEM, 3, 1, bias=True, act=None)]
     return _network(stem, widths, num_classes, narrow=True, bias=True)
 
@@ -85,4 +85,4 @@ def _network(stem: Sequence[nn.Module], widths: Sequence[int], num_classes: int,
         features.append(ShuffleUnitV2(before, width, 2, middle=before if narrow else None, bias=bias))
         features += [ShuffleUnitV2(width, width, bias=bias) for _ in range(units - 1)]
     features.append(ConvNormAct(stages[-1], last, 1, bias=bias))
-    return Network(features, [*pooled(), nn.Linear(last, num_classes)])
+    return Network(features, [*global_pool(), nn.Linear(last, num_classes)])

@@ -51,7 +51,7 @@ class Source:
 
     def __str__(self) -> str:
         head = f"{self.kind}:{self.name}" if self.kind in LIBRARIES else self.name
-        pairs = (f"{_quoted(key)}={_quoted(_literal_text(value))}" for key, value in self.options.items())
+        pairs = (f"{_quoted(key)}={_quoted(_value_text(value))}" for key, value in self.options.items())
         return "?".join(filter(None, (head, "&".join(pairs))))
 
     @property
@@ -91,15 +91,15 @@ def resolve(spec: str | Path | Source) -> Source:
         return spec
     text = str(spec)
     head, _, tail = text.partition("?")
-    options = _options(tail, text)
+    options = _parse_options(tail, text)
     prefix, _, name = head.partition(":")
     if prefix in LIBRARIES and name:
-        return Source(prefix, _known(prefix, name), options)
+        return Source(prefix, _check_name(prefix, name), options)
     if head.endswith(SAVED_SUFFIX):
-        return Source("saved", _existing(head), options)
+        return Source("saved", _check_file(head), options)
     path, _, factory = head.rpartition(":")
     if path.endswith(".py") and factory:
-        return Source("file", f"{_existing(path)}:{factory}", options)
+        return Source("file", f"{_check_file(path)}:{factory}", options)
     if re.fullmatch(r"[\w.]+:[\w.]+", head):
         return Source("module", head, options)
     if not head or "/" in head or Path(head).suffix in (".pt", ".pth", ".py", ".ckpt", ".onnx", ".pt2"):
@@ -130,6 +130,7 @@ def build_source(source: Source, **overrides: Any) -> nn.Module:
                            "wanted a torch.nn.Module")
     return model
 
+
 def is_library(spec: str) -> bool:
     """Whether a specification names a library's model outright: building it runs only that library's code."""
     return spec.partition("?")[0].partition(":")[0] in LIBRARIES
@@ -153,7 +154,7 @@ def create_model(name: str, *, weights: str | None = None, **options: Any) -> nn
     kind, _, rest = name.partition(":")
     if kind not in LIBRARIES or not rest:
         kind, rest = _library_of(name), name
-    where = f"{kind}:{_known(kind, rest)}"
+    where = f"{kind}:{_check_name(kind, rest)}"
     try:
         return LIBRARIES[kind].build(rest, weights, options)
     except TorchslimError:
@@ -173,22 +174,22 @@ def list_models(pattern: str = "*") -> list[str]:
     A name that an earlier library has too appears with its library: `torchvision:mobilenet_v2`, `timm:resnet18`. A
     pattern that begins with a library (`torchslim:*`) is for all names of that one, and these appear with it.
     """
-    chosen = pattern.partition(":")[0]
-    if chosen in LIBRARIES and ":" in pattern:
-        return sorted(name for name in (f"{chosen}:{own}" for own in LIBRARIES[chosen].names())
+    prefix = pattern.partition(":")[0]
+    if prefix in LIBRARIES and ":" in pattern:
+        return sorted(name for name in (f"{prefix}:{model}" for model in LIBRARIES[prefix].names())
                       if fnmatchcase(name, pattern))
     seen: set[str] = set()
     names: list[str] = []
     for kind, library in LIBRARIES.items():
-        own = library.names()
-        names += [f"{kind}:{name}" if name in seen else name for name in own]
-        seen.update(own)
+        library_names = library.names()
+        names += [f"{kind}:{name}" if name in seen else name for name in library_names]
+        seen.update(library_names)
     return sorted(name for name in names if fnmatchcase(name, pattern))
 
 
-def _known(kind: str, name: str) -> str:
+def _check_name(kind: str, name: str) -> str:
     if not LIBRARIES[kind].has(name):
-        raise _unknown(f"{kind}:{name}", name, LIBRARIES[kind].names())
+        raise _unknown_name(f"{kind}:{name}", name, LIBRARIES[kind].names())
     return name
 
 
@@ -197,10 +198,10 @@ def _library_of(name: str) -> str:
         with suppress(MissingExtra):
             if library.has(name):
                 return kind
-    raise _unknown(name, name, list_models())
+    raise _unknown_name(name, name, list_models())
 
 
-def _unknown(where: str, name: str, names: list[str]) -> RequestError:
+def _unknown_name(where: str, name: str, names: list[str]) -> RequestError:
     if "?" in name:
         return RequestError(f"{where}: options found behind a name, keywords wanted, such as "
                             "create_model('mobilenet_v1', width=0.5); `torchslim.store.loading.build` reads both")
@@ -211,18 +212,18 @@ def _unknown(where: str, name: str, names: list[str]) -> RequestError:
 
 
 def _factory(source: Source) -> Callable[..., Any]:
-    place, _, attribute = source.name.rpartition(":")
+    module_name, _, attribute = source.name.rpartition(":")
     try:
         with _import_path(source):
-            module = _file_module(Path(place)) if source.kind == "file" else import_module(place)
+            module = _file_module(Path(module_name)) if source.kind == "file" else import_module(module_name)
         factory = reduce(getattr, attribute.split("."), module)
     except Exception as error:
         raise RequestError(f"{source}: could not be imported: {first_line(error)}") from error
     if not callable(factory) or isinstance(factory, nn.Module):
         raise RequestError(f"{source}: {attribute} is a {type(factory).__name__}, "
                            "wanted a function or class that makes a torch.nn.Module")
-    made: Callable[..., Any] = factory
-    return made
+    checked: Callable[..., Any] = factory
+    return checked
 
 
 def _file_module(path: Path) -> Any:
@@ -238,9 +239,9 @@ def _file_module(path: Path) -> Any:
 
 @contextmanager
 def _import_path(source: Source) -> Iterator[None]:
-    """The folder that a factory's imports expect first: its file's, or the working directory."""
-    place = source.name.rpartition(":")[0]
-    folder = str(Path(place).resolve().parent if source.kind == "file" else Path.cwd())
+    """Put the folder of a factory's file, or the working directory, first on the import path."""
+    file = source.name.rpartition(":")[0]
+    folder = str(Path(file).resolve().parent if source.kind == "file" else Path.cwd())
     sys.path.insert(0, folder)
     try:
         yield
@@ -258,33 +259,33 @@ def _accepts(factory: Callable[..., Any], option: str) -> bool:
     return named or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
 
 
-def _options(text: str, spec: str) -> dict[str, Any]:
+def _parse_options(text: str, spec: str) -> dict[str, Any]:
     options: dict[str, Any] = {}
     for pair in filter(None, text.split("&")):
         key, equals, value = pair.partition("=")
         if not equals or not key.isidentifier() or key in options:
             raise RequestError(f"{spec}: option {pair!r} found, NAME=VALUE wanted, each name once; "
                                "try torchvision:resnet18?num_classes=10&weights=DEFAULT")
-        options[key] = _value(unquote(value))
+        options[key] = _parse_value(unquote(value))
     return options
 
 
-def _value(text: str) -> Any:
+def _parse_value(text: str) -> Any:
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
 
 
-def _literal_text(value: Any) -> str:
-    return value if isinstance(value, str) and _value(value) == value else repr(value)
+def _value_text(value: Any) -> str:
+    return value if isinstance(value, str) and _parse_value(value) == value else repr(value)
 
 
 def _quoted(text: str) -> str:
     return quote(text, safe=" !\"'()*+,/:;<=>?@[]^`{|}~")
 
 
-def _existing(path: str) -> str:
+def _check_file(path: str) -> str:
     if not Path(path).is_file():
         raise RequestError(f"{path}: no such file; give the path of an existing one")
     return path

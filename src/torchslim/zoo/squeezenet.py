@@ -8,7 +8,7 @@ from functools import partial
 from torch import nn
 
 from torchslim.blocks import ConvNormAct, Fire
-from torchslim.zoo.common import Network, at_least_one, pooled
+from torchslim.zoo.common import Network, check_positive_ints, global_pool
 
 # fire2 to fire9, table 1
 FIRES = (
@@ -42,7 +42,7 @@ def squeezenet1_0(num_classes: int = 1000, *, in_channels: int = 3) -> Network:
     Raises:
         RequestError: classes or channels below 1.
     """
-    at_least_one("squeezenet1_0", num_classes=num_classes, in_channels=in_channels)
+    check_positive_ints("squeezenet1_0", num_classes=num_classes, in_channels=in_channels)
     return _imagenet(ConvNormAct(in_channels, 96, 7, 2, 0, norm=None), 96, (4, 8), num_classes)
 
 
@@ -63,7 +63,7 @@ def squeezenet1_1(num_classes: int = 1000, *, in_channels: int = 3) -> Network:
     Raises:
         RequestError: classes or channels below 1.
     """
-    at_least_one("squeezenet1_1", num_classes=num_classes, in_channels=in_channels)
+    check_positive_ints("squeezenet1_1", num_classes=num_classes, in_channels=in_channels)
     return _imagenet(ConvNormAct(in_channels, 64, 3, 2, 0, norm=None), 64, (3, 5), num_classes)
 
 
@@ -85,16 +85,16 @@ def squeezenet_cifar(num_classes: int = 100, *, in_channels: int = 3) -> Network
     Raises:
         RequestError: classes or channels below 1.
     """
-    at_least_one("squeezenet_cifar", num_classes=num_classes, in_channels=in_channels)
+    check_positive_ints("squeezenet_cifar", num_classes=num_classes, in_channels=in_channels)
     features = [ConvNormAct(in_channels, 96, bias=True), nn.MaxPool2d(2, 2),
                 *_fires(96, (4, 8), nn.MaxPool2d(2, 2), bypass=(3, 5, 7), norm=True)]
-    return Network(features, [nn.Conv2d(512, num_classes, 1), *pooled()])
+    return Network(features, [nn.Conv2d(512, num_classes, 1), *global_pool()])
 
 
 def _imagenet(stem: nn.Module, channels: int, pools: Collection[int], num_classes: int) -> Network:
     pool = nn.MaxPool2d(3, 2, ceil_mode=True)
     last = nn.Conv2d(512, num_classes, 1)
-    network = Network([stem, pool, *_fires(channels, pools, pool)], [nn.Dropout(0.5), last, nn.ReLU(), *pooled()])
+    network = Network([stem, pool, *_fires(channels, pools, pool)], [nn.Dropout(0.5), last, nn.ReLU(), *global_pool()])
     for module in network.modules():  # without norms, torch's own start lets signals fade
         if isinstance(module, nn.Conv2d) and module.bias is not None:
             nn.init.kaiming_uniform_(module.weight, nonlinearity="relu")

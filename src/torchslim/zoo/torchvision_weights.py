@@ -30,17 +30,18 @@ def from_torchvision(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str,
     if not isinstance(state, Mapping):
         raise RequestError(f"{type(model).__name__}: a {type(state).__name__} found, the state dict of torchvision's "
                            "network wanted; give theirs.state_dict()")
-    own = model.state_dict()
-    for ours, theirs in zip_longest(own, state):
-        if ours is None or theirs is None or _kind(ours, own) != _kind(theirs, state):
-            raise RequestError(f"{type(model).__name__}: {_shown(theirs, state)} found for {_shown(ours, own)}, the "
-                               "state of torchvision's network of the same layers wanted; check width and num_classes")
-    return dict(zip(own, state.values(), strict=True))
+    own_state = model.state_dict()
+    for ours, theirs in zip_longest(own_state, state):
+        if ours is None or theirs is None or _role_and_shape(ours, own_state) != _role_and_shape(theirs, state):
+            raise RequestError(f"{type(model).__name__}: {_describe(theirs, state)} found for "
+                               f"{_describe(ours, own_state)}, the state of torchvision's network of the same layers "
+                               "wanted; check width and num_classes")
+    return dict(zip(own_state, state.values(), strict=True))
 
 
-def _kind(name: str, state: Mapping[str, Tensor]) -> tuple[str, tuple[int, ...]]:
+def _role_and_shape(name: str, state: Mapping[str, Tensor]) -> tuple[str, tuple[int, ...]]:
     return name.rpartition(".")[2], tuple(state[name].shape)
 
 
-def _shown(name: str | None, state: Mapping[str, Tensor]) -> str:
+def _describe(name: str | None, state: Mapping[str, Tensor]) -> str:
     return "nothing" if name is None else f"{name} {'x'.join(map(str, state[name].shape)) or 'of no dimension'}"

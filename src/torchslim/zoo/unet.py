@@ -10,17 +10,20 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from torchslim.blocks import AsymmetricPair, ConvNormAct, DepthwiseSeparable
-from torchslim.zoo.common import at_least_one, chosen, positive
+from torchslim.zoo.common import check_positive_ints, check_width, look_up
 
 WIDTHS = (64, 128, 256, 512, 1024)
 DEPTHWISE = 0
 
 
 class Conv(NamedTuple):
-    """A convolution of a stage from `in` to `out` channels, with batch norm and ReLU; "dw pw" is 3x3 and 1x1."""
+    """A convolution of a stage, with batch norm and ReLU; "dw pw" is a depthwise 3x3 and a 1x1.
+
+    Its outputs are as wide as the stage's input or output.
+    """
 
     kernel: Literal["3x3", "1x1", "1x3 3x1", "dw pw"]
-    gives: Literal["in", "out"] = "out"
+    width: Literal["in", "out"] = "out"
     groups: int = 1
 
 
@@ -53,14 +56,14 @@ class UNet(nn.Module):
                  dead: bool) -> None:
         super().__init__()
         encoder, decoder, last = rows
-        self.encoder = nn.ModuleList(stage(m, n, encoder) for m, n in pairwise((in_channels, *widths)))
+        self.encoder = nn.ModuleList(make_stage(m, n, encoder) for m, n in pairwise((in_channels, *widths)))
         self.pool = nn.MaxPool2d(3, 2, 1)
         upwards = tuple(pairwise(widths[::-1]))
         self.up = nn.ModuleList(nn.ConvTranspose2d(m, n, 2, 2) for m, n in upwards)
         m, n = upwards[-1]
-        head = nn.Sequential(*stage(m, n, last), nn.Conv2d(n, num_classes, 3))
-        self.decoder = nn.ModuleList([*(stage(*pair, decoder) for pair in upwards[:-1]), head])
-        self.dead = stage(m, n, decoder) if dead else None
+        head = nn.Sequential(*make_stage(m, n, last), nn.Conv2d(n, num_classes, 3))
+        self.decoder = nn.ModuleList([*(make_stage(*pair, decoder) for pair in upwards[:-1]), head])
+        self.dead = make_stage(m, n, decoder) if dead else None
 
     def forward(self, x: Tensor) -> Tensor:
         """See `unet`."""
@@ -71,7 +74,7 @@ class UNet(nn.Module):
         skips.pop()
         for up, layers in zip(self.up, self.decoder):  # noqa: B905  # scripts know no strict=
             skip = skips.pop()
-            x = layers(torch.cat([skip, padded(up(x), skip)], 1))
+            x = layers(torch.cat([skip, pad_to(up(x), skip)], 1))
         return x
 
 
@@ -115,18 +118,18 @@ def unet(num_classes: int = 2, *, in_channels: int = 3, rung: int | str = 0, wid
     Raises:
         RequestError: another rung, a width that is not positive, classes or channels below 1.
     """
-    at_least_one("unet", num_classes=num_classes, in_channels=in_channels)
-    rows = chosen("unet", "rung", rung, RUNGS)
-    first = max(4, 4 * round(WIDTHS[0] * positive("unet", width) / 4))  # rungs 3 to 5 have four groups
+    check_positive_ints("unet", num_classes=num_classes, in_channels=in_channels)
+    rows = look_up("unet", "rung", rung, RUNGS)
+    first = max(4, 4 * round(WIDTHS[0] * check_width("unet", width) / 4))  # rungs 3 to 5 have four groups
     widths = tuple(first * n // WIDTHS[0] for n in WIDTHS)
     return UNet(in_channels, num_classes, rows, widths, dead=dead)
 
 
-def stage(in_channels: int, out_channels: int, row: Row) -> nn.Sequential:
+def make_stage(in_channels: int, out_channels: int, row: Row) -> nn.Sequential:
     """The unpadded convolutions of a row, each with a bias, batch norm and ReLU."""
     layers: list[nn.Module] = []
-    for kernel, gives, groups in row:
-        n = in_channels if gives == "in" else out_channels
+    for kernel, width, groups in row:
+        n = in_channels if width == "in" else out_channels
         groups = groups or n
         if kernel == "dw pw":
             layers.append(DepthwiseSeparable(in_channels, n, 3, padding=0, bias=True))
@@ -138,8 +141,8 @@ def stage(in_channels: int, out_channels: int, row: Row) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def padded(x: Tensor, other: Tensor) -> Tensor:
-    """Zeros around a map until it is as high and as wide as another.
+def pad_to(x: Tensor, other: Tensor) -> Tensor:
+    """Pad a map with zeros to the height and width of another.
 
     Shape:
         (B, C, h, w), (B, D, H, W) -> (B, C, H, W)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from torchslim.blocks import ConvNormAct
-from torchslim.zoo.common import Network, at_least_one, chosen, initialised, pooled, scaled
+from torchslim.zoo.common import Network, check_positive_ints, global_pool, initialise_weights, look_up, set_norm_scales
 
 # 3x3 convolutions of each stage, tables 1 and 2; a 2x2 max-pool stands between stages
 CHANNELS = (64, 128, 256, 512, 512)
@@ -39,13 +39,14 @@ def vgg_cifar(num_classes: int = 10, *, depth: int = 19, scale: float = 1.0, in_
     Raises:
         RequestError: another depth, a scale that is not positive, classes or channels below 1.
     """
-    at_least_one("vgg_cifar", num_classes=num_classes, in_channels=in_channels)
+    check_positive_ints("vgg_cifar", num_classes=num_classes, in_channels=in_channels)
     features: list[nn.Module] = []
     channels = in_channels
-    for place, (width, convolutions) in enumerate(zip(CHANNELS, chosen("vgg_cifar", "depth", depth, DEPTHS),
+    for stage, (width, convolutions) in enumerate(zip(CHANNELS, look_up("vgg_cifar", "depth", depth, DEPTHS),
                                                       strict=True)):
-        features += [nn.MaxPool2d(2)] if place else []
+        features += [nn.MaxPool2d(2)] if stage else []
         for _ in range(convolutions):
             features.append(ConvNormAct(channels, width, 3))
             channels = width
-    return scaled("vgg_cifar", initialised(Network(features, [*pooled(), nn.Linear(channels, num_classes)])), scale)
+    network = initialise_weights(Network(features, [*global_pool(), nn.Linear(channels, num_classes)]))
+    return set_norm_scales("vgg_cifar", network, scale)
