@@ -153,7 +153,7 @@ def test_leftovers_of_a_killed_process_are_swept_out(tmp_path: Path) -> None:
 HOLD = """
 import sys, time
 from pathlib import Path
-from torchslim.pipeline.state import RunFolder
+from torchslim.pipeline.run_folder import RunFolder
 with RunFolder(Path(sys.argv[1])).locked():
     print("locked", flush=True)
     time.sleep(60)

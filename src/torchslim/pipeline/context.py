@@ -57,7 +57,7 @@ class Run:
 
     def plan(self) -> Plan:
         """The plan."""
-        return Plan.from_json(self.folder.file("plan.json").read_text(encoding="utf-8"))
+        return Plan.from_json(self.folder.file("plan.json").read_bytes())
 
     def store(self, model: nn.Module, name: str, plan: Plan | None = None) -> None:
         """Keep a model under a name."""

@@ -10,11 +10,13 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torchslim.errors import CheckpointError, RequestError
 from torchslim.pipeline.settings import Settings, option, written
+from torchslim.utils.json_values import read_json
 
 FORMAT = 1
 
@@ -22,6 +24,15 @@ FORMAT = 1
 WORK = "work"
 FINAL = ("baseline.safetensors", "plan.json", "slim.safetensors", "baseline.onnx", "slim.onnx", "record.json",
          "report.html")
+
+
+@dataclass(frozen=True)
+class _State:
+    """What `state.json` holds, beside its format."""
+
+    settings: dict[str, Any]
+    threads: int
+    found: dict[str, dict[str, Any]]
 
 
 class RunFolder:
@@ -55,18 +66,18 @@ class RunFolder:
         state = self._read()
         wanted = json.loads(json.dumps(settings.identity()))
         # A run that never got anywhere, for its model was misspelt say, is in nobody's way.
-        if state is None or not (state["found"] or any((self.path / WORK).glob("*.checkpoint"))):
+        if state is None or not (state.found or any((self.path / WORK).glob("*.checkpoint"))):
             self._identity, self.threads = wanted, None
             return
-        there = dict(state["settings"])
+        there = dict(state.settings)
         odd = [f"{option(name)} {written(name, there.get(name))} (now {written(name, wanted.get(name))})"
                for name in sorted({*there, *wanted}) if there.get(name) != wanted.get(name)]
-        if settings.threads not in (None, state["threads"]):
-            odd.append(f"--threads {state['threads']} (now {settings.threads})")
+        if settings.threads not in (None, state.threads):
+            odd.append(f"--threads {state.threads} (now {settings.threads})")
         if odd:
             raise RequestError(f"{self.path}: holds a run with {', '.join(odd)}; choose another folder with --out, "
                                "or throw that run away with --restart")
-        self._identity, self.threads, self.found = there, state["threads"], state["found"]
+        self._identity, self.threads, self.found = there, state.threads, state.found
 
     def begin(self, threads: int) -> None:
         """Note that the run began, with so many threads; sweep out what a killed process left half written."""
@@ -128,20 +139,14 @@ class RunFolder:
         finally:
             os.close(descriptor)
 
-    def _read(self) -> dict[str, Any] | None:
+    def _read(self) -> _State | None:
         path = self.file("state.json")
         try:
-            state = json.loads(path.read_text(encoding="utf-8"))
-            if state["format"] != FORMAT:
-                raise CheckpointError(f"{path}: format {state['format']!r} found, {FORMAT} wanted; install a "
-                                      "matching torchslim, or begin anew with --restart")
-            return {"settings": dict(state["settings"]), "threads": int(state["threads"]),
-                    "found": {str(phase): dict(found) for phase, found in state["found"].items()}}
+            return read_json(_State, path.read_bytes(), str(path), "begin anew with --restart", FORMAT)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{path}: no state of a run ({type(error).__name__}); begin anew with "
-                                  "--restart") from error
+        except OSError as error:
+            raise CheckpointError(f"{path}: can't be read ({error.strerror}); begin anew with --restart") from error
 
     def _write(self) -> None:
         from torchslim.utils.files import write_text

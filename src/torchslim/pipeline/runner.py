@@ -178,8 +178,8 @@ def _record(folder: RunFolder) -> Record:
 
     path = folder.file("record.json")
     try:
-        return Record.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        return Record.from_json(path.read_bytes())
+    except OSError as error:
         raise CheckpointError(f"{path}: can't be read ({type(error).__name__}); delete it and run again") from error
 
 

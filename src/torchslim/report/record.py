@@ -7,15 +7,14 @@ the same after a trip through JSON, so that a page can be drawn again, years lat
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
-from types import NoneType, UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 from torchslim.errors import CheckpointError
 from torchslim.surgery.plans import LeftAlone
+from torchslim.utils.json_values import read_json, to_values
 
 FORMAT = 1
 
@@ -146,105 +145,19 @@ class Record:
         Raises:
             CheckpointError: a value that JSON cannot hold, such as NaN.
         """
-        return json.dumps({"format": FORMAT, **_plain(self, "record")}, allow_nan=False)
+        return json.dumps({"format": FORMAT, **to_values(self, "record")})
 
     @classmethod
-    def from_json(cls, text: str) -> Record:
+    def from_json(cls, text: str | bytes) -> Record:
         """The record that `to_json` wrote.
 
         Raises:
             CheckpointError: the text is not a record, one of a newer format, or a field is unknown, missing
                 or of the wrong type.
         """
-        try:
-            raw = json.loads(text, parse_constant=_no_constant)
-        except (ValueError, TypeError, RecursionError) as error:
-            raise CheckpointError(f"record: not JSON ({error}); {_REMEDY}") from error
-        if not isinstance(raw, dict) or "format" not in raw:
-            raise CheckpointError(f"record: no field 'format' found; {_REMEDY}")
-        found = raw.pop("format")
-        if type(found) is not int or found != FORMAT:
-            raise CheckpointError(f"record: format {found!r} found, {FORMAT} wanted; "
-                                  "install a matching torchslim")
-        try:
-            record: Record = _read(raw, cls, "record")
-        except RecursionError as error:
-            raise CheckpointError(f"record: nested too deeply; {_REMEDY}") from error
+        record = read_json(cls, text, "record", _REMEDY, FORMAT)
         _check(record)
         return record
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no JSON number")
-
-
-def _plain(value: Any, where: str) -> Any:
-    """The value as JSON holds it: dataclasses and mappings become dicts, tuples lists."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name), f"{where}.{f.name}") for f in fields(value)}
-    if isinstance(value, Mapping):
-        for key in value:
-            if not isinstance(key, str):
-                raise CheckpointError(f"{where}: key {key!r} found, a string wanted; convert it first")
-        return {key: _plain(entry, f"{where}.{key}") for key, entry in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [_plain(entry, f"{where}[{at}]") for at, entry in enumerate(value)]
-    if isinstance(value, float) and not math.isfinite(value):
-        raise CheckpointError(f"{where}: {value} found, a finite number wanted; leave it out or give None")
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    raise CheckpointError(f"{where}: {type(value).__name__} found, a JSON value wanted; convert it first")
-
-
-def _read(raw: Any, kind: Any, where: str) -> Any:
-    """`raw` as a value of the annotated type `kind`; strict, with the place named where it does not fit."""
-    if kind is Any:
-        return _plain(raw, where)  # for its check alone: "1e999" is good JSON and infinite
-    if get_origin(kind) is UnionType:
-        if raw is None and NoneType in get_args(kind):
-            return None
-        [kind] = [part for part in get_args(kind) if part is not NoneType]
-    if is_dataclass(kind):
-        return _read_fields(raw, kind, where)
-    if get_origin(kind) is tuple:
-        if not isinstance(raw, list):
-            raise _misfit(raw, "a list", where)
-        return tuple(_read(entry, get_args(kind)[0], f"{where}[{at}]") for at, entry in enumerate(raw))
-    if get_origin(kind) is Mapping:
-        if not isinstance(raw, dict):
-            raise _misfit(raw, "an object", where)
-        return {key: _read(entry, get_args(kind)[1], f"{where}.{key}") for key, entry in raw.items()}
-    # A Boolean is an int to Python, and a whole float may stand as an int: hence no plain isinstance.
-    if kind is float and type(raw) in (int, float):
-        try:
-            number = float(raw)
-        except OverflowError:
-            raise _misfit(raw, "a float", where) from None
-        if not math.isfinite(number):
-            raise _misfit(raw, "a finite number", where)
-        return number
-    if type(raw) is kind:
-        return raw
-    raise _misfit(raw, {str: "a string", int: "a whole number", float: "a number"}[kind], where)
-
-
-def _read_fields(raw: Any, kind: Any, where: str) -> Any:
-    if not isinstance(raw, dict):
-        raise _misfit(raw, "an object", where)
-    hints = get_type_hints(kind)
-    names = {f.name for f in fields(kind)}
-    if unknown := sorted(set(raw) - names):
-        raise CheckpointError(f"{where}: unknown fields {unknown}; install a matching torchslim")
-    if missing := sorted(names - set(raw)):
-        raise CheckpointError(f"{where}: fields {missing} are missing; {_REMEDY}")
-    return kind(**{name: _read(raw[name], hints[name], f"{where}.{name}") for name in raw})
-
-
-def _misfit(raw: Any, wanted: str, where: str) -> CheckpointError:
-    found = f"{type(raw).__name__} {raw!r}"
-    if len(found) > 60:
-        found = found[:57] + "..."
-    return CheckpointError(f"{where}: {found} found, {wanted} wanted; {_REMEDY}")
 
 
 def _check(record: Record) -> None:
@@ -252,15 +165,19 @@ def _check(record: Record) -> None:
     try:
         datetime.fromisoformat(record.created)
     except ValueError:
-        raise _misfit(record.created, "an ISO 8601 time", "record.created") from None
+        raise _misfit("record.created", record.created, "an ISO 8601 time") from None
     shares = [("record.before.accuracy", record.before.accuracy)]
     shares += [("record.after.accuracy", record.after.accuracy)]
     shares += [(f"record.curves[{at}].accuracy[{epoch}]", share)
                for at, curve in enumerate(record.curves) for epoch, share in enumerate(curve.accuracy)]
     for where, share in shares:
         if share is not None and not 0 <= share <= 1:
-            raise _misfit(share, "a share from 0 to 1", where)
+            raise _misfit(where, share, "a share from 0 to 1")
     scores = record.scores
     if scores and not len(scores.edges) - 1 == len(scores.kept) == len(scores.removed):
         sizes = f"{len(scores.edges)} edges, {len(scores.kept)} and {len(scores.removed)} counts"
         raise CheckpointError(f"record.scores: {sizes} found, one edge more than counts wanted; {_REMEDY}")
+
+
+def _misfit(where: str, value: object, wanted: str) -> CheckpointError:
+    return CheckpointError(f"{where}: {value!r} found, {wanted} wanted; {_REMEDY}")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,8 +16,10 @@ from torchslim.rewriting.replacements import Replacement, parse_rule
 from torchslim.surgery.cutting import apply
 from torchslim.surgery.plans import Plan
 from torchslim.utils.copying import copied
+from torchslim.utils.json_values import parse_json, read_values
 from torchslim.utils.layer_spec import spec_of
-from torchslim.utils.text import first_line
+
+_REMEDY = "give the text that RewriteStep.to_json wrote"
 
 
 @dataclass(frozen=True)
@@ -31,26 +34,31 @@ class RewriteStep:
     rule: str
     layers: tuple[str, ...]
 
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"rule": self.rule, "layers": list(self.layers)}
+
     def to_json(self) -> str:
         """As JSON text; `RewriteStep.from_json` gives an equal one back."""
-        return json.dumps(asdict(self))
+        return json.dumps(self.to_dict())
 
     @classmethod
-    def from_json(cls, text: str) -> RewriteStep:
-        """What `to_json` wrote.
+    def from_dict(cls, values: Any, where: str = "rewriting") -> RewriteStep:
+        """The step that `to_dict` wrote; `where` is what messages call it.
 
         Raises:
-            CheckpointError: the text is something else.
+            CheckpointError: the values are something else, or name a rule that there is not.
         """
+        step = read_values(cls, values, where, _REMEDY)
         try:
-            raw = json.loads(text)
-            layers = raw["layers"]
-            if set(raw) != {"rule", "layers"} or not isinstance(layers, list):
-                raise ValueError("rule and a list of layers wanted")
-            return cls(parse_rule(raw["rule"]).text, tuple(str(name) for name in layers))
-        except (AttributeError, KeyError, TypeError, ValueError, RequestError) as error:
-            raise CheckpointError(f"rewriting: not one of torchslim's ({first_line(error)}); give the text that "
-                                  "RewriteStep.to_json wrote") from error
+            return cls(parse_rule(step.rule).text, step.layers)
+        except RequestError as error:
+            raise CheckpointError(f"{where}.rule: {error}; {_REMEDY}") from error
+
+    @classmethod
+    def from_json(cls, text: str | bytes, where: str = "rewriting") -> RewriteStep:
+        """The step that `to_json` wrote; see `from_dict`."""
+        return cls.from_dict(parse_json(text, where, _REMEDY), where)
 
 
 ArchitectureStep = RewriteStep | Plan

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,10 +15,12 @@ from torch import Tensor
 from torchslim.errors import CheckpointError
 from torchslim.rewriting import ArchitectureStep, RewriteStep
 from torchslim.surgery.plans import Plan
+from torchslim.utils.json_values import parse_json, read_values
 from torchslim.utils.text import dims, first_line
 
 FORMAT = 2
 KEY = "torchslim"
+_REMEDY = "the file is damaged, take another copy"
 
 
 @dataclass(frozen=True)
@@ -27,20 +29,20 @@ class Header:
 
     Attributes:
         source: the specification of the original model (see `torchslim.zoo.sources`), or None.
-        steps: cuts and rewritings, in the order in which they are applied to the original.
+        steps: cuts and rewritings (`ArchitectureStep`), in the order in which they are applied to the original.
         version: the torchslim that wrote the file.
         training: whether the model was in training mode.
         aliases: name of each tensor that is tied to another, and the name under which that one is stored.
-        buffers: dtype of each floating-point buffer that is rebuilt, not stored.
+        buffers: name of the dtype ("float16") of each floating-point buffer that is rebuilt, not stored.
         digest: SHA-256 of the tensors.
     """
 
     source: str | None
-    steps: tuple[ArchitectureStep, ...]
+    steps: tuple[Any, ...]
     version: str
     training: bool
     aliases: Mapping[str, str]
-    buffers: Mapping[str, torch.dtype]
+    buffers: Mapping[str, str]
     digest: str
 
 
@@ -67,26 +69,18 @@ def parse_header(path: Path, metadata: Mapping[str, str] | None) -> Header:
     if not metadata or KEY not in metadata:
         raise CheckpointError(f"{path}: a safetensors file, but not one of torchslim's; "
                               "load it with safetensors.torch.load_file")
-    try:
-        raw = json.loads(metadata[KEY])
-        if raw["format"] != FORMAT:
-            raise CheckpointError(f"{path}: format {raw['format']!r} found, {FORMAT} wanted; "
-                                  f"it was written by torchslim {raw.get('version')}, install a matching one")
-        return Header(
-            source=None if raw["source"] is None else str(raw["source"]),
-            steps=tuple((RewriteStep if "rule" in step else Plan).from_json(json.dumps(step)) for step in raw["steps"]),
-            version=str(raw["version"]), training=bool(raw["training"]), aliases=dict(raw["aliases"]),
-            buffers={name: _dtype(text) for name, text in raw["buffers"].items()}, digest=str(raw["digest"]))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: its header is damaged ({first_line(error)}); "
-                              "take another copy") from error
+    where = f"{path}: header"
+    header = read_values(Header, parse_json(metadata[KEY], where, _REMEDY), where, _REMEDY, FORMAT)
+    for name, dtype in header.buffers.items():
+        if not isinstance(getattr(torch, dtype, None), torch.dtype):
+            raise CheckpointError(f"{where}.buffers.{name}: {dtype!r} is no dtype of torch; {_REMEDY}")
+    return replace(header, steps=tuple(_step(values, f"{where}.steps[{index}]")
+                                       for index, values in enumerate(header.steps)))
 
 
-def _dtype(text: str) -> torch.dtype:
-    dtype = getattr(torch, text)
-    if not isinstance(dtype, torch.dtype):
-        raise ValueError(f"{text!r} is no dtype")
-    return dtype
+def _step(values: Any, where: str) -> ArchitectureStep:
+    kind = RewriteStep if isinstance(values, dict) and "rule" in values else Plan
+    return kind.from_dict(values, where)
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

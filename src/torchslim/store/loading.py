@@ -130,20 +130,21 @@ def _compare(path: Path, slim: nn.Module, stored: Mapping[str, Tensor], what: st
 
 
 def _fill(path: Path, slim: nn.Module, stored: Mapping[str, Tensor],
-          buffers: Mapping[str, torch.dtype]) -> None:
+          buffers: Mapping[str, str]) -> None:
     """Copy the stored values into the model, whose tensors take the stored dtypes.
 
     The copy matters: tensors mapped from a file are not aligned as torch's own are, and compute slightly
     different sums.
     """
-    wanted = {**{name: tensor.dtype for name, tensor in stored.items()}, **buffers}
+    dtypes = {**{name: tensor.dtype for name, tensor in stored.items()},
+              **{name: getattr(torch, dtype) for name, dtype in buffers.items()}}
     for name, target in [*slim.named_parameters(remove_duplicate=False),
                          *slim.named_buffers(remove_duplicate=False)]:
         if target.is_meta:
             raise RequestError(f"{path}: cannot be loaded into {name}, which is on the meta device; "
                                "build the model on the CPU")
-        if target.dtype != wanted.get(name, target.dtype):
-            target.data = target.data.to(wanted[name])
+        if target.dtype != dtypes.get(name, target.dtype):
+            target.data = target.data.to(dtypes[name])
     try:
         slim.load_state_dict(dict(stored), strict=True)
     except RuntimeError as error:

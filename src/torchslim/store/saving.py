@@ -56,7 +56,7 @@ def save(model: nn.Module, path: str | Path, plan: ArchitectureStep | Sequence[A
         "format": FORMAT,
         "version": __version__,
         "source": earlier.source if earlier else None if origin is None else str(origin),
-        "steps": [json.loads(each.to_json()) for each in ((*earlier.steps, *steps) if earlier else steps)],
+        "steps": [step.to_dict() for step in ((*earlier.steps, *steps) if earlier else steps)],
         "training": model.training,
         "aliases": aliases,
         "buffers": _unsaved_buffers(model),

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
-from torchslim.errors import CheckpointError
 from torchslim.utils.formatting import milliseconds
+from torchslim.utils.json_values import parse_json, read_values, to_values
 
 Kept = Mapping[str, Mapping[int, tuple[int, ...]]]
 
 FORMAT = 1
+_REMEDY = "give the text that Plan.to_json wrote"
 
 
 @dataclass(frozen=True)
@@ -93,43 +94,27 @@ class Plan:
     notes: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
 
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as JSON values."""
+        return {"format": FORMAT, **to_values(self, "plan")}
+
     def to_json(self) -> str:
         """The plan as JSON text; `Plan.from_json` gives an equal plan back."""
-        return json.dumps({"format": FORMAT, **asdict(self)})
+        return json.dumps(self.to_dict())
 
     @classmethod
-    def from_json(cls, text: str) -> Plan:
-        """The plan that `to_json` wrote.
+    def from_dict(cls, values: Any, where: str = "plan") -> Plan:
+        """The plan that `to_dict` wrote; `where` is what messages call it.
 
         Raises:
-            CheckpointError: the text is not a plan, or one of a newer format.
+            CheckpointError: the values are not a plan, or one of another format.
         """
-        try:
-            raw = json.loads(text)
-            found = raw.pop("format")
-            if found != FORMAT:
-                raise CheckpointError(f"plan: format {found!r} found, {FORMAT} wanted; install a matching torchslim")
-            unknown = set(raw) - {f.name for f in fields(cls)}
-            if unknown:
-                raise CheckpointError(f"plan: unknown fields {sorted(unknown)}; install a matching torchslim")
-            return cls(
-                kept={name: {int(dim): tuple(index) for dim, index in dims.items()}
-                      for name, dims in raw["kept"].items()},
-                readers=tuple((name, dim) for name, dim in raw["readers"]),
-                grouped={name: (before, after) for name, (before, after) in raw["grouped"].items()},
-                mends=tuple(Mend(m["module"], m["attribute"], _frozen(m["old"]), _frozen(m["new"]))
-                            for m in raw["mends"]),
-                budgets=tuple(Budget(**b) for b in raw["budgets"]),
-                predicted=raw["predicted"],
-                left_alone=tuple(LeftAlone(**entry) for entry in raw["left_alone"]),
-                notes=tuple(raw["notes"]),
-                settings=raw["settings"],
-            )
-        except CheckpointError:
-            raise
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"plan: not a torchslim plan ({type(error).__name__}: {error}); "
-                                  "give the text that Plan.to_json wrote") from error
+        return read_values(cls, values, where, _REMEDY, FORMAT)
+
+    @classmethod
+    def from_json(cls, text: str | bytes, where: str = "plan") -> Plan:
+        """The plan that `to_json` wrote; see `from_dict`."""
+        return cls.from_dict(parse_json(text, where, _REMEDY), where)
 
     def __str__(self) -> str:
         lines = [f"Plan: {len(self.kept)} parameters and buffers are cut"]
@@ -148,7 +133,3 @@ class Plan:
 def spoken(resource: str, number: int) -> str:
     """A number of a resource as people read it: "1,234,567", or for a time "1.23 ms"."""
     return milliseconds(number / 1e6) if resource == "latency" else f"{number:,}"
-
-
-def _frozen(value: int | list[int]) -> int | tuple[int, ...]:
-    return tuple(value) if isinstance(value, list) else value

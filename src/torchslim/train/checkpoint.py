@@ -1,4 +1,4 @@
-"""Where a training run stands, as one safetensors file: no pickle, and whole or not there at all."""
+"""A training's checkpoint, as one safetensors file: no pickle, and whole or not there at all."""
 
 from __future__ import annotations
 
@@ -16,27 +16,51 @@ from torch import Tensor, nn
 from torchslim.errors import CheckpointError
 from torchslim.surgery.plans import Plan
 from torchslim.utils.files import write_whole
+from torchslim.utils.json_values import parse_json, read_values, to_values
 from torchslim.utils.text import first_line
 
 FORMAT = 1
 _KEY = "torchslim.fit"
+_REMEDY = "delete it to start anew"
 
 
 @dataclass(frozen=True)
-class Standing:
+class TrainingState:
     """How far a training is: the epochs done; for each its loss and, where measured, its accuracy; the cuts made."""
 
-    epochs: int
-    loss: tuple[float, ...]
-    accuracy: tuple[float, ...]
+    epochs: int = 0
+    loss: tuple[float, ...] = ()
+    accuracy: tuple[float, ...] = ()
     plans: tuple[Plan, ...] = ()
 
 
-def save_standing(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, standing: Standing,
-                  recipe: Mapping[str, Any]) -> None:
-    """Write the model's and the optimizer's state, and where the run stands.
+@dataclass(frozen=True)
+class _Metadata:
+    """What the file says beside its tensors: `TrainingState`, what the training is (`recipe`), numbers by parameter."""
 
-    The schedule and the generators need no state: both follow from the epoch's number.
+    recipe: Mapping[str, Any]
+    optimizer: Mapping[int, Mapping[str, Any]]
+    epochs: int
+    loss: tuple[float, ...]
+    accuracy: tuple[float, ...]
+    plans: tuple[Any, ...]
+
+    def state(self, where: str) -> TrainingState:
+        plans = tuple(Plan.from_dict(values, f"{where}.plans[{index}]") for index, values in enumerate(self.plans))
+        return TrainingState(self.epochs, self.loss, self.accuracy, plans)
+
+
+def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainingState,
+                    identity: Mapping[str, Any]) -> None:
+    """Write the state of the model, of the optimizer and of the training.
+
+    The learning-rate schedule and the random generators need no state: both follow from the epoch's number.
+
+    Args:
+        path: the file.
+        model, optimizer: what is trained.
+        state: how far the training is.
+        identity: what must be the same for the checkpoint to be loaded, as JSON values.
 
     Raises:
         CheckpointError: the file can't be written, or the model's state holds what is no tensor.
@@ -46,85 +70,71 @@ def save_standing(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
         if not isinstance(value, Tensor):
             raise CheckpointError(f"{path}: {name} is {type(value).__name__}, only tensors can be stored; "
                                   "train without a checkpoint")
-        tensors[f"model.{name}"] = _own(value)
-    plain: dict[str, dict[str, Any]] = {}
+        tensors[f"model.{name}"] = _cpu_copy(value)
+    numbers: dict[int, dict[str, Any]] = {}
     for index, entries in optimizer.state_dict()["state"].items():
         for key, value in entries.items():
             if isinstance(value, Tensor):
-                tensors[f"optimizer.{index}.{key}"] = _own(value)
+                tensors[f"optimizer.{index}.{key}"] = _cpu_copy(value)
             elif value is not None:
-                plain.setdefault(str(index), {})[key] = value
-    about = {"format": FORMAT, "recipe": dict(recipe), "optimizer": plain, "epochs": standing.epochs,
-             "loss": standing.loss, "accuracy": standing.accuracy,
-             "plans": [json.loads(plan.to_json()) for plan in standing.plans]}
-
-    def write(draft: Path) -> None:
-        try:
-            save_file(tensors, draft, {_KEY: json.dumps(about)})
-        except SafetensorError as error:
-            raise OSError(str(error)) from error
-
-    write_whole(path, write)
+                numbers.setdefault(index, {})[key] = value
+    plans = tuple(plan.to_dict() for plan in state.plans)
+    metadata = _Metadata(identity, numbers, state.epochs, state.loss, state.accuracy, plans)
+    text = json.dumps({"format": FORMAT, **to_values(metadata, str(path))})
+    write_whole(path, lambda draft: save_file(tensors, draft, {_KEY: text}), (SafetensorError,))
 
 
-def load_standing(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
-                  recipe: Mapping[str, Any]) -> Standing:
-    """Put the model and the optimizer where the file's run stood.
+def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
+                    identity: Mapping[str, Any]) -> TrainingState:
+    """Load the state of the model and of the optimizer, and return that of the training.
 
     Raises:
-        CheckpointError: the file is damaged, no checkpoint, or of another model or recipe.
+        CheckpointError: the file is damaged, no checkpoint, or of another model or training.
     """
+    metadata, tensors = _read(path, identity, tensors=True)
     try:
-        with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {})[_KEY])
-            # Mapped tensors start anywhere, and kernels choose their path (and last bit) by alignment.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        if about["format"] != FORMAT:
-            raise CheckpointError(f"{path}: format {about['format']!r} found, {FORMAT} wanted; "
-                                  "delete it, or install a matching torchslim")
-        _compare(path, about["recipe"], recipe)
-        state: dict[int, dict[str, Any]] = {int(i): dict(plain) for i, plain in about["optimizer"].items()}
+        optimizer_state = {index: dict(numbers) for index, numbers in metadata.optimizer.items()}
         for name in [name for name in tensors if name.startswith("optimizer.")]:
             _, index, key = name.split(".", 2)
-            state.setdefault(int(index), {})[key] = tensors.pop(name)
+            optimizer_state.setdefault(int(index), {})[key] = tensors.pop(name)
         model.load_state_dict({name.removeprefix("model."): value for name, value in tensors.items()})
         groups = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict({"state": state, "param_groups": groups})
-        return Standing(int(about["epochs"]), tuple(about["loss"]), tuple(about["accuracy"]), _plans(about))
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: no checkpoint of this training ({first_line(error)}); "
-                              "delete it to start anew") from error
+        optimizer.load_state_dict({"state": optimizer_state, "param_groups": groups})
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: no checkpoint of this training ({first_line(error)}); {_REMEDY}") from error
+    return metadata.state(str(path))
 
 
-def plans_in(path: Path, recipe: Mapping[str, Any]) -> tuple[Plan, ...]:
-    """The cuts that were made before a file was written: its state fits the network that they make.
+def read_plans(path: Path, identity: Mapping[str, Any]) -> tuple[Plan, ...]:
+    """The cuts made before a checkpoint was written: its tensors fit the network that they lead to.
 
     Raises:
-        CheckpointError: the file is damaged, no checkpoint, or of another recipe.
+        CheckpointError: the file is damaged, no checkpoint, or of another training.
     """
+    metadata, _ = _read(path, identity, tensors=False)
+    return metadata.state(str(path)).plans
+
+
+def _read(path: Path, identity: Mapping[str, Any], tensors: bool) -> tuple[_Metadata, dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {})[_KEY])
-        _compare(path, about["recipe"], recipe)
-        return _plans(about)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: no checkpoint of this training ({first_line(error)}); "
-                              "delete it to start anew") from error
+            text = (file.metadata() or {}).get(_KEY)
+            # Mapped tensors start at any address, and kernels choose their path (and last bit) by alignment.
+            loaded = {name: file.get_tensor(name).clone() for name in (file.keys() if tensors else ())}
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: no checkpoint of this training ({first_line(error)}); {_REMEDY}") from error
+    if text is None:
+        raise CheckpointError(f"{path}: no checkpoint of this training (metadata without {_KEY}); {_REMEDY}")
+    metadata = read_values(_Metadata, parse_json(text, str(path), _REMEDY), str(path), _REMEDY, FORMAT)
+    stored, current = metadata.recipe, json.loads(json.dumps(dict(identity)))  # tuples are lists once they were JSON
+    differences = [f"{name}={stored.get(name)!r} (now {current.get(name)!r})"
+                   for name in sorted({*stored, *current}) if stored.get(name) != current.get(name)]
+    if differences:
+        raise CheckpointError(f"{path}: made by a training with {', '.join(differences)}; "
+                              "train as before, choose another checkpoint, or delete it to start anew")
+    return metadata, loaded
 
 
-def _plans(about: Mapping[str, Any]) -> tuple[Plan, ...]:
-    return tuple(Plan.from_json(json.dumps(plan)) for plan in about["plans"])
-
-
-def _own(value: Tensor) -> Tensor:
+def _cpu_copy(value: Tensor) -> Tensor:
     """A copy in memory of its own, for the format refuses shared memory."""
     return value.detach().to("cpu", copy=True).contiguous()
-
-
-def _compare(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    wanted = json.loads(json.dumps(dict(wanted)))  # tuples are lists once they were JSON
-    odd = [name for name in sorted({*found, *wanted}) if found.get(name) != wanted.get(name)]
-    if odd:
-        said = ", ".join(f"{name}={found.get(name)!r} (now {wanted.get(name)!r})" for name in odd)
-        raise CheckpointError(f"{path}: made by a training with {said}; "
-                              "train as before, choose another checkpoint, or delete it to start anew")

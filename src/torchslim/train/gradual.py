@@ -18,7 +18,7 @@ from torchslim.planning.pruning import plan, prune
 from torchslim.surgery.cutting import apply
 from torchslim.surgery.optimizers import carry_optimizer
 from torchslim.surgery.plans import Plan
-from torchslim.train.checkpoint import Standing, load_standing, plans_in
+from torchslim.train.checkpoint import TrainingState, load_checkpoint, read_plans
 from torchslim.train.loop import History, Job, fit, job_of
 from torchslim.train.sparsity import Slimming
 from torchslim.utils.copying import copied
@@ -89,13 +89,13 @@ def fit_gradually(model: nn.Module, data: Any, inputs: Inputs, *, macs: float | 
     cuts = dict(zip(_cuts(begin, every, steps, job.recipe.epochs), asked, strict=True))
     job = replace(job, also={"gradual": {str(at): _plain(request) for at, request in cuts.items()}})
     with job.placed(job.model):
-        job, standing = _run(job, _moved(inputs, job.model), cuts)
+        job, state = _run(job, _moved(inputs, job.model), cuts)
     first = next(model.parameters(), None)
     modes = dict(named_modules(model))
     slim = job.model.to("cpu" if first is None else first.device)
     for name, module in named_modules(slim):
         module.training = modes[name].training
-    return Gradual(slim, standing.plans, History(standing.loss, standing.accuracy))
+    return Gradual(slim, state.plans, History(state.loss, state.accuracy))
 
 
 def _check(cutting: Mapping[str, Any], budgets: Collection[str]) -> None:
@@ -131,23 +131,23 @@ def _cuts(begin: int, every: int, steps: int, epochs: int) -> list[int]:
     return [begin + step * every for step in range(steps)]
 
 
-def _run(job: Job, inputs: Inputs, cuts: Mapping[int, Request]) -> tuple[Job, Standing]:
+def _run(job: Job, inputs: Inputs, cuts: Mapping[int, Request]) -> tuple[Job, TrainingState]:
     """Train from cut to cut, from the checkpoint on if there is one."""
-    standing, original = Standing(0, (), ()), job.model  # of the original the widths count, whatever its weights
+    state, original = TrainingState(), job.model  # of the original the widths count, whatever its weights
     begun = job.checkpoint if job.checkpoint is not None and job.checkpoint.exists() else None
     if begun is not None:
         job = _cut_as_before(job, begun)
     optimizer = job.recipe.build_optimizer(job.model)
     if begun is not None:
-        standing = load_standing(begun, job.model, optimizer, job.identity())
+        state = load_checkpoint(begun, job.model, optimizer, job.identity())
     order = [*cuts, job.recipe.epochs]
     for place, until in enumerate(order):
-        standing = job.train(optimizer, standing, until) if standing.epochs < until else standing
-        if until in cuts and len(standing.plans) == place:
+        state = job.train(optimizer, state, until) if state.epochs < until else state
+        if until in cuts and len(state.plans) == place:
             slim, step = _agreed(job, *prune(job.model, inputs, original=original, **cuts[until]))
             optimizer = carry_optimizer(optimizer, job.model, slim, step)
-            job, standing = _on(job, slim), replace(standing, plans=(*standing.plans, step))
-    return job, standing
+            job, state = _on(job, slim), replace(state, plans=(*state.plans, step))
+    return job, state
 
 
 def _agreed(job: Job, slim: nn.Module, step: Plan) -> tuple[nn.Module, Plan]:
@@ -163,7 +163,7 @@ def _agreed(job: Job, slim: nn.Module, step: Plan) -> tuple[nn.Module, Plan]:
 
 def _cut_as_before(job: Job, path: Path) -> Job:
     """The training of the network that a checkpoint is of."""
-    for step in plans_in(path, job.identity()):
+    for step in read_plans(path, job.identity()):
         try:
             job = _on(job, apply(job.model, step))
         except PlanError as error:

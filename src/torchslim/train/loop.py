@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from torchslim.errors import MissingExtra, TrainingError
 from torchslim.train.batches import TrainingBatches
-from torchslim.train.checkpoint import Standing, load_standing, save_standing
+from torchslim.train.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from torchslim.train.evaluation import count
 from torchslim.train.hyperparameters import WARMUP, Recipe
 from torchslim.train.losses import Loss, cross_entropy, distillation
@@ -157,11 +157,11 @@ class Job:
     def run(self) -> History:
         """Train from the checkpoint, if there is one, to the end."""
         optimizer = self.recipe.build_optimizer(self.model)
-        standing = Standing(0, (), ())
+        state = TrainingState()
         if self.checkpoint is not None and self.checkpoint.exists():
-            standing = load_standing(self.checkpoint, self.model, optimizer, self.identity())
-        standing = self.train(optimizer, standing, self.recipe.epochs)
-        return History(standing.loss, standing.accuracy)
+            state = load_checkpoint(self.checkpoint, self.model, optimizer, self.identity())
+        state = self.train(optimizer, state, self.recipe.epochs)
+        return History(state.loss, state.accuracy)
 
     @contextmanager
     def placed(self, model: nn.Module) -> Iterator[None]:
@@ -169,25 +169,25 @@ class Job:
         with _placed(model, self.accelerator.device), _placed(self.teacher, self.accelerator.device):
             yield
 
-    def train(self, optimizer: torch.optim.Optimizer, standing: Standing, until: int) -> Standing:
+    def train(self, optimizer: torch.optim.Optimizer, state: TrainingState, until: int) -> TrainingState:
         """Train on until so many epochs are done."""
         wrapped, stepper = self.accelerator.prepare(self.model, optimizer)
         try:
-            for epoch in range(standing.epochs, until):
+            for epoch in range(state.epochs, until):
                 loss, steps = self._epoch(wrapped, stepper, epoch)
                 accuracy = self._accuracy()
-                standing = Standing(epoch + 1, (*standing.loss, loss),
-                                    standing.accuracy if accuracy is None else (*standing.accuracy, accuracy),
-                                    standing.plans)
+                state = TrainingState(epoch + 1, (*state.loss, loss),
+                                    state.accuracy if accuracy is None else (*state.accuracy, accuracy),
+                                    state.plans)
                 if self.checkpoint is not None and self.accelerator.is_main_process:
-                    save_standing(self.checkpoint, self.model, optimizer, standing, self.identity())
+                    save_checkpoint(self.checkpoint, self.model, optimizer, state, self.identity())
                 self.accelerator.wait_for_everyone()
                 self._tell(epoch, steps, loss, accuracy, finished=True)
         finally:
             optimizer.zero_grad(set_to_none=True)
             self.accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # takes autocast off `forward`
             vars(self.model).pop("_is_accelerate_prepared", None)
-        return standing
+        return state
 
     def _epoch(self, wrapped: nn.Module, stepper: Any, epoch: int) -> tuple[float, int]:
         """Train one epoch; its mean loss over all processes, and its steps."""

@@ -97,7 +97,8 @@ def _without_format(values: Any, where: str, remedy: str, version: int) -> dict[
         raise CheckpointError(f"{where}: no field 'format' found; {remedy}")
     found = values["format"]
     if type(found) is not int or found != version:
-        raise CheckpointError(f"{where}: format {found!r} found, {version} wanted; install a matching torchslim")
+        raise CheckpointError(f"{where}: format {found!r} found, {version} wanted; "
+                              f"install a matching torchslim, or {remedy}")
     return {name: value for name, value in values.items() if name != "format"}
 
 
@@ -111,7 +112,7 @@ def _check_fields(values: Any, result: Any, where: str, remedy: str) -> None:
         entries = (dict(zip(values, result.values(), strict=True)) if isinstance(result, Mapping) else
                    {field.name: getattr(result, field.name) for field in fields(result)})
         if unknown := sorted(values.keys() - entries.keys()):
-            raise CheckpointError(f"{where}: unknown fields {unknown}; install a matching torchslim")
+            raise CheckpointError(f"{where}: unknown fields {unknown}; install a matching torchslim, or {remedy}")
         if missing := sorted(entries.keys() - values.keys()):
             raise CheckpointError(f"{where}: fields {missing} are missing; {remedy}")
         for name, entry in values.items():

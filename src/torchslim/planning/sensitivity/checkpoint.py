@@ -5,19 +5,37 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
 from torchslim.errors import CheckpointError, RequestError
 from torchslim.planning.sensitivity.metrics import update
 from torchslim.utils.files import write_text
+from torchslim.utils.json_values import read_json
 from torchslim.utils.modules import tensors_of
 from torchslim.utils.text import first_line
 
 FORMAT = 1
 KIND = "torchslim.sensitivity"
+
+
+@dataclass(frozen=True)
+class _Entry:
+    kept: int
+    macs: float
+    value: float
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """What the file holds, beside its format."""
+
+    kind: Literal["torchslim.sensitivity"]
+    identity: Mapping[str, Any]
+    measured: Mapping[str, _Entry]
 
 
 class Notebook:
@@ -47,23 +65,19 @@ class Notebook:
                                               "measured": self.entries}, indent=1))
 
     def _read(self, path: Path) -> dict[str, dict[str, Any]]:
+        remedy = "delete it to start anew, or choose another file"
         try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-            if raw["kind"] != KIND or raw["format"] != FORMAT:
-                raise ValueError(f"{raw['kind']} of format {raw['format']}")
-            there = dict(raw["identity"])
-            entries = {str(name): {"kept": int(entry["kept"]), "macs": float(entry["macs"]),
-                                   "value": float(entry["value"])} for name, entry in raw["measured"].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{path}: no measurements of a sensitivity ({first_line(error)}); delete it to "
-                                  "start anew, or choose another file") from error
+            contents = read_json(_Contents, path.read_bytes(), str(path), remedy, FORMAT)
+        except OSError as error:
+            raise CheckpointError(f"{path}: can't be read ({first_line(error)}); {remedy}") from error
+        there = contents.identity
         odd = [name for name in sorted({*there, *self.identity}) if there.get(name) != self.identity.get(name)]
         if odd:
             said = ", ".join(f"another {name}" if name in ("model", "data", "ranking") else
                              f"{name}={there.get(name)!r} (now {self.identity.get(name)!r})" for name in odd)
             raise RequestError(f"{path}: holds measurements of {said}; measure as before, choose another file, or "
                                "delete it to start anew")
-        return entries
+        return {name: asdict(entry) for name, entry in contents.measured.items()}
 
 
 def fingerprint(model: nn.Module) -> str:

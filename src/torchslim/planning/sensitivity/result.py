@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from glob import escape
 from typing import Any
 
-from torchslim.errors import CheckpointError, RequestError
+from torchslim.errors import RequestError
 from torchslim.planning.sensitivity.heatmap import Heatmap, HeatmapRow, draw
 from torchslim.surgery.plans import LeftAlone
-from torchslim.utils.text import first_line
+from torchslim.utils.json_values import read_json, to_values
 
 FORMAT = 1
 MEASURES = ("accuracy", "agreement", "error")
@@ -108,7 +108,7 @@ class Sensitivity:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
-        return {"format": FORMAT, **asdict(self)}
+        return {"format": FORMAT, **to_values(self, "sensitivity")}
 
     def to_json(self) -> str:
         """As JSON text; `Sensitivity.from_json` gives an equal one back."""
@@ -121,18 +121,7 @@ class Sensitivity:
         Raises:
             CheckpointError: the text is something else.
         """
-        try:
-            raw = json.loads(text)
-            if raw.pop("format") != FORMAT:
-                raise ValueError(f"format {FORMAT} wanted")
-            if set(raw) != {field.name for field in fields(cls)}:
-                raise ValueError(f"{', '.join(field.name for field in fields(cls))} wanted")
-            groups = tuple(_group(**entry) for entry in raw.pop("groups"))
-            left = tuple(LeftAlone(**entry) for entry in raw.pop("left_alone"))
-            return cls(**{**raw, "ratios": tuple(raw["ratios"])}, groups=groups, left_alone=left)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"sensitivity: not one of torchslim's ({first_line(error)}); give the text that "
-                                  "Sensitivity.to_json wrote") from error
+        return read_json(cls, text, "sensitivity", "give the text that Sensitivity.to_json wrote", FORMAT)
 
     def __str__(self) -> str:
         head = (f"Sensitivity: {self.measure} {shown(self, self.base)} as it is, on {self.items:,} answers; then with "
@@ -147,11 +136,6 @@ class Sensitivity:
                 for name, group in zip(names, self.groups, strict=True)]
         left = [f"  left alone: {entry.name} ({entry.channels} channels): {entry.reason}" for entry in self.left_alone]
         return "\n".join([head, line("group", [f"{ratio:g}" for ratio in self.ratios]), *rows, *left])
-
-
-def _group(name: str, layers: list[str], channels: int, kept: list[int], macs: list[float],
-           values: list[float]) -> GroupSensitivity:
-    return GroupSensitivity(name, tuple(layers), channels, tuple(kept), tuple(macs), tuple(values))
 
 
 def shown(found: Sensitivity, value: float) -> str:
