@@ -79,7 +79,8 @@ def test_a_misfit_is_one_line_that_names_the_field(changes: dict[str, Any], mess
 
 
 @pytest.mark.parametrize("text", [
-    "", "{", "null", "[]", "3", "{}", '"x"', "NaN", "1e999", "1" * 5000, "[" * 100_000, '{"a":' * 100_000, b"\xff\xfe\xfa",
+    "", "{", "null", "[]", "3", "{}", '"x"', "NaN", "1e999", "1" * 5000, "[" * 100_000, '{"a":' * 100_000,
+    b"\xff\xfe\xfa",
     '{"format": 1, "extra": {"a": ' + "[" * 900 + "]" * 900 + "}}", text_of(center={"x": 10**400, "y": 0})])
 def test_other_texts_are_refused(text: str | bytes) -> None:
     with pytest.raises(CheckpointError, match=r"\Ashape[^\n]+draw it again\Z"):
