@@ -17,7 +17,7 @@ names = st.text(max_size=20)
 counts = st.integers(0, 2**50)
 widths = st.one_of(st.integers(0, 9999), st.lists(st.integers(0, 9999), max_size=4).map(tuple))
 plain = st.recursive(
-    st.none() | st.booleans() | st.integers(-2**50, 2**50) | st.floats(allow_nan=False) | names,
+    st.none() | st.booleans() | st.integers(-2**50, 2**50) | st.floats(allow_nan=False, allow_infinity=False) | names,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3), max_leaves=5)
 plans = st.builds(
     Plan,
