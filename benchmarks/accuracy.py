@@ -43,7 +43,7 @@ from standings import Results, page
 from torchslim.train import evaluate, fit, load_data
 from torchslim.train.dataset import labelled
 from torchslim.utils.data import Data
-from torchslim.utils.files import write_whole
+from torchslim.utils.files import write_atomically
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "accuracy.jsonl"
@@ -101,7 +101,7 @@ def base(name: str, seed: int, data: Data) -> nn.Module:
     else:
         fit(model, data.train, epochs=NETWORKS[name].epochs, seed=seed)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, lambda draft: save_model(model, str(draft)))
+        write_atomically(path, lambda draft: save_model(model, str(draft)))
     return model.eval()
 
 

@@ -16,7 +16,7 @@ import torchslim as ts
 from clocks import Blocky
 from torchslim.errors import RequestError, TraceError
 from torchslim.importance import OBS, Evidence
-from torchslim.utils.inputs import batches_of, tensors_in
+from torchslim.utils.inputs import list_batches, tensors_in
 
 
 class Net(nn.Module):
@@ -197,13 +197,13 @@ def test_batches_of_inference_mode_in_any_container() -> None:
             yield tensor.clone()
 
     odd: Any = defaultdict(list, {"x": tensor})
-    found = [*batches_of([tensor, (tensor, 1), {"x": tensor}, odd, Pair(tensor)]), *batches_of(generated())]
+    found = [*list_batches([tensor, (tensor, 1), {"x": tensor}, odd, Pair(tensor)]), *list_batches(generated())]
     assert not any(each.is_inference() for each in tensors_in(found))
     assert len(list(tensors_in(found))) == 6
     assert found[1][1] == 1
     assert found[4].second == "as it is"
     kept = [torch.ones(2)]
-    assert batches_of(kept)[0] is kept[0]
+    assert list_batches(kept)[0] is kept[0]
 
 
 @pytest.mark.parametrize("data", [NAN, [3], [(some(1)[0], torch.zeros(8))]])

@@ -15,7 +15,7 @@ from torchslim.cli.common import duration
 from torchslim.errors import CheckpointError, RequestError
 from torchslim.pipeline.run_folder import RunFolder
 from torchslim.pipeline.settings import Settings
-from torchslim.utils.files import write_text, write_whole
+from torchslim.utils.files import write_atomically, write_text
 
 
 def settings(out: Path, **changes: object) -> Settings:
@@ -191,7 +191,7 @@ def test_a_file_that_fails_halfway_leaves_the_old_one(
     path = tmp_path / "state.json"
     write_text(path, "old")
     with pytest.raises(error):
-        write_whole(path, writer)
+        write_atomically(path, writer)
     assert path.read_text() == "old"
     write_text(path, "new")
     assert path.read_text() == "new"

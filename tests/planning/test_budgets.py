@@ -19,7 +19,7 @@ from torchslim.coupling.groups import ChannelGroup
 from torchslim.errors import RequestError, TraceError
 from torchslim.planning.selection import as_count
 from torchslim.surgery.plans import Plan
-from torchslim.utils.patterns import matches
+from torchslim.utils.patterns import all_match
 
 X = torch.randn(1, 3, 16, 16)
 
@@ -550,11 +550,11 @@ def test_a_meter_is_a_sum_of_products_of_shares() -> None:
 
 
 def test_patterns() -> None:
-    assert matches(["layer1.0.conv1"], ["layer1.*"])
-    assert matches(["a", "b"], ["a", "b"])
-    assert not matches(["a", "b"], ["a"])
-    assert not matches(["Layer1"], ["layer1"])
-    assert not matches(["a"], [])
+    assert all_match(["layer1.0.conv1"], ["layer1.*"])
+    assert all_match(["a", "b"], ["a", "b"])
+    assert not all_match(["a", "b"], ["a"])
+    assert not all_match(["Layer1"], ["layer1"])
+    assert not all_match(["a"], [])
 
 
 def test_settings_are_on_record() -> None:

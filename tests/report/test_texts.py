@@ -18,21 +18,21 @@ MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
     (0, "0"), (999, "999"), (999.6, "1.00 k"), (1_000, "1.00 k"), (12_345, "12.3 k"), (999_499, "999 k"),
     (999_500, "1.00 M"), (1_814_073_344, "1.81 G"), (4.1e12, "4.10 T"), (math.nan, "n/a")])
 def test_counts_have_si_prefixes(value, text):
-    assert units.count(value).replace("\N{NO-BREAK SPACE}", " ") == text
+    assert units.format_count(value).replace("\N{NO-BREAK SPACE}", " ") == text
 
 
 @pytest.mark.parametrize(("value", "text"), [
     (0, "0 B"), (1000, "1000 B"), (1023, "1023 B"), (1024, "1.00 KiB"), (46_838_016, "44.7 MiB"),
     (3 * 2**30, "3.00 GiB")])
 def test_sizes_are_powers_of_1024(value, text):
-    assert units.size(value).replace("\N{NO-BREAK SPACE}", " ") == text
+    assert units.format_bytes(value).replace("\N{NO-BREAK SPACE}", " ") == text
 
 
 @pytest.mark.parametrize(("value", "text"), [
     (8.934, "8.93"), (9.996, "10.0"), (99.96, "100"), (0.9996, "1.00"), (0.0421, "0.0421"), (0.4, "0.4"),
     (4.2e-5, "4.2e-5"), (0, "0")])
 def test_three_digits_count(value, text):
-    assert units.significant(value) == text
+    assert units.format_number(value) == text
 
 
 @pytest.mark.parametrize(("before", "after", "text"), [
@@ -40,18 +40,18 @@ def test_three_digits_count(value, text):
     (100, 0, MINUS + "100%"),
     (100_000, 99_999, MINUS + "<0.1%"), (0, 0, "same"), (0, 5, "n/a"), (10, 35, "+250%")])
 def test_changes_never_round_to_all_or_nothing(before, after, text):
-    assert units.change(before, after) == text
+    assert units.format_change(before, after) == text
 
 
 @pytest.mark.parametrize(("value", "text"), [(1.41, "1.4"), (1.04, "1.04"), (2.0, "2.0"), (11.6, "12")])
 def test_ratios(value, text):
-    assert units.ratio(value) == text + TIMES
+    assert units.format_ratio(value) == text + TIMES
 
 
 @pytest.mark.parametrize(("value", "text"), [
     (3.1e-15, "3.1e-15"), (2.4e-7, "2.4e-7"), (0.0, "0"), (math.inf, "n/a")])
 def test_errors_have_short_exponents(value, text):
-    assert units.error(value) == text
+    assert units.format_error(value) == text
 
 
 @pytest.mark.parametrize(("low", "high"), [

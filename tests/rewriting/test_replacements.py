@@ -16,8 +16,8 @@ from torchslim.rewriting import decomposition
 from torchslim.rewriting.building import build_replacement
 from torchslim.rewriting.lighten import error_on_noise
 from torchslim.rewriting.replacements import Replacement, parse_rule, rule_names
-from torchslim.utils.copying import copied
-from torchslim.utils.layer_spec import plain, spec_of, stored
+from torchslim.utils.copying import copy_model
+from torchslim.utils.layer_spec import filters_first, spec_of, torch_layout
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {}, "padded": {"padding": 1}, "strided": {"stride": 2, "padding": 1},
@@ -38,7 +38,7 @@ def replaced(layer: nn.Module, rule: str) -> nn.Module:
 def set_weight(layer: Any, weight: Tensor) -> nn.Module:
     """From the plain form (N, M / g, k, ...)."""
     with torch.no_grad():
-        layer.weight.copy_(stored(weight, spec_of(layer)))
+        layer.weight.copy_(torch_layout(weight, spec_of(layer)))
     return layer
 
 
@@ -295,7 +295,7 @@ def layers(draw: Any) -> nn.Module:
 def test_any_layer_keeps_the_shape_of_its_outputs(layer: Any, rule: str) -> None:
     spec = spec_of(layer)
     assert spec is not None
-    assert torch.equal(stored(plain(layer.weight, spec.groups, spec.transposed), spec), layer.weight)
+    assert torch.equal(torch_layout(filters_first(layer.weight, spec.groups, spec.transposed), spec), layer.weight)
     rewrite = parse_rule(rule).replacement(spec)
     if isinstance(rewrite, str):
         return
@@ -314,7 +314,7 @@ def test_the_error_on_noise_is_that_of_the_weights(layer: Any) -> None:
     """On white noise each output has the variance of the squared norm of its weights."""
     layer = layer.double()
     nn.init.zeros_(layer.bias)
-    new = copied(layer)
+    new = copy_model(layer)
     with torch.no_grad():
         new.weight += torch.randn_like(layer.weight) * layer.weight.std() * 0.4  # type: ignore[operator]
         wanted = (new.weight - layer.weight).norm() / layer.weight.norm()  # type: ignore[operator]

@@ -12,7 +12,7 @@ from torch import nn
 
 from torchslim.errors import RequestError
 from torchslim.formulas import Size, convolution, output_size, same_padding
-from torchslim.utils.text import first_line
+from torchslim.utils.text import describe_error
 
 Norm = Callable[[int], nn.Module] | Literal[False] | None
 Act = Callable[[], nn.Module] | Literal[False] | None
@@ -148,7 +148,7 @@ def _call_factory(option: str, factory: Callable[..., nn.Module], *arguments: An
                            f"{'the channels alone' if arguments else 'nothing'} ({error}); give {example}") from error
     except ValueError as error:
         refuses = f"refuses {arguments[0]} channels" if arguments else "fails"
-        raise RequestError(f"{option}: {name} {refuses} ({first_line(error)}); give another") from error
+        raise RequestError(f"{option}: {name} {refuses} ({describe_error(error)}); give another") from error
     if not isinstance(module, nn.Module):
         raise RequestError(f"{option}: {name} made {type(module).__name__}, a module wanted; {option}=None leaves it "
                            "out")

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from torchslim.errors import MissingExtra, RequestError
-from torchslim.utils.files import write_whole
+from torchslim.utils.files import write_atomically
 
 BLUE, ORANGE, GREY = "#2b6cb0", "#c05621", "#4a5568"
 FORMATS = (".svg", ".png")
@@ -81,4 +81,4 @@ def bars(path: Path, title: str, names: Sequence[str], panels: Sequence[Panel]) 
         axes[0].invert_yaxis()
         kind = path.suffix.lower().lstrip(".")
         metadata = {"Date": None} if kind == "svg" else {"Software": None}
-        write_whole(path, lambda part: figure.savefig(part, format=kind, dpi=150, metadata=metadata))
+        write_atomically(path, lambda part: figure.savefig(part, format=kind, dpi=150, metadata=metadata))

@@ -174,7 +174,7 @@ def _built(spec: str, device: str) -> nn.Module:
 def _bench(candidates: Sequence[_Candidate], inputs: Any, device: str, rounds: int, threads: int,
            as_json: bool) -> None:
     from torchslim.latency.timing import measure, ratio
-    from torchslim.utils.formatting import significant
+    from torchslim.utils.formatting import format_number
 
     taken = list(measure({f"{place}": candidate.run for place, candidate in enumerate(candidates)}, inputs,
                          rounds=rounds, threads=threads).values())
@@ -195,7 +195,7 @@ def _bench(candidates: Sequence[_Candidate], inputs: Any, device: str, rounds: i
             rows.append((candidate.model, *[""] * 5))
         last = candidate.model
         rows.append((f"  {candidate.backend}" if len(used) > 1 else candidate.model,
-                     *map(significant, (time.median_ms, time.p10_ms, time.p90_ms, time.throughput(batch))),
+                     *map(format_number, (time.median_ms, time.p10_ms, time.p90_ms, time.throughput(batch))),
                      f"{share:.1%}"))
     print_table(("model", "median ms", "p10", "p90", "images/s", "of first"), rows, tight=True)
 
@@ -261,7 +261,7 @@ SHOWN = 0.01
 
 def _print_layers(found: LayerTimes) -> None:
     from torchslim.latency.per_layer import REASONS, SLOW
-    from torchslim.utils.formatting import portion, significant
+    from torchslim.utils.formatting import format_number, format_share
 
     shown = [layer for layer in found.layers if layer.reason or layer.share >= SHOWN]
     rest = [layer for layer in found.layers if layer not in shown]
@@ -271,11 +271,11 @@ def _print_layers(found: LayerTimes) -> None:
     print_table(_LAYERS, _fitted(rows), text=(0, 1, 7), tight=True)
     whole, marked = found.whole, [layer for layer in found.layers if layer.reason]
     print()
-    _print_wrapped(f"sum of the layers {significant(found.total_ms)} ms ({significant(found.hooks_ms)} ms of hooks "
-                   f"deducted), the whole call {significant(whole.median_ms)} ms ({significant(whole.p10_ms)} to "
-                   f"{significant(whole.p90_ms)})")
+    _print_wrapped(f"sum of the layers {format_number(found.total_ms)} ms ({format_number(found.hooks_ms)} ms of hooks "
+                   f"deducted), the whole call {format_number(whole.median_ms)} ms ({format_number(whole.p10_ms)} to "
+                   f"{format_number(whole.p90_ms)})")
     if marked:
-        time, macs = (portion(sum(shares)) for shares in zip(*((row.share, row.macs_share) for row in marked),
+        time, macs = (format_share(sum(shares)) for shares in zip(*((row.share, row.macs_share) for row in marked),
                                                              strict=True))
         _print_wrapped(f"marked: {time} of the time, {macs} of the MACs; each of these takes over {SLOW} times what "
                        "its MACs would at the pace of the network's median MAC, and more than the mean layer")
@@ -287,12 +287,13 @@ _LAYERS = ("layer", "kind", "ms", "share", "MACs", "share", "memory", "marked")
 
 
 def _row(name: str, kind: str, layers: Sequence[LayerTime], reason: str) -> tuple[str, ...]:
-    from torchslim.utils.formatting import count, portion, significant
+    from torchslim.utils.formatting import format_count, format_number, format_share
 
     macs = sum(layer.macs for layer in layers)
-    return (name, kind, significant(sum(layer.ms for layer in layers)), portion(sum(layer.share for layer in layers)),
-            count(macs, ""), portion(sum(layer.macs_share for layer in layers)) if macs else "",
-            count(sum(layer.memory_access for layer in layers), ""), reason)
+    return (name, kind, format_number(sum(layer.ms for layer in layers)),
+            format_share(sum(layer.share for layer in layers)), format_count(macs, ""),
+            format_share(sum(layer.macs_share for layer in layers)) if macs else "",
+            format_count(sum(layer.memory_access for layer in layers), ""), reason)
 
 
 def _fitted(rows: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:

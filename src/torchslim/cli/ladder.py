@@ -10,7 +10,7 @@ import typer
 
 from torchslim.cli.common import Json, print_json, say, wrapped
 from torchslim.cli.tables import Column, show
-from torchslim.utils.formatting import count, percent, size
+from torchslim.utils.formatting import format_bytes, format_count, percent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,9 +69,9 @@ def _columns(rungs: Sequence[Rung]) -> list[Column]:
         Column("bar", "parameters", lambda rung: _bar(rung.params / first.params), rank=2),
         Column("params", "", lambda rung: rung.params, "{:,}".format),
         Column("share", "of plain", lambda rung: rung.params / first.params, percent, 1),
-        Column("macs", "MACs", lambda rung: rung.macs, lambda number: count(number, " ")),
+        Column("macs", "MACs", lambda rung: rung.macs, lambda number: format_count(number, " ")),
         *timed,
-        Column("peak", "peak memory", lambda rung: rung.peak_memory, lambda n: size(n).replace("\xa0", " "), 3),
+        Column("peak", "peak memory", lambda rung: rung.peak_memory, lambda n: format_bytes(n).replace("\xa0", " "), 3),
         Column("change", "what changes", lambda rung: rung.change, rank=4),
     ]
 
@@ -85,10 +85,12 @@ def _draw(path: Path, rungs: Sequence[Rung]) -> None:
     from torchslim.pipeline.unet_ladder import astray
 
     panels = [Panel("parameters", tuple(float(rung.params) for rung in rungs),
-                    tuple(f"{count(rung.params, ' ')} ({percent(rung.params / rungs[0].params)})" for rung in rungs)),
-              Panel("MACs", tuple(float(rung.macs) for rung in rungs), tuple(count(rung.macs, " ") for rung in rungs)),
+                    tuple(f"{format_count(rung.params, ' ')} ({percent(rung.params / rungs[0].params)})"
+                          for rung in rungs)),
+              Panel("MACs", tuple(float(rung.macs) for rung in rungs),
+                    tuple(format_count(rung.macs, " ") for rung in rungs)),
               Panel("peak memory", tuple(float(rung.peak_memory) for rung in rungs),
-                    tuple(size(rung.peak_memory) for rung in rungs))]
+                    tuple(format_bytes(rung.peak_memory) for rung in rungs))]
     times = [rung.ms for rung in rungs if rung.ms is not None]
     if times:
         odd = astray(rungs)

@@ -11,7 +11,7 @@ import typer
 from torchslim.cli.common import Json, Model, Shapes, example, print_json, say, wrapped
 from torchslim.cli.tables import Column, arranged, print_csv, show
 from torchslim.errors import RequestError
-from torchslim.utils.formatting import count, milliseconds, percent, size
+from torchslim.utils.formatting import format_bytes, format_count, milliseconds, percent
 
 if TYPE_CHECKING:
     from torchslim.costs.profiler import Layer, Profile
@@ -62,7 +62,7 @@ def profile(
     columns = _columns(found, times if timed else {})
     rows = arranged(_rows(found, depth), columns, sort or ("macs" if top else None), top)
     if plot is not None:
-        _draw(plot, f"{source}: {count(found.params, ' ')} parameters, {count(found.macs, ' ')} MACs",
+        _draw(plot, f"{source}: {format_count(found.params, ' ')} parameters, {format_count(found.macs, ' ')} MACs",
               _few(found, depth) if sort is None and top is None else rows, times)
         say(f"drawn: {plot}")
     if as_json:
@@ -161,6 +161,10 @@ def _rows(found: Profile, depth: int | None) -> list[Layer]:
             if _depth(module.name) <= depth and (module.params or module.memory_access or not module.name)]
 
 
+def _bytes(number: float) -> str:
+    return format_bytes(number).replace("\xa0", " ")
+
+
 def _depth(name: str) -> int:
     return name.count(".") + 1 if name else 0
 
@@ -186,11 +190,11 @@ def _columns(found: Profile, times: dict[str, float]) -> list[Column]:
         Column("macs", "MACs", lambda layer: layer.macs, "{:,}".format),
         Column("share", "of MACs", lambda layer: layer.macs / found.macs if found.macs else 0.0, percent, 1),
         *ms,
-        Column("flops", "FLOPs", lambda layer: layer.flops, lambda n: count(n, " "), 7),
-        Column("activations", "activations", lambda layer: layer.activations, lambda n: count(n, " "), 6),
-        Column("access", "access", lambda layer: layer.memory_access, lambda n: count(n, " "), 5),
+        Column("flops", "FLOPs", lambda layer: layer.flops, lambda n: format_count(n, " "), 7),
+        Column("activations", "activations", lambda layer: layer.activations, lambda n: format_count(n, " "), 6),
+        Column("access", "access", lambda layer: layer.memory_access, lambda n: format_count(n, " "), 5),
         Column("intensity", "FLOPs/byte", lambda layer: layer.intensity, "{:.1f}".format, 8),
-        Column("peak", "peak memory", lambda layer: layer.peak_memory, lambda n: size(n).replace("\xa0", " "), 5),
+        Column("peak", "peak memory", lambda layer: layer.peak_memory, _bytes, 5),
         Column("output", "output", lambda layer: "x".join(map(str, layer.out_shape)) or "never run", rank=3),
     ]
 
@@ -212,12 +216,12 @@ def _overall(first: Whole) -> list[Column]:
         Column("params", "params", lambda row: row[1].params, "{:,}".format), of_first("params"),
         Column("macs", "MACs", lambda row: row[1].macs, "{:,}".format), of_first("macs"),
         *time,
-        Column("flops", "FLOPs", lambda row: row[1].flops, lambda n: count(n, " "), 6),
-        Column("activations", "activations", lambda row: row[1].activations, lambda n: count(n, " "), 5),
-        Column("access", "access", lambda row: row[1].memory_access, lambda n: count(n, " "), 4),
+        Column("flops", "FLOPs", lambda row: row[1].flops, lambda n: format_count(n, " "), 6),
+        Column("activations", "activations", lambda row: row[1].activations, lambda n: format_count(n, " "), 5),
+        Column("access", "access", lambda row: row[1].memory_access, lambda n: format_count(n, " "), 4),
         Column("intensity", "FLOPs/byte", lambda row: row[1].intensity, "{:.1f}".format, 7),
-        Column("peak", "peak memory", lambda row: row[1].peak_memory, lambda n: size(n).replace("\xa0", " "), 3),
-        Column("weights", "weights", lambda row: row[1].weight_bytes, lambda n: size(n).replace("\xa0", " "), 5),
+        Column("peak", "peak memory", lambda row: row[1].peak_memory, _bytes, 3),
+        Column("weights", "weights", lambda row: row[1].weight_bytes, _bytes, 5),
         Column("dead", "dead", lambda row: row[1].dead_params, "{:,}".format, 8),
     ]
 
@@ -235,7 +239,8 @@ def _by_module(names: Sequence[str], profiles: Sequence[Profile], depth: int, so
     def column(place: int, key: str, heading: str, rank: int) -> Column:
         rows = found[place]
         return Column(f"{key} {names[place]}", f"{heading} {place + 1}",
-                      lambda name: getattr(rows[name], key) if name in rows else 0, lambda n: count(n, " "), rank)
+                      lambda name: getattr(rows[name], key) if name in rows else 0,
+                      lambda n: format_count(n, " "), rank)
 
     columns = [Column("name", "module", lambda name: name or "(model)"),
                *(column(place, key, heading, 2 * place + first) for key, heading, first in (
@@ -272,8 +277,8 @@ def _draw(path: Path, title: str, rows: Sequence[Layer], times: dict[str, float]
 
     ms = [times.get(row.name, 0.0) for row in rows]
     bars(path, title, [row.name or "(model)" for row in rows], [
-        panel("parameters", [row.params for row in rows], [count(row.params, " ") for row in rows]),
-        panel("MACs", [row.macs for row in rows], [count(row.macs, " ") for row in rows]),
+        panel("parameters", [row.params for row in rows], [format_count(row.params, " ") for row in rows]),
+        panel("MACs", [row.macs for row in rows], [format_count(row.macs, " ") for row in rows]),
         panel("time, ms", ms, [f"{one:.2f}" for one in ms], measured=True)])
 
 
@@ -281,10 +286,11 @@ def _draw_totals(path: Path, rows: Sequence[Whole]) -> None:
     from torchslim.cli.bar_charts import Panel, bars
 
     panels = [Panel("parameters", tuple(float(p.params) for _, p, _ in rows),
-                    tuple(count(p.params, " ") for _, p, _ in rows)),
-              Panel("MACs", tuple(float(p.macs) for _, p, _ in rows), tuple(count(p.macs, " ") for _, p, _ in rows)),
+                    tuple(format_count(p.params, " ") for _, p, _ in rows)),
+              Panel("MACs", tuple(float(p.macs) for _, p, _ in rows),
+                    tuple(format_count(p.macs, " ") for _, p, _ in rows)),
               Panel("peak memory", tuple(float(p.peak_memory) for _, p, _ in rows),
-                    tuple(size(p.peak_memory) for _, p, _ in rows))]
+                    tuple(format_bytes(p.peak_memory) for _, p, _ in rows))]
     ms = [ms for _, _, ms in rows if ms is not None]
     if ms:
         panels.append(Panel("latency, ms", tuple(ms), tuple(f"{one:.2f}" for one in ms), measured=True))

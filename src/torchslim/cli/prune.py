@@ -30,7 +30,7 @@ from torchslim.cli.common import (
     warn_of_random,
 )
 from torchslim.errors import ProofError, RequestError
-from torchslim.utils.text import first_line
+from torchslim.utils.text import describe_error
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -179,7 +179,7 @@ def _scope(text: str) -> str | dict[str, float]:
     try:
         found = json.loads(Path(text).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise RequestError(f"--scope {text}: {first_line(error)}; wanted global, uniform, or a JSON file of layer "
+        raise RequestError(f"--scope {text}: {describe_error(error)}; wanted global, uniform, or a JSON file of layer "
                            "patterns and the share of channels that each keeps") from error
     if not isinstance(found, dict) or not all(type(share) in (int, float) for share in found.values()):
         raise RequestError(f'--scope {text}: wanted layer patterns and shares, such as {{"layer1.*": 0.8}}')

@@ -28,7 +28,7 @@ from torchslim.cli.common import (
 from torchslim.cli.prune import Exclude, Only
 from torchslim.cli.tables import Column, show
 from torchslim.errors import RequestError
-from torchslim.utils.text import dims, first_line
+from torchslim.utils.text import describe_error, format_shape
 
 if TYPE_CHECKING:
     from torch import nn
@@ -137,10 +137,10 @@ def _check_classes(network: nn.Module, inputs: Any, data: Data, name: str) -> No
         with torch.no_grad(), evaluating(network):
             scores = logits(network(inputs))
     except (RuntimeError, TypeError, ValueError) as error:
-        raise RequestError(f"{name}: fails on a picture of {dims(inputs.shape)}: {first_line(error)}; try another "
-                           "--input") from error
+        raise RequestError(f"{name}: fails on a picture of {format_shape(inputs.shape)}: {describe_error(error)}; "
+                           "try another --input") from error
     if scores.dim() != 2 or scores.shape[1] != len(data.classes):
-        raise RequestError(f"{name}: gives scores of shape {dims(scores.shape)} for a picture, "
+        raise RequestError(f"{name}: gives scores of shape {format_shape(scores.shape)} for a picture, "
                            f"{data.name} has {len(data.classes)} classes; give a model of as many, or --measure "
                            "agreement, which compares answers with the whole network's own")
 

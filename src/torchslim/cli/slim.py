@@ -177,22 +177,24 @@ def _show(record: Record, out: Path) -> None:
 
     before, after = record.before, record.after
     rows = [
-        ("parameters", units.count(before.params, " "), units.count(after.params, " "),
-         units.change(before.params, after.params)),
-        ("MACs", units.count(before.macs, " "), units.count(after.macs, " "), units.change(before.macs, after.macs)),
-        ("file size", units.size(before.file_bytes), units.size(after.file_bytes),
-         units.change(before.file_bytes, after.file_bytes)),
+        ("parameters", units.format_count(before.params, " "), units.format_count(after.params, " "),
+         units.format_change(before.params, after.params)),
+        ("MACs", units.format_count(before.macs, " "), units.format_count(after.macs, " "),
+         units.format_change(before.macs, after.macs)),
+        ("file size", units.format_bytes(before.file_bytes), units.format_bytes(after.file_bytes),
+         units.format_change(before.file_bytes, after.file_bytes)),
     ]
     for name in before.latency:
         old, new = before.latency[name].median_ms, after.latency[name].median_ms
-        rows.append((f"latency, {name}", units.milliseconds(old), units.milliseconds(new), units.change(old, new)))
+        rows.append((f"latency, {name}", units.milliseconds(old), units.milliseconds(new),
+                     units.format_change(old, new)))
     if before.accuracy is not None and after.accuracy is not None:
         rows.append(("accuracy", units.percent(before.accuracy), units.percent(after.accuracy),
                      f"{100 * (after.accuracy - before.accuracy):+.1f} points"))
     print_table(("", "before", "after", "change"), rows)
-    print(f"Proof: the cut network differs from its silenced original by {units.error(record.proof_error)}")
+    print(f"Proof: the cut network differs from its silenced original by {units.format_error(record.proof_error)}")
     if record.onnx_error is not None:
-        print(f"ONNX: differs from PyTorch by {units.error(record.onnx_error)}")
+        print(f"ONNX: differs from PyTorch by {units.format_error(record.onnx_error)}")
     for note in json.loads((out / "plan.json").read_text(encoding="utf-8"))["notes"]:
         print(f"Plan: {note}")
     print(f"Model: {out / 'slim.safetensors'}")

@@ -16,10 +16,10 @@ from torchslim.compensation.recalibration import arriving, calls_of, counts, set
 from torchslim.errors import PlanError, RequestError
 from torchslim.surgery.cutting import apply
 from torchslim.surgery.plans import Plan
-from torchslim.utils.copying import copied
+from torchslim.utils.copying import copy_model
 from torchslim.utils.eval_mode import evaluating
-from torchslim.utils.inputs import Inputs, batches_of, unwrap
-from torchslim.utils.layer_spec import plain, spec_of, stored
+from torchslim.utils.inputs import Inputs, list_batches, unwrap
+from torchslim.utils.layer_spec import filters_first, spec_of, torch_layout
 
 RIDGE = 0.3
 """What it costs to leave the weights of the cut, in mean squares of what each weight reads."""
@@ -61,8 +61,8 @@ def compensate(model: nn.Module, slim: nn.Module, plan: Plan, data: Iterable[Inp
         PlanError: `slim` is not what the plan makes of the model.
         TraceError: the model runs other layers on one batch than on another.
     """
-    model, new = unwrap(model), copied(unwrap(slim))
-    batches = batches_of(data)
+    model, new = unwrap(model), copy_model(unwrap(slim))
+    batches = list_batches(data)
     if not isinstance(ridge, int | float) or not 0 < ridge < float("inf"):
         raise RequestError(f"compensate: ridge={ridge!r} found, a number above 0 wanted; try {RIDGE}")
     _check(model, new, plan)
@@ -143,8 +143,8 @@ def _inputs_lost(model: nn.Module, slim: nn.Module, name: str) -> bool:
 def _fits(model: nn.Module, slim: nn.Module, name: str) -> bool:
     layer: Any = model.get_submodule(name)
     spec = spec_of(slim.get_submodule(name))
-    plain = "weight" in layer._parameters and layer.weight.is_floating_point()
-    return spec is not None and plain and not (spec.transposed and spec.groups > 1)
+    has_weight = "weight" in layer._parameters and layer.weight.is_floating_point()
+    return spec is not None and has_weight and not (spec.transposed and spec.groups > 1)
 
 
 def _sharing(slim: nn.Module, other: nn.Module) -> nn.Module:
@@ -198,14 +198,14 @@ def refit(layer: Any, pairs: Sequence[Pair], ridge: float, *, centred: bool) -> 
     """
     spec = spec_of(layer)
     assert spec is not None
-    weight = plain(layer.weight, spec.groups, spec.transposed)
+    weight = filters_first(layer.weight, spec.groups, spec.transposed)
     rows = weight.double().reshape(spec.groups, spec.outputs // spec.groups, -1)
     moments = moments_of(spec, rows, pairs, spec.bias or centred)
     squares = moments.squares
     # A weight that reads nothing stays as it was.
     costs = ridge * squares + torch.finfo(torch.float32).eps * squares.mean(1, keepdim=True) + TINY
     best = moments.best(rows, costs)
-    layer.weight.copy_(stored(best.reshape(weight.shape), spec))
+    layer.weight.copy_(torch_layout(best.reshape(weight.shape), spec))
     moved = moments.missing(best)
     if spec.bias:
         layer.bias.copy_(moved)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from torchslim.utils.layer_spec import Spec, stored
+from torchslim.utils.layer_spec import LayerSpec, torch_layout
 
 PLACES = 256
 """So many places of each map are looked at, or all if it has no more."""
@@ -56,7 +56,7 @@ class Moments(NamedTuple):
         return (self.wanted - (weight @ self.means.unsqueeze(2)).squeeze(2)).flatten()
 
 
-def moments_of(spec: Spec, weight: Tensor, pairs: Pairs, centred: bool) -> Moments:
+def moments_of(spec: LayerSpec, weight: Tensor, pairs: Pairs, centred: bool) -> Moments:
     """Of what a layer's filters see in some inputs; a weight (G, N / G, F) says how many they are."""
     groups, share, width = weight.shape
     seen, both = weight.new_zeros(groups, width, width), torch.zeros_like(weight)
@@ -93,7 +93,7 @@ def _together(pairs: Pairs, least: int) -> Iterator[Pair]:
         yield torch.cat([x for x, _ in held]), torch.cat([y for _, y in held])
 
 
-def sampled(spec: Spec, pairs: Pairs) -> Iterator[Pair]:
+def sampled(spec: LayerSpec, pairs: Pairs) -> Iterator[Pair]:
     """At some places of each input: what the filters see there, channel by channel, and what they should give."""
     look = Sampler(spec)
     for x, y in pairs:
@@ -105,7 +105,7 @@ def sampled(spec: Spec, pairs: Pairs) -> Iterator[Pair]:
 class Sampler:
     """Looks at what a layer's filters see at some places of its inputs; always the same ones."""
 
-    def __init__(self, spec: Spec, places: int | None = None) -> None:
+    def __init__(self, spec: LayerSpec, places: int | None = None) -> None:
         self.spec, self.places = spec, PLACES if places is None else places
         self.chance = torch.Generator().manual_seed(0)
         self.unfold: nn.Module | None = None
@@ -123,25 +123,25 @@ class Sampler:
             yield views[:, some].T, some
 
 
-def _unfold(spec: Spec) -> nn.Module:
+def _unfold(spec: LayerSpec) -> nn.Module:
     """A layer whose outputs are what each tap of a filter sees of each channel."""
     taps = prod(spec.kernel)
     wide = replace(spec, outputs=spec.inputs * taps, groups=spec.inputs, bias=False)
     layer: Any = wide.layer().requires_grad_(False)
     ones = torch.eye(taps).reshape(taps, 1, *spec.kernel).repeat(spec.inputs, *[1] * (spec.dims + 1))
-    layer.weight.copy_(stored(ones, wide))
+    layer.weight.copy_(torch_layout(ones, wide))
     built: nn.Module = layer
     return built
 
 
-def _pointwise(spec: Spec) -> bool:
+def _pointwise(spec: LayerSpec) -> bool:
     return prod(spec.kernel) == 1 and not spec.transposed and (isinstance(spec.padding, str) or not any(spec.padding))
 
 
 class _Strided(nn.Module):
     """What filters of one tap see: the map itself, or every other place of it."""
 
-    def __init__(self, spec: Spec) -> None:
+    def __init__(self, spec: LayerSpec) -> None:
         super().__init__()
         self.places: Any = (..., *(slice(None, None, stride) for stride in spec.stride))
 

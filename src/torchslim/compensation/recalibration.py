@@ -19,9 +19,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchslim.compensation.lockstep import Arrive, OutOfStep, lockstep
 from torchslim.compensation.moments import Tally
 from torchslim.errors import RequestError, TraceError
-from torchslim.utils.copying import copied
+from torchslim.utils.copying import copy_model
 from torchslim.utils.eval_mode import evaluating
-from torchslim.utils.inputs import Inputs, called
+from torchslim.utils.inputs import Inputs, call_on_batch
 
 Watched = Callable[[Arrive], None]
 """Says which run the current thread makes."""
@@ -63,7 +63,7 @@ def together(watched: Sequence[tuple[Watched, nn.Module]], batches: Sequence[Inp
         def call(arrive: Arrive) -> None:
             watch(arrive)
             try:
-                called(network, batches[place], place)
+                call_on_batch(network, batches[place], place)
             except RequestError as error:
                 if isinstance(error.__cause__, BrokenBarrierError):  # another run has failed, and says why
                     raise error.__cause__ from None
@@ -87,7 +87,7 @@ def settled(model: nn.Module, batches: Sequence[Inputs]) -> nn.Module:
         RequestError: the model fails on a batch.
         TraceError: it runs other norms on one than on another.
     """
-    copy = copied(model)
+    copy = copy_model(model)
     norms = [name for name, module in copy.named_modules() if counts(module)]
     calls = calls_of(copy, norms, batches[0])
 
@@ -118,7 +118,7 @@ def calls_of(model: nn.Module, names: Sequence[str], inputs: Inputs) -> dict[str
                for name in names]
     try:
         with evaluating(model), torch.no_grad():
-            called(model, inputs, 0)
+            call_on_batch(model, inputs, 0)
     finally:
         for handle in handles:
             handle.remove()

@@ -16,7 +16,7 @@ from torchslim.costs.profiler import Profile
 from torchslim.formulas import pointwise_access, pointwise_access_bound
 from torchslim.rules import is_arithmetic, macs, multiplies
 from torchslim.tracing.graph import Graph, Op, Value
-from torchslim.utils.formatting import percent, several
+from torchslim.utils.formatting import percent, pluralize
 
 NAMED = 3
 """So many lines of code are in a remedy."""
@@ -151,7 +151,7 @@ def unbalanced(seen: Seen) -> Finding | None:
         return None
     return Finding(
         "unbalanced 1x1 convolutions (G1)", sum(n for n, _ in lost) / seen.profile.memory_access, "memory access",
-        f"{several(len(lost), 'convolution')} with up to {max(ratios):.2f} times the access of equal widths"
+        f"{pluralize(len(lost), 'convolution')} with up to {max(ratios):.2f} times the access of equal widths"
         f"{seen.time([name for _, name in lost])}",
         worst(lost), "choose more equal widths, or cut the wide side: `torchslim prune "
         f"{seen.model} --macs 0.9{only([wide[name] for name in worst(lost)])} --out slim.safetensors`")
@@ -177,7 +177,7 @@ def grouped(seen: Seen) -> Finding | None:
     most = max(groups_of(op) for op in seen.convolutions if op.args[1].shape[1] > 1)
     return Finding(
         "heavy grouping (G2)", sum(n for n, _ in lost) / seen.profile.memory_access, "memory access",
-        f"{several(len(lost), 'convolution')} of up to {most} groups write more than ungrouped ones of as many MACs"
+        f"{pluralize(len(lost), 'convolution')} of up to {most} groups write more than ungrouped ones of as many MACs"
         f"{seen.time([name for _, name in lost])}",
         worst(lost), f"lose whole groups: `torchslim prune {seen.model} --macs 0.7 --whole-groups --out "
         "slim.safetensors`, or choose fewer groups")
@@ -196,7 +196,7 @@ def fragmented(seen: Seen) -> Finding | None:
     excess = sum(seen.ms.get(name, 0.0) for name in own) / total - share if total else 0.0
     return Finding(
         "fragmentation (G3)", max(excess, 0.0), "time",
-        f"{several(len(wide), 'tensor')} with up to {max(map(len, wide))} convolutions side by side, which hold "
+        f"{pluralize(len(wide), 'tensor')} with up to {max(map(len, wide))} convolutions side by side, which hold "
         f"{percent(share)} of the MACs{seen.time(sorted(own))}",
         worst(layers), "join branches of one kernel size into one convolution; see whether a compiler does: "
         f"`torchslim bench {seen.model} --backend eager,compiled,onnxruntime`")
@@ -221,7 +221,7 @@ def elementwise(seen: Seen) -> Finding | None:
     gain = sum(2 * max(value.numel for value in op.inputs) for op in fused) / seen.profile.memory_access
     return Finding(
         "element-wise operations (G4)", min(gain, share), "memory access",
-        f"{several(len(ops), 'operation')} with {percent(share)} of the memory access and "
+        f"{pluralize(len(ops), 'operation')} with {percent(share)} of the memory access and "
         f"{percent(sum(op.output.numel for op in ops) / max(seen.profile.flops, 1))} of the FLOPs"
         f"{seen.time([op.module for op in ops if not _multiplies(seen, op.module)])}",
         worst([(touched(op), named(op)) for op in ops]),

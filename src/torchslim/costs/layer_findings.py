@@ -8,7 +8,7 @@ from math import ceil, prod
 from torchslim.costs.findings import Finding, Seen, groups_of, named, only, touched, worst
 from torchslim.rules import macs
 from torchslim.tracing.graph import Op, Value
-from torchslim.utils.formatting import percent, several
+from torchslim.utils.formatting import percent, pluralize
 
 _NORMS = frozenset({"aten.native_batch_norm", "aten._native_batch_norm_legit_no_training", "aten.cudnn_batch_norm",
                     "aten.miopen_batch_norm", "aten._batch_norm_no_update"})
@@ -34,7 +34,7 @@ def useless_bias(seen: Seen) -> Finding | None:
     total = int(sum(number for number, _ in biases.values()))
     return Finding(
         "convolution bias before batch norm", total / seen.profile.params, "parameters",
-        f"{several(len(biases), 'bias', 'biases')} ({total:,} parameters) that the batch norm behind takes away again",
+        f"{pluralize(len(biases), 'bias', 'biases')} ({total:,} parameters) that the batch norm behind subtracts again",
         worst(list(biases.values())), "build them with bias=False; in a trained network, fold the norm into the "
         "convolution: torch.nn.utils.fusion.fuse_conv_bn_eval(conv, bn)")
 
@@ -47,8 +47,8 @@ def unfused_norms(seen: Seen) -> Finding | None:
         return None
     return Finding(
         "unfused batch norm at inference", access / seen.profile.memory_access, "memory access",
-        f"{several(len(norms), 'batch norm')} with {percent(access / seen.profile.memory_access)} of the memory access"
-        f"{seen.time([norm.module for norm in norms])}",
+        f"{pluralize(len(norms), 'batch norm')} with {percent(access / seen.profile.memory_access)} of the memory "
+        f"access{seen.time([norm.module for norm in norms])}",
         worst([(touched(norm), named(norm)) for norm in norms]),
         f"nothing in training; to run it, export folds them: `torchslim export {seen.model} model.onnx`")
 
@@ -72,7 +72,7 @@ def odd_widths(seen: Seen) -> Finding | None:
     gain = 1 - seen.profile.macs / (padded + rest)
     return Finding(
         "channels that are no multiple of 8", gain, "MACs that blocks of 8 compute",
-        f"{several(len(spoiled), 'convolution')}; in blocks of 8, {percent(gain / (1 - gain))} more is computed than "
+        f"{pluralize(len(spoiled), 'convolution')}; in blocks of 8, {percent(gain / (1 - gain))} more is computed than "
         "the MACs say",
         worst(spoiled), f"`torchslim prune {seen.model} --macs 0.9 --round-to 8 --out slim.safetensors`")
 
@@ -96,7 +96,7 @@ def large_kernels(seen: Seen) -> Finding | None:
     layers = worst([(gain, f"{named(op)} ({'x'.join(map(str, op.args[1].shape[2:]))})") for gain, op in saved])
     return Finding(
         "large kernels that factorise", sum(gain for gain, _ in saved) / seen.profile.macs, "MACs",
-        f"{several(len(saved), 'convolution')} with "
+        f"{pluralize(len(saved), 'convolution')} with "
         f"{percent(sum(macs(op) for _, op in saved) / seen.profile.macs)} of the MACs"
         f"{seen.time([op.module for _, op in saved])}", layers,
         f"`torchslim lighten {seen.model} --rules asymmetric{kernels} --ends` shows what pairs save; "
@@ -149,6 +149,6 @@ def dilated_padding(seen: Seen) -> Finding | None:
         return None
     return Finding(
         '"same" padding that ignores dilation', 0.0, "memory access",
-        f"{several(len(wrong), 'dilated convolution')} padded as for a dilation of 1: maps shrink by up to "
+        f"{pluralize(len(wrong), 'dilated convolution')} padded as for a dilation of 1: maps shrink by up to "
         f"{percent(max(lost for lost, _ in wrong))}", worst(wrong),
         "pad by dilation * (kernel - 1) // 2, or say padding='same'")

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from torchslim.deploy.runtimes import in_order, onnx_runner, openvino_runner
 from torchslim.errors import ExportError, MissingExtra, RequestError
-from torchslim.utils.copying import copied
+from torchslim.utils.copying import copy_model
 from torchslim.utils.eval_mode import evaluating
 from torchslim.utils.inputs import Inputs, arguments, map_tensors, tensors_in, unwrap
-from torchslim.utils.text import dims, first_line
+from torchslim.utils.text import describe_error, format_shape
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -80,7 +80,7 @@ def export(model: nn.Module, inputs: Inputs, path: str | Path, *, tolerance: flo
                            for args, kwargs in calls]
         except Exception as error:
             hint = "dynamic_batch=False" if dynamic_batch else "another format, or fixed control flow"
-            raise ExportError(f"{path}: the export failed: {first_line(_root(error))}; try {hint}") from error
+            raise ExportError(f"{path}: the export failed: {describe_error(_root(error))}; try {hint}") from error
         worst = max(_difference(path, eager, exported) for eager, exported in results)
         if not worst <= limit:
             raise ExportError(f"{path}: differs from the eager model by {worst:.1e} of its largest output, "
@@ -160,7 +160,7 @@ def _on_cpu(model: nn.Module, call: Call) -> tuple[nn.Module, Call]:
     held = chain(model.parameters(), model.buffers(), tensors_in(call))
     if all(tensor.device.type == "cpu" for tensor in held):
         return model, call
-    return copied(model).cpu(), map_tensors(Tensor.cpu, call)
+    return copy_model(model).cpu(), map_tensors(Tensor.cpu, call)
 
 
 def _doubled(call: Call) -> Call:
@@ -189,7 +189,7 @@ def _any_batch(call: Call) -> Any:
 # --- the comparison -----------------------------------------------------------------------------------------
 
 def _difference(path: Path, eager: list[Tensor], exported: list[Tensor]) -> float:
-    found, wanted = ([dims(tensor.shape) for tensor in tensors] for tensors in (exported, eager))
+    found, wanted = ([format_shape(tensor.shape) for tensor in tensors] for tensors in (exported, eager))
     if found != wanted:
         raise ExportError(f"{path}: outputs {', '.join(found)} found, {', '.join(wanted)} wanted; "
                           "try another format")

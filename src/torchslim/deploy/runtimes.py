@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchslim.errors import CheckpointError, MissingExtra, RequestError
 from torchslim.utils.inputs import Inputs, arguments, tensors_in
-from torchslim.utils.text import dims, first_line
+from torchslim.utils.text import describe_error, format_shape
 
 
 def onnx_runner(path: str | Path, inputs: Inputs, threads: int | None = None) -> Callable[..., list[Any]]:
@@ -37,7 +37,7 @@ def onnx_runner(path: str | Path, inputs: Inputs, threads: int | None = None) ->
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise CheckpointError(f"{path}: ONNX Runtime cannot open it: {first_line(error)}") from error
+        raise CheckpointError(f"{path}: ONNX Runtime cannot open it: {describe_error(error)}") from error
     entries = session.get_inputs()
     shapes = {entry.name: [size if isinstance(size, int) else None for size in entry.shape] for entry in entries}
     tensors = _fitting(path, inputs, shapes)
@@ -76,7 +76,7 @@ def openvino_runner(path: str | Path, inputs: Inputs, threads: int | None = None
     try:
         compiled = openvino.Core().compile_model(path, "CPU", options)
     except Exception as error:
-        raise CheckpointError(f"{path}: OpenVINO cannot open it: {first_line(error)}") from error
+        raise CheckpointError(f"{path}: OpenVINO cannot open it: {describe_error(error)}") from error
     shapes = {port.any_name: [dim.get_length() if dim.is_static else None for dim in port.partial_shape]
               for port in compiled.inputs}
     feeds = [tensor.detach().cpu().numpy() for tensor in _fitting(path, inputs, shapes)]
@@ -99,8 +99,8 @@ def _fitting(path: str | Path, inputs: Inputs, shapes: Mapping[str, Sequence[int
         known = shape or [None] * tensor.ndim  # none at all where the file leaves even their number open
         if len(known) != tensor.ndim or any(a not in (None, b) for a, b in zip(known, tensor.shape, strict=True)):
             wanted = "x".join("N" if size is None else str(size) for size in shape)
-            raise RequestError(f"{path}: {dims(tensor.shape)} found for its input {name}, {wanted} wanted; the file "
-                               "has fixed sizes: give those, or export it anew")
+            raise RequestError(f"{path}: {format_shape(tensor.shape)} found for its input {name}, {wanted} wanted; the "
+                               "file has fixed sizes: give those, or export it anew")
     return tensors
 
 

@@ -17,10 +17,10 @@ from torchslim.errors import RequestError
 from torchslim.importance.criterion import Criterion, Needs, Normalize
 from torchslim.importance.evidence import Evidence
 from torchslim.importance.types import Scores
-from torchslim.utils.copying import copied
+from torchslim.utils.copying import copy_model
 from torchslim.utils.eval_mode import evaluating
-from torchslim.utils.inputs import Inputs, called
-from torchslim.utils.modules import BLOCK, names_of_modules
+from torchslim.utils.inputs import Inputs, call_on_batch
+from torchslim.utils.modules import BLOCK_ELEMENTS, names_of_modules
 
 Statistic = Literal["mean_abs", "rms", "variance", "apoz"]
 Table = NDArray[np.float64]
@@ -111,7 +111,7 @@ class _Tally:
 
     def add(self, x: Tensor) -> None:
         """Count a batch, (B, channels, values)."""
-        for part in torch.split(x.detach(), max(1, BLOCK * len(x) // max(x.numel(), 1))):
+        for part in torch.split(x.detach(), max(1, BLOCK_ELEMENTS * len(x) // max(x.numel(), 1))):
             a = part.double()
             found = torch.stack([a.sum((0, 2)), a.abs().sum((0, 2)), a.square().sum((0, 2)), (a != 0).sum((0, 2))])
             self.sums = found.cpu().numpy() + (self.sums if self.count else 0)
@@ -126,7 +126,7 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 def _measured(model: nn.Module, batches: Sequence[Inputs]) -> dict[str, _Tally]:
     """Of each layer that ran, what it read."""
-    model, found = copied(model), dict[str, _Tally]()
+    model, found = copy_model(model), dict[str, _Tally]()
     for name, layer in _layers(model):
         dims = len(layer.kernel_size) if isinstance(layer, _ConvNd) else None
 
@@ -139,5 +139,5 @@ def _measured(model: nn.Module, batches: Sequence[Inputs]) -> dict[str, _Tally]:
         layer.register_forward_pre_hook(note, with_kwargs=True)
     with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
         for place, batch in enumerate(batches):
-            called(model, batch, place)
+            call_on_batch(model, batch, place)
     return found

@@ -15,8 +15,8 @@ from torchslim.coupling.groups import ChannelGroup, Member
 from torchslim.errors import RequestError
 from torchslim.importance.gradients import Gradients, Loss, pair, totals
 from torchslim.importance.types import Scores
-from torchslim.utils.inputs import Inputs, batches_of
-from torchslim.utils.modules import BLOCK, tensors_of
+from torchslim.utils.inputs import Inputs, list_batches
+from torchslim.utils.modules import BLOCK_ELEMENTS, tensors_of
 
 Gains = Callable[[ChannelGroup], float]
 
@@ -61,7 +61,7 @@ class Evidence:
         Raises:
             RequestError: there are none.
         """
-        return batches_of(self.data, "batches of inputs" if self.loss is None else "batches of (inputs, targets)")
+        return list_batches(self.data, "batches of inputs" if self.loss is None else "batches of (inputs, targets)")
 
     @cached_property
     def batches(self) -> list[Inputs]:
@@ -95,7 +95,7 @@ def _sums(tensor: Tensor, dim: int, groups: int, power: int) -> Scores:
     """Sum of |w|^power at each index of one dimension; over all groups' inputs for a grouped convolution."""
     if groups > 1:
         return totals(_powers(tensor, power), dim, groups).double().cpu().numpy()
-    rows = max(1, BLOCK * len(tensor) // max(tensor.numel(), 1))
+    rows = max(1, BLOCK_ELEMENTS * len(tensor) // max(tensor.numel(), 1))
     blocks = (_powers(block, power) for block in torch.split(tensor, rows))
     sums = [totals(block, dim).double() for block in blocks]
     total = torch.cat(sums) if dim == 0 else torch.stack(sums).sum(0)

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from torchslim.coupling.groups import ChannelGroup, Member
 from torchslim.errors import RequestError
-from torchslim.utils.copying import copied
+from torchslim.utils.copying import copy_model
 from torchslim.utils.inputs import arguments
 from torchslim.utils.modules import named_modules, tensors_of
-from torchslim.utils.text import first_line
+from torchslim.utils.text import describe_error
 
 Loss = Callable[[Any, Any], Tensor]
 Key = tuple[str, int, int]
@@ -67,7 +67,7 @@ class Gradients:
                                  axis=0))
 
     def _run(self, keys: Sequence[Key]) -> dict[Key, tuple[Table, Table]]:
-        model = copied(self.model)
+        model = copy_model(self.model)
         for _, module in named_modules(model):
             module.training = False
         for parameter in model.parameters():
@@ -102,7 +102,7 @@ class Gradients:
                                        "number: check the pictures and the targets")
                 value.sum().backward()  # type: ignore[no-untyped-call]
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            raise RequestError(f"data: batch {place} fails: {first_line(error)}; wanted (inputs, targets) that the "
+            raise RequestError(f"data: batch {place} fails: {describe_error(error)}; wanted (inputs, targets) that the "
                                "model and the loss take") from error
 
 

@@ -19,9 +19,9 @@ from torchslim.deploy.exporting import export, quiet
 from torchslim.deploy.runtimes import onnx_runner, openvino_runner
 from torchslim.errors import ExportError, MissingExtra, RequestError, TorchslimError, UnsupportedModel
 from torchslim.latency.timing import Candidate, conditions
-from torchslim.utils.copying import copied
+from torchslim.utils.copying import copy_model
 from torchslim.utils.inputs import Inputs, arguments, map_tensors, tensors_in, unwrap
-from torchslim.utils.text import first_line
+from torchslim.utils.text import describe_error
 
 BACKENDS = ("eager", "channels-last", "compiled", "onnxruntime", "openvino")
 
@@ -99,8 +99,8 @@ def prepared(model: nn.Module, inputs: Inputs, backend: str = "eager", *, thread
         try:
             model(*args, **kwargs)
         except Exception as error:
-            raise RequestError(f"{type(model).__name__}: failed on the given inputs: {first_line(error)}; check their "
-                               "shapes, dtype and device with a plain call of the model") from error
+            raise RequestError(f"{type(model).__name__}: failed on the given inputs: {describe_error(error)}; check "
+                               "their shapes, dtype and device with a plain call of the model") from error
     if backend == "eager":
         return model
     if backend == "channels-last":
@@ -118,7 +118,7 @@ def prepared(model: nn.Module, inputs: Inputs, backend: str = "eager", *, thread
 
 def _channels_last(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., Any]:
     try:
-        copy = copied(model)
+        copy = copy_model(model)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise UnsupportedModel(f"backend channels-last: {type(model).__name__} can't be copied ({error}); "
                                "copy.deepcopy(model) must work") from error
@@ -147,7 +147,7 @@ def _compiled(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], t
             with quiet():
                 compiled(*args, **kwargs)
         except Exception as error:
-            raise TorchslimError(f"backend compiled: torch.compile failed: {first_line(error)}; leave this backend "
+            raise TorchslimError(f"backend compiled: torch.compile failed: {describe_error(error)}; leave this backend "
                                  "out") from error
     return compiled
 

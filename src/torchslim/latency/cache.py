@@ -19,7 +19,7 @@ from typing import Protocol, SupportsFloat
 from torchslim.errors import CheckpointError, RequestError, TorchslimWarning
 from torchslim.latency.workloads import Geometry
 from torchslim.utils.files import write_text
-from torchslim.utils.text import first_line
+from torchslim.utils.text import describe_error
 
 FORMAT = 1
 
@@ -80,8 +80,9 @@ class Timetable:
             write_text(self.path, json.dumps({"format": FORMAT, "setting": dict(self.stopwatch.setting),
                                               "times": self.known}, indent=0, sort_keys=True))
         except (OSError, CheckpointError) as error:
-            warnings.warn(f"{self.path}: measured times could not be kept ({first_line(error)}); they will be measured "
-                          "again; set XDG_CACHE_HOME to a folder that can be written", TorchslimWarning, stacklevel=2)
+            warnings.warn(f"{self.path}: measured times could not be kept ({describe_error(error)}); they will be "
+                          "measured again; set XDG_CACHE_HOME to a folder that can be written", TorchslimWarning,
+                          stacklevel=2)
 
     def _read(self) -> dict[str, float]:
         try:
@@ -101,8 +102,8 @@ class Timetable:
                 done = f"it was set aside as {aside.name}"
             except OSError:
                 done = "it is left where it is"
-            warnings.warn(f"{self.path}: no cache of measured times ({first_line(error)}); {done}, and what it should "
-                          "have held is measured again", TorchslimWarning, stacklevel=2)
+            warnings.warn(f"{self.path}: no cache of measured times ({describe_error(error)}); {done}, and what it "
+                          "should have held is measured again", TorchslimWarning, stacklevel=2)
             return {}
 
 

@@ -27,7 +27,7 @@ from torchslim.errors import ExportError, RequestError
 from torchslim.latency.backends import BACKENDS, prepared, require
 from torchslim.latency.timing import conditions, measure, processor
 from torchslim.latency.workloads import Geometry
-from torchslim.utils.copying import copied
+from torchslim.utils.copying import copy_model
 from torchslim.utils.inputs import Inputs, map_tensors, tensors_in
 
 NAMES = (*BACKENDS, "cuda")
@@ -82,7 +82,7 @@ class Watch:
             ExportError: the backend can't run a network.
         """
         if self.name == "cuda":
-            models = [copied(model).to(self.device) for model in models]
+            models = [copy_model(model).to(self.device) for model in models]
             inputs = map_tensors(lambda tensor: tensor.to(self.device), inputs)
         backend = "eager" if self.name == "cuda" else self.name
         candidates = {str(place): prepared(model, inputs, backend, threads=self.threads)

@@ -16,7 +16,7 @@ from torchslim.store.loading import load
 from torchslim.store.saving import save
 from torchslim.surgery.plans import Plan
 from torchslim.train import Data, History, Progress, fit, load_data
-from torchslim.utils.seeding import mix
+from torchslim.utils.seeding import derive_seed
 from torchslim.zoo import sources
 
 
@@ -47,7 +47,7 @@ class Run:
     @cached_property
     def inputs(self) -> torch.Tensor:
         """One picture's worth of noise, to trace and to prove with."""
-        generator = torch.Generator().manual_seed(mix(self.settings.seed, 0))
+        generator = torch.Generator().manual_seed(derive_seed(self.settings.seed, 0))
         return torch.randn(1, *self.data.shape, generator=generator)
 
     def model(self, name: str) -> nn.Module:
@@ -73,5 +73,5 @@ class Run:
         settings = self.settings
         return fit(model, self.data, batch_size=settings.batch_size, label_smoothing=settings.label_smoothing,
                    weight_decay=settings.weight_decay, milestones=self.milestones(phase),
-                   seed=mix(settings.seed, number), checkpoint=self.folder.file(f"{phase}.checkpoint"),
+                   seed=derive_seed(settings.seed, number), checkpoint=self.folder.file(f"{phase}.checkpoint"),
                    progress=self.watch, workers=settings.workers, **options)

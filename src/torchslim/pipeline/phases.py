@@ -28,8 +28,8 @@ from torchslim.train import History, evaluate, labelled
 from torchslim.train.hyperparameters import MOMENTUM, mean_rate
 from torchslim.train.losses import cross_entropy, logits
 from torchslim.utils.files import write_text
-from torchslim.utils.seeding import mix, seeded
-from torchslim.utils.text import dims, first_line
+from torchslim.utils.seeding import derive_seed, seeded
+from torchslim.utils.text import describe_error, format_shape
 
 # The other phases' learning rates, as shares of the baseline's: scales must move far in few epochs; after the cut
 # little is left to repair, and much to spoil.
@@ -45,7 +45,7 @@ Found = dict[str, Any]
 
 def baseline(run: Run) -> Found:
     """Build the model, and train it unless it comes trained."""
-    with seeded(mix(run.settings.seed, 1)):
+    with seeded(derive_seed(run.settings.seed, 1)):
         model = build(run.source)
     _check_fit(run, model)
     history = History()
@@ -58,7 +58,7 @@ def baseline(run: Run) -> Found:
 def sparsify(run: Run) -> Found:
     """Press the scales of batch norms toward zero while training goes on."""
     if run.settings.fresh:
-        with seeded(mix(run.settings.seed, 5)):
+        with seeded(derive_seed(run.settings.seed, 5)):
             model = build(run.source.without_weights())
     else:
         model = run.model("baseline.safetensors")
@@ -176,10 +176,10 @@ def _check_fit(run: Run, model: nn.Module) -> None:
         with torch.no_grad():
             scores = logits(model.eval()(run.inputs))
     except Exception as error:
-        raise RequestError(f"{run.settings.model}: fails on a picture of {dims(run.inputs.shape)}: "
-                           f"{first_line(error)}; try another --size") from error
+        raise RequestError(f"{run.settings.model}: fails on a picture of {format_shape(run.inputs.shape)}: "
+                           f"{describe_error(error)}; try another --size") from error
     if scores.ndim != 2 or scores.shape[1] < len(run.data.classes):
-        raise RequestError(f"{run.settings.model}: gives scores of shape {dims(scores.shape)} for a picture, "
+        raise RequestError(f"{run.settings.model}: gives scores of shape {format_shape(scores.shape)} for a picture, "
                            f"{run.settings.data} has {len(run.data.classes)} classes; "
                            "give a model of as many")
     scaled = any(isinstance(m, _BatchNorm) and m.weight is not None for m in model.modules())

@@ -18,7 +18,7 @@ from torchslim.latency.predictor import LatencyPredictor
 from torchslim.planning.knapsack import select_by_time, stairs
 from torchslim.planning.selection import Bundle, Limit, Selection, free_bundle, row_bundle, select
 from torchslim.rules.labels import EqualCountConstraint, LabeledDim
-from torchslim.utils.patterns import matches
+from torchslim.utils.patterns import all_match
 
 Scope = str | Mapping[str, float]
 
@@ -90,16 +90,16 @@ def protected(coupling: Coupling, choice: Choice) -> dict[int, str]:
     for name, patterns in (("only", choice.only), ("exclude", choice.exclude),
                            ("scope", () if isinstance(choice.scope, str) else tuple(choice.scope))):
         for pattern in patterns:
-            if not any(matches([layer], [pattern]) for layer in makers):
+            if not any(all_match([layer], [pattern]) for layer in makers):
                 raise RequestError(f"{name}: no layer that makes channels matches {pattern!r}; layers are named like "
                                    f"{', '.join(sorted(makers)[:3])}")
     for group in coupling.groups:
         reason = group.frozen
         if not reason and group.shortcut and not choice.shortcuts:
             reason = "on a shortcut, and shortcuts=False"
-        if not reason and choice.only and not matches(group.makers, choice.only):
+        if not reason and choice.only and not all_match(group.makers, choice.only):
             reason = "not among only="
-        if not reason and any(matches([layer], choice.exclude) for layer in group.makers):
+        if not reason and any(all_match([layer], choice.exclude) for layer in group.makers):
             reason = "among exclude="
         if reason:
             reasons.update(dict.fromkeys(group.classes.tolist(), reason))
@@ -251,7 +251,7 @@ def unruled(coupling: Coupling, selection: Selection, choice: Choice) -> dict[in
     patterns = tuple(choice.scope)
     for bundle, layers, level in zip(selection.bundles, _makers(coupling, selection.bundles), selection.removals,
                                      strict=True):
-        others = [layer for layer in layers if not matches([layer], patterns)]
+        others = [layer for layer in layers if not all_match([layer], patterns)]
         if not level and others and len(others) < len(layers):
             found.update(dict.fromkeys(bundle.classes.tolist(), f"scope: `{others[0]}` shares these channels, and no "
                                                                 "pattern matches it"))
@@ -262,9 +262,9 @@ def _ruled(layers: Sequence[str], scope: Mapping[str, float]) -> float | None:
     """The share that a scope keeps of what these layers make: of the first pattern that all match; where several do it
     between them, the largest."""
     for pattern, share in scope.items():
-        if matches(layers, [pattern]):
+        if all_match(layers, [pattern]):
             return share
-    own = [next((share for pattern, share in scope.items() if matches([layer], [pattern])), None) for layer in layers]
+    own = [next((share for pattern, share in scope.items() if all_match([layer], [pattern])), None) for layer in layers]
     return None if None in own else max((share for share in own if share is not None), default=None)
 
 

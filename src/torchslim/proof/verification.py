@@ -25,7 +25,7 @@ from torchslim.proof.float64 import in_float64
 from torchslim.proof.reference import changed_before_read, same_channels
 from torchslim.surgery.plans import Plan
 from torchslim.surgery.width_attributes import weight_of
-from torchslim.utils.copying import copied
+from torchslim.utils.copying import copy_model
 from torchslim.utils.inputs import Inputs, arguments, map_tensors, tensors_in, unwrap
 from torchslim.utils.modules import tensors_of
 from torchslim.utils.preserve import plain_context
@@ -62,8 +62,8 @@ class Difference:
 @torch.inference_mode(False)
 def differences(model: nn.Module, slim: nn.Module, plan: Plan, inputs: Inputs) -> list[Difference]:
     """What `verify` compares, in the order of the run: each call of each layer, then the network's outputs."""
-    silenced = silence(copied(unwrap(model)).double(), plan)
-    narrow = copied(unwrap(slim)).double()
+    silenced = silence(copy_model(unwrap(model)).double(), plan)
+    narrow = copy_model(unwrap(slim)).double()
     layers: dict[str, list[Tensor]] = {}
     wide = map_tensors(lambda t: t.double() if t.is_floating_point() else t, inputs)
     with in_float64():

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 from torchslim.report.record import Curve, LayerChange, ScoreHistogram, Timing
-from torchslim.utils.formatting import error
-from torchslim.utils.svg import figure, join, levels, number, share, shorten, tag, thin, ticks
+from torchslim.utils.formatting import format_error
+from torchslim.utils.svg import coordinate, figure, join, percent_of, shorten, subsample, tag, ticks, y_axis
 
 MOST_POINTS = 100  # of one line; more would only make the page heavier
 LONGEST_NAME = 24  # characters of a layer's name; the table has it in full
@@ -46,7 +46,7 @@ def bars(name: str, title: str, text: str, rows: Sequence[Bar]) -> Markup:
         return escape(short) if short == row.name else tag("title", row.name) + escape(short)
 
     def drawn(kind: str, lengths: Sequence[tuple[int, float]]) -> Markup:
-        return tag("g", join(tag("rect", y=at * step, width=share(value, largest), height=thick)
+        return tag("g", join(tag("rect", y=at * step, width=percent_of(value, largest), height=thick)
                              for at, value in lengths), cls=kind)
 
     def column(cls: str, texts: Sequence[str], **attributes: str) -> Markup:
@@ -71,7 +71,7 @@ def silhouette(name: str, layers: Sequence[LayerChange]) -> Markup:
 
     def shape(kind: str, widths: Sequence[int]) -> Markup:
         highs = [100 * width / (largest or 1) for width in widths]
-        path = "".join(f"M{10 * at + 1} {number(50 - high / 2)}h8v{number(high)}h-8z"
+        path = "".join(f"M{10 * at + 1} {coordinate(50 - high / 2)}h8v{coordinate(high)}h-8z"
                        for at, high in enumerate(highs))
         return tag("path", cls=kind, d=path)
 
@@ -85,7 +85,7 @@ def silhouette(name: str, layers: Sequence[LayerChange]) -> Markup:
 def pair(before: float, after: float, whole: float = 0.0) -> Markup:
     """Two thin bars for a card; decoration, as the card says the same in words."""
     largest = whole or max(before, after)
-    drawn = [tag("rect", cls=kind, y=y, width=share(value, largest), height=5)
+    drawn = [tag("rect", cls=kind, y=y, width=percent_of(value, largest), height=5)
              for kind, y, value in (("before", 0, before), ("after", 8, after))]
     return tag("svg", join(drawn), cls="pair", width="100%", height=14, aria_hidden="true")
 
@@ -93,8 +93,8 @@ def pair(before: float, after: float, whole: float = 0.0) -> Markup:
 def spread(before: Timing, after: Timing) -> Markup:
     """Two timings from zero on: a bar to the median, a whisker from the 10th to the 90th percentile."""
     largest = max(before.p90_ms, after.p90_ms, before.median_ms, after.median_ms)
-    drawn = [tag("rect", cls=kind, y=y, width=share(time.median_ms, largest), height=5)
-             + tag("line", cls="whisker", x1=share(time.p10_ms, largest), x2=share(time.p90_ms, largest),
+    drawn = [tag("rect", cls=kind, y=y, width=percent_of(time.median_ms, largest), height=5)
+             + tag("line", cls="whisker", x1=percent_of(time.p10_ms, largest), x2=percent_of(time.p90_ms, largest),
                    y1=y + 2.5, y2=y + 2.5)
              for kind, y, time in (("before", 0, before), ("after", 8, after))]
     return tag("svg", join(drawn), cls="pair", width="100%", height=14, aria_hidden="true")
@@ -117,11 +117,11 @@ def _lines(name: str, title: str, lengths: Sequence[int], phases: Sequence[Seque
     bands, drawn, done = [], [], 0
     for at, (length, phase) in enumerate(zip(lengths, phases, strict=True)):
         if at % 2:
-            bands.append(tag("rect", cls="band", x=share(done, epochs), y=top, height=HEIGHT,
-                             width=share(length, epochs)))
+            bands.append(tag("rect", cls="band", x=percent_of(done, epochs), y=top, height=HEIGHT,
+                             width=percent_of(length, epochs)))
         # A value that is not finite leaves a gap; a line through it would invent one.
-        spots = [f"{number(100 * (done + epoch + 0.5) / epochs)} {number(place(value))}"
-                 if math.isfinite(value) else "" for epoch, value in thin(phase, MOST_POINTS)]
+        spots = [f"{coordinate(100 * (done + epoch + 0.5) / epochs)} {coordinate(place(value))}"
+                 if math.isfinite(value) else "" for epoch, value in subsample(phase, MOST_POINTS)]
         path = "".join(("L" if before else "M") + spot
                        for before, spot in zip(["", *spots], spots, strict=False) if spot)
         colour = f"phase-{at % PHASES}"
@@ -133,12 +133,12 @@ def _lines(name: str, title: str, lengths: Sequence[int], phases: Sequence[Seque
             drawn.append(tag("path", cls=f"dots {colour}", d=dots))
         done += length
     steps = sorted({max(1, round(value)) for value in ticks(1, max(2, epochs), 6) if value <= epochs})
-    numbers = join(tag("text", str(value), cls="tick", x=share(value - 0.5, epochs), y=top + HEIGHT + 18,
+    numbers = join(tag("text", str(value), cls="tick", x=percent_of(value - 0.5, epochs), y=top + HEIGHT + 18,
                        text_anchor="middle") for value in steps)
-    stretched = tag("svg", join(drawn), viewBox=f"0 0 100 {number(top + HEIGHT + 8)}",
+    stretched = tag("svg", join(drawn), viewBox=f"0 0 100 {coordinate(top + HEIGHT + 8)}",
                     preserveAspectRatio="none", width="100%", height=top + HEIGHT + 8)
     text = f"{len(phases)} phases, {epochs} epochs in all; the table has the values."
-    body = join(bands) + levels(grid, label, place) + stretched + numbers
+    body = join(bands) + y_axis(grid, label, place) + stretched + numbers
     return _plot(name, title, text, top + HEIGHT, body)
 
 
@@ -179,19 +179,19 @@ def histogram(name: str, scores: ScoreHistogram) -> Markup:
     for low, high, kept, removed in bins:
         for kind, start, end in (("after", 0, kept), ("removed", kept, kept + removed)):
             if end > start:
-                drawn.append(tag("rect", cls=f"{kind} bin", x=share(low - left, whole), y=place(end),
-                                 width=share(high - low, whole), height=place(start) - place(end)))
-    numbers = [tag("text", f"{value:.4g}", cls="tick", x=share(value - left, whole), y=top + HEIGHT + 18,
+                drawn.append(tag("rect", cls=f"{kind} bin", x=percent_of(low - left, whole), y=place(end),
+                                 width=percent_of(high - low, whole), height=place(start) - place(end)))
+    numbers = [tag("text", f"{value:.4g}", cls="tick", x=percent_of(value - left, whole), y=top + HEIGHT + 18,
                    text_anchor="middle")
                for value in ticks(left, right) if left <= value <= right + 1e-9 * abs(right)]
     rule = Markup("")
     if scores.threshold is not None and left <= scores.threshold <= right:
-        at = share(scores.threshold - left, whole)
+        at = percent_of(scores.threshold - left, whole)
         side = "start" if scores.threshold - left < 0.6 * whole else "end"
         rule = (tag("line", cls="rule", x1=at, x2=at, y1=top - 6, y2=top + HEIGHT)
                 + tag("text", f"threshold {scores.threshold:.3g}", cls="mark", x=at, y=12,
                       text_anchor=side))
-    body = levels(grid, lambda value: f"{value:g}", place) + join(drawn) + rule + join(numbers)
+    body = y_axis(grid, lambda value: f"{value:g}", place) + join(drawn) + rule + join(numbers)
     text = f"{sum(scores.kept)} channels kept, {sum(scores.removed)} removed."
     return _plot(name, f"Channels by score: {scores.label}", text, top + HEIGHT, body)
 
@@ -207,18 +207,18 @@ def ruler(name: str, errors: Sequence[tuple[str, float]]) -> Markup:
     base = 26.0 * len(errors) + 10
     parts = [tag("line", cls="axis", x1=0, x2="100%", y1=base, y2=base)]
     for value, kind, anchor in ((FLOAT64, "float64", "start"), (FLOAT32, "float32", "middle")):
-        at = share(along(value), 100)
+        at = percent_of(along(value), 100)
         parts.append(tag("line", cls="rule", x1=at, x2=at, y1=4, y2=base))
         parts.append(tag("text", f"{kind} rounding", cls="tick", x=at, y=base + 34, text_anchor=anchor))
     raised = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
     parts += [tag("text", "10" + str(power).translate(raised) if power else "1", cls="tick",
-                  x=share(along(10.0**power), 100), y=base + 17, text_anchor="middle" if power else "end")
+                  x=percent_of(along(10.0**power), 100), y=base + 17, text_anchor="middle" if power else "end")
               for power in (-16, -12, -8, -4, 0)]
     for row, (text, value) in enumerate(item for item in errors if math.isfinite(item[1])):
         spot, y = along(value), 26 * row + 18
         left = spot < 50
-        parts.append(tag("circle", cls=f"phase-{row % PHASES}", cx=share(spot, 100), cy=y, r=5))
-        parts.append(tag("text", f"{text} {error(value)}", cls="mark", x=share(spot, 100), y=y + 4,
+        parts.append(tag("circle", cls=f"phase-{row % PHASES}", cx=percent_of(spot, 100), cy=y, r=5))
+        parts.append(tag("text", f"{text} {format_error(value)}", cls="mark", x=percent_of(spot, 100), y=y + 4,
                          dx=11 if left else -11, text_anchor="start" if left else "end"))
     return figure(name, "The measured errors on a logarithmic scale",
-                  "; ".join(f"{text} {error(value)}" for text, value in errors), base + 40, join(parts))
+                  "; ".join(f"{text} {format_error(value)}" for text, value in errors), base + 40, join(parts))

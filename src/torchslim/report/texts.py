@@ -70,15 +70,15 @@ def headline(record: Record) -> list[Phrase]:
         where = f" ({shared[0]})" if len(shared) > 1 else ""
         gain = _gain(before.latency[shared[0]], after.latency[shared[0]])
         word = "faster" if gain > 1 else "slower"
-        parts.append(Phrase("", units.ratio(max(gain, 1 / gain)), word + where) if gain
+        parts.append(Phrase("", units.format_ratio(max(gain, 1 / gain)), word + where) if gain
                      else Phrase("", "no faster", "within the noise of timing" + where))
     if before.macs != after.macs and before.macs > 0:
-        share = units.portion(abs(1 - after.macs / before.macs))
+        share = units.format_share(abs(1 - after.macs / before.macs))
         parts.append(Phrase("", share, "fewer MACs" if after.macs < before.macs else "more MACs"))
     if before.accuracy is not None and after.accuracy is not None:
         change = f"{units.percent(before.accuracy)} → {units.percent(after.accuracy)}"
         parts.append(Phrase("accuracy", change))
-    found = units.brief(record.proof_error, 0)
+    found = units.format_scientific(record.proof_error, 0)
     if not math.isfinite(record.proof_error):
         parts.append(Phrase("the cut", "not proven"))
     elif record.proof_error > EXACT:
@@ -103,9 +103,9 @@ def cards(record: Record) -> list[Card]:
     names = dict.fromkeys([*before.latency, *after.latency])
     exact = f"{after.params:,} of {before.params:,}"
     return [
-        _cost("Parameters", before.params, after.params, units.count, exact),
-        _cost("MACs", before.macs, after.macs, units.count, "one forward pass"),
-        _cost("File size", before.file_bytes, after.file_bytes, units.size, "weights as saved"),
+        _cost("Parameters", before.params, after.params, units.format_count, exact),
+        _cost("MACs", before.macs, after.macs, units.format_count, "one forward pass"),
+        _cost("File size", before.file_bytes, after.file_bytes, units.format_bytes, "weights as saved"),
         *(_latency(name, before.latency.get(name), after.latency.get(name)) for name in names),
         _accuracy(before.accuracy, after.accuracy),
     ]
@@ -113,7 +113,7 @@ def cards(record: Record) -> list[Card]:
 
 def _cost(label: str, before: int, after: int, say: Callable[[float], str], note: str) -> Card:
     verdict = "same" if before == after else "good" if after < before else "bad"
-    return Card(label, say(after), units.change(before, after), verdict, say(before), note,
+    return Card(label, say(after), units.format_change(before, after), verdict, say(before), note,
                 charts.pair(before, after))
 
 
@@ -125,8 +125,8 @@ def _latency(name: str, before: Timing | None, after: Timing | None) -> Card:
     gain = _gain(before, after)
     verdict = "good" if gain > 1 else "bad" if gain else "same"
     word = "faster" if gain > 1 else "slower"
-    change = f"{units.ratio(max(gain, 1 / gain))} {word}" if gain else "within noise"
-    note = f"80% of runs: {units.significant(after.p10_ms)} to {units.milliseconds(after.p90_ms)}"
+    change = f"{units.format_ratio(max(gain, 1 / gain))} {word}" if gain else "within noise"
+    note = f"80% of runs: {units.format_number(after.p10_ms)} to {units.milliseconds(after.p90_ms)}"
     return Card(label, new, change, verdict, old, note, charts.spread(before, after))
 
 
@@ -150,7 +150,7 @@ def proof(record: Record) -> str:
               "weight that reads a removed channel was set to zero, and the cut network ran beside it on the "
               "same inputs.")
     found = ("The largest relative difference between their outputs, and between those of every layer on the way, "
-             f"is {units.error(record.proof_error)}")
+             f"is {units.format_error(record.proof_error)}")
     if not math.isfinite(record.proof_error):
         return f"{method} The difference between their outputs is not a number, so nothing is proven."
     if record.proof_error == 0:
@@ -178,7 +178,8 @@ def channel_bars(layers: Sequence[LayerChange]) -> list[charts.Bar]:
 def mac_bars(layers: Sequence[LayerChange]) -> list[charts.Bar]:
     """MACs by layer."""
     return _largest([charts.Bar(layer.name, layer.macs_before, layer.macs_after,
-                                _arrow(units.count(layer.macs_before, ""), units.count(layer.macs_after, "")))
+                                _arrow(units.format_count(layer.macs_before, ""),
+                                       units.format_count(layer.macs_after, "")))
                      for layer in layers])
 
 
@@ -217,7 +218,7 @@ def epochs(curves: Sequence[Curve]) -> list[tuple[str, int, str, str]]:
     rows = []
     for curve in curves:
         for epoch in range(max(len(curve.loss), len(curve.accuracy))):
-            loss = units.significant(curve.loss[epoch]) if epoch < len(curve.loss) else units.NONE
+            loss = units.format_number(curve.loss[epoch]) if epoch < len(curve.loss) else units.NONE
             accuracy = units.percent(curve.accuracy[epoch]) if epoch < len(curve.accuracy) else units.NONE
             rows.append((curve.phase, epoch + 1, loss, accuracy))
     step = max(1, math.ceil(len(rows) / MOST_ROWS))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from torchslim.rewriting.replacements import Replacement
-from torchslim.utils.layer_spec import plain, stored
+from torchslim.utils.layer_spec import filters_first, torch_layout
 
 _NORMS: dict[int, Any] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -88,9 +88,9 @@ def _chain(replacement: Replacement, parts: dict[str, Any], weight: Tensor) -> n
 @torch.no_grad()
 def _set_weights(replacement: Replacement, parts: dict[str, Any], old: Any) -> None:
     """Weights whose composition is nearest to the old one, and the old bias."""
-    weight = plain(old.weight.detach(), getattr(old, "groups", 1), getattr(old, "transposed", False))
+    weight = filters_first(old.weight.detach(), getattr(old, "groups", 1), getattr(old, "transposed", False))
     for (name, spec), part_weight in zip(replacement.parts, replacement.factorize(weight), strict=True):
-        parts[name].weight.copy_(stored(part_weight, spec))
+        parts[name].weight.copy_(torch_layout(part_weight, spec))
         if parts[name].bias is not None:
             parts[name].bias.zero_()
     if old.bias is not None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchslim.errors import RequestError
 from torchslim.utils.eval_mode import evaluating
 from torchslim.utils.inputs import Inputs, arguments, tensors_in
-from torchslim.utils.text import dims, first_line
+from torchslim.utils.text import describe_error, format_shape
 
 HELD_OUT_FRACTION = 5
 """One batch in so many is held out: measured on, not fitted to."""
@@ -41,7 +41,7 @@ def split_batches(model: nn.Module, data: Any) -> Split:
     try:
         batches: list[Inputs] = list(data)
     except Exception as error:
-        raise RequestError(f"lighten: data= could not be gone through: {first_line(error)}; {_WANTED}") from error
+        raise RequestError(f"lighten: data= could not be gone through: {describe_error(error)}; {_WANTED}") from error
     if not batches:
         raise RequestError("lighten: data= has no batch; give an iterable of inputs, or leave it out")
     for index, batch in enumerate(batches):
@@ -75,7 +75,7 @@ def _check_batch(model: nn.Module, batch: Any, index: int) -> None:
         is_pair = isinstance(batch, list | tuple) and isinstance(batch[0], Tensor) and _runs(model, batch[0])
         remedy = ("; try data=(x for x, *_ in loader)" if is_pair
                   else "; try one batch with a plain call of the model in eval mode")
-        raise RequestError(f"{where} is {describe(batch)}, on which the model fails: {first_line(error)}; {_WANTED}"
+        raise RequestError(f"{where} is {describe(batch)}, on which the model fails: {describe_error(error)}; {_WANTED}"
                            f"{remedy}") from error
 
 
@@ -96,7 +96,7 @@ def _run(model: nn.Module, batch: Inputs) -> None:
 def describe(item: Any) -> str:
     """Type and size of a value: `list of 2 (tensor 8x3x32x32 float32, tensor 8 int64)`."""
     if isinstance(item, Tensor):
-        return f"tensor {dims(item.shape)} {str(item.dtype).removeprefix('torch.')}"
+        return f"tensor {format_shape(item.shape)} {str(item.dtype).removeprefix('torch.')}"
     if isinstance(item, list | tuple):
         return f"{type(item).__name__} of {len(item)} ({_describe_first(item)})"
     if isinstance(item, Mapping):

@@ -12,8 +12,8 @@ from torch.nn.modules.conv import _ConvNd
 from torchslim.errors import RequestError
 from torchslim.rules import macs, multiplies
 from torchslim.tracing.graph import Graph, Op, Value
-from torchslim.utils.layer_spec import Spec, spec_of
-from torchslim.utils.patterns import matches
+from torchslim.utils.layer_spec import LayerSpec, spec_of
+from torchslim.utils.patterns import all_match
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class LayerFilter:
         """Whether the patterns select a layer of these names."""
         return _any_matches(names, self.only or ("*",)) and not _any_matches(names, self.exclude)
 
-    def accepts(self, names: Collection[str], spec: Spec, is_end: bool, share: float | None) -> bool:
+    def accepts(self, names: Collection[str], spec: LayerSpec, is_end: bool, share: float | None) -> bool:
         """Whether a layer of these names is selected by its kernel, its width, its MACs and its position."""
         return (not (self.kernels and max(spec.kernel, default=1) not in self.kernels)
                 and min(spec.inputs, spec.outputs) >= self.min_channels
@@ -67,7 +67,7 @@ def names_of(layer: str, rewritten: Collection[str]) -> list[str]:
 
 
 def _any_matches(names: Iterable[str], patterns: Iterable[str]) -> bool:
-    return any(matches([name], [pattern]) for name in names for pattern in patterns)
+    return any(all_match([name], [pattern]) for name in names for pattern in patterns)
 
 
 def check_patterns(layer_filter: LayerFilter, layers: Collection[str], rewritten: Collection[str]) -> None:
@@ -82,15 +82,15 @@ def check_patterns(layer_filter: LayerFilter, layers: Collection[str], rewritten
                                f"{', '.join(list(layers)[:3])}")
 
 
-def find_layers(model: nn.Module, graph: Graph | None) -> dict[str, Spec | str]:
+def find_layers(model: nn.Module, graph: Graph | None) -> dict[str, LayerSpec | str]:
     """Convolutions and linear layers by name, each once: its spec, or why it can't be rewritten."""
     tied, readers = _tied_parameters(model), {} if graph is None else _readers(graph)
-    layers: dict[str, Spec | str] = {}
+    layers: dict[str, LayerSpec | str] = {}
     for name, layer in model.named_modules():
         if not name or not isinstance(layer, _ConvNd | nn.Linear):
             continue
         spec, parent = spec_of(layer), model.get_submodule(name.rpartition(".")[0])
-        result: Spec | str
+        result: LayerSpec | str
         if spec is None:
             result = f"{type(layer).__name__} is no plain layer of torch's"
         elif "weight" not in layer._parameters:

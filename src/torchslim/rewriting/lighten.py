@@ -30,9 +30,9 @@ from torchslim.rewriting.run_check import insert_layers
 from torchslim.rewriting.steps import RewriteStep, exchange
 from torchslim.tracing.graph import Graph
 from torchslim.tracing.trace import trace
-from torchslim.utils.copying import copied
+from torchslim.utils.copying import copy_model
 from torchslim.utils.inputs import Inputs, unwrap
-from torchslim.utils.layer_spec import Spec
+from torchslim.utils.layer_spec import LayerSpec
 
 
 def lighten(model: nn.Module, rules: Rules, inputs: Inputs | None = None, *, only: Sequence[str] = (),
@@ -101,7 +101,7 @@ def lighten_with_report(
     with torch.random.fork_rng(devices=[]):
         split = None if data is None else split_batches(model, data)
         torch.default_generator.manual_seed(seed)
-        rewriter = _Rewriter(copied(model), inputs, split, fresh)
+        rewriter = _Rewriter(copy_model(model), inputs, split, fresh)
         before = rewriter.counted_graph
         for rule, patterns in parsed:
             rewriter.apply_rule(rule, replace(layer_filter, only=patterns) if patterns else layer_filter)
@@ -143,7 +143,7 @@ class _Rewriter:
         replacements = self._replacements(rule, layer_filter)
         if not replacements:
             return
-        before, graph = copied(self.model), self.counted_graph
+        before, graph = copy_model(self.model), self.counted_graph
         new = {name: build_replacement(replacement, self.model.get_submodule(name), self.fresh)
                for name, replacement in replacements.items()}
         if self.run_inputs is None or self.graph is None:
@@ -171,7 +171,7 @@ class _Rewriter:
             names = names_of(name, self.rewritten)
             share = None if graph is None else shares.get(name, 0.0)
             if not layer_filter.matches_names(names) or (
-                    isinstance(spec, Spec) and not layer_filter.accepts(names, spec, name in ends, share)):
+                    isinstance(spec, LayerSpec) and not layer_filter.accepts(names, spec, name in ends, share)):
                 continue
             replacement = spec if isinstance(spec, str) else rule.lighter_replacement(spec)
             if isinstance(replacement, str):
@@ -223,5 +223,5 @@ def error_on_noise(old: nn.Module, new: nn.Module) -> float:
             strides, layer.dilation, layer.kernel_size, strict=True)))
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     noise = noise.to(layer.weight.device)
-    wanted, given = copied(old).double()(noise), copied(new).double()(noise)
+    wanted, given = copy_model(old).double()(noise), copy_model(new).double()(noise)
     return float(((wanted - given).square().mean() / wanted.var()).sqrt())

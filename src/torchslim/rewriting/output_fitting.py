@@ -15,10 +15,10 @@ from torchslim.compensation.moments import Pair, Tally, wide
 from torchslim.rewriting.building import FireLayer, GhostLayer
 from torchslim.rewriting.norm_statistics import collect_statistics, initialise_norms, move_statistics
 from torchslim.rewriting.regression import copied_state, fit_layer, fit_low_rank, mean_squared_error
-from torchslim.utils.copying import copied
+from torchslim.utils.copying import copy_model
 from torchslim.utils.eval_mode import evaluating
 from torchslim.utils.inputs import Inputs, arguments
-from torchslim.utils.layer_spec import Spec, plain, spec_of
+from torchslim.utils.layer_spec import LayerSpec, filters_first, spec_of
 
 STEPS = 200
 """Steps of Adam for each layer that has no closed form."""
@@ -115,7 +115,7 @@ def _run(model: nn.Module, batches: Sequence[Inputs], handles: Sequence[Removabl
 
 def _fit(old: nn.Module, layer: nn.Module, pairs: list[Pair], held_out: list[Pair], steps: int) -> tuple[float, float]:
     """Fit one layer in place; its relative error before and after."""
-    work = copied(layer).requires_grad_(True)
+    work = copy_model(layer).requires_grad_(True)
     for module in work.modules():
         for tensors in (module._parameters, module._buffers):
             for tensor in tensors.values():
@@ -155,7 +155,7 @@ def _attempts(old: Any, work: nn.Module, pairs: list[Pair], held_out: list[Pair]
     """Ways to improve the weights, each from the best so far."""
     parts = [(module, spec) for module in work.modules() if (spec := spec_of(module)) is not None]
     if _is_low_rank(work, [spec for _, spec in parts]):
-        weight = plain(wide(old.weight.detach()), 1, parts[0][1].transposed)
+        weight = filters_first(wide(old.weight.detach()), 1, parts[0][1].transposed)
         yield lambda: fit_low_rank(parts[0][0], parts[1][0], weight, pairs, held_out)
         return
     yield lambda: _fit_output_layers(work, pairs, held_out)
@@ -164,7 +164,7 @@ def _attempts(old: Any, work: nn.Module, pairs: list[Pair], held_out: list[Pair]
         yield lambda: _fit_output_layers(work, pairs, held_out)
 
 
-def _is_low_rank(work: nn.Module, specs: Sequence[Spec]) -> bool:
+def _is_low_rank(work: nn.Module, specs: Sequence[LayerSpec]) -> bool:
     """Whether it is a layer without groups and a pointwise one on that, with nothing between."""
     return (isinstance(work, nn.Sequential) and len(work) == len(specs) == 2 and specs[0].groups == specs[1].groups == 1
             and prod(specs[1].kernel) * prod(specs[1].stride) == 1)

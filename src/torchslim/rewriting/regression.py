@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from torchslim.compensation.moments import Pair, Pairs, moments_of
 from torchslim.rewriting.decomposition import leading_directions
-from torchslim.utils.layer_spec import Spec, plain, spec_of, stored
+from torchslim.utils.layer_spec import LayerSpec, filters_first, spec_of, torch_layout
 
 RIDGES = 0.01, 0.1, 1.0
 """Ridges that are tried, in mean squares of what the filters see. Each layer takes the one with the least error on the
@@ -32,13 +32,13 @@ def fit_layer(layer: nn.Module, pairs: Pairs, held_out: Sequence[Pair] = ()) -> 
         held_out: more of them, by which the ridge is chosen.
     """
     spec, weights = _spec(layer), _parameters(layer)
-    weight = plain(weights.weight, spec.groups, spec.transposed)
+    weight = filters_first(weights.weight, spec.groups, spec.transposed)
     rows = weight.double().reshape(spec.groups, spec.outputs // spec.groups, -1)
     moments = moments_of(spec, rows, pairs, spec.bias)
 
     def set_weights(ridge: float) -> None:
         best = moments.best(rows, moments.even(ridge))
-        weights.weight.copy_(stored(best.reshape(weight.shape), spec))
+        weights.weight.copy_(torch_layout(best.reshape(weight.shape), spec))
         if spec.bias:
             weights.bias.copy_(moments.missing(best))
 
@@ -76,7 +76,7 @@ def fit_low_rank(first: nn.Module, last: nn.Module, weight: Tensor, pairs: Pairs
             _parameters(layer).weight.zero_()
         filters = best.new_zeros(spec.outputs, coordinates.shape[1])
         filters[:rank] = coordinates / root[:, None]
-        _parameters(first).weight.copy_(stored(filters.reshape(shape), spec))
+        _parameters(first).weight.copy_(torch_layout(filters.reshape(shape), spec))
         _parameters(last).weight.flatten(1)[:, :rank] = (basis * root).to(_parameters(last).weight.dtype)
         if last_spec.bias:
             _parameters(last).bias.copy_(moments.wanted[0] - basis @ (coordinates @ moments.means[0]))
@@ -107,7 +107,7 @@ def copied_state(layer: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in layer.state_dict().items()}
 
 
-def _spec(layer: nn.Module) -> Spec:
+def _spec(layer: nn.Module) -> LayerSpec:
     spec = spec_of(layer)
     assert spec is not None
     return spec

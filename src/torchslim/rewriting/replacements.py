@@ -26,7 +26,7 @@ from torch import Tensor
 
 from torchslim.errors import RequestError
 from torchslim.rewriting import decomposition
-from torchslim.utils.layer_spec import Spec
+from torchslim.utils.layer_spec import LayerSpec
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Replacement:
         norm: whether a batch norm and a ReLU stand between the parts.
     """
 
-    parts: tuple[tuple[str, Spec], ...]
+    parts: tuple[tuple[str, LayerSpec], ...]
     factorize: Callable[[Tensor], list[Tensor]]
     layout: Literal["chain", "ghost", "fire"] = "chain"
     shuffle: int = 1
@@ -71,7 +71,7 @@ class Rule:
     number: int | float | None
     flags: frozenset[str]
 
-    def replacement(self, spec: Spec) -> ReplacementOrReason:
+    def replacement(self, spec: LayerSpec) -> ReplacementOrReason:
         """What replaces such a layer."""
         result = _RULES[self.name][0](spec, self)
         if isinstance(result, str) or "norm" not in self.flags:
@@ -79,7 +79,7 @@ class Rule:
         parts = tuple((name, replace(part, bias=spec.bias)) for name, part in result.parts)
         return replace(result, parts=parts, norm=True)
 
-    def lighter_replacement(self, spec: Spec) -> ReplacementOrReason:
+    def lighter_replacement(self, spec: LayerSpec) -> ReplacementOrReason:
         """The same, refused if it has no fewer weights; not checked where the rule has a number."""
         result = self.replacement(spec)
         params = 0 if isinstance(result, str) else sum(part.params for _, part in result.parts)
@@ -123,7 +123,7 @@ def _number(text: str) -> int | float | None:
     return share if 0 < share <= 1 else None
 
 
-def _reason_not_dense(spec: Spec) -> str:
+def _reason_not_dense(spec: LayerSpec) -> str:
     """Why a layer is not a dense convolution with a kernel above 1; empty if it is."""
     if not spec.dims:
         return "a linear layer has no kernel"
@@ -132,7 +132,7 @@ def _reason_not_dense(spec: Spec) -> str:
     return "light already: its kernel is 1" if prod(spec.kernel) == 1 else ""
 
 
-def separable(spec: Spec, rule: Rule) -> ReplacementOrReason:
+def separable(spec: LayerSpec, rule: Rule) -> ReplacementOrReason:
     """Depthwise, then pointwise."""
     return _reason_not_dense(spec) or Replacement(
         (("depthwise", replace(spec, outputs=spec.inputs, groups=spec.inputs, bias=False)),
@@ -140,7 +140,7 @@ def separable(spec: Spec, rule: Rule) -> ReplacementOrReason:
         lambda weight: list(decomposition.separable(weight)))
 
 
-def grouped(spec: Spec, rule: Rule) -> ReplacementOrReason:
+def grouped(spec: LayerSpec, rule: Rule) -> ReplacementOrReason:
     """Filters in groups."""
     groups = int(rule.number or 1)
     if not spec.dims:
@@ -164,7 +164,7 @@ def grouped(spec: Spec, rule: Rule) -> ReplacementOrReason:
                    filter_order=tuple(order.tolist()) if shuffled else None)
 
 
-def asymmetric(spec: Spec, rule: Rule) -> ReplacementOrReason:
+def asymmetric(spec: LayerSpec, rule: Rule) -> ReplacementOrReason:
     """1 x k, then k x 1; in groups where the old layer has some."""
     if spec.dims != 2 or min(spec.kernel) == 1:
         return "no kernel that is larger than 1 in two dimensions"
@@ -183,7 +183,7 @@ def asymmetric(spec: Spec, rule: Rule) -> ReplacementOrReason:
                     ("vertical", replace(spec.along(0), inputs=middle))), weights)
 
 
-def depthwise(spec: Spec, rule: Rule) -> ReplacementOrReason:
+def depthwise(spec: LayerSpec, rule: Rule) -> ReplacementOrReason:
     """One filter a channel."""
     if spec.depthwise:
         return "light already: it is depthwise"
@@ -197,7 +197,7 @@ def depthwise(spec: Spec, rule: Rule) -> ReplacementOrReason:
     return Replacement((("conv", replace(spec, groups=spec.inputs)),), weights)
 
 
-def lowrank(spec: Spec, rule: Rule) -> ReplacementOrReason:
+def lowrank(spec: LayerSpec, rule: Rule) -> ReplacementOrReason:
     """A low rank: two factors of a matrix, three of a kernel."""
     if spec.groups > 1:
         return "light already: it has groups"
@@ -223,7 +223,7 @@ def lowrank(spec: Spec, rule: Rule) -> ReplacementOrReason:
                     ("expand", spec.pointwise(width, spec.outputs, bias=spec.bias))), weights)
 
 
-def ghost(spec: Spec, rule: Rule) -> ReplacementOrReason:
+def ghost(spec: LayerSpec, rule: Rule) -> ReplacementOrReason:
     """The first half of the filters, and for each of the others a depthwise filter on one of their maps."""
     half = spec.outputs // 2
     if not spec.dims or spec.groups > 1 or spec.outputs % 2 or spec.transposed:
@@ -235,7 +235,7 @@ def ghost(spec: Spec, rule: Rule) -> ReplacementOrReason:
                        layout="ghost")
 
 
-def fire(spec: Spec, rule: Rule) -> ReplacementOrReason:
+def fire(spec: LayerSpec, rule: Rule) -> ReplacementOrReason:
     """Squeezed to an eighth of the outputs, then half of them by kernels of 1, half by the old ones."""
     squeezed, half = int(rule.number or max(1, spec.outputs // 8)), spec.outputs // 2
     if _reason_not_dense(spec):
@@ -251,7 +251,7 @@ def fire(spec: Spec, rule: Rule) -> ReplacementOrReason:
                    lambda weight: list(decomposition.fire_factors(weight, squeezed)), layout="fire")
 
 
-def pointwise_after(spec: Spec, rule: Rule) -> ReplacementOrReason:
+def pointwise_after(spec: LayerSpec, rule: Rule) -> ReplacementOrReason:
     """A convolution as wide as its input, then 1x1."""
     def weights(weight: Tensor) -> list[Tensor]:
         left, right = decomposition.low_rank_factors(weight.flatten(1), spec.inputs)
@@ -261,7 +261,7 @@ def pointwise_after(spec: Spec, rule: Rule) -> ReplacementOrReason:
                                     ("pointwise", spec.pointwise(spec.inputs, spec.outputs, bias=spec.bias))), weights)
 
 
-def pointwise_before(spec: Spec, rule: Rule) -> ReplacementOrReason:
+def pointwise_before(spec: LayerSpec, rule: Rule) -> ReplacementOrReason:
     """1x1 to the output's width, then a convolution as wide as that."""
     return _reason_not_dense(spec) or Replacement((("pointwise", spec.pointwise(spec.inputs, spec.outputs)),
                                     ("conv", replace(spec, inputs=spec.outputs))),
@@ -270,7 +270,7 @@ def pointwise_before(spec: Spec, rule: Rule) -> ReplacementOrReason:
 
 _NORM = frozenset({"norm"})
 # The rule, the form of its number, and the flags that it takes.
-_RULES: dict[str, tuple[Callable[[Spec, Rule], ReplacementOrReason], str, frozenset[str]]] = {
+_RULES: dict[str, tuple[Callable[[LayerSpec, Rule], ReplacementOrReason], str, frozenset[str]]] = {
     "separable": (separable, "", _NORM),
     "grouped": (grouped, ":4", frozenset({"shuffle"})),
     "asymmetric": (asymmetric, "[:16]", _NORM),

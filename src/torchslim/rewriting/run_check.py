@@ -18,7 +18,7 @@ from torchslim.rules import multiplies
 from torchslim.tracing.graph import Graph
 from torchslim.tracing.trace import trace
 from torchslim.utils.inputs import Inputs
-from torchslim.utils.text import first_line
+from torchslim.utils.text import describe_error
 
 _MOVES = frozenset({"aten.clone", "aten._to_copy", "aten.copy_", "aten._unsafe_view", "aten.add", "aten.empty"})
 
@@ -90,7 +90,7 @@ def _check_run(model: nn.Module, names: Collection[str], inputs: Inputs, before:
         layer = next((name for name in names if read is not None and model.get_submodule(name) is read), "")
         if layer and isinstance(cause, AttributeError):
             return _Failure(f"the network reads its `{cause.name}`", layer)
-        return _Failure(f"the network no longer runs with it: {first_line(cause)}")
+        return _Failure(f"the network no longer runs with it: {describe_error(cause)}")
     return (_difference(before, after, names) if on_meta else None) or after
 
 

@@ -15,7 +15,7 @@ from torchslim.rewriting.building import build_replacement
 from torchslim.rewriting.replacements import Replacement, parse_rule
 from torchslim.surgery.cutting import apply
 from torchslim.surgery.plans import Plan
-from torchslim.utils.copying import copied
+from torchslim.utils.copying import copy_model
 from torchslim.utils.json_values import parse_json, read_values
 from torchslim.utils.layer_spec import spec_of
 
@@ -73,7 +73,7 @@ def apply_step(model: nn.Module, step: ArchitectureStep) -> nn.Module:
     """
     if isinstance(step, Plan):
         return apply(model, step)
-    copy = copied(model)
+    copy = copy_model(model)
     with torch.random.fork_rng(devices=[]):
         exchange(copy, {copy.get_submodule(name): build_replacement(replacement, copy.get_submodule(name), fresh=True)
                         for name, replacement in _replacements(copy, step).items()})

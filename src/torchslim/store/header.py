@@ -16,7 +16,7 @@ from torchslim.errors import CheckpointError
 from torchslim.rewriting import ArchitectureStep, RewriteStep
 from torchslim.surgery.plans import Plan
 from torchslim.utils.json_values import parse_json, read_values
-from torchslim.utils.text import dims, first_line
+from torchslim.utils.text import describe_error, format_shape
 
 FORMAT = 2
 KEY = "torchslim"
@@ -87,7 +87,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of the names, dtypes, shapes and bytes of tensors."""
     sha = hashlib.sha256()
     for name in sorted(tensors):
-        sha.update(f"{name} {tensors[name].dtype} {dims(tensors[name].shape)} ".encode())
+        sha.update(f"{name} {tensors[name].dtype} {format_shape(tensors[name].shape)} ".encode())
         sha.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
 
@@ -96,5 +96,5 @@ def unreadable(path: Path, error: Exception) -> CheckpointError:
     """The error for a file that can't be read."""
     if isinstance(error, FileNotFoundError):
         return CheckpointError(f"{path}: no such file; give the path of a saved slim model")
-    return CheckpointError(f"{path}: cannot be read as safetensors ({first_line(error)}); "
+    return CheckpointError(f"{path}: cannot be read as safetensors ({describe_error(error)}); "
                            "the file is damaged or of another kind, take another copy")

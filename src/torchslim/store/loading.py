@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torchslim.errors import CheckpointError, PlanError, RequestError
 from torchslim.rewriting import apply_step
 from torchslim.store.header import Header, digest, parse_header, read_header, unreadable
-from torchslim.utils.copying import copied
+from torchslim.utils.copying import copy_model
 from torchslim.utils.inputs import unwrap
-from torchslim.utils.text import dims, first_line
+from torchslim.utils.text import describe_error, format_shape
 from torchslim.zoo.libraries import LIBRARIES
 from torchslim.zoo.sources import Source, build_source, is_library, resolve
 
@@ -37,7 +37,7 @@ def load(path: str | Path, model: nn.Module | None = None, *, trust_source: bool
     path = Path(path)
     header, tensors = _read(path)
     rebuilt = _rebuild(path, header.source, trust_source) if model is None else unwrap(model)
-    slim = copied(rebuilt) if model is not None and not header.steps else rebuilt
+    slim = copy_model(rebuilt) if model is not None and not header.steps else rebuilt
     try:
         for step in header.steps:
             slim = apply_step(slim, step)
@@ -118,8 +118,8 @@ def _rebuild(path: Path, source: str | None, trust: bool) -> nn.Module:
 
 def _compare(path: Path, slim: nn.Module, stored: Mapping[str, Tensor], what: str) -> None:
     wanted = slim.state_dict()
-    found = {name: (dims(stored[name].shape) if name in stored else "nothing",
-                    dims(wanted[name].shape) if name in wanted else "nothing")
+    found = {name: (format_shape(stored[name].shape) if name in stored else "nothing",
+                    format_shape(wanted[name].shape) if name in wanted else "nothing")
              for name in dict.fromkeys([*wanted, *stored])}
     wrong = [f"{name}: {mine} in the file, {theirs} in the model"
              for name, (mine, theirs) in found.items() if mine != theirs]
@@ -148,7 +148,7 @@ def _fill(path: Path, slim: nn.Module, stored: Mapping[str, Tensor],
     try:
         slim.load_state_dict(dict(stored), strict=True)
     except RuntimeError as error:
-        raise CheckpointError(f"{path}: the model refused its tensors: {first_line(error)}") from error
+        raise CheckpointError(f"{path}: the model refused its tensors: {describe_error(error)}") from error
 
 
 def _name(header: Header, model: nn.Module | None) -> str:

@@ -19,7 +19,7 @@ from torchslim._version import __version__
 from torchslim.errors import RequestError
 from torchslim.rewriting import ArchitectureStep
 from torchslim.store.header import FORMAT, KEY, digest, read_header
-from torchslim.utils.files import writable, write_whole
+from torchslim.utils.files import check_writable, write_atomically
 from torchslim.utils.inputs import unwrap
 from torchslim.zoo.sources import Source, resolve
 
@@ -44,7 +44,7 @@ def save(model: nn.Module, path: str | Path, plan: ArchitectureStep | Sequence[A
             can't be stored.
         CheckpointError: the file can't be written (a full disk, no permission).
     """
-    model, path = unwrap(model), writable(Path(path), "slim.safetensors")
+    model, path = unwrap(model), check_writable(Path(path), "slim.safetensors")
     steps: tuple[ArchitectureStep, ...] = () if plan is None else tuple(plan) if isinstance(plan, Sequence) else (plan,)
     if strange := [type(step).__name__ for step in steps if not isinstance(step, ArchitectureStep)]:
         raise RequestError(f"{path}: plan={strange[0]} found, a plan or rewritings wanted; give what `torchslim.plan` "
@@ -98,7 +98,7 @@ def _check_storable(name: str, value: object) -> None:
 
 
 def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-    write_whole(path, lambda draft: save_file(tensors, draft, {KEY: json.dumps(metadata)}), (SafetensorError,))
+    write_atomically(path, lambda draft: save_file(tensors, draft, {KEY: json.dumps(metadata)}), (SafetensorError,))
 
 
 def _unsaved_buffers(model: nn.Module) -> dict[str, str]:

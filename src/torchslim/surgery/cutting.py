@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torchslim.errors import PlanError, UnsupportedModel
 from torchslim.surgery.plans import Mend, Plan
 from torchslim.surgery.width_attributes import computed
-from torchslim.utils.copying import copied
+from torchslim.utils.copying import copy_model
 from torchslim.utils.inputs import unwrap
-from torchslim.utils.modules import BLOCK, named_modules, tensors_of
+from torchslim.utils.modules import BLOCK_ELEMENTS, named_modules, tensors_of
 
 
 @torch.inference_mode(False)
@@ -44,7 +44,7 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
         for own in (name, *left_behind.get(name, ())):
             parts[id(state[own])] = cut_tensor(state[own], own, dims, plan.grouped.get(name), index)
     try:
-        slim = copied(model, parts)
+        slim = copy_model(model, parts)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise UnsupportedModel(f"model: {type(model).__name__} can't be copied ({error}); "
                                "copy.deepcopy(model) must work") from error
@@ -106,11 +106,11 @@ def _select(tensor: Tensor, indices: Mapping[int, Tensor]) -> Tensor:
     """The elements at these indices of each dimension; large tensors go block by block where two dimensions are cut."""
     # The dimension that loses most goes first.
     dims = sorted(indices, key=lambda dim: len(indices[dim]) / tensor.shape[dim])
-    if len(dims) == 2 and 0 in dims and tensor.numel() > BLOCK and tensor.is_contiguous():
+    if len(dims) == 2 and 0 in dims and tensor.numel() > BLOCK_ELEMENTS and tensor.is_contiguous():
         other = next(dim for dim in dims if dim)
         shape = [len(indices[dim]) if dim in indices else size for dim, size in enumerate(tensor.shape)]
         part = tensor.new_empty(shape)
-        step = max(1, BLOCK * len(tensor) // tensor.numel())
+        step = max(1, BLOCK_ELEMENTS * len(tensor) // tensor.numel())
         for rows, out in zip(torch.split(indices[0], step), torch.split(part, step), strict=True):
             torch.index_select(tensor.index_select(0, rows), other, indices[other], out=out)
         return part

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from torchslim.errors import CheckpointError
 from torchslim.surgery.plans import Plan
-from torchslim.utils.files import write_whole
+from torchslim.utils.files import write_atomically
 from torchslim.utils.json_values import parse_json, read_values, to_values
-from torchslim.utils.text import first_line
+from torchslim.utils.text import describe_error
 
 FORMAT = 1
 _KEY = "torchslim.fit"
@@ -81,7 +81,7 @@ def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     plans = tuple(plan.to_dict() for plan in state.plans)
     metadata = _Metadata(identity, numbers, state.epochs, state.loss, state.accuracy, plans)
     text = json.dumps({"format": FORMAT, **to_values(metadata, str(path))})
-    write_whole(path, lambda draft: save_file(tensors, draft, {_KEY: text}), (SafetensorError,))
+    write_atomically(path, lambda draft: save_file(tensors, draft, {_KEY: text}), (SafetensorError,))
 
 
 def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
@@ -101,7 +101,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": optimizer_state, "param_groups": groups})
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: no checkpoint of this training ({first_line(error)}); {_REMEDY}") from error
+        raise CheckpointError(f"{path}: no checkpoint of this training ({describe_error(error)}); {_REMEDY}") from error
     return metadata.state(str(path))
 
 
@@ -122,7 +122,7 @@ def _read(path: Path, identity: Mapping[str, Any], tensors: bool) -> tuple[_Meta
             # Mapped tensors start at any address, and kernels choose their path (and last bit) by alignment.
             loaded = {name: file.get_tensor(name).clone() for name in (file.keys() if tensors else ())}
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: no checkpoint of this training ({first_line(error)}); {_REMEDY}") from error
+        raise CheckpointError(f"{path}: no checkpoint of this training ({describe_error(error)}); {_REMEDY}") from error
     if text is None:
         raise CheckpointError(f"{path}: no checkpoint of this training (metadata without {_KEY}); {_REMEDY}")
     metadata = read_values(_Metadata, parse_json(text, str(path), _REMEDY), str(path), _REMEDY, FORMAT)

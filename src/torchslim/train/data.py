@@ -24,7 +24,7 @@ from torchslim.errors import MissingExtra, RequestError, TorchslimError
 from torchslim.train.dataset import HELD_OUT, classes_of, stratified
 from torchslim.train.image_files import folder, torchvision
 from torchslim.utils.data import Data, Item
-from torchslim.utils.text import first_line
+from torchslim.utils.text import describe_error
 
 FORMS = "digits, folder:PATH, torchvision:NAME@ROOT, package.module:factory or file.py:factory"
 Transform = Callable[[Any], Tensor]
@@ -117,7 +117,7 @@ def _factory(spec: str, size: int | None, seed: int) -> Data:
     except TorchslimError:
         raise
     except Exception as error:
-        raise RequestError(f"{spec}: failed with {first_line(error)}") from error
+        raise RequestError(f"{spec}: failed with {describe_error(error)}") from error
     if isinstance(made, Data):
         return made
     if not (isinstance(made, tuple) and len(made) == 2 and all(hasattr(d, "__getitem__") for d in made)):

@@ -21,7 +21,7 @@ from torchslim.surgery.plans import Plan
 from torchslim.train.checkpoint import TrainingState, load_checkpoint, read_plans
 from torchslim.train.loop import History, Job, fit, job_of
 from torchslim.train.sparsity import Slimming
-from torchslim.utils.copying import copied
+from torchslim.utils.copying import copy_model
 from torchslim.utils.inputs import Inputs, map_tensors, unwrap
 from torchslim.utils.modules import named_modules
 
@@ -82,7 +82,7 @@ def fit_gradually(model: nn.Module, data: Any, inputs: Inputs, *, macs: float | 
                            "weight, such as sparsity=1e-4")
     budgets = {"macs": macs, "params": params, "channels": channels, "memory": memory}
     _check({} if cutting is None else cutting, budgets)
-    bound = inspect.signature(fit).bind(copied(model), data, **training)
+    bound = inspect.signature(fit).bind(copy_model(model), data, **training)
     bound.apply_defaults()
     job = job_of(**bound.arguments)
     asked = requests(model, inputs, steps, curve, {**budgets, **(cutting or {})})

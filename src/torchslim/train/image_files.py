@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from torchslim.errors import RequestError
 from torchslim.train.dataset import classes_of, stratified
 from torchslim.utils.data import Data, Item
-from torchslim.utils.text import first_line
+from torchslim.utils.text import describe_error
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -122,7 +122,7 @@ def _check_headers(files: list[tuple[Path, int]]) -> None:
 
 
 def _corrupt(path: Path, error: Exception) -> RequestError:
-    return RequestError(f"{path}: not a picture that can be read ({first_line(error)}); "
+    return RequestError(f"{path}: not a picture that can be read ({describe_error(error)}); "
                         "replace it or take it away")
 
 
@@ -182,11 +182,11 @@ def _open(spec: str, kind: Any, root: str, splits: tuple[str, ...]) -> Any:
         except ValueError as error:  # no such part
             failure: Exception = error
         except Exception as error:
-            raise RequestError(f"{spec}: cannot be read from {root} ({first_line(error)}); put the "
+            raise RequestError(f"{spec}: cannot be read from {root} ({describe_error(error)}); put the "
                                "dataset there first: torchslim downloads nothing") from error
         else:
             return part
-    raise RequestError(f"{spec}: has no part {' or '.join(splits)} ({first_line(failure)}); "
+    raise RequestError(f"{spec}: has no part {' or '.join(splits)} ({describe_error(failure)}); "
                        "write a function that returns two datasets and give file.py:function") from failure
 
 

@@ -26,9 +26,9 @@ from torchslim.train.losses import Loss, cross_entropy, distillation
 from torchslim.train.sparsity import Slimming
 from torchslim.utils.data import EVALUATION_BATCH, Data
 from torchslim.utils.eval_mode import evaluating
-from torchslim.utils.files import writable
+from torchslim.utils.files import check_writable
 from torchslim.utils.inputs import arguments
-from torchslim.utils.seeding import mix, seeded
+from torchslim.utils.seeding import derive_seed, seeded
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def job_of(model: nn.Module, data: Any, *, epochs: int, lr: float, batch_size: i
     accelerator = _accelerator()
     rank, world = accelerator.process_index, accelerator.num_processes
     batches = TrainingBatches(data, batch_size, seed, rank, world, workers)
-    path = None if checkpoint is None else writable(Path(checkpoint), "training.safetensors")
+    path = None if checkpoint is None else check_writable(Path(checkpoint), "training.safetensors")
     return Job(model, recipe, batches, loss or cross_entropy(label_smoothing), press, teacher, held_out, path, progress,
                accelerator)
 
@@ -193,7 +193,7 @@ class Job:
         """Train one epoch; its mean loss over all processes, and its steps."""
         total, items, step = 0.0, 0.0, 0
         device = self.accelerator.device
-        with seeded(mix(self.recipe.seed, epoch, self.accelerator.process_index)):
+        with seeded(derive_seed(self.recipe.seed, epoch, self.accelerator.process_index)):
             wrapped.train()
             for step, (inputs, targets) in enumerate(self.batches.epoch(epoch, device), start=1):
                 for group in stepper.param_groups:

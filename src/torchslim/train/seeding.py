@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from torchslim.utils.seeding import mix, seeded
+from torchslim.utils.seeding import derive_seed, seeded
 
 Key = tuple[int, int]
 
@@ -30,7 +30,7 @@ class SeededItems(Dataset[Any]):
     def __getitem__(self, key: Key) -> Any:
         # The epoch travels in the key, because workers keep a copy of the dataset from before it began.
         epoch, index = key
-        with seeded(mix(self.seed, epoch, index), devices=False):
+        with seeded(derive_seed(self.seed, epoch, index), devices=False):
             return self.dataset[index]
 
 
@@ -48,7 +48,7 @@ class EpochOrder(Sampler[Key]):
         return -(-self.length // self.world)
 
     def __iter__(self) -> Iterator[Key]:
-        generator = torch.Generator().manual_seed(mix(self.seed, self.epoch))
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
         order = torch.randperm(self.length, generator=generator).tolist()
         order += order[:len(self) * self.world - self.length]
         return iter([(self.epoch, index) for index in order[self.rank::self.world]])

@@ -26,7 +26,7 @@ _OWN_WAYS = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__g
              "__slots__")
 
 
-def copied(model: nn.Module, parts: Mapping[int, Any] | None = None) -> nn.Module:
+def copy_model(model: nn.Module, parts: Mapping[int, Any] | None = None) -> nn.Module:
     """A deep copy of a model in which `parts` stand in for the objects with these ids.
 
     Tensors that are a computation's result have no deep copy of torch's own. Hooks such as those of

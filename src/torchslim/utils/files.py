@@ -8,10 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from torchslim.errors import CheckpointError, RequestError
-from torchslim.utils.text import first_line
+from torchslim.utils.text import describe_error
 
 
-def write_whole(path: Path, write: Callable[[Path], object], failures: tuple[type[Exception], ...] = ()) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object], failures: tuple[type[Exception], ...] = ()) -> None:
     """Let `write` make a file under another name in the same folder, and rename it when it is on the disk.
 
     The other name starts with a point and ends with `.tmp`; only a process that is killed leaves it behind, and the
@@ -35,7 +35,7 @@ def write_whole(path: Path, write: Callable[[Path], object], failures: tuple[typ
     except Exception as error:
         if not isinstance(error, (OSError, *failures)):
             raise
-        raise CheckpointError(f"{path}: could not be written: {first_line(error)}; nothing was left behind; "
+        raise CheckpointError(f"{path}: could not be written: {describe_error(error)}; nothing was left behind; "
                               "free space or choose another place") from error
     finally:  # Ctrl-C too leaves nothing
         with suppress(OSError):
@@ -54,10 +54,10 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         CheckpointError: the file can't be written.
     """
-    write_whole(path, lambda draft: draft.write_bytes(text.encode("utf-8", errors="replace")))
+    write_atomically(path, lambda draft: draft.write_bytes(text.encode("utf-8", errors="replace")))
 
 
-def writable(path: Path, like: str) -> Path:
+def check_writable(path: Path, like: str) -> Path:
     """The path, if a file could be there: asked before the work that it is to keep; `like` is an example of a name.
 
     Raises:
@@ -67,7 +67,7 @@ def writable(path: Path, like: str) -> Path:
         problem = "is a folder" if path.is_dir() else "" if path.parent.is_dir() else \
             "lies in what is no folder" if path.parent.exists() else "lies in a folder that does not exist"
     except OSError as error:  # a name that is too long
-        problem = f"is no name of a file ({first_line(error)})"
+        problem = f"is no name of a file ({describe_error(error)})"
     if problem:
         raise RequestError(f"{path}: {problem}; give a file such as {like} in a folder that exists")
     return path

@@ -11,7 +11,7 @@ _NBSP = "\N{NO-BREAK SPACE}"
 _MINUS = "\N{MINUS SIGN}"
 
 
-def significant(value: float) -> str:
+def format_number(value: float) -> str:
     """Three significant digits, without an exponent down to 0.001."""
     if not math.isfinite(value):
         return NONE
@@ -19,41 +19,41 @@ def significant(value: float) -> str:
         return "0"
     magnitude = abs(value)
     if magnitude < 0.001:
-        return brief(value, 1)
+        return format_scientific(value, 1)
     if magnitude < 0.9995:
         return f"{value:.3g}"
     # Rounding may carry into the next decade: 9.996 is 10.0, not 10.00. Hence limits below the powers of ten.
     return f"{value:.{0 if magnitude >= 99.95 else 1 if magnitude >= 9.995 else 2}f}"
 
 
-def several(number: int, noun: str, plural: str = "") -> str:
+def pluralize(number: int, noun: str, plural: str = "") -> str:
     """A number of things: "1 tensor", "3 tensors", "2 biases"."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
-def count(value: float, gap: str = _NBSP) -> str:
+def format_count(value: float, gap: str = _NBSP) -> str:
     """A count with an SI prefix: 1,820,000,000 is "1.82 G"."""
     if not math.isfinite(value):
         return NONE
     for unit, prefix in _SI:
         if abs(value) >= 0.9995 * unit:
-            return f"{significant(value / unit)}{gap}{prefix}"
-    return str(int(value)) if value == int(value) else significant(value)
+            return f"{format_number(value / unit)}{gap}{prefix}"
+    return str(int(value)) if value == int(value) else format_number(value)
 
 
-def size(value: float) -> str:
+def format_bytes(value: float) -> str:
     """A number of bytes in powers of 1024: 46,838,016 is "44.7 MiB"."""
     if not math.isfinite(value):
         return NONE
     for unit, name in _IEC:
         if value >= 0.9995 * unit:
-            return f"{significant(value / unit)}{_NBSP}{name}"
+            return f"{format_number(value / unit)}{_NBSP}{name}"
     return f"{int(value)}{_NBSP}B"
 
 
 def milliseconds(value: float) -> str:
     """A time: "8.93 ms"."""
-    return f"{significant(value)}{_NBSP}ms"
+    return f"{format_number(value)}{_NBSP}ms"
 
 
 def percent(share: float | None) -> str:
@@ -61,15 +61,15 @@ def percent(share: float | None) -> str:
     return NONE if share is None or not math.isfinite(share) else f"{100 * share:.1f}%"
 
 
-def change(before: float, after: float) -> str:
+def format_change(before: float, after: float) -> str:
     """How much of a cost came or went: "−60.8%"; "same" where nothing did."""
     if not (math.isfinite(before) and math.isfinite(after)) or before <= 0:
         return "same" if before == after else NONE
     sign = _MINUS if after < before else "+"
-    return "same" if before == after else f"{sign}{portion(abs(after / before - 1))}"
+    return "same" if before == after else f"{sign}{format_share(abs(after / before - 1))}"
 
 
-def portion(share: float) -> str:
+def format_share(share: float) -> str:
     """A positive share in as many digits as it is worth: "61%", "0.4%", but "99.9%" for nearly all."""
     value = 100 * share
     if value < 0.05:
@@ -79,7 +79,7 @@ def portion(share: float) -> str:
     return f"{value:.0f}%"
 
 
-def ratio(value: float) -> str:
+def format_ratio(value: float) -> str:
     """A factor: "1.4×"; a second decimal where the first would hide the difference from one."""
     if not math.isfinite(value):
         return NONE
@@ -87,12 +87,12 @@ def ratio(value: float) -> str:
     return f"{value:.{digits}f}\N{MULTIPLICATION SIGN}"
 
 
-def error(value: float) -> str:
+def format_error(value: float) -> str:
     """A relative error: "3.1e-15"."""
-    return brief(value, 1)
+    return format_scientific(value, 1)
 
 
-def brief(value: float, digits: int) -> str:
+def format_scientific(value: float, digits: int) -> str:
     """A number with its exponent as people write it: "2.4e-7", not "2.4e-07"."""
     if not math.isfinite(value):
         return NONE

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from torchslim.errors import RequestError, TorchslimError, UnsupportedModel
-from torchslim.utils.text import first_line
+from torchslim.utils.text import describe_error
 
 Inputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
@@ -40,7 +40,7 @@ def arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return args, kwargs
 
 
-def batches_of(data: Any, wanted: str = "batches of inputs") -> list[Any]:
+def list_batches(data: Any, wanted: str = "batches of inputs") -> list[Any]:
     """The batches of `data=`, as they come; tensors of inference mode as ordinary ones, for gradients and writes.
 
     Raises:
@@ -62,7 +62,7 @@ def _ordinary(batch: Any) -> Any:
     return map_tensors(lambda tensor: tensor.clone() if tensor.is_inference() else tensor, batch)
 
 
-def called(model: nn.Module, batch: Inputs, place: int) -> Any:
+def call_on_batch(model: nn.Module, batch: Inputs, place: int) -> Any:
     """What a model gives on one of the batches of `data=`.
 
     Raises:
@@ -74,7 +74,7 @@ def called(model: nn.Module, batch: Inputs, place: int) -> Any:
     except TorchslimError:
         raise
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        raise RequestError(f"data: batch {place} fails: {first_line(error)}; wanted what the model is called with; "
+        raise RequestError(f"data: batch {place} fails: {describe_error(error)}; wanted what the model is called with; "
                            "where the batches are (inputs, targets), give data=(x for x, *_ in loader)") from error
 
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from torchslim.errors import CheckpointError
-from torchslim.utils.text import first_line
+from torchslim.utils.text import describe_error
 
 T = TypeVar("T")
 
@@ -34,7 +34,7 @@ def parse_json(text: str | bytes, where: str, remedy: str) -> Any:
     try:
         return json.loads(text, parse_constant=_finite, parse_float=_finite)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{where}: not JSON ({first_line(error)}); {remedy}") from error
+        raise CheckpointError(f"{where}: not JSON ({describe_error(error)}); {remedy}") from error
 
 
 def read_values(kind: type[T], values: Any, where: str, remedy: str, version: int | None = None) -> T:

@@ -19,7 +19,7 @@ Sizes = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Spec:
+class LayerSpec:
     """All that builds a convolution; one of no dimensions is a linear layer.
 
     Attributes:
@@ -60,7 +60,7 @@ class Spec:
         """True where every filter reads a single channel."""
         return self.groups == self.inputs > 1
 
-    def along(self, dim: int) -> Spec:
+    def along(self, dim: int) -> LayerSpec:
         """The part of it that works along one dimension of the map, the others left as they are."""
         def only(sizes: Sizes, otherwise: int) -> Sizes:
             return tuple(size if place == dim else otherwise for place, size in enumerate(sizes))
@@ -69,10 +69,10 @@ class Spec:
         return replace(self, kernel=only(self.kernel, 1), stride=only(self.stride, 1), padding=padding,
                        dilation=only(self.dilation, 1), output_padding=only(self.output_padding, 0))
 
-    def pointwise(self, inputs: int, outputs: int, *, groups: int = 1, bias: bool = False) -> Spec:
+    def pointwise(self, inputs: int, outputs: int, *, groups: int = 1, bias: bool = False) -> LayerSpec:
         """A convolution of kernel 1 with the same number of dimensions."""
         ones, zeros = (1,) * self.dims, (0,) * self.dims
-        return Spec(inputs, outputs, ones, ones, zeros, ones, zeros, groups, bias, False, "zeros")
+        return LayerSpec(inputs, outputs, ones, ones, zeros, ones, zeros, groups, bias, False, "zeros")
 
     @property
     def params(self) -> int:
@@ -94,20 +94,21 @@ class Spec:
         return built
 
 
-def spec_of(layer: nn.Module) -> Spec | None:
+def spec_of(layer: nn.Module) -> LayerSpec | None:
     """The spec of a layer; None for one that does not compute as torch's convolutions and linear layers do."""
-    return None if _kind(layer) is None else geometry(layer)
+    return None if _kind(layer) is None else spec_from_attributes(layer)
 
 
-def geometry(layer: nn.Module) -> Spec | None:
+def spec_from_attributes(layer: nn.Module) -> LayerSpec | None:
     """The spec that a layer's sizes tell, whatever else its class computes; None for no convolution or linear layer."""
     conv: Any = layer
     if isinstance(layer, nn.Linear):
-        return Spec(conv.in_features, conv.out_features, (), (), (), (), (), 1, conv.bias is not None, False, "zeros")
+        return LayerSpec(conv.in_features, conv.out_features, (), (), (), (), (), 1, conv.bias is not None, False,
+                         "zeros")
     if not isinstance(layer, _ConvNd):
         return None
     padding = conv.padding if isinstance(conv.padding, str) else tuple(conv.padding)
-    return Spec(conv.in_channels, conv.out_channels, tuple(conv.kernel_size), tuple(conv.stride), padding,
+    return LayerSpec(conv.in_channels, conv.out_channels, tuple(conv.kernel_size), tuple(conv.stride), padding,
                 tuple(conv.dilation), tuple(conv.output_padding), conv.groups, conv.bias is not None,
                 conv.transposed, conv.padding_mode)
 
@@ -125,19 +126,19 @@ def _kind(layer: nn.Module) -> type | None:
         if own is kind:
             return kind
         if issubclass(own, kind) and not issubclass(own, LazyModuleMixin):
-            plain = all(getattr(own, way, None) is getattr(kind, way, None) for way in _WAYS)
+            inherited = all(getattr(own, way, None) is getattr(kind, way, None) for way in _WAYS)
             held = set(layer._parameters) == {"weight", "bias"} and not layer._buffers and not layer._modules
-            return kind if plain and held else None
+            return kind if inherited and held else None
     return None
 
 
-def plain(weight: Tensor, groups: int, transposed: bool) -> Tensor:
+def filters_first(weight: Tensor, groups: int, transposed: bool) -> Tensor:
     """A layer's weight as (N, M / groups, k, ...); of a transposed convolution torch stores (M, N / groups, k, ...)."""
     if not transposed:
         return weight
     return weight.reshape(groups, -1, *weight.shape[1:]).transpose(1, 2).flatten(0, 1)
 
 
-def stored(weight: Tensor, spec: Spec) -> Tensor:
+def torch_layout(weight: Tensor, spec: LayerSpec) -> Tensor:
     """The other way round: as torch stores it."""
-    return plain(weight, spec.groups, True) if spec.transposed else weight
+    return filters_first(weight, spec.groups, True) if spec.transposed else weight

@@ -11,7 +11,7 @@ from types import NoneType
 
 from torch import Tensor, nn
 
-BLOCK = 2**20
+BLOCK_ELEMENTS = 2**20
 """About how many elements of a large tensor are worked on at a time: temporaries as large as itself cost more time than
 the work, and memory that may not be there."""
 

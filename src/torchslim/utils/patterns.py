@@ -6,6 +6,6 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 
-def matches(names: Sequence[str], patterns: Sequence[str]) -> bool:
+def all_match(names: Sequence[str], patterns: Sequence[str]) -> bool:
     """True if every name matches some pattern."""
     return all(any(fnmatchcase(name, pattern) for pattern in patterns) for name in names)

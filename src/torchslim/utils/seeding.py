@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 
-def mix(*parts: int) -> int:
+def derive_seed(*parts: int) -> int:
     """One seed from several numbers, the same on every machine: 0 up to 2^32, which every library takes."""
     text = ",".join(map(str, parts)).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=4).digest(), "big")

@@ -15,14 +15,14 @@ from markupsafe import Markup, escape
 Attribute = str | float
 
 
-def number(value: float) -> str:
+def coordinate(value: float) -> str:
     """A coordinate in as few characters as it needs; what is not finite is drawn at zero."""
     return (f"{value:.2f}".rstrip("0").rstrip(".") or "0") if math.isfinite(value) else "0"
 
 
-def share(value: float, whole: float) -> str:
+def percent_of(value: float, whole: float) -> str:
     """`value` as a percentage of `whole`, for a coordinate along x."""
-    return number(100 * value / whole) + "%" if whole else "0%"
+    return coordinate(100 * value / whole) + "%" if whole else "0%"
 
 
 def join(parts: Iterable[str]) -> Markup:
@@ -34,7 +34,7 @@ def tag(kind: str, body: str = "", /, **attributes: Attribute) -> Markup:
     """One element, closed; `cls` is its class, and an underscore in an attribute's name is a hyphen."""
     written = "".join(
         f' {"class" if name == "cls" else name.replace("_", "-")}="'
-        f'{escape(value if isinstance(value, str) else number(value))}"'
+        f'{escape(value if isinstance(value, str) else coordinate(value))}"'
         for name, value in attributes.items() if value != "")
     return Markup(f"<{kind}{written}>{escape(body)}</{kind}>" if body else f"<{kind}{written}/>")
 
@@ -59,7 +59,7 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
     return [at * step for at in range(first, last + 1)]
 
 
-def levels(values: Sequence[float], label: Callable[[float], str], place: Callable[[float], float]) -> Markup:
+def y_axis(values: Sequence[float], label: Callable[[float], str], place: Callable[[float], float]) -> Markup:
     """The y axis: grid lines with their values."""
     return join(tag("line", cls="grid", x1=0, x2="100%", y1=place(value), y2=place(value))
                 + tag("text", label(value), cls="tick", x=-8, y=place(value) + 4, text_anchor="end")
@@ -71,7 +71,7 @@ def shorten(name: str, most: int) -> str:
     return name if len(name) <= most else "…" + name[1 - most:]
 
 
-def thin(values: Sequence[float], most: int) -> list[tuple[int, float]]:
+def subsample(values: Sequence[float], most: int) -> list[tuple[int, float]]:
     """`(position, value)` of evenly spaced values, the last always among them."""
     step = max(1, math.ceil(len(values) / most))
     return [(at, value) for at, value in enumerate(values) if at % step == 0 or at == len(values) - 1]

@@ -29,7 +29,7 @@ from urllib.parse import quote, unquote
 from torch import nn
 
 from torchslim.errors import MissingExtra, RequestError, TorchslimError
-from torchslim.utils.text import first_line
+from torchslim.utils.text import describe_error
 from torchslim.zoo.libraries import LIBRARIES, WEIGHT_OPTIONS
 
 SAVED_SUFFIX = ".safetensors"
@@ -124,7 +124,7 @@ def build_source(source: Source, **overrides: Any) -> nn.Module:
         with _import_path(source):
             model = factory(**options)
     except Exception as error:
-        raise RequestError(f"{source}: the factory failed: {first_line(error)}") from error
+        raise RequestError(f"{source}: the factory failed: {describe_error(error)}") from error
     if not isinstance(model, nn.Module):
         raise RequestError(f"{source}: the factory returned a {type(model).__name__}, "
                            "wanted a torch.nn.Module")
@@ -161,11 +161,11 @@ def create_model(name: str, *, weights: str | None = None, **options: Any) -> nn
         raise
     except Exception as error:
         if isinstance(error, OSError) or (weights is not None and isinstance(error, RuntimeError)):
-            raise TorchslimError(f"{where}: the weights could not be fetched: {first_line(error)}; "
+            raise TorchslimError(f"{where}: the weights could not be fetched: {describe_error(error)}; "
                                  "try again, or weights=None for random ones") from error
         given = {"weights": weights, **options} if weights is not None else options
         shown = ", ".join(f"{key}={value!r}" for key, value in given.items()) or "no options"
-        raise RequestError(f"{where}: the builder refused {shown}: {first_line(error)}") from error
+        raise RequestError(f"{where}: the builder refused {shown}: {describe_error(error)}") from error
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -218,7 +218,7 @@ def _factory(source: Source) -> Callable[..., Any]:
             module = _file_module(Path(module_name)) if source.kind == "file" else import_module(module_name)
         factory = reduce(getattr, attribute.split("."), module)
     except Exception as error:
-        raise RequestError(f"{source}: could not be imported: {first_line(error)}") from error
+        raise RequestError(f"{source}: could not be imported: {describe_error(error)}") from error
     if not callable(factory) or isinstance(factory, nn.Module):
         raise RequestError(f"{source}: {attribute} is a {type(factory).__name__}, "
                            "wanted a function or class that makes a torch.nn.Module")

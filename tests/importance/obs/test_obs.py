@@ -17,7 +17,7 @@ from torchslim.importance.obs import readers as readings
 from torchslim.importance.obs import statistics as probing
 from torchslim.importance.obs.criterion import Face, _prices
 from torchslim.importance.obs.statistics import probe
-from torchslim.utils.layer_spec import geometry
+from torchslim.utils.layer_spec import spec_from_attributes
 
 
 def refitted(root: np.ndarray, weight: np.ndarray, gone: list[int], taps: int) -> float:
@@ -120,7 +120,7 @@ def test_what_is_measured_is_what_numpy_says() -> None:
     conv = nn.Conv2d(3, 2, (2, 1), stride=(1, 2))
     model = nn.Sequential(conv, nn.ReLU(inplace=True)).eval()
     x = torch.randn(5, 3, 4, 5)
-    spec = geometry(conv)
+    spec = spec_from_attributes(conv)
     assert spec is not None
     seen = probe(model, [x[:2], x[2:]], {"0": (spec, [torch.arange(6)])}, 0)["0"]
     windows = np.lib.stride_tricks.sliding_window_view(x.numpy(), (2, 1), (2, 3))[:, :, :, ::2]
@@ -135,7 +135,7 @@ def test_moments_of_channels_that_hardly_vary_about_a_large_mean_are_exact() -> 
     x = torch.randn(4, 2, 6, 6).double()
     x[:, 0] = 1000 + 0.01 * x[:, 0]
     x[2:, 1] += 500
-    spec = geometry(conv)
+    spec = spec_from_attributes(conv)
     assert spec is not None
     seen = probe(nn.Sequential(conv), [x[:2].float(), x[2:].float()], {"0": (spec, [torch.arange(2)])}, 0)["0"]
     wanted = np.cov(x.float().double().transpose(0, 1).flatten(1).numpy(), bias=True)

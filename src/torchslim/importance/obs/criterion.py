@@ -21,7 +21,7 @@ from torchslim.importance.obs.readers import Index, Reading, readings_in
 from torchslim.importance.obs.statistics import Probed, probe
 from torchslim.importance.obs.trials import Rehearsal
 from torchslim.importance.types import Scores
-from torchslim.utils.layer_spec import Spec
+from torchslim.utils.layer_spec import LayerSpec
 
 STEP = 64
 """One in so many of the channels that are left goes at a time, but one at least."""
@@ -116,7 +116,7 @@ class OBS(Criterion):
 
 def _probed(evidence: Evidence, readings: Sequence[Sequence[Reading]]) -> dict[str, Probed]:
     """What was seen and felt at all layers that the outputs depend on; measured once, unless others are asked for."""
-    wanted: dict[str, tuple[Spec, list[Tensor]]] = {}
+    wanted: dict[str, tuple[LayerSpec, list[Tensor]]] = {}
     for reading in (one for own in readings for one in own):
         columns = wanted.setdefault(reading.layer, (reading.spec, []))[1]
         columns += [one for one in reading.columns if not any(torch.equal(one, other) for other in columns)]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from torchslim.coupling.groups import ChannelGroup
 from torchslim.importance.evidence import Evidence
-from torchslim.utils.layer_spec import Spec, geometry, plain
+from torchslim.utils.layer_spec import LayerSpec, filters_first, spec_from_attributes
 
 WIDE = 2048
 """Where filters see more numbers than this, each tap is taken by itself: the inverse of all would take minutes."""
@@ -32,7 +32,7 @@ class Reading(NamedTuple):
     """
 
     layer: str
-    spec: Spec
+    spec: LayerSpec
     weight: Tensor
     seen: Index
 
@@ -59,7 +59,7 @@ def readings_in(group: ChannelGroup, evidence: Evidence, readers: Mapping[int, l
     for member in group.members:
         for name in readers.get(id(evidence.state[member.name]), ()) if member.role == "reads" else ():
             layer: Any = evidence.model.get_submodule(name)
-            spec = geometry(layer)
+            spec = spec_from_attributes(layer)
             if spec is not None and member.indices.max() < spec.inputs:
-                weight = plain(layer.weight.detach().double().cpu(), spec.groups, spec.transposed)
+                weight = filters_first(layer.weight.detach().double().cpu(), spec.groups, spec.transposed)
                 yield Reading(name, spec, weight.reshape(spec.groups, spec.outputs // spec.groups, -1), member.indices)

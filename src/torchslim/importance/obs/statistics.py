@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from torchslim.compensation.moments import Sampler, wide
 from torchslim.compensation.recalibration import counts, settled
 from torchslim.errors import RequestError
-from torchslim.utils.copying import copied
+from torchslim.utils.copying import copy_model
 from torchslim.utils.eval_mode import evaluating
-from torchslim.utils.inputs import Inputs, called, tensors_in
-from torchslim.utils.layer_spec import Spec
+from torchslim.utils.inputs import Inputs, call_on_batch, tensors_in
+from torchslim.utils.layer_spec import LayerSpec
 
 PLACES = 64
 """So many places of each map are looked at: pictures differ more than places of one picture do."""
 
-Layers = Mapping[str, tuple[Spec, Sequence[Tensor]]]
+Layers = Mapping[str, tuple[LayerSpec, Sequence[Tensor]]]
 """Layers by name, as what they are, and sets of columns of what each filter sees."""
 
 
@@ -48,7 +48,7 @@ class Probed:
             maps and items; None where no gradient reaches the layer.
     """
 
-    spec: Spec
+    spec: LayerSpec
     columns: Sequence[Tensor]
     views: tuple[tuple[Sums, Sums], ...]
     felt: Tensor | None = None
@@ -130,7 +130,7 @@ def probe(model: nn.Module, batches: Sequence[Inputs], layers: Layers, seed: int
         RequestError: the model fails on a batch, or has no outputs that are differentiable.
         TraceError: it runs other layers on one batch than on another.
     """
-    networks = [copied(model)]
+    networks = [copy_model(model)]
     if any(counts(module) for module in model.modules()):
         networks.append(settled(model, batches))
     found = {name: Probed(spec, columns, tuple((Sums(), Sums()) for _ in networks))
@@ -144,7 +144,7 @@ def probe(model: nn.Module, batches: Sequence[Inputs], layers: Layers, seed: int
                 given: list[tuple[str, Tensor]] = []
                 felt = network is networks[-1]
                 with torch.set_grad_enabled(felt), _watched(network, found, given, view, place % 2):
-                    outputs = called(network, batch, place)
+                    outputs = call_on_batch(network, batch, place)
                 for name, gradient in _gradients(outputs, given, chance) if felt else ():
                     found[name].feel(gradient)
     return {name: one for name, one in found.items() if all(any(half.places for half in view) for view in one.views)}

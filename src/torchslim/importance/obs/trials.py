@@ -24,10 +24,10 @@ from torchslim.importance.obs.cost_law import TINY, Law, Trial
 from torchslim.importance.obs.readers import Index, Reading
 from torchslim.importance.obs.statistics import Probed
 from torchslim.importance.types import Scores
-from torchslim.utils.copying import copied
+from torchslim.utils.copying import copy_model
 from torchslim.utils.eval_mode import evaluating
-from torchslim.utils.inputs import Inputs, called, tensors_in
-from torchslim.utils.layer_spec import Spec, stored
+from torchslim.utils.inputs import Inputs, call_on_batch, tensors_in
+from torchslim.utils.layer_spec import LayerSpec, torch_layout
 
 NOTHING = 1e-9
 """Of the outputs' variance: a loss below that is rounding."""
@@ -43,7 +43,7 @@ MOST = 0.99
 class Fitted:
     """A reader's weight without some channels, as torch stores it, and what is added to its outputs, (N,)."""
 
-    spec: Spec
+    spec: LayerSpec
     weight: Tensor
     shift: Tensor
 
@@ -65,7 +65,7 @@ class Rehearsal:
     @cached_property
     def network(self) -> nn.Module:
         """The copy."""
-        return copied(self.model).requires_grad_(False)
+        return copy_model(self.model).requires_grad_(False)
 
     def law(self, readings: Sequence[Reading], prices: Scores, shares: Sequence[float]) -> Law | None:
         """What cuts of a group cost by their prices, of trials of the channels that are cheapest.
@@ -127,7 +127,7 @@ class Rehearsal:
 
     def _run(self, place: int) -> list[Tensor]:
         with evaluating(self.network), torch.no_grad(), torch.random.fork_rng(devices=[]):
-            outputs = called(self.network, self.batches[place], place)
+            outputs = call_on_batch(self.network, self.batches[place], place)
         return [one for one in tensors_in(outputs) if one.is_floating_point() and one.numel()]
 
     def _refitted(self, readings: Sequence[Reading], gone: Index, half: int) -> dict[str, Fitted]:
@@ -164,7 +164,7 @@ def refitted(readings: Sequence[Reading], probed: Probed, gone: Index, half: int
     weight[lost.unsqueeze(1).expand_as(weight)] = 0
     shift = ((before - weight) @ level.unsqueeze(2)).flatten()
     stacked = weight.reshape(spec.outputs, spec.fan_in, *spec.kernel)
-    return Fitted(spec, stored(stacked, spec), shift)
+    return Fitted(spec, torch_layout(stacked, spec), shift)
 
 
 def _lost(readings: Sequence[Reading], gone: Index) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 
 from torchslim.errors import RequestError
 from torchslim.pipeline.settings import Settings
-from torchslim.utils.text import first_line
+from torchslim.utils.text import describe_error
 
 SHIPPED = Path(__file__).parent
 SUFFIX = ".toml"
@@ -78,8 +78,8 @@ def read(name: str | Path) -> Recipe:
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:  # what is no TOML is a ValueError
-        raise RequestError(f"recipe {path}: can't be read ({first_line(error)}); give a TOML file such as those that "
-                           "`torchslim recipes NAME` prints") from error
+        raise RequestError(f"recipe {path}: can't be read ({describe_error(error)}); give a TOML file such as those "
+                           "that `torchslim recipes NAME` prints") from error
     return _recipe(path, raw)
 
 

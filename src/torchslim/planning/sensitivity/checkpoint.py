@@ -16,7 +16,7 @@ from torchslim.planning.sensitivity.metrics import update
 from torchslim.utils.files import write_text
 from torchslim.utils.json_values import read_json
 from torchslim.utils.modules import tensors_of
-from torchslim.utils.text import first_line
+from torchslim.utils.text import describe_error
 
 FORMAT = 1
 KIND = "torchslim.sensitivity"
@@ -69,7 +69,7 @@ class Notebook:
         try:
             contents = read_json(_Contents, path.read_bytes(), str(path), remedy, FORMAT)
         except OSError as error:
-            raise CheckpointError(f"{path}: can't be read ({first_line(error)}); {remedy}") from error
+            raise CheckpointError(f"{path}: can't be read ({describe_error(error)}); {remedy}") from error
         there = contents.identity
         odd = [name for name in sorted({*there, *self.identity}) if there.get(name) != self.identity.get(name)]
         if odd:

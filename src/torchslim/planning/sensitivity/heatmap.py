@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from torchslim.utils.svg import join, number, shorten, tag
+from torchslim.utils.svg import coordinate, join, shorten, tag
 
 ROW, TOP, EDGE = 22, 78, 16
 LONGEST = 36
@@ -84,7 +84,7 @@ def draw(heatmap: Heatmap) -> str:
     foot = tag("text", "Each group by itself, all others whole; nothing was trained in between.", cls="quiet", x=EDGE,
                y=height - 12)
     return str(tag("svg", head + rows + foot, xmlns="http://www.w3.org/2000/svg", role="img",
-                   viewBox=f"0 0 {number(width)} {number(height)}", width=width, height=height))
+                   viewBox=f"0 0 {coordinate(width)} {coordinate(height)}", width=width, height=height))
 
 
 def number_of_pixels(characters: int) -> float:
@@ -113,8 +113,8 @@ def _curve(group: HeatmapRow, most: float, x: float, y: float) -> Markup:
     shares = [1.0, *(kept / group.channels for kept in group.kept)]
     spots = [(x + CURVE * (1 - share), y + 4 + (ROW - 8) * min(1.0, max(0.0, loss / most if most else 0.0)))
              for share, loss in zip(shares, [0.0, *group.losses], strict=True)]
-    path = "".join(f"{'L' if at else 'M'}{number(a)} {number(b)}" for at, (a, b) in enumerate(spots))
-    dots = "".join(f"M{number(a)} {number(b)}h0" for a, b in spots)
+    path = "".join(f"{'L' if at else 'M'}{coordinate(a)} {coordinate(b)}" for at, (a, b) in enumerate(spots))
+    dots = "".join(f"M{coordinate(a)} {coordinate(b)}h0" for a, b in spots)
     return (tag("rect", cls="frame", x=x, y=y + 1, width=CURVE, height=ROW - 2, rx=2)
             + tag("path", cls="line", d=path) + tag("path", cls="dots", d=dots))
 

@@ -16,7 +16,7 @@ from torchslim.utils.data import EVALUATION_BATCH, Data, is_dataset
 from torchslim.utils.eval_mode import evaluating
 from torchslim.utils.inputs import arguments, map_tensors, tensors_in
 from torchslim.utils.seeding import seeded
-from torchslim.utils.text import first_line
+from torchslim.utils.text import describe_error
 
 TINY = torch.finfo(torch.float64).tiny
 
@@ -113,8 +113,8 @@ class Yardstick:
                 except TorchslimError:
                     raise
                 except (RuntimeError, TypeError, ValueError) as error:
-                    raise RequestError(f"data: the model fails on batch {place}: {first_line(error)}; give inputs as "
-                                       "the model is called with, or pairs of these and integers") from error
+                    raise RequestError(f"data: the model fails on batch {place}: {describe_error(error)}; give inputs "
+                                       "as the model is called with, or pairs of these and integers") from error
                 if not outputs:
                     raise RequestError(f"data: the model gives no tensor on batch {place}; nothing can be compared")
                 yield inputs, targets, outputs

@@ -31,9 +31,9 @@ from torchslim.rules.options import CouplingOptions
 from torchslim.surgery.cutting import apply
 from torchslim.surgery.plans import LeftAlone, Plan
 from torchslim.tracing.runs import trace_modes
-from torchslim.utils.files import writable
+from torchslim.utils.files import check_writable
 from torchslim.utils.inputs import Inputs, unwrap
-from torchslim.utils.patterns import matches
+from torchslim.utils.patterns import all_match
 
 RATIOS = (0.9, 0.7, 0.5, 0.3, 0.1)
 
@@ -98,7 +98,7 @@ def sensitivity(model: nn.Module, inputs: Inputs, data: Any, *, ratios: Sequence
         TraceError: the model fails on these inputs.
     """
     model, widths, batches = unwrap(model), _checked(ratios), batches_in(data)
-    path = None if checkpoint is None else writable(Path(checkpoint), "scan.json")
+    path = None if checkpoint is None else check_writable(Path(checkpoint), "scan.json")
     options: dict[str, Any] = {"shortcuts": shortcuts, "exclude": tuple(exclude), "whole_groups": whole_groups,
                                "allow_approximate": allow_approximate, "seed": seed}
     # A plan that takes nothing: it checks the request, and says what can't be cut.
@@ -173,8 +173,8 @@ class _Unit:
 def _may_go(group: ChannelGroup, shortcuts: bool, only: Sequence[str], exclude: Sequence[str]) -> bool:
     """As `plan` decides it; layers' names are all that its patterns know, so groups that no layer makes stay."""
     return (bool(group.makers) and not group.frozen and (shortcuts or not group.shortcut)
-            and (not only or matches(group.makers, only))
-            and not any(matches([layer], exclude) for layer in group.makers))
+            and (not only or all_match(group.makers, only))
+            and not any(all_match([layer], exclude) for layer in group.makers))
 
 
 def _units(coupling: Coupling, free: Sequence[ChannelGroup]) -> list[_Unit]:
