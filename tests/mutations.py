@@ -173,12 +173,10 @@ class Mutations:
         plain = rules.row_of
 
         def row_of(op: Op) -> Row | None:
-            for name in (op.name, op.name.removesuffix("_")):
-                if name in rules.ROWS:
-                    if name in self.known:
-                        reached.add(name)
-                        self.known[name].matters |= not self.replaceable(op, name)
-                    break
+            name = rules.row_name(op)
+            if name in self.known:
+                reached.add(name)
+                self.known[name].matters |= not self.replaceable(op, name)
             return plain(op)
 
         before = dict(rules.ROWS)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from torchslim import rules
-from torchslim.rules import row_of
+from torchslim.rules import row_name, row_of
 from torchslim.tracing.graph import Graph
 
 Function = Callable[..., Any]
@@ -48,7 +48,14 @@ FREE: dict[str, Function] = {
     "_prelu_kernel": lambda x: functional.prelu(x, torch.full((1,), 0.2, dtype=x.dtype)),
     "alias": lambda x: aten.alias(x), "_to_copy": lambda x: x.float(),
     "lift_fresh": lambda x: aten.lift_fresh(x), "lift_fresh_copy": lambda x: aten.lift_fresh_copy(x),
-    "fill_": lambda x: x + torch.empty(SHAPE).copy_(x).fill_(1), "zero_": lambda x: x + x.clone().zero_(),
+    "fill": lambda x: x + torch.empty(SHAPE).copy_(x).fill_(1), "zero": lambda x: x + x.clone().zero_(),
+    "lift": lambda x: aten.lift(x), "_lazy_clone": lambda x: aten._lazy_clone(x), "_neg_view": aten._neg_view,
+    "set": lambda x: torch.empty(SHAPE, dtype=x.dtype).set_(x), "narrow": lambda x: torch.narrow_copy(x, 2, 1, 2),
+    "resize": lambda x: torch.empty(0, dtype=x.dtype).resize_(SHAPE).copy_(x),
+    "resize_as": lambda x: torch.empty(0, dtype=x.dtype).resize_as_(x).copy_(x),
+    "_reshape": lambda x: aten._reshape_copy(x, (2, 6, 16)),
+    "slice_scatter": lambda x: x.slice_scatter(x.exp()[:, :, :2], 2, 1, 3),
+    "select_scatter": lambda x: x.select_scatter(x.amax(2), 2, 1),
     "_conj": lambda x: x.to(torch.complex128).conj(),
     "as_strided": lambda x: x.as_strided(SHAPE, (96, 16, 4, 1)),
     "zeros": lambda x: x + torch.zeros(6, 1, 1), "ones": lambda x: x + torch.ones(1, 6, 4, 4),
@@ -75,7 +82,8 @@ FREE: dict[str, Function] = {
     "squeeze": lambda x: x.unsqueeze(1).squeeze_(1), "expand": lambda x: x.expand(3, -1, -1, -1, -1),
     "repeat": lambda x: x.repeat(1, 2, 1, 1), "slice": lambda x: x[:, 1:5], "select": lambda x: x[:, :, 1],
     "split": lambda x: x.split(3, 1), "split_with_sizes": lambda x: x.split([2, 4], 1),
-    "unsafe_split": lambda x: aten.unsafe_split(x, 3, 1), "split_copy": lambda x: aten.split_copy(x, 2, 1),
+    "unsafe_split": lambda x: aten.unsafe_split(x, 3, 1),
+    "unsafe_split_with_sizes": lambda x: aten.unsafe_split_with_sizes(x, [2, 4], 1),
     "unbind": lambda x: x.unbind(2), "cat": lambda x: torch.cat([x, x.relu()], 1),
     "stack": lambda x: torch.stack([x, x], 1), "flip": lambda x: x.flip(1), "roll": lambda x: x.roll(2, 1),
     "unfold": lambda x: x.unfold(1, 2, 2), "index": lambda x: x[:, :, PLACES],
@@ -150,7 +158,9 @@ ROOMS: dict[str, Function] = {
 # By chance, or for devices and builds that are not here: every channel stays free, which one run can't show.
 CHANCE: dict[str, Function] = {
     "native_dropout": lambda x: aten.native_dropout(x, 0.3, True), "bernoulli": lambda x: x * x.sigmoid().bernoulli_(),
-    "uniform_": lambda x: x * x.clone().uniform_(), "normal_": lambda x: x + x.clone().normal_(),
+    "uniform": lambda x: x * x.clone().uniform_(), "normal_": lambda x: x + x.clone().normal_(),
+    "normal_functional": lambda x: x + aten.normal_functional(x), "random": lambda x: x * x.clone().random_(9),
+    "exponential": lambda x: x * x.clone().exponential_(), "randint_like": lambda x: x * torch.randint_like(x, 9),
     "rand_like": lambda x: x * torch.rand_like(x), "randn_like": lambda x: x + torch.randn_like(x),
     "rrelu_with_noise": lambda x: aten.rrelu_with_noise(x, torch.empty_like(x), 0.1, 0.3, True),
     "rrelu_with_noise_functional": lambda x: aten.rrelu_with_noise_functional(
@@ -167,7 +177,8 @@ MADE: dict[str, Callable[[], Tensor]] = {
     "rand": lambda: torch.rand(6), "randn": lambda: torch.randn(6), "randint": lambda: torch.randint(9, (6,)),
     "randperm": lambda: torch.randperm(6), "logspace": lambda: torch.logspace(0, 1, 6),
     "tril_indices": lambda: torch.tril_indices(3, 3)[0], "triu_indices": lambda: torch.triu_indices(3, 3)[0],
-    "hann_window": lambda: torch.hann_window(6),
+    "range": lambda: torch.ops.aten.range(0, 5), **{name: lambda name=name: getattr(torch, name)(6) for name in (
+        "bartlett_window", "blackman_window", "hamming_window", "hann_window", "kaiser_window")},
 }
 
 
@@ -201,7 +212,7 @@ def key(name: str) -> str:
 
 def reached(graph: Graph) -> set[str]:
     """Names of the rows that the run's operations have."""
-    return {op.name if op.name in rules.ROWS else op.name.removesuffix("_") for op in graph.ops if row_of(op)}
+    return {row_name(op) for op in graph.ops if row_of(op)}
 
 
 def run(name: str, function: Function, shape: tuple[int, ...] = SHAPE, **options: Any) -> Movement:
@@ -328,7 +339,9 @@ def test_what_batch_norms_hold_follows(name: str, more: tuple[Any, ...]) -> None
 
 @pytest.mark.parametrize(("name", "function"), [
     ("split", lambda x: x.split(3, 1)), ("unsafe_split", lambda x: aten.unsafe_split(x, 3, 1)),
-    ("split_copy", lambda x: aten.split_copy(x, 3, 1)), ("split_with_sizes", lambda x: x.split([3, 3], 1)),
+    ("split", lambda x: aten.split_copy(x, 3, 1)),
+    ("unsafe_split_with_sizes", lambda x: aten.unsafe_split_with_sizes(x, [3, 3], 1)),
+    ("split_with_sizes", lambda x: x.split([3, 3], 1)),
     ("slice", lambda x: (x[:, :3], x[:, 3:])), ("stack", lambda x: torch.stack([x[:, :3], x[:, 3:]], 1)),
     ("view", lambda x: x.view(2, 2, 3, 4, 4)), ("_unsafe_view", lambda x: aten._unsafe_view(x, (2, 2, 3, 4, 4)))])
 def test_equal_parts_lose_equally_many_and_keep_two(name: str, function: Function) -> None:

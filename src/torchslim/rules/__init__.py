@@ -7,18 +7,17 @@ An operation without a row freezes the labels that it reads and is named in the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
-import torch
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from torchslim.errors import RequestError
 from torchslim.rules import elementwise, linear, mixing, shape, spatial
 from torchslim.rules import flops as counting
 from torchslim.rules import indexing as positions
-from torchslim.rules.labels import Labels, LabelSpace
-from torchslim.rules.row import Row
+from torchslim.rules.labels import Labels, LabelSpace, unnamed
+from torchslim.rules.row import Row, is_pointwise, out_arguments, plain_name
 from torchslim.rules.within_channel import moves_within
-from torchslim.tracing.graph import Op
+from torchslim.tracing.graph import Op, Value
 
 ROWS: dict[str, Row] = {**elementwise.ROWS, **linear.ROWS, **mixing.ROWS, **positions.ROWS, **shape.ROWS,
                         **spatial.ROWS}
@@ -26,18 +25,19 @@ ROWS: dict[str, Row] = {**elementwise.ROWS, **linear.ROWS, **mixing.ROWS, **posi
 
 def row_of(op: Op) -> Row | None:
     """The row of an operation; one that torch tags as pointwise needs none of its own. None if unknown."""
-    row = ROWS.get(op.name)
-    if row is None:
-        row = ROWS.get(op.name.removesuffix("_"))  # in place or not, labels move alike
-    if row is None and torch.Tag.pointwise in getattr(op.overload, "tags", ()):
-        return elementwise.POINTWISE
-    return row
+    row = ROWS.get(row_name(op))
+    return elementwise.POINTWISE if row is None and is_pointwise(op.name) else row
+
+
+def row_name(op: Op) -> str:
+    """The name of an operation's row, if it has one: in place or not, a view or a copy, labels move alike."""
+    return op.name if op.name in ROWS else plain_name(op.name)
 
 
 def keeps_values(op: Op) -> bool:
     """True for an operation that moves or copies elements, and changes none."""
     row = row_of(op)
-    moving = op.name.removesuffix("_")
+    moving = row_name(op)
     return row is not None and (row.labels is elementwise.passing or moving in shape.ROWS or moving in positions.ROWS)
 
 
@@ -61,12 +61,35 @@ def multiplies(op: Op) -> bool:
 def move_labels(space: LabelSpace, op: Op) -> None:
     """Apply an operation's row to the labels; freeze what an unknown operation reads."""
     row = row_of(op)
+    written = _written_arguments(op)
+    if row is not None and written:
+        _move_into(space, op, row, written)
+        return
     if row is not None:
         row.labels(space, op)
         return
     space.unknown_ops.add(op.name)
     for value in op.inputs:
         space.freeze_value(value, f"no rule for the operation in {op.where}")
+
+
+def _written_arguments(op: Op) -> dict[str, Value]:
+    """The arguments of an `out=` form that the operation's results are written to."""
+    names = out_arguments(op.overload) if op.kwargs else ()
+    return {name: op.kwargs[name] for name in names if isinstance(op.kwargs.get(name), Value)}
+
+
+def _move_into(space: LabelSpace, op: Op, row: Row, written: Mapping[str, Value]) -> None:
+    """An `out=` form: the results' labels meet those of the tensors that they are written to."""
+    kwargs = {name: value for name, value in op.kwargs.items() if name not in written}
+    targets = {value.id for value in written.values()}  # one that the operation has resized is a new value
+    results = tuple(unnamed(value) if value is not None and value.id in targets else value
+                    for value in op.outputs)
+    # Keyword arguments come last, and the tensors among them are the ones written to.
+    row.labels(space, replace(op, kwargs=kwargs, inputs=op.inputs[:-len(written)], outputs=results))
+    for target, result in zip(op.outputs, results, strict=True):
+        if target is not None and result is not None and result is not target:
+            space.set(target, space.broadcast_union([target, result], op))
 
 
 def macs(op: Op) -> int:
@@ -80,7 +103,7 @@ def flops(op: Op) -> int:
     row = row_of(op)
     if row is not None and row.macs is not None:
         return 2 * row.macs(op)
-    count = counting.COUNTS.get(op.name.removesuffix("_"))
+    count = counting.COUNTS.get(row_name(op))
     if count is None and row is not None and row.labels is elementwise.pointwise:
         count = counting.POINTWISE
     if count is None or not any(value.dtype.is_floating_point or value.dtype.is_complex for value in op.inputs):

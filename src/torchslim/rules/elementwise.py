@@ -33,6 +33,29 @@ def passing(space: LabelSpace, op: Op) -> None:
             space.set(out, space.tracks(first))
 
 
+def aliased(space: LabelSpace, op: Op) -> None:
+    """A tensor of the same elements in the same memory."""
+    space.alias(op.output, op.inputs[0])
+
+
+def replaced(space: LabelSpace, op: Op) -> None:
+    """aten.set_(x, source): x becomes another name of the source."""
+    source: Value = op.inputs[-1]
+    if source.shape == op.output.shape:
+        space.set(op.output, space.tracks(source))
+    else:
+        space.freeze_value(source, f"read by strides in {op.where}")
+
+
+def resized(space: LabelSpace, op: Op) -> None:
+    """aten.resize_(x, size), often of a tensor without elements, which then holds arbitrary ones."""
+    x = op.args[0]
+    if x.numel == 0:
+        space.fill(op.output)
+    else:
+        restrided(space, op)
+
+
 def restrided(space: LabelSpace, op: Op) -> None:
     """as_strided_ that keeps the shape (how some kernels lay out their result); any other is no plain view."""
     x = op.args[0]
@@ -81,17 +104,21 @@ ROWS = {
         "hardsigmoid", "hardtanh", "relu", "silu", "mish", "gelu", "leaky_relu", "elu", "sigmoid", "tanh",
         "softplus", "clamp", "pow", "threshold", "rsub", "rsqrt", "sqrt")},
     **{f"aten.{name}": Row(passing) for name in (
-        "native_dropout", "alias", "detach", "clone", "_to_copy", "lift_fresh", "lift_fresh_copy",
-        "bernoulli", "fill_", "zero_", "_conj", "uniform_", "normal_", "rrelu_with_noise",
-        "rrelu_with_noise_functional")},
+        "native_dropout", "clone", "_lazy_clone", "_to_copy", "lift", "lift_fresh", "lift_fresh_copy",
+        "bernoulli", "fill", "zero", "_conj", "_neg_view", "uniform", "normal_", "normal_functional", "random",
+        "exponential", "rrelu_with_noise", "rrelu_with_noise_functional")},
+    **{f"aten.{name}": Row(aliased) for name in ("alias", "detach")},
+    "aten.set": Row(replaced),
+    **{f"aten.{name}": Row(resized) for name in ("resize", "resize_as")},
     "aten.as_strided": Row(restrided),
     "aten.index_fill": Row(index_fill),
     **{f"aten.{name}": Row(blank) for name in (
         "zeros", "ones", "empty", "full", "empty_strided", "empty_permuted", "scalar_tensor")},
     **{f"aten.{name}": Row(like) for name in (
         "zeros_like", "ones_like", "empty_like", "full_like", "new_zeros", "new_ones", "new_empty", "new_full",
-        "rand_like", "randn_like", "new_empty_strided")},
+        "rand_like", "randn_like", "randint_like", "new_empty_strided")},
     **{f"aten.{name}": Row(silent) for name in (
         "arange", "linspace", "eye", "rand", "randn", "randint", "randperm", "logspace", "tril_indices",
-        "triu_indices", "hann_window")},
+        "triu_indices", "range", "bartlett_window", "blackman_window", "hamming_window", "hann_window",
+        "kaiser_window")},
 }

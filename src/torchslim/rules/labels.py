@@ -12,7 +12,7 @@ Operations move labels (`rules/`), and declare here what follows: that labels ar
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,6 +108,7 @@ class LabelSpace:
     unknown_ops: set[str] = field(default_factory=set)
     mixed: list[MixedLabels] = field(default_factory=list)
     _tracks: dict[int, Tracks] = field(default_factory=dict)
+    _expanded: dict[int, tuple[tuple[int, ...], list[Value]]] = field(default_factory=dict)
     _state: dict[tuple[str, int], Labels | None] = field(default_factory=dict)
     _spread: dict[str, Labels] = field(default_factory=dict)
 
@@ -121,7 +122,7 @@ class LabelSpace:
 
         Parameters keep their labels, which joins the tapes.
         """
-        self._tracks = {}
+        self._tracks, self._expanded = {}, {}
         return self._tracks
 
     def tracks(self, value: Value) -> Tracks:
@@ -154,6 +155,20 @@ class LabelSpace:
         """Give an operation's result the labels of one dimension; None where it can't be cut."""
         if labels is not None:
             self.set(value, [along_dim(labels, dim % len(value.shape), len(value.shape))])
+
+    def mark_expanded(self, value: Value, dims: tuple[int, ...]) -> None:
+        """Declare that a value repeats one element along these dimensions, as `expand` does.
+
+        They get the labels of what they meet: whether torch broadcasts a tensor or is given it expanded is the same.
+        """
+        self._expanded[value.id] = dims, [value]
+
+    def alias(self, value: Value, source: Value) -> None:
+        """Give a value the labels of another of the same elements."""
+        self.set(value, self.tracks(source))
+        if source.id in self._expanded:
+            self._expanded[value.id] = self._expanded[source.id]
+            self._expanded[value.id][1].append(value)
 
     def fill(self, value: Value) -> None:
         """Label a tensor of equal elements (zeros, ones, uninitialised): it is cut along with whatever it meets."""
@@ -286,11 +301,22 @@ class LabelSpace:
                 self._merge_into(merged, track)
         for track in merged:
             dims = [dim for dim in range(ndim) if track.shape[dim] > 1]
-            for own, shape in zip(carried, shapes, strict=True):
+            for value, own, shape in zip(values, carried, shapes, strict=True):
                 whole = all(shape[dim] > 1 for dim in dims)
-                if whole and not any(o.shape[dim] > 1 for o in own for dim in dims):
+                if (whole and not any(o.shape[dim] > 1 for o in own for dim in dims)
+                        and not self._label_expanded(value, track)):
                     self.freeze(track, f"meets a tensor that can't be cut in {op.where}")
         return tuple(merged)
+
+    def _label_expanded(self, value: Value, track: Labels) -> bool:
+        """Label a value and its aliases along the dimensions of a track; False unless it repeats along all of them."""
+        dims, aliases = self._expanded.get(value.id, ((), []))
+        offset = track.ndim - len(value.shape)
+        if not all(dim - offset in dims for dim, size in enumerate(track.shape) if size > 1):
+            return False
+        for alias in aliases:
+            self.set(alias, (*self.tracks(alias), track.reshape(track.shape[offset:])))
+        return True
 
     def _merge_into(self, merged: list[Labels], track: Labels) -> None:
         for place, other in enumerate(merged):
@@ -300,6 +326,11 @@ class LabelSpace:
                     merged[place] = track
                 return
         merged.append(track)
+
+
+def unnamed(value: Value) -> Value:
+    """A value like this one that is nobody's parameter and has no labels yet."""
+    return replace(value, id=-1 - value.id, source="operation", name="")
 
 
 def along_dim(labels: Labels, dim: int, ndim: int) -> Labels:

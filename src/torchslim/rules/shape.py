@@ -7,14 +7,15 @@ costs memory by the channel and not by the pixel.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from math import prod
 from typing import Any
 
 import numpy as np
 import torch
 
-from torchslim.rules.labels import Labels, LabelSpace, along_dim, spread, squeeze_equal
-from torchslim.rules.row import Row
+from torchslim.rules.labels import Labels, LabelSpace, along_dim, spread, squeeze_equal, unnamed
+from torchslim.rules.row import Row, plain_name
 from torchslim.tracing.graph import Op, Value
 
 
@@ -97,9 +98,14 @@ def squeeze(space: LabelSpace, op: Op) -> None:
 
 
 def expand(space: LabelSpace, op: Op) -> None:
-    """expand: new dimensions come in front; what is repeated is not cut."""
-    ndim = len(op.output.shape)
-    space.set(op.output, [t.reshape((1,) * (ndim - t.ndim) + t.shape) for t in space.tracks(op.args[0])])
+    """expand: new dimensions come in front; what is repeated is cut only with what it meets."""
+    x, shape = op.args[0], op.output.shape
+    if x.shape == shape:
+        space.alias(op.output, x)
+        return
+    stored = (1,) * (len(shape) - len(x.shape)) + x.shape
+    space.set(op.output, [t.reshape((1,) * (len(shape) - t.ndim) + t.shape) for t in space.tracks(x)])
+    space.mark_expanded(op.output, tuple(dim for dim, size in enumerate(shape) if stored[dim] == 1 < size))
 
 
 def repeat(space: LabelSpace, op: Op) -> None:
@@ -133,6 +139,12 @@ def slices(space: LabelSpace, op: Op) -> None:
     space.set(op.output, tracks)
 
 
+def narrow(space: LabelSpace, op: Op) -> None:
+    """aten.narrow_copy(x, dim, start, length)."""
+    x, dim, start, length = op.args
+    slices(space, replace(op, args=(x, dim, start, start + length)))
+
+
 def _like_its_siblings(space: LabelSpace, track: Labels, start: int, size: int, step: int) -> None:
     """A slice that is one of n equal parts (`x[:, :c // 2]`, `x[:, ::2]`): they lose equally many, as in a chunk."""
     whole = track.size
@@ -163,6 +175,19 @@ def _by_position(space: LabelSpace, track: Labels, dim: int, op: Op) -> None:
         space.freeze(track, f"picked by position in {op.where}")
 
 
+def written_view(view: Callable[[LabelSpace, Op], None]) -> Callable[[LabelSpace, Op], None]:
+    """A row of slice_scatter(x, source, ...) and its like: a copy of x in which a view is overwritten."""
+
+    def labels(space: LabelSpace, op: Op) -> None:
+        x, source = op.args[:2]
+        target = unnamed(source)
+        view(space, replace(op, args=(x, *op.args[2:]), inputs=(x,), outputs=(target,)))
+        space.broadcast_union([target, source], op)
+        space.set(op.output, space.tracks(x))
+
+    return labels
+
+
 def split(space: LabelSpace, op: Op) -> None:
     """aten.split(x, size, dim), split_with_sizes(x, sizes, dim), chunk: equal parts lose equally many."""
     x = op.args[0]
@@ -182,7 +207,7 @@ def _parts(space: LabelSpace, op: Op, x: Value, dim: int, sizes: list[int]) -> N
             if track.size == track.shape[dim] and len(sizes) > 1:
                 if len(set(sizes)) == 1 and sizes[0] > 1:
                     space.equal_groups(track.reshape(len(sizes), -1), least=2)
-                elif op.name != "aten.split_with_sizes":
+                elif plain_name(op.name) not in ("aten.split_with_sizes", "aten.unsafe_split_with_sizes"):
                     space.freeze(track, f"split into unequal parts in {op.where}")
         for result, part in zip(results, parts, strict=True):
             if part.size == 1 < track.size:
@@ -300,7 +325,7 @@ def generic(*positions: int) -> Callable[[LabelSpace, Op], None]:
 
 
 _ROWS: dict[tuple[str, ...], Callable[[LabelSpace, Op], None]] = {
-    ("view", "_unsafe_view", "_reshape_alias"): view,
+    ("view", "_unsafe_view", "_reshape", "_reshape_alias"): view,
     ("permute",): moved(np.transpose),
     ("transpose",): moved(_transpose),
     ("t",): moved(_transpose),
@@ -309,8 +334,11 @@ _ROWS: dict[tuple[str, ...], Callable[[LabelSpace, Op], None]] = {
     ("expand",): expand,
     ("repeat",): repeat,
     ("slice",): slices,
+    ("narrow",): narrow,
     ("select",): select,
-    ("split", "split_with_sizes", "unsafe_split", "split_copy"): split,
+    ("slice_scatter",): written_view(slices),
+    ("select_scatter",): written_view(select),
+    ("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes"): split,
     ("unbind",): unbind,
     ("cat",): cat,
     ("stack",): stack,

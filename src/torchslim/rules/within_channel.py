@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from torchslim.rules.labels import Labels
+from torchslim.rules.row import plain_name
 from torchslim.tracing.graph import Op, Value
 
 # Where each of these names the dimensions along which it picks or moves.
@@ -19,7 +20,7 @@ def moves_within(op: Op, tracks: Sequence[Labels]) -> bool:
 
     Channels that are rolled over the batch, mirrored or cropped are other channels than those beside them that are not.
     """
-    name, x = op.name.removeprefix("aten.").removesuffix("_"), op.args[0] if op.args else None
+    name, x = plain_name(op.name).removeprefix("aten."), op.args[0] if op.args else None
     if not isinstance(x, Value) or not tracks:
         return False
     own = [track for track in tracks if track.ndim == len(x.shape)]  # positions have tracks of their own
@@ -33,12 +34,12 @@ def moves_within(op: Op, tracks: Sequence[Labels]) -> bool:
     if name in ("permute", "transpose", "t"):
         order = _reordered(op, np.arange(len(x.shape)))
         return [dim for dim in order if dim in plain] != plain
-    return name in ("index_put", "_unsafe_index_put")
+    return name in ("index_put", "_unsafe_index_put", "slice_scatter", "select_scatter")
 
 
 def _reordered(op: Op, dims: Labels) -> list[int]:
     """The dimensions in the order that a permutation or transposition leaves them in."""
-    if op.name == "aten.permute":
+    if plain_name(op.name) == "aten.permute":
         return [int(dims[dim]) for dim in op.args[1]]
     a, b = op.args[1:3] if len(op.args) > 2 else (0, -1)
     dims[a], dims[b] = dims[b], dims[a]

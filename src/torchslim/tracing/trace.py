@@ -213,8 +213,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             raise _NeedsData(f"{func} reads data")
         result = func(*_map(self._stand_in, args),
                       **{key: _map(self._stand_in, (item,))[0] for key, item in kwargs.items()})
-        # In-place operations on a stood-in tensor must give the tensor itself back to the model.
-        return _map(lambda t: self.originals.get(id(t), t), (result,))[0]
+        return _map(self._original, (result,))[0]
 
     def _stand_in(self, tensor: Tensor) -> Tensor:
         if tensor.is_meta:
@@ -225,6 +224,13 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             found = self.stand_ins[id(tensor)] = torch.empty_like(tensor, device="meta", requires_grad=False)
             self.originals[id(found)] = tensor
         return found
+
+    def _original(self, tensor: Tensor) -> Tensor:
+        """In-place operations on a stood-in tensor must give the tensor itself back to the model."""
+        original = self.originals.get(id(tensor), tensor)
+        if original.shape != tensor.shape:
+            raise _NeedsData("a tensor that is not on the meta device is resized in place")
+        return original
 
     @contextmanager
     def module_names(self) -> Iterator[None]:
