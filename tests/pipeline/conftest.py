@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from torchslim.pipeline.runner import Event, run_slim
+from torchslim.pipeline.runner import PhaseEvent, run_slim
 from torchslim.pipeline.settings import Settings
 
 NET = """
@@ -60,16 +60,16 @@ def ask(network: Path) -> Ask:
     """Settings of a run of a few seconds."""
 
     def settings(out: Path, **changes: Any) -> Settings:
-        few = {"baseline_epochs": 4, "sparsify_epochs": 3, "finetune_epochs": 3}
+        epoch_settings = {"baseline_epochs": 4, "sparsify_epochs": 3, "finetune_epochs": 3}
         return Settings(**{"model": f"{network}:tiny", "data": "digits", "macs": 0.4, "size": 8, "threads": 1,
-                           "batch_size": 32, "round_to": 2, "export": False, **few, "out": out, **changes})
+                           "batch_size": 32, "round_to": 2, "export": False, **epoch_settings, "out": out, **changes})
 
     return settings
 
 
 @pytest.fixture(scope="session")
-def finished(ask: Ask, tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, Any, list[Event]]:
+def finished(ask: Ask, tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, Any, list[PhaseEvent]]:
     """An undisturbed run, ONNX and all: its settings, its record, what was told on the way."""
     settings = ask(tmp_path_factory.mktemp("finished") / "run", export=True)
-    events: list[Event] = []
+    events: list[PhaseEvent] = []
     return settings, run_slim(settings, events.append), events

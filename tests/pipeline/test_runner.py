@@ -26,14 +26,14 @@ from torchslim.errors import ProofError, RequestError, TrainingError
 from torchslim.latency import target as deadlines
 from torchslim.pipeline import phases
 from torchslim.pipeline import runner as slim
-from torchslim.pipeline.runner import Event, run_slim
+from torchslim.pipeline.runner import PhaseEvent, run_slim
 from torchslim.pipeline.settings import Settings
 from torchslim.report.record import Record
 from torchslim.surgery.plans import Plan
 from torchslim.train import evaluate, load_data
 
 Ask = Callable[..., Settings]
-Finished = tuple[Settings, Record, list[Event]]
+Finished = tuple[Settings, Record, list[PhaseEvent]]
 
 FILES = ["baseline.onnx", "baseline.safetensors", "plan.json", "record.json", "report.html", "slim.onnx",
          "slim.safetensors", "work"]
@@ -121,7 +121,7 @@ def test_what_is_told_on_the_way(finished: Finished) -> None:
 
 def test_a_finished_run_answers_at_once(finished: Finished) -> None:
     settings, record, _ = finished
-    events: list[Event] = []
+    events: list[PhaseEvent] = []
     start = time.monotonic()
     assert run_slim(settings, events.append) == record
     assert run_slim(replace(settings, export=False), events.append) == record
@@ -186,14 +186,14 @@ def test_stopped_before_each_phase_is_noted_it_ends_with_the_same_bits(
     """The worst moment: a phase's files are there, and the folder does not say so yet."""
     settings = ask(tmp_path / "run")
     finish = slim.RunFolder.finish
-    for phase in slim.wanted(settings):
+    for phase in slim.phases_of(settings):
 
         def halt(folder: Any, name: str, results: Any, phase: str = phase.name) -> None:
             if name == phase:
                 raise Halt
             finish(folder, name, results)
 
-        events: list[Event] = []
+        events: list[PhaseEvent] = []
         monkeypatch.setattr(slim.RunFolder, "finish", halt)
         with pytest.raises(Halt):
             run_slim(settings, events.append)
@@ -219,7 +219,7 @@ def test_a_result_that_was_deleted_is_made_again(ask: Ask, finished: Finished, t
     settings = ask(tmp_path / "run")
     run_slim(settings)
     (settings.out / name).unlink()
-    events: list[Event] = []
+    events: list[PhaseEvent] = []
     run_slim(settings, events.append)
     assert [event.phase.name for event in events if event.kind == "begin"] == again
     assert weights(settings) == weights(finished[0])
@@ -296,10 +296,10 @@ def test_other_settings_are_refused_until_restart(ask: Ask, finished: Finished, 
     with pytest.raises(RequestError, match=r"--macs 0\.4 \(now 0\.5\).*--restart"):
         run_slim(replace(settings, macs=0.5))
     assert weights(settings) == before
-    few = {"baseline_epochs": 1, "sparsify_epochs": 0, "finetune_epochs": 0}
-    run_slim(ask(tmp_path / "run", **few))
+    epoch_settings = {"baseline_epochs": 1, "sparsify_epochs": 0, "finetune_epochs": 0}
+    run_slim(ask(tmp_path / "run", **epoch_settings))
     first = weights(ask(tmp_path / "run"))
-    run_slim(ask(tmp_path / "run", macs=0.7, **few), restart=True)
+    run_slim(ask(tmp_path / "run", macs=0.7, **epoch_settings), restart=True)
     assert weights(ask(tmp_path / "run")) != first
 
 
@@ -321,7 +321,7 @@ def test_a_cut_that_is_not_proven_stops_the_run(ask: Ask, tmp_path: Path, monkey
 
 def test_models_that_do_not_fit_are_refused_before_training(ask: Ask, network: Path, tmp_path: Path) -> None:
     def refused(words: str, **changes: Any) -> None:
-        events: list[Event] = []
+        events: list[PhaseEvent] = []
         with pytest.raises(RequestError, match=words):
             run_slim(ask(tmp_path / "run", **changes), events.append)
         assert not [event for event in events if event.kind == "epoch"]
@@ -394,9 +394,9 @@ def test_progress_names_phases_and_the_time_that_is_left(
     if terminal:
         monkeypatch.setenv("FORCE_COLOR", "1")
     phase = slim.PHASES[0]
-    events = [Event(phase, 1, 9, "begin"), Event(phase, 1, 9, "step", 0.2, "epoch 1/4, loss 2.000"),
-              Event(phase, 1, 9, "epoch", 0.25, "epoch 1/4, loss 1.900, accuracy 50.00%"),
-              Event(phase, 1, 9, "end", 1.0, "accuracy 98.00%"), Event(slim.PHASES[1], 2, 9, "skip", 1.0)]
+    events = [PhaseEvent(phase, 1, 9, "begin"), PhaseEvent(phase, 1, 9, "step", 0.2, "epoch 1/4, loss 2.000"),
+              PhaseEvent(phase, 1, 9, "epoch", 0.25, "epoch 1/4, loss 1.900, accuracy 50.00%"),
+              PhaseEvent(phase, 1, 9, "end", 1.0, "accuracy 98.00%"), PhaseEvent(slim.PHASES[1], 2, 9, "skip", 1.0)]
     with Bars() if terminal else contextlib.nullcontext(Lines()) as watch:
         for event in events:
             watch(event)

@@ -12,7 +12,7 @@ import torchslim as ts
 from helpers import Call, count, counted_macs, oracle_error, random_statistics
 from torchslim.errors import RequestError
 from torchslim.pipeline import unet_ladder as ladder
-from torchslim.pipeline.unet_ladder import Rung, astray, climb
+from torchslim.pipeline.unet_ladder import Rung, measure_ladder, mismatched_rungs
 from torchslim.zoo import unet
 
 PARAMS = (31_155_586, 28_719_900, 26_285_660, 11_635_292, 9_035_594, 5_919_434, 6_123_686, 6_027_686, 1_530_086)
@@ -52,11 +52,12 @@ def test_no_rules_make_a_narrower_rung() -> None:
 
 def test_the_last_rung_is_an_exact_cut_of_the_one_before() -> None:
     x = torch.randn(1, 3, 125, 125)
-    before = random_statistics(ladder.made(ladder.STEPS[8], x))
+    before = random_statistics(ladder.build_rung(ladder.RUNG_SPECS[8], x))
     plan = ts.plan(before, x, channels=0.75, scope="uniform")
     after = ts.apply(before, plan)
     assert oracle_error(before, after, plan, x) < 1e-9
-    assert [p.shape for p in after.parameters()] == [p.shape for p in ladder.made(ladder.STEPS[9], x).parameters()]
+    last = ladder.build_rung(ladder.RUNG_SPECS[9], x)
+    assert [p.shape for p in after.parameters()] == [p.shape for p in last.parameters()]
 
 
 def test_the_table_and_the_chart(call: Call, tmp_path: Path) -> None:
@@ -75,10 +76,10 @@ def test_the_table_and_the_chart(call: Call, tmp_path: Path) -> None:
 def test_where_parameters_and_time_part_it_says_so(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figures = ((9, 3.0), (8, 3.5), (7, 2.0), (8, 1.0), (7, 0.5))
     rungs = tuple(Rung(place, "", params, 0, 1, 1, ms) for place, (params, ms) in enumerate(figures))
-    assert astray(rungs) == {1: "fewer parameters than rung 0, and no less time",
+    assert mismatched_rungs(rungs) == {1: "fewer parameters than rung 0, and no less time",
                              3: "more parameters than rung 2, and less time"}
-    assert astray([Rung(place, "", 9 - place, 0, 1, 1, None) for place in range(3)]) == {}
-    monkeypatch.setattr(ladder, "climb", lambda *_, **__: rungs)
+    assert mismatched_rungs([Rung(place, "", 9 - place, 0, 1, 1, None) for place in range(3)]) == {}
+    monkeypatch.setattr(ladder, "measure_ladder", lambda *_, **__: rungs)
     status, out, _ = call("ladder", "--plot", tmp_path / "ladder.svg")
     assert status == 0
     assert out.splitlines()[-2:] == ["rung 1: fewer parameters than rung 0, and no less time",
@@ -91,6 +92,6 @@ def test_where_parameters_and_time_part_it_says_so(call: Call, tmp_path: Path, m
 def test_pictures_that_are_too_small_are_refused() -> None:
     for wrong in (124, 125.5, "256", None, (256, 256)):
         with pytest.raises(RequestError, match="wanted whole numbers: at least 125 pixels"):
-            climb(wrong)  # type: ignore[arg-type]
+            measure_ladder(wrong)  # type: ignore[arg-type]
     with pytest.raises(RequestError, match=r"1\.5 rounds found"):
-        climb(125, rounds=1.5)  # type: ignore[arg-type]
+        measure_ladder(125, rounds=1.5)  # type: ignore[arg-type]

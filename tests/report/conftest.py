@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from torchslim.report.record import Curve, LayerChange, Measured, Record, Sample, ScoreHistogram, Timing
+from torchslim.report.record import LayerChange, NetworkMetrics, Record, Sample, ScoreHistogram, Timing, TrainingCurve
 from torchslim.surgery.plans import LeftAlone
 
 
@@ -37,14 +37,14 @@ def record() -> Record:
         created="2025-11-21T22:24:00+00:00",
         settings={"macs": 0.4, "importance": "l2", "epochs": {"train": 12}, "only": [], "latency": None},
         environment={"torch": "2.15.0", "cpu": "four cores"},
-        before=Measured(11_181_642, 1_814_073_344, 44_780_000,
+        before=NetworkMetrics(11_181_642, 1_814_073_344, 44_780_000,
                         {"eager": Timing(31.4, 30.6, 33.9), "onnxruntime": Timing(18.2, 17.9, 19.6)}, 0.986),
-        after=Measured(3_532_666, 725_629_337, 14_180_000,
+        after=NetworkMetrics(3_532_666, 725_629_337, 14_180_000,
                        {"eager": Timing(22.3, 21.6, 24.1), "onnxruntime": Timing(8.61, 8.4, 9.9)}, 0.983),
         proof_error=3.1e-15,
         onnx_error=2.4e-7,
-        curves=(Curve("train", (2.0, 1.0, 0.5), (0.4, 0.8, 0.98)),
-                Curve("fine-tune", (0.6, 0.3), (0.9, 0.983))),
+        curves=(TrainingCurve("train", (2.0, 1.0, 0.5), (0.4, 0.8, 0.98)),
+                TrainingCurve("fine-tune", (0.6, 0.3), (0.9, 0.983))),
         layers=layers(21),
         scores=ScoreHistogram("L2 norm", (0.0, 0.5, 1.0, 1.5), (0, 30, 20), (12, 5, 0), 0.6),
         left_alone=(LeftAlone("fc", 10, "its outputs are the model's"),
@@ -63,22 +63,22 @@ def extreme(request: pytest.FixtureRequest, record: Record) -> Record:
     nan, inf = float("nan"), float("inf")
     one = LayerChange(HOSTILE, HOSTILE, 4, 2, 4, 2, 4, 2)
     return {
-        "empty": Record("", "", "", {}, {}, Measured(0, 0, 0), Measured(0, 0, 0), 0.0),
+        "empty": Record("", "", "", {}, {}, NetworkMetrics(0, 0, 0), NetworkMetrics(0, 0, 0), 0.0),
         "nan": replace(record, proof_error=nan, onnx_error=inf,
-                       curves=(Curve("a", (nan, 1.0, inf), (nan, 0.5)),),
+                       curves=(TrainingCurve("a", (nan, 1.0, inf), (nan, 0.5)),),
                        before=replace(record.before, accuracy=nan,
                                       latency={"eager": Timing(nan, inf, 0.0)}),
                        scores=ScoreHistogram("x", (nan, 1.0, inf), (1, 2), (3, 4), nan)),
-        "one": replace(record, layers=layers(1), curves=(Curve("only", (0.3,), (0.98,)),), samples=(),
+        "one": replace(record, layers=layers(1), curves=(TrainingCurve("only", (0.3,), (0.98,)),), samples=(),
                        notes=(), scores=ScoreHistogram("x", (0.0, 0.0), (5,), (0,)), left_alone=(),
                        after=replace(record.after, accuracy=None, latency={})),
         "many": replace(record, layers=layers(250, "features.stage.block"), samples=record.samples * 30,
-                        curves=tuple(Curve(f"phase {at}", (0.5,) * 500, (0.5,) * 500) for at in range(6)),
+                        curves=tuple(TrainingCurve(f"phase {at}", (0.5,) * 500, (0.5,) * 500) for at in range(6)),
                         left_alone=tuple(LeftAlone(f"block{at}.attention", 64, "mixes channels")
                                          for at in range(60))),
         "hostile": replace(record, title=HOSTILE, command=HOSTILE, created=HOSTILE,
                            settings={HOSTILE: [HOSTILE]}, environment={HOSTILE: HOSTILE}, notes=(HOSTILE,),
-                           curves=(Curve(HOSTILE, (1.0,), (0.5,)),), layers=(one, one, one),
+                           curves=(TrainingCurve(HOSTILE, (1.0,), (0.5,)),), layers=(one, one, one),
                            left_alone=(LeftAlone(HOSTILE, 1, HOSTILE),),
                            scores=ScoreHistogram(HOSTILE, (0.0, 1.0), (1,), (1,), 0.5),
                            samples=(Sample(HOSTILE, HOSTILE, HOSTILE, HOSTILE),),

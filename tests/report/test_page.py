@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from torchslim.errors import CheckpointError
-from torchslim.report import render, write
-from torchslim.report import texts as story
+from torchslim.report import render, texts, write
 from torchslim.report.record import Record
 
 LIMIT = 150_000
@@ -171,7 +170,7 @@ def test_very_many_layers_are_charted_by_size_and_all_in_the_table(record):
     one = record.layers[0]
     many = tuple(replace(one, name=f"block.{at}.conv", channels_before=8 + at) for at in range(300))
     page = render(replace(record, layers=many))
-    assert len(chart(page, "channels").all("rect")) == 2 * story.MOST_BARS
+    assert len(chart(page, "channels").all("rect")) == 2 * texts.MOST_BARS
     assert "block.299.conv" in chart(page, "channels").text("text")
     assert all(f">{layer.name}</th>" in page for layer in many)
 

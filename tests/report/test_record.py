@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from torchslim.errors import CheckpointError
-from torchslim.report.record import Curve, Measured, Record
+from torchslim.report.record import NetworkMetrics, Record, TrainingCurve
 
 
 def test_a_record_survives_json(record):
@@ -16,7 +16,7 @@ def test_a_record_survives_json(record):
 
 
 def test_the_smallest_record_survives_json():
-    record = Record("", "", "2025-11-21", {}, {}, Measured(0, 0, 0), Measured(0, 0, 0), 0.0)
+    record = Record("", "", "2025-11-21", {}, {}, NetworkMetrics(0, 0, 0), NetworkMetrics(0, 0, 0), 0.0)
     assert Record.from_json(record.to_json()) == record
 
 
@@ -31,7 +31,7 @@ def test_json_has_no_constants_beyond_json(record):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_json_cannot_hold_is_refused_by_place(record, value):
-    curves = (Curve("train", (1.0, value), (0.5, 0.5)),)
+    curves = (TrainingCurve("train", (1.0, value), (0.5, 0.5)),)
     with pytest.raises(CheckpointError, match=r"^record\.curves\[0\]\.loss\[1\]: (nan|inf) found.*[^\n]$"):
         replace(record, curves=curves).to_json()
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from torchslim.report import texts as story
+from torchslim.report import texts
 from torchslim.report.record import Timing
 from torchslim.utils import formatting as units
 from torchslim.utils.svg import ticks
@@ -71,7 +71,7 @@ def test_ticks_bear_what_is_no_number(value):
 
 
 def sentence(record):
-    return ", ".join(map(str, story.headline(record)))
+    return ", ".join(map(str, texts.headline(record)))
 
 
 def test_one_backend_needs_no_name(record):
@@ -84,7 +84,7 @@ def test_noise_is_no_gain(record):
     record = replace(record, before=replace(record.before, latency={"eager": Timing(10, 7, 12)}),
                      after=replace(record.after, latency={"eager": Timing(8, 7.5, 8.5)}))
     assert sentence(record).startswith("no faster within the noise of timing, ")
-    [card] = [card for card in story.cards(record) if card.label == "Latency, eager"]
+    [card] = [card for card in texts.cards(record) if card.label == "Latency, eager"]
     assert (card.change, card.verdict) == ("within noise", "same")
 
 
@@ -96,7 +96,7 @@ def test_a_loss_is_called_a_loss(record):
 def test_what_was_not_measured_is_not_claimed(record):
     bare = replace(record, before=replace(record.before, latency={}, accuracy=None))
     assert sentence(bare) == "60% fewer MACs, proven equal to 3e-15"
-    labels = {card.label: card for card in story.cards(bare)}
+    labels = {card.label: card for card in texts.cards(bare)}
     assert labels["Accuracy"].note == "measured on one side only"
     assert labels["Latency, eager"].change == ""
 
@@ -104,24 +104,24 @@ def test_what_was_not_measured_is_not_claimed(record):
 def test_an_approximate_cut_is_not_called_proven(record):
     record = replace(record, proof_error=2e-3)
     assert sentence(record).endswith(", the cut approximate to 2e-3")
-    assert "approximation" in story.proof(record)
+    assert "approximation" in texts.proof_text(record)
 
 
 def test_a_proof_that_is_no_number_proves_nothing(record):
     record = replace(record, proof_error=math.nan)
     assert sentence(record).endswith(", the cut not proven")
-    assert "nothing is proven" in story.proof(record)
+    assert "nothing is proven" in texts.proof_text(record)
 
 
 def test_the_proof_is_two_sentences(record):
     for error in (0.0, 3.1e-15, 2e-3):
-        assert story.proof(replace(record, proof_error=error)).count(". ") == 1
+        assert texts.proof_text(replace(record, proof_error=error)).count(". ") == 1
 
 
 def test_many_epochs_are_thinned_with_the_last_kept(record):
     curve = replace(record.curves[0], loss=tuple(range(1000)), accuracy=())
-    rows = story.epochs((curve,))
-    assert len(rows) <= story.MOST_ROWS + 1
+    rows = texts.epoch_rows((curve,))
+    assert len(rows) <= texts.MOST_ROWS + 1
     assert rows[-1] == ("train", 1000, "999", "n/a")
 
 
@@ -129,4 +129,4 @@ def test_many_epochs_are_thinned_with_the_last_kept(record):
     ("2025-11-21T22:24:00+00:00", "2025-11-21 22:24 UTC"), ("2025-11-21T22:24:00", "2025-11-21 22:24"),
     ("2025-11-21T22:24:00+02:00", "2025-11-21 22:24 +0200"), ("once", "once")])
 def test_times_are_told_for_people(created, text):
-    assert story.moment(created) == text
+    assert texts.format_time(created) == text

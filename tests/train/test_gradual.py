@@ -20,7 +20,7 @@ import torchslim as ts
 from helpers import count, counted_macs
 from torchslim.errors import CheckpointError, RequestError
 from torchslim.planning.schedules import CURVES, shares
-from torchslim.train import Gradual, Progress, fit, fit_gradually
+from torchslim.train import GradualResult, Progress, fit, fit_gradually
 from torchslim.train.sparsity import Slimming
 
 X = torch.zeros(1, 3, 8, 8)
@@ -40,7 +40,7 @@ def batches(count: int = 3) -> list[tuple[Tensor, Tensor]]:
             for _ in range(count)]
 
 
-def train(model: nn.Module | None = None, **options: Any) -> Gradual:
+def train(model: nn.Module | None = None, **options: Any) -> GradualResult:
     return fit_gradually(net() if model is None else model, batches(), X, **{
         "macs": 0.4, "epochs": 6, "lr": 0.02, "steps": 3, "every": 1, "begin": 1, **options})
 

@@ -23,6 +23,6 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert printed == sorted(printed, reverse=True)
     assert len(set(printed)) == 3
     again, found = ts.load("slim.safetensors"), space["found"]
-    assert isinstance(found, ts.train.Gradual)
+    assert isinstance(found, ts.train.GradualResult)
     for name, tensor in found.model.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor)

@@ -40,13 +40,13 @@ def ladder(
     0 to 5 as teaching material has them, then separable pairs, the head, a narrower
     network and cut channels. Where fewer parameters take no less time, it says so.
     """
-    from torchslim.pipeline.unet_ladder import astray, climb
+    from torchslim.pipeline.unet_ladder import measure_ladder, mismatched_rungs
 
     if plot is not None:
         from torchslim.cli import bar_charts as plotting
 
         plotting.check(plot)
-    rungs = climb(side, rounds=rounds, threads=threads)
+    rungs = measure_ladder(side, rounds=rounds, threads=threads)
     if plot is not None:
         _draw(plot, rungs)
         say(f"drawn: {plot}")
@@ -54,7 +54,7 @@ def ladder(
         print_json([asdict(rung) for rung in rungs])
         return
     show(rungs, _columns(rungs))
-    for rung, ways in astray(rungs).items():
+    for rung, ways in mismatched_rungs(rungs).items():
         print(wrapped(f"rung {rung}: {ways}"))
 
 
@@ -82,7 +82,7 @@ def _bar(share: float) -> str:
 
 def _draw(path: Path, rungs: Sequence[Rung]) -> None:
     from torchslim.cli.bar_charts import Panel, bars
-    from torchslim.pipeline.unet_ladder import astray
+    from torchslim.pipeline.unet_ladder import mismatched_rungs
 
     panels = [Panel("parameters", tuple(float(rung.params) for rung in rungs),
                     tuple(f"{format_count(rung.params, ' ')} ({percent(rung.params / rungs[0].params)})"
@@ -93,7 +93,7 @@ def _draw(path: Path, rungs: Sequence[Rung]) -> None:
                     tuple(format_bytes(rung.peak_memory) for rung in rungs))]
     times = [rung.ms for rung in rungs if rung.ms is not None]
     if times:
-        odd = astray(rungs)
+        odd = mismatched_rungs(rungs)
         panels.insert(2, Panel("time, ms; ! against the parameters", tuple(times),
                                tuple(f"{ms:.0f}{' !' if place in odd else ''}" for place, ms in enumerate(times)),
                                measured=True))

@@ -16,7 +16,7 @@ from torchslim.cli.common import Backend, Json, Seed, Time, amount, duration, fr
 from torchslim.errors import RequestError
 
 if TYPE_CHECKING:
-    from torchslim.pipeline.runner import Event
+    from torchslim.pipeline.runner import PhaseEvent
     from torchslim.pipeline.settings import Settings
     from torchslim.report.record import Record
 
@@ -160,7 +160,7 @@ def _run(settings: Settings, restart: bool) -> Record:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from torchslim.pipeline.runner import run_slim
 
-    watch: Callable[[Event], None]
+    watch: Callable[[PhaseEvent], None]
     try:
         if sys.stderr.isatty():
             with Bars() as watch:
@@ -207,7 +207,7 @@ class Lines:
     def __init__(self) -> None:
         self._began = 0.0
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: PhaseEvent) -> None:
         """Say what happened."""
         head = f"[{event.number}/{event.phases}] {event.phase.name}"
         if event.kind == "begin":
@@ -240,14 +240,14 @@ class Bars:
             TextColumn("{task.fields[text]}", markup=False), console=Console(stderr=True))
         self._tasks: dict[str, Any] = {}
 
-    def __enter__(self) -> Callable[[Event], None]:
+    def __enter__(self) -> Callable[[PhaseEvent], None]:
         self._progress.start()
         return self._watch
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def _watch(self, event: Event) -> None:
+    def _watch(self, event: PhaseEvent) -> None:
         name = event.phase.name
         if name not in self._tasks:
             self._tasks[name] = self._progress.add_task(f"{event.number}/{event.phases} {name}", total=1.0, text="")

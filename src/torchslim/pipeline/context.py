@@ -21,13 +21,13 @@ from torchslim.zoo import sources
 
 
 @dataclass
-class Run:
+class RunContext:
     """What the phases share."""
 
     settings: Settings
     folder: RunFolder
     threads: int
-    watch: Callable[[Progress], None]
+    on_progress: Callable[[Progress], None]
 
     @cached_property
     def data(self) -> Data:
@@ -74,4 +74,4 @@ class Run:
         return fit(model, self.data, batch_size=settings.batch_size, label_smoothing=settings.label_smoothing,
                    weight_decay=settings.weight_decay, milestones=self.milestones(phase),
                    seed=derive_seed(settings.seed, number), checkpoint=self.folder.file(f"{phase}.checkpoint"),
-                   progress=self.watch, workers=settings.workers, **options)
+                   progress=self.on_progress, workers=settings.workers, **options)

@@ -18,14 +18,14 @@ from torchslim.deploy.runtimes import onnx_runner
 from torchslim.errors import ProofError, RequestError
 from torchslim.importance import Evidence, criterion
 from torchslim.latency.timing import Latency, measure
-from torchslim.pipeline.context import Run
+from torchslim.pipeline.context import RunContext
 from torchslim.pipeline.summary import histogram, record_of
 from torchslim.planning.pruning import TOLERANCE
 from torchslim.report import write
 from torchslim.store.loading import build
 from torchslim.surgery.plans import Plan
 from torchslim.train import History, evaluate, labelled
-from torchslim.train.hyperparameters import MOMENTUM, mean_rate
+from torchslim.train.hyperparameters import MOMENTUM, mean_learning_rate
 from torchslim.train.losses import cross_entropy, logits
 from torchslim.utils.files import write_text
 from torchslim.utils.seeding import derive_seed, seeded
@@ -36,18 +36,18 @@ from torchslim.utils.text import describe_error, format_shape
 SPARSIFY_RATE, FINETUNE_RATE = 2.0, 0.1
 # How far the penalty alone may move a scale, in units of the usual scale: just past zero. Channels that matter
 # hold against it.
-REACH = 1.15
-TOLD = 512
+SCALE_TRAVEL = 1.15
+SCORING_PICTURES = 512
 """Pictures that criteria see."""
 
-Found = dict[str, Any]
+PhaseResult = dict[str, Any]
 
 
-def baseline(run: Run) -> Found:
+def baseline(run: RunContext) -> PhaseResult:
     """Build the model, and train it unless it comes trained."""
     with seeded(derive_seed(run.settings.seed, 1)):
         model = build(run.source)
-    _check_fit(run, model)
+    _check_model(run, model)
     history = History()
     if run.settings.baseline_epochs:
         history = run.train(model, "baseline", 2, epochs=run.settings.baseline_epochs, lr=run.settings.lr)
@@ -55,7 +55,7 @@ def baseline(run: Run) -> Found:
     return {"accuracy": evaluate(model, run.data), "curve": _curve(history)}
 
 
-def sparsify(run: Run) -> Found:
+def sparsify(run: RunContext) -> PhaseResult:
     """Press the scales of batch norms toward zero while training goes on."""
     if run.settings.fresh:
         with seeded(derive_seed(run.settings.seed, 5)):
@@ -65,14 +65,14 @@ def sparsify(run: Run) -> Found:
     rate = run.settings.sparsify_lr or SPARSIFY_RATE * run.settings.lr
     weight = run.settings.sparsity
     if weight is None:
-        mean = rate * mean_rate(run.milestones("sparsify"))
-        weight = pressure(model, mean, run.settings.sparsify_epochs * run.steps)
+        mean = rate * mean_learning_rate(run.milestones("sparsify"))
+        weight = sparsity_weight(model, mean, run.settings.sparsify_epochs * run.steps)
     history = run.train(model, "sparsify", 3, epochs=run.settings.sparsify_epochs, lr=rate, sparsity=weight)
     run.store(model, "sparse.safetensors")
     return {"accuracy": evaluate(model, run.data), "curve": _curve(history), "weight": weight}
 
 
-def pressure(model: nn.Module, rate: float, steps: int) -> float:
+def sparsity_weight(model: nn.Module, rate: float, steps: int) -> float:
     """The weight of the penalty that moves a scale no channel defends just past zero in so many steps.
 
     A step moves it by rate x weight / (1 - momentum), at the schedule's mean rate. Short trainings so press harder than
@@ -80,22 +80,22 @@ def pressure(model: nn.Module, rate: float, steps: int) -> float:
     """
     scales = torch.cat([m.weight.detach().abs().flatten() for m in model.modules()
                         if isinstance(m, _BatchNorm) and m.weight is not None])
-    return REACH * float(scales.median()) * (1 - MOMENTUM) / (rate * steps)
+    return SCALE_TRAVEL * float(scales.median()) * (1 - MOMENTUM) / (rate * steps)
 
 
-def plan(run: Run) -> Found:
+def plan(run: RunContext) -> PhaseResult:
     """Choose channels by one threshold over the whole network, those on shortcuts included."""
-    model = run.model(_uncut(run))
-    decided = _decide(run, model)
-    evidence = Evidence(model, run.inputs, seed=run.settings.seed, **_told(run))
+    model = run.model(_uncut_file(run))
+    decided = _plan(run, model)
+    evidence = Evidence(model, run.inputs, seed=run.settings.seed, **_scoring_data(run))
     found = histogram(criterion(run.settings.importance), evidence, decided)
     write_text(run.folder.file("plan.json"), decided.to_json())
     return {"scores": found}
 
 
-def cut(run: Run) -> Found:
+def cut(run: RunContext) -> PhaseResult:
     """Cut a copy, and prove that cutting equals silencing."""
-    model, decided = run.model(_uncut(run)), run.plan()
+    model, decided = run.model(_uncut_file(run)), run.plan()
     slim = torchslim.apply(model, decided)
     error = torchslim.verify(model, slim, decided, run.inputs)
     if not error <= TOLERANCE:
@@ -105,7 +105,7 @@ def cut(run: Run) -> Found:
     return {"error": error, "accuracy": evaluate(slim, run.data)}
 
 
-def finetune(run: Run) -> Found:
+def finetune(run: RunContext) -> PhaseResult:
     """Train the slim network on."""
     slim = run.model("cut.safetensors")
     history = History()
@@ -116,21 +116,21 @@ def finetune(run: Run) -> Found:
     return {"accuracy": evaluate(slim, run.data), "curve": _curve(history)}
 
 
-def measure_latency(run: Run) -> Found:
+def measure_latency(run: RunContext) -> PhaseResult:
     """Time both networks on one picture, in turns."""
     models = {"before": run.model("baseline.safetensors"), "after": run.model("finetuned.safetensors")}
     times = measure(models, run.inputs, rounds=30, threads=run.threads)
     return {name: _timing(taken) for name, taken in times.items()}
 
 
-def save_slim(run: Run) -> Found:
+def save_slim(run: RunContext) -> PhaseResult:
     """Write the slim network with its plan and its source, and load it again to see that it is the same."""
     slim = run.model("finetuned.safetensors")
     run.store(slim, "slim.safetensors", run.plan())
     return {"accuracy": evaluate(run.model("slim.safetensors"), run.data)}
 
 
-def export(run: Run) -> Found:
+def export(run: RunContext) -> PhaseResult:
     """Write both networks as ONNX, compare them with the eager ones in ONNX Runtime, and time them in turns."""
     names = {"before": "baseline", "after": "slim"}
     errors, runners = {}, {}
@@ -143,7 +143,7 @@ def export(run: Run) -> Found:
     return {"error": max(errors.values()), **{name: _timing(taken) for name, taken in times.items()}}
 
 
-def report(run: Run) -> Found:
+def report(run: RunContext) -> PhaseResult:
     """Write what was measured, as data and as one page."""
     record = record_of(run)
     write(record, run.folder.file("report.html"))
@@ -151,26 +151,26 @@ def report(run: Run) -> Found:
     return {}
 
 
-def _decide(run: Run, model: nn.Module) -> Plan:
+def _plan(run: RunContext, model: nn.Module) -> Plan:
     settings = run.settings
     return torchslim.plan(model, run.inputs, macs=settings.macs, params=settings.params,
                           channels=settings.channels, latency=settings.latency, backend=settings.backend,
                           importance=settings.importance, scope="global", shortcuts=True, round_to=settings.round_to,
-                          min_kept=settings.min_kept, seed=settings.seed, **_told(run))
+                          min_kept=settings.min_kept, seed=settings.seed, **_scoring_data(run))
 
 
-def _told(run: Run) -> dict[str, Any]:
+def _scoring_data(run: RunContext) -> dict[str, Any]:
     """Labelled pictures and their loss, for criteria that look at pictures."""
     if not criterion(run.settings.importance).needs_data:
         return {}
-    return {"data": labelled(run.data, TOLD, run.settings.seed), "loss": cross_entropy()}
+    return {"data": labelled(run.data, SCORING_PICTURES, run.settings.seed), "loss": cross_entropy()}
 
 
-def _uncut(run: Run) -> str:
+def _uncut_file(run: RunContext) -> str:
     return "sparse.safetensors" if run.settings.sparsify_epochs else "baseline.safetensors"
 
 
-def _check_fit(run: Run, model: nn.Module) -> None:
+def _check_model(run: RunContext, model: nn.Module) -> None:
     """Find out before hours of training what would fail after them."""
     try:
         with torch.no_grad():
@@ -186,12 +186,12 @@ def _check_fit(run: Run, model: nn.Module) -> None:
     if not scaled and run.settings.sparsify_epochs:
         raise RequestError(f"{run.settings.model}: no batch norm with a scale to press; "
                            "leave that out with --sparsify-epochs 0 --importance l2")
-    _decide(run, model)  # a budget that no plan meets, or a layer that can't be scored
+    _plan(run, model)  # a budget that no plan meets, or a layer that can't be scored
 
 
-def _curve(history: History) -> Found:
+def _curve(history: History) -> PhaseResult:
     return {"loss": list(history.loss), "accuracy": list(history.accuracy)}
 
 
-def _timing(taken: Latency) -> Found:
+def _timing(taken: Latency) -> PhaseResult:
     return {"median_ms": taken.median_ms, "p10_ms": taken.p10_ms, "p90_ms": taken.p90_ms}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from torchslim.errors import CheckpointError, RequestError
-from torchslim.pipeline.settings import Settings, option, written
+from torchslim.pipeline.settings import Settings, option_name, option_text
 from torchslim.utils.json_values import read_json
 
 FORMAT = 1
@@ -70,7 +70,7 @@ class RunFolder:
             self._identity, self.threads = wanted, None
             return
         there = dict(state.settings)
-        odd = [f"{option(name)} {written(name, there.get(name))} (now {written(name, wanted.get(name))})"
+        odd = [f"{option_name(name)} {option_text(name, there.get(name))} (now {option_text(name, wanted.get(name))})"
                for name in sorted({*there, *wanted}) if there.get(name) != wanted.get(name)]
         if settings.threads not in (None, state.threads):
             odd.append(f"--threads {state.threads} (now {settings.threads})")
@@ -96,18 +96,18 @@ class RunFolder:
         """Throw the run away: its own files, and nothing else in the folder."""
         for name in FINAL:
             (self.path / name).unlink(missing_ok=True)
-        self._empty({"lock"})
+        self._delete_work_files({"lock"})
         self.found, self.threads = {}, None
 
-    def tidy(self) -> None:
+    def delete_intermediate(self) -> None:
         """Delete what was needed on the way only."""
-        self._empty({"lock", "state.json"})
+        self._delete_work_files({"lock", "state.json"})
 
-    def tidied(self) -> bool:
+    def is_tidy(self) -> bool:
         """Whether nothing is left of what was needed on the way."""
         return not any((self.path / WORK).glob("*.safetensors"))
 
-    def _empty(self, but: set[str]) -> None:
+    def _delete_work_files(self, but: set[str]) -> None:
         for left in (self.path / WORK).glob("*"):
             if left.name not in but and left.is_file():
                 left.unlink()

@@ -54,7 +54,7 @@ PHASES = (
 
 
 @dataclass(frozen=True)
-class Event:
+class PhaseEvent:
     """Something that happened in a run, for who watches it.
 
     Attributes:
@@ -74,10 +74,10 @@ class Event:
     text: str = ""
 
 
-Watch = Callable[[Event], None]
+EventCallback = Callable[[PhaseEvent], None]
 
 
-def run_slim(settings: Settings, progress: Watch = lambda event: None, *, restart: bool = False) -> Record:
+def run_slim(settings: Settings, progress: EventCallback = lambda event: None, *, restart: bool = False) -> Record:
     """Run the pipeline, or what is left of it, in the folder `settings.out`.
 
     A run that was interrupted goes on from its last finished phase or epoch, and ends with the same weights, to the
@@ -99,21 +99,21 @@ def run_slim(settings: Settings, progress: Watch = lambda event: None, *, restar
     folder = RunFolder(settings.out)
     if not restart:
         folder.open(settings)
-        if folder.tidied() and not _due(folder, settings):
+        if folder.is_tidy() and not _pending_phases(folder, settings):
             return _record(folder)
     _preflight(settings)
     with folder.locked():
         if restart:
             folder.clear()
         folder.open(settings)
-        threads = folder.threads or settings.threads or _cores()
+        threads = folder.threads or settings.threads or _available_cores()
         folder.begin(threads)
-        with _repeatable(threads):
-            _work(settings, folder, threads, progress)
+        with _deterministic(threads):
+            _run_phases(settings, folder, threads, progress)
     return _record(folder)
 
 
-def wanted(settings: Settings) -> list[Phase]:
+def phases_of(settings: Settings) -> list[Phase]:
     """The phases of a run so asked for."""
     skipped = {"sparsify"} if not settings.sparsify_epochs else set()
     if not settings.export:
@@ -121,9 +121,9 @@ def wanted(settings: Settings) -> list[Phase]:
     return [phase for phase in PHASES if phase.name not in skipped]
 
 
-def _due(folder: RunFolder, settings: Settings) -> list[Phase]:
+def _pending_phases(folder: RunFolder, settings: Settings) -> list[Phase]:
     """The phases that are still to run: not done, or what they made is gone and is needed."""
-    phases = wanted(settings)
+    phases = phases_of(settings)
     due = [phase for phase in phases if phase.name not in folder.found
            or any(name in FINAL and not folder.file(name).exists() for name in phase.makes)]
     for phase in reversed(phases):
@@ -134,30 +134,30 @@ def _due(folder: RunFolder, settings: Settings) -> list[Phase]:
     return [phase for phase in phases if phase in due]
 
 
-def _work(settings: Settings, folder: RunFolder, threads: int, progress: Watch) -> None:
+def _run_phases(settings: Settings, folder: RunFolder, threads: int, progress: EventCallback) -> None:
     from torchslim.pipeline import phases as works
-    from torchslim.pipeline.context import Run
+    from torchslim.pipeline.context import RunContext
 
-    phases, due = wanted(settings), _due(folder, settings)
+    phases, due = phases_of(settings), _pending_phases(folder, settings)
     for number, phase in enumerate(phases, start=1):
 
         def tell(kind: str, done: float = 0.0, text: str = "", phase: Phase = phase, number: int = number) -> None:
-            progress(Event(phase, number, len(phases), kind, done, text))
+            progress(PhaseEvent(phase, number, len(phases), kind, done, text))
 
         if phase not in due:
             tell("skip", 1.0)
             continue
         tell("begin")
-        run = Run(settings, folder, threads, _watcher(tell))
+        run = RunContext(settings, folder, threads, _progress_callback(tell))
         found = getattr(works, phase.work)(run)
         folder.finish(phase.name, found)
         folder.file(f"{phase.name}.checkpoint").unlink(missing_ok=True)
-        tell("end", 1.0, _said(found))
-    folder.tidy()
+        tell("end", 1.0, _summary(found))
+    folder.delete_intermediate()
 
 
-def _watcher(tell: Callable[..., None]) -> Callable[[Progress], None]:
-    def watch(at: Progress) -> None:
+def _progress_callback(tell: Callable[..., None]) -> Callable[[Progress], None]:
+    def on_progress(at: Progress) -> None:
         within = at.step / at.steps if at.steps else 0.0
         done = (at.epoch - 1 + (1.0 if at.finished else within)) / at.epochs
         text = f"epoch {at.epoch}/{at.epochs}, loss {at.loss:.3f}"
@@ -165,10 +165,10 @@ def _watcher(tell: Callable[..., None]) -> Callable[[Progress], None]:
             text += f", accuracy {at.accuracy:.2%}"
         tell("epoch" if at.finished else "step", done, text)
 
-    return watch
+    return on_progress
 
 
-def _said(found: dict[str, Any]) -> str:
+def _summary(found: dict[str, Any]) -> str:
     texts = {"accuracy": "accuracy {:.2%}", "error": "largest relative error {:.1e}"}
     return ", ".join(text.format(found[key]) for key, text in texts.items() if found.get(key) is not None)
 
@@ -200,13 +200,13 @@ def _preflight(settings: Settings) -> None:
             raise MissingExtra(package, "onnx", "export to ONNX (--no-export leaves it out)")
 
 
-def _cores() -> int:
+def _available_cores() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
-def _repeatable(threads: int) -> Iterator[None]:
+def _deterministic(threads: int) -> Iterator[None]:
     """Torch with so many threads and with deterministic kernels; as it was again outside."""
     # Read by CUDA's libraries when they start; they refuse to be deterministic without.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

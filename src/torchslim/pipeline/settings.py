@@ -11,7 +11,7 @@ from typing import Any
 from torchslim.errors import RequestError
 
 # What has no part in the weights that come out: these may differ when a run is continued.
-_FREE = frozenset({"out", "export", "workers", "threads"})
+_NOT_IN_IDENTITY = frozenset({"out", "export", "workers", "threads"})
 
 
 @dataclass(frozen=True)
@@ -107,11 +107,11 @@ class Settings:
         }
         for name, (good, text) in wanted.items():
             if not good:
-                raise RequestError(f"{option(name)} {written(name, getattr(self, name))}: wanted {text}")
+                raise RequestError(f"{option_name(name)} {option_text(name, getattr(self, name))}: wanted {text}")
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for a run to be continued, as JSON values."""
-        return {name: value for name, value in asdict(self).items() if name not in _FREE}
+        return {name: value for name, value in asdict(self).items() if name not in _NOT_IN_IDENTITY}
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as JSON values."""
@@ -125,9 +125,9 @@ class Settings:
             if field.name in ("model", "data", "out") or value == field.default:
                 continue
             if isinstance(value, bool):
-                words.append(option(field.name) if value else f"--no-{field.name}")
+                words.append(option_name(field.name) if value else f"--no-{field.name}")
             else:
-                words += [option(field.name), written(field.name, value)]
+                words += [option_name(field.name), option_text(field.name, value)]
         return shlex.join([*words, "--out", str(self.out)])
 
 
@@ -138,13 +138,13 @@ def _rising(shares: tuple[float, ...]) -> bool:
     return all(0 < share < 1 for share in shares) and list(shares) == sorted(set(shares))
 
 
-def written(name: str, value: object) -> str:
+def option_text(name: str, value: object) -> str:
     """A setting's value as the command line takes it."""
     if name == "latency" and isinstance(value, int):
         return f"{value}ns"
     return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
-def option(name: str) -> str:
+def option_name(name: str) -> str:
     """A setting's name on the command line."""
     return "--" + name.replace("_", "-")

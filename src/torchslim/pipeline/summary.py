@@ -20,9 +20,9 @@ import torchslim
 from torchslim.coupling.coupling import couple
 from torchslim.importance import Criterion, Evidence, score
 from torchslim.latency.timing import processor
-from torchslim.pipeline.context import Run
+from torchslim.pipeline.context import RunContext
 from torchslim.planning.candidates import gains
-from torchslim.report.record import Curve, LayerChange, Measured, Record, Sample, ScoreHistogram, Timing
+from torchslim.report.record import LayerChange, NetworkMetrics, Record, Sample, ScoreHistogram, Timing, TrainingCurve
 from torchslim.surgery.plans import Plan
 from torchslim.tracing.runs import trace_modes
 from torchslim.train.losses import logits
@@ -37,7 +37,7 @@ _PHASES = {"baseline": "Baseline", "sparsify": "Sparsify", "finetune": "Fine-tun
 _LABELS = {"bn_scale": "Batch-norm scale, mean over the layers that share a channel"}
 
 
-def record_of(run: Run) -> Record:
+def record_of(run: RunContext) -> Record:
     """Everything the report says, from the run's folder."""
     found, settings = run.folder.found, run.settings
     before, after = run.model("baseline.safetensors"), run.model("slim.safetensors")
@@ -48,11 +48,11 @@ def record_of(run: Run) -> Record:
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         settings={**settings.to_dict(), "threads": run.threads, "size": list(run.data.shape)},
         environment=environment(run.threads),
-        before=_measured(run, before, "before", "baseline.safetensors", found["baseline"]["accuracy"]),
-        after=_measured(run, after, "after", "slim.safetensors", found["save"]["accuracy"]),
+        before=_network_metrics(run, before, "before", "baseline.safetensors", found["baseline"]["accuracy"]),
+        after=_network_metrics(run, after, "after", "slim.safetensors", found["save"]["accuracy"]),
         proof_error=found["cut"]["error"],
         onnx_error=found["export"]["error"] if "export" in found else None,
-        curves=tuple(Curve(title, tuple(found[phase]["curve"]["loss"]), tuple(found[phase]["curve"]["accuracy"]))
+        curves=tuple(TrainingCurve(title, *(tuple(found[phase]["curve"][key]) for key in ("loss", "accuracy")))
                      for phase, title in _PHASES.items() if found.get(phase, {}).get("curve", {}).get("loss")),
         layers=layer_changes(before, after, run.inputs),
         scores=_histogram(found["plan"]["scores"]),
@@ -152,13 +152,13 @@ def _png(data: Data, picture: Tensor) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def _measured(run: Run, model: nn.Module, side: str, name: str, accuracy: float) -> Measured:
+def _network_metrics(run: RunContext, model: nn.Module, side: str, name: str, accuracy: float) -> NetworkMetrics:
     found = run.folder.found
     profile = torchslim.profile(model, run.inputs)
     latency = {"eager": Timing(**found["measure"][side])}
     if "export" in found:
         latency["onnxruntime"] = Timing(**found["export"][side])
-    return Measured(profile.params, profile.macs, run.folder.file(name).stat().st_size, latency, accuracy)
+    return NetworkMetrics(profile.params, profile.macs, run.folder.file(name).stat().st_size, latency, accuracy)
 
 
 def _histogram(raw: dict[str, Any] | None) -> ScoreHistogram | None:
@@ -168,7 +168,7 @@ def _histogram(raw: dict[str, Any] | None) -> ScoreHistogram | None:
                           raw["threshold"])
 
 
-def _notes(run: Run) -> tuple[str, ...]:
+def _notes(run: RunContext) -> tuple[str, ...]:
     found = run.folder.found
     pressed = ("Accuracy can dip while scales are pressed: the running statistics of batch norms lag behind scales "
                "that move fast, and catch up when these come to rest.",) if "sparsify" in found else ()

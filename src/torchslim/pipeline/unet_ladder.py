@@ -1,4 +1,4 @@
-"""The ladder of U-Nets: from plain to light, rung by rung, and what each costs and takes."""
+"""A ladder of U-Nets from plain to light, with the costs and the time of each rung."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ HEAD = "decoder.3.[01].0"
 
 
 @dataclass(frozen=True)
-class Step:
-    """How a rung is made: a U-Net of `torchslim.zoo`, and perhaps a cut.
+class RungSpec:
+    """How to build a rung: a U-Net of `torchslim.zoo`, and optionally a cut.
 
     Attributes:
-        change: what it changes of the rung before.
+        change: difference from the rung before.
         rung, width: of `torchslim.zoo.unet`.
-        rules: what makes this rung of the one before, by `torchslim.lighten`, layer by layer; see `rewrites`.
+        rules: what turns the rung before into this one, by `torchslim.lighten`, layer by layer; see `rewrites`.
         anew: whether these rules start from the plain network.
         keep: share of the channels of each group that a cut leaves; 1 for no cut.
     """
@@ -40,30 +40,30 @@ class Step:
     rung: int | str
     width: float = 1.0
     rules: Rules = ()
-    anew: bool = False
+    from_plain: bool = False
     keep: float = 1.0
 
 
-STEPS = (
-    Step("plain 3x3 convolutions", 0),
-    Step("encoder: 3x3 as wide as its input, 1x1, 3x3", 1,
+RUNG_SPECS = (
+    RungSpec("plain 3x3 convolutions", 0),
+    RungSpec("encoder: 3x3 as wide as its input, 1x1, 3x3", 1,
          rules=(("pointwise-after:norm", ("encoder.*.0.0",)),)),
-    Step("decoder: 1x1, 3x3, 3x3", 2,
+    RungSpec("decoder: 1x1, 3x3, 3x3", 2,
          rules=(("pointwise-before:norm", ("decoder.[0-2].0.0", "dead.0.0")),)),
-    Step("4 groups: encoder's last 3x3, decoder", 3,
+    RungSpec("4 groups: encoder's last 3x3, decoder", 3,
          rules=(("grouped:4", ("encoder.*.1.0", *DECODER)),)),
-    Step("1x3 and 3x1 for each 3x3 but the head's", 4,
+    RungSpec("1x3 and 3x1 for each 3x3 but the head's", 4,
          rules=(("asymmetric:norm", (ENCODER, *DECODER)),)),
-    Step("depthwise for each grouped 1x3 and 3x1", 5,
+    RungSpec("depthwise for each grouped 1x3 and 3x1", 5,
          rules=(("depthwise", ("encoder.*.1.0", *DECODER)),)),
-    Step("separable pairs instead: depthwise 3x3, 1x1", "separable",
-         rules=(("separable:norm", (ENCODER, *DECODER)),), anew=True),
-    Step("the head's 3x3 separable, too", "separable-head",
+    RungSpec("separable pairs instead: depthwise 3x3, 1x1", "separable",
+         rules=(("separable:norm", (ENCODER, *DECODER)),), from_plain=True),
+    RungSpec("the head's 3x3 separable, too", "separable-head",
          rules=(("separable:norm", (HEAD,)),)),
-    Step("half as wide", "separable-head", 0.5),
-    Step("a quarter of all channels cut", "separable-head", 0.5, keep=0.75),
+    RungSpec("half as wide", "separable-head", 0.5),
+    RungSpec("a quarter of all channels cut", "separable-head", 0.5, keep=0.75),
 )
-REWRITTEN = 7
+LAST_REWRITTEN_RUNG = 7
 """The last rung that rules make of the plain network."""
 
 
@@ -90,7 +90,7 @@ class Rung:
     ms: float | None
 
 
-def climb(size: int = 256, *, rounds: int = 3, threads: int | None = None, in_channels: int = 3,
+def measure_ladder(size: int = 256, *, rounds: int = 3, threads: int | None = None, in_channels: int = 3,
           num_classes: int = 2) -> tuple[Rung, ...]:
     """All rungs, counted, and measured in turns.
 
@@ -108,13 +108,13 @@ def climb(size: int = 256, *, rounds: int = 3, threads: int | None = None, in_ch
         raise RequestError(f"ladder: size {size!r} and {rounds!r} rounds found; wanted whole numbers: at least 125 "
                            "pixels, since unpadded convolutions eat up smaller maps, and no fewer than 0 rounds")
     inputs = torch.rand(1, in_channels, size, size)
-    models = {str(place): made(step, inputs, num_classes) for place, step in enumerate(STEPS)}
+    models = {str(index): build_rung(spec, inputs, num_classes) for index, spec in enumerate(RUNG_SPECS)}
     times = _times(models, inputs, rounds, threads)
     rungs = []
-    for place, step in enumerate(STEPS):
-        found = profile(models[str(place)], inputs)
-        rungs.append(Rung(place, step.change, found.params, found.dead_params, found.macs, found.peak_memory,
-                          times[str(place)]))
+    for index, spec in enumerate(RUNG_SPECS):
+        costs = profile(models[str(index)], inputs)
+        rungs.append(Rung(index, spec.change, costs.params, costs.dead_params, costs.macs, costs.peak_memory,
+                          times[str(index)]))
     return tuple(rungs)
 
 
@@ -124,22 +124,22 @@ def rewrites(rung: int) -> Rules:
     Raises:
         RequestError: a rung that no rules make.
     """
-    if not isinstance(rung, int) or rung not in range(REWRITTEN + 1):
-        raise RequestError(f"ladder: rung {rung!r} found, wanted one of 0 to {REWRITTEN}, which rules make of the "
-                           "plain network")
-    start = max(place for place, step in enumerate(STEPS[:rung + 1]) if step.anew or not place)
-    return tuple(rule for step in STEPS[start:rung + 1] for rule in step.rules)
+    if not isinstance(rung, int) or rung not in range(LAST_REWRITTEN_RUNG + 1):
+        raise RequestError(f"ladder: rung {rung!r} found, wanted one of 0 to {LAST_REWRITTEN_RUNG}, which rules make "
+                           "of the plain network")
+    start = max(index for index, spec in enumerate(RUNG_SPECS[:rung + 1]) if spec.from_plain or not index)
+    return tuple(rule for spec in RUNG_SPECS[start:rung + 1] for rule in spec.rules)
 
 
-def made(step: Step, inputs: Tensor, num_classes: int = 2) -> nn.Module:
-    """The network of a step, in eval mode, for inputs of this shape.
+def build_rung(spec: RungSpec, inputs: Tensor, num_classes: int = 2) -> nn.Module:
+    """The network of a rung, in eval mode, for inputs of this shape.
 
     A cut takes the same share of every group of channels, so that its counts are the same whatever the weights are.
     """
-    model = unet(num_classes, in_channels=inputs.shape[1], rung=step.rung, width=step.width).eval()
-    if step.keep == 1:
+    model = unet(num_classes, in_channels=inputs.shape[1], rung=spec.rung, width=spec.width).eval()
+    if spec.keep == 1:
         return model
-    return apply(model, plan(model, inputs, channels=step.keep, scope="uniform", importance="l2"))
+    return apply(model, plan(model, inputs, channels=spec.keep, scope="uniform", importance="l2"))
 
 
 def _times(models: Mapping[str, nn.Module], inputs: Tensor, rounds: int,
@@ -147,18 +147,18 @@ def _times(models: Mapping[str, nn.Module], inputs: Tensor, rounds: int,
     """Milliseconds of each, measured in turns; None where there are no rounds."""
     if not rounds:
         return dict.fromkeys(models)
-    taken = measure(models, inputs, rounds=rounds, warmup=1, threads=threads)
-    return {name: latency.median_ms for name, latency in taken.items()}
+    latencies = measure(models, inputs, rounds=rounds, warmup=1, threads=threads)
+    return {name: latency.median_ms for name, latency in latencies.items()}
 
 
-def astray(rungs: Sequence[Rung]) -> dict[int, str]:
-    """The rungs whose parameters and time go different ways from those of the one before, and which ways."""
-    found = {}
+def mismatched_rungs(rungs: Sequence[Rung]) -> dict[int, str]:
+    """Rungs whose parameters fall and time does not, or the reverse, from the rung before; with the reason."""
+    mismatches = {}
     for before, after in pairwise(rungs):
         if before.ms is None or after.ms is None:
             continue
         if after.params < before.params and after.ms >= before.ms:
-            found[after.rung] = f"fewer parameters than rung {before.rung}, and no less time"
+            mismatches[after.rung] = f"fewer parameters than rung {before.rung}, and no less time"
         elif after.params > before.params and after.ms < before.ms:
-            found[after.rung] = f"more parameters than rung {before.rung}, and less time"
-    return found
+            mismatches[after.rung] = f"more parameters than rung {before.rung}, and less time"
+    return mismatches

@@ -25,8 +25,7 @@ def render(record: Record) -> str:
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    from torchslim.report import charts
-    from torchslim.report import texts as story
+    from torchslim.report import charts, texts
     from torchslim.utils import formatting as units
 
     page, style, script = (_HERE.joinpath(name).read_text(encoding="utf-8")
@@ -34,7 +33,7 @@ def render(record: Record) -> str:
     jinja = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     # The policy lets this one script run, known by its hash, and no other, whatever the record says.
     script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return jinja.from_string(page).render(record=record, charts=charts, story=story, units=units,
+    return jinja.from_string(page).render(record=record, charts=charts, texts=texts, units=units,
                                           style=Markup(style), script=Markup(script), script_hash=script_hash)
 
 

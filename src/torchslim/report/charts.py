@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from torchslim.report.record import Curve, LayerChange, ScoreHistogram, Timing
+from torchslim.report.record import LayerChange, ScoreHistogram, Timing, TrainingCurve
 from torchslim.utils.formatting import format_error
 from torchslim.utils.svg import coordinate, figure, join, percent_of, shorten, subsample, tag, ticks, y_axis
 
@@ -33,7 +33,7 @@ class Bar:
     text: str
 
 
-def bars(name: str, title: str, text: str, rows: Sequence[Bar]) -> Markup:
+def bar_chart(name: str, title: str, text: str, rows: Sequence[Bar]) -> Markup:
     """Horizontal bars, one row a layer: what is left, drawn over what there was."""
     step, thick = (24, 14) if len(rows) <= MANY_ROWS else (17, 11)
     largest = max((max(row.before, row.after) for row in rows), default=0)
@@ -65,7 +65,7 @@ def bars(name: str, title: str, text: str, rows: Sequence[Bar]) -> Markup:
                   style=f"--left:{at_left};--right:{at_right}")
 
 
-def silhouette(name: str, layers: Sequence[LayerChange]) -> Markup:
+def width_profile(name: str, layers: Sequence[LayerChange]) -> Markup:
     """The network's shape: one upright bar a layer, first to last, as high as the layer is wide."""
     largest = max((max(layer.channels_before, layer.channels_after) for layer in layers), default=0)
 
@@ -82,7 +82,7 @@ def silhouette(name: str, layers: Sequence[LayerChange]) -> Markup:
                   viewBox=f"0 0 {10 * max(1, len(layers))} 100", preserveAspectRatio="none")
 
 
-def pair(before: float, after: float, whole: float = 0.0) -> Markup:
+def before_after_bars(before: float, after: float, whole: float = 0.0) -> Markup:
     """Two thin bars for a card; decoration, as the card says the same in words."""
     largest = whole or max(before, after)
     drawn = [tag("rect", cls=kind, y=y, width=percent_of(value, largest), height=5)
@@ -90,7 +90,7 @@ def pair(before: float, after: float, whole: float = 0.0) -> Markup:
     return tag("svg", join(drawn), cls="pair", width="100%", height=14, aria_hidden="true")
 
 
-def spread(before: Timing, after: Timing) -> Markup:
+def timing_bars(before: Timing, after: Timing) -> Markup:
     """Two timings from zero on: a bar to the median, a whisker from the 10th to the 90th percentile."""
     largest = max(before.p90_ms, after.p90_ms, before.median_ms, after.median_ms)
     drawn = [tag("rect", cls=kind, y=y, width=percent_of(time.median_ms, largest), height=5)
@@ -142,11 +142,11 @@ def _lines(name: str, title: str, lengths: Sequence[int], phases: Sequence[Seque
     return _plot(name, title, text, top + HEIGHT, body)
 
 
-def _lengths(curves: Sequence[Curve]) -> list[int]:
+def _lengths(curves: Sequence[TrainingCurve]) -> list[int]:
     return [max(len(curve.loss), len(curve.accuracy)) for curve in curves]
 
 
-def losses(name: str, curves: Sequence[Curve]) -> Markup:
+def loss_chart(name: str, curves: Sequence[TrainingCurve]) -> Markup:
     """The training loss by phase, from zero on."""
     values = [value for curve in curves for value in curve.loss if math.isfinite(value)]
     grid = ticks(min(0.0, min(values, default=0.0)), max(values, default=1.0))
@@ -154,7 +154,7 @@ def losses(name: str, curves: Sequence[Curve]) -> Markup:
                   lambda value: f"{value:g}")
 
 
-def accuracies(name: str, curves: Sequence[Curve]) -> Markup:
+def accuracy_chart(name: str, curves: Sequence[TrainingCurve]) -> Markup:
     """The held-out accuracy by phase; the axis is cut below, since good accuracies are close together."""
     values = [value for curve in curves for value in curve.accuracy if math.isfinite(value)]
     high = max(values, default=1.0)
@@ -163,7 +163,7 @@ def accuracies(name: str, curves: Sequence[Curve]) -> Markup:
                   lambda value: f"{100 * value:.4g}%")
 
 
-def histogram(name: str, scores: ScoreHistogram) -> Markup:
+def score_histogram(name: str, scores: ScoreHistogram) -> Markup:
     """How many channels have which score: those removed stacked on those kept, and the threshold."""
     top = 22.0
     bins = list(zip(scores.edges, scores.edges[1:], scores.kept, scores.removed, strict=False))
@@ -196,8 +196,8 @@ def histogram(name: str, scores: ScoreHistogram) -> Markup:
     return _plot(name, f"Channels by score: {scores.label}", text, top + HEIGHT, body)
 
 
-def ruler(name: str, errors: Sequence[tuple[str, float]]) -> Markup:
-    """Measured errors on a logarithmic rule, beside the rounding of float64 and of float32."""
+def error_scale(name: str, errors: Sequence[tuple[str, float]]) -> Markup:
+    """NetworkMetrics errors on a logarithmic rule, beside the rounding of float64 and of float32."""
     low = -17.0
 
     def along(value: float) -> float:

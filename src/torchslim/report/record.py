@@ -31,7 +31,7 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class Measured:
+class NetworkMetrics:
     """What a network costs and how well it does.
 
     Attributes:
@@ -50,7 +50,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Curve:
+class TrainingCurve:
     """Training, one value an epoch; `accuracy` (0 to 1) may be empty where it was not measured."""
 
     phase: str
@@ -128,11 +128,11 @@ class Record:
     created: str
     settings: Mapping[str, Any]
     environment: Mapping[str, str]
-    before: Measured
-    after: Measured
+    before: NetworkMetrics
+    after: NetworkMetrics
     proof_error: float
     onnx_error: float | None = None
-    curves: tuple[Curve, ...] = ()
+    curves: tuple[TrainingCurve, ...] = ()
     layers: tuple[LayerChange, ...] = ()
     scores: ScoreHistogram | None = None
     left_alone: tuple[LeftAlone, ...] = ()

@@ -12,7 +12,7 @@ from typing import Any
 from markupsafe import Markup
 
 from torchslim.report import charts
-from torchslim.report.record import Curve, LayerChange, Record, Sample, Timing
+from torchslim.report.record import LayerChange, Record, Sample, Timing, TrainingCurve
 from torchslim.surgery.plans import LeftAlone
 from torchslim.utils import formatting as units
 
@@ -23,32 +23,32 @@ MOST_BARS = 100  # of a bar chart; the table has every layer
 
 
 @dataclass(frozen=True)
-class Phrase:
+class HeadlinePart:
     """A part of the headline: the number that counts, and the words around it."""
 
-    lead: str
+    prefix: str
     number: str
-    rest: str = ""
+    suffix: str = ""
 
     def __str__(self) -> str:
-        return " ".join(part for part in (self.lead, self.number, self.rest) if part)
+        return " ".join(part for part in (self.prefix, self.number, self.suffix) if part)
 
 
 @dataclass(frozen=True)
-class Card:
+class MetricCard:
     """One measure before and after; `verdict` is "good", "bad" or "same", and `chart` is decoration."""
 
     label: str
     value: str
     change: str
     verdict: str
-    was: str
+    previous_value: str
     note: str
     chart: Markup
 
 
 @dataclass(frozen=True)
-class Reason:
+class ReasonGroup:
     """Why some channels were left alone, and which."""
 
     text: str
@@ -60,7 +60,7 @@ class Reason:
         return sum(entry.channels for entry in self.entries)
 
 
-def headline(record: Record) -> list[Phrase]:
+def headline(record: Record) -> list[HeadlinePart]:
     """The result in one sentence, in parts."""
     before, after = record.before, record.after
     parts = []
@@ -68,27 +68,27 @@ def headline(record: Record) -> list[Phrase]:
     if shared:
         # The first backend, not the one that gained most; its name is needed only where there are others.
         where = f" ({shared[0]})" if len(shared) > 1 else ""
-        gain = _gain(before.latency[shared[0]], after.latency[shared[0]])
-        word = "faster" if gain > 1 else "slower"
-        parts.append(Phrase("", units.format_ratio(max(gain, 1 / gain)), word + where) if gain
-                     else Phrase("", "no faster", "within the noise of timing" + where))
+        speedup = _speedup(before.latency[shared[0]], after.latency[shared[0]])
+        word = "faster" if speedup > 1 else "slower"
+        parts.append(HeadlinePart("", units.format_ratio(max(speedup, 1 / speedup)), word + where) if speedup
+                     else HeadlinePart("", "no faster", "within the noise of timing" + where))
     if before.macs != after.macs and before.macs > 0:
         share = units.format_share(abs(1 - after.macs / before.macs))
-        parts.append(Phrase("", share, "fewer MACs" if after.macs < before.macs else "more MACs"))
+        parts.append(HeadlinePart("", share, "fewer MACs" if after.macs < before.macs else "more MACs"))
     if before.accuracy is not None and after.accuracy is not None:
         change = f"{units.percent(before.accuracy)} → {units.percent(after.accuracy)}"
-        parts.append(Phrase("accuracy", change))
+        parts.append(HeadlinePart("accuracy", change))
     found = units.format_scientific(record.proof_error, 0)
     if not math.isfinite(record.proof_error):
-        parts.append(Phrase("the cut", "not proven"))
+        parts.append(HeadlinePart("the cut", "not proven"))
     elif record.proof_error > EXACT:
-        parts.append(Phrase("the cut approximate to", found))
+        parts.append(HeadlinePart("the cut approximate to", found))
     else:
-        parts.append(Phrase("proven equal to", found if record.proof_error else "the last bit"))
+        parts.append(HeadlinePart("proven equal to", found if record.proof_error else "the last bit"))
     return parts
 
 
-def _gain(before: Timing, after: Timing) -> float:
+def _speedup(before: Timing, after: Timing) -> float:
     """How many times faster; 0 where the medians lie within each other's spread, or cannot be compared."""
     old, new = before.median_ms, after.median_ms
     if not (old > 0 and new > 0 and math.isfinite(old / new)):
@@ -97,54 +97,54 @@ def _gain(before: Timing, after: Timing) -> float:
     return 0.0 if overlap else old / new
 
 
-def cards(record: Record) -> list[Card]:
+def cards(record: Record) -> list[MetricCard]:
     """The measures, before and after."""
     before, after = record.before, record.after
     names = dict.fromkeys([*before.latency, *after.latency])
     exact = f"{after.params:,} of {before.params:,}"
     return [
-        _cost("Parameters", before.params, after.params, units.format_count, exact),
-        _cost("MACs", before.macs, after.macs, units.format_count, "one forward pass"),
-        _cost("File size", before.file_bytes, after.file_bytes, units.format_bytes, "weights as saved"),
-        *(_latency(name, before.latency.get(name), after.latency.get(name)) for name in names),
-        _accuracy(before.accuracy, after.accuracy),
+        _cost_card("Parameters", before.params, after.params, units.format_count, exact),
+        _cost_card("MACs", before.macs, after.macs, units.format_count, "one forward pass"),
+        _cost_card("File size", before.file_bytes, after.file_bytes, units.format_bytes, "weights as saved"),
+        *(_latency_card(name, before.latency.get(name), after.latency.get(name)) for name in names),
+        _accuracy_card(before.accuracy, after.accuracy),
     ]
 
 
-def _cost(label: str, before: int, after: int, say: Callable[[float], str], note: str) -> Card:
+def _cost_card(label: str, before: int, after: int, say: Callable[[float], str], note: str) -> MetricCard:
     verdict = "same" if before == after else "good" if after < before else "bad"
-    return Card(label, say(after), units.format_change(before, after), verdict, say(before), note,
-                charts.pair(before, after))
+    return MetricCard(label, say(after), units.format_change(before, after), verdict, say(before), note,
+                charts.before_after_bars(before, after))
 
 
-def _latency(name: str, before: Timing | None, after: Timing | None) -> Card:
+def _latency_card(name: str, before: Timing | None, after: Timing | None) -> MetricCard:
     label = f"Latency, {name}"
     old, new = (units.milliseconds(time.median_ms) if time else units.NONE for time in (before, after))
     if before is None or after is None:
-        return Card(label, new, "", "same", old, "measured on one side only", Markup(""))
-    gain = _gain(before, after)
-    verdict = "good" if gain > 1 else "bad" if gain else "same"
-    word = "faster" if gain > 1 else "slower"
-    change = f"{units.format_ratio(max(gain, 1 / gain))} {word}" if gain else "within noise"
+        return MetricCard(label, new, "", "same", old, "measured on one side only", Markup(""))
+    speedup = _speedup(before, after)
+    verdict = "good" if speedup > 1 else "bad" if speedup else "same"
+    word = "faster" if speedup > 1 else "slower"
+    change = f"{units.format_ratio(max(speedup, 1 / speedup))} {word}" if speedup else "within noise"
     note = f"80% of runs: {units.format_number(after.p10_ms)} to {units.milliseconds(after.p90_ms)}"
-    return Card(label, new, change, verdict, old, note, charts.spread(before, after))
+    return MetricCard(label, new, change, verdict, old, note, charts.timing_bars(before, after))
 
 
-def _accuracy(before: float | None, after: float | None) -> Card:
+def _accuracy_card(before: float | None, after: float | None) -> MetricCard:
     if before is None and after is None:
-        return Card("Accuracy", "not measured", "", "same", "", "no labelled data to score on", Markup(""))
+        return MetricCard("Accuracy", "not measured", "", "same", "", "no labelled data to score on", Markup(""))
     if before is None or after is None:
-        return Card("Accuracy", units.percent(after), "", "same", units.percent(before),
+        return MetricCard("Accuracy", units.percent(after), "", "same", units.percent(before),
                     "measured on one side only", Markup(""))
     points = round(100 * (after - before), 1)
     sign = "+" if points > 0 else "\N{MINUS SIGN}"
     change = f"{sign}{abs(points):.1f} points" if points else "same"
     verdict = "good" if points > 0 else "bad" if points else "same"
-    return Card("Accuracy", units.percent(after), change, verdict, units.percent(before), "held-out data",
-                charts.pair(before, after, whole=1.0))
+    return MetricCard("Accuracy", units.percent(after), change, verdict, units.percent(before), "held-out data",
+                charts.before_after_bars(before, after, whole=1.0))
 
 
-def proof(record: Record) -> str:
+def proof_text(record: Record) -> str:
     """The proof in two sentences."""
     method = ("Removing a channel must equal silencing it: in a float64 copy of the original network, every "
               "weight that reads a removed channel was set to zero, and the cut network ran beside it on the "
@@ -162,7 +162,7 @@ def proof(record: Record) -> str:
             "else.")
 
 
-def errors(record: Record) -> list[tuple[str, float]]:
+def measured_errors(record: Record) -> list[tuple[str, float]]:
     """The measured errors, for the rule."""
     found = [("cut against silenced", record.proof_error)]
     return found if record.onnx_error is None else [*found, ("ONNX against PyTorch", record.onnx_error)]
@@ -171,15 +171,14 @@ def errors(record: Record) -> list[tuple[str, float]]:
 def channel_bars(layers: Sequence[LayerChange]) -> list[charts.Bar]:
     """Channels by layer."""
     return _largest([charts.Bar(layer.name, layer.channels_before, layer.channels_after,
-                                _arrow(str(layer.channels_before), str(layer.channels_after)))
+                                _before_after(str(layer.channels_before), str(layer.channels_after)))
                      for layer in layers])
 
 
 def mac_bars(layers: Sequence[LayerChange]) -> list[charts.Bar]:
     """MACs by layer."""
     return _largest([charts.Bar(layer.name, layer.macs_before, layer.macs_after,
-                                _arrow(units.format_count(layer.macs_before, ""),
-                                       units.format_count(layer.macs_after, "")))
+                                _before_after(units.format_count(layer.macs_before, ""), units.format_count(layer.macs_after, "")))
                      for layer in layers])
 
 
@@ -189,19 +188,19 @@ def _largest(rows: Sequence[charts.Bar]) -> list[charts.Bar]:
     return [rows[at] for at in sorted(order[:MOST_BARS]) if max(rows[at].before, rows[at].after) > 0]
 
 
-def _arrow(before: str, after: str) -> str:
+def _before_after(before: str, after: str) -> str:
     return before if before == after else f"{before} → {after}"
 
 
-def reasons(entries: Sequence[LeftAlone]) -> list[Reason]:
+def group_by_reason(entries: Sequence[LeftAlone]) -> list[ReasonGroup]:
     """What was left alone by reason, in the order in which the reasons first come up."""
     found: dict[str, list[LeftAlone]] = {}
     for entry in entries:
         found.setdefault(entry.reason, []).append(entry)
-    return [Reason(text, tuple(group)) for text, group in found.items()]
+    return [ReasonGroup(text, tuple(group)) for text, group in found.items()]
 
 
-def phases(curves: Sequence[Curve]) -> list[tuple[str, str]]:
+def phase_summaries(curves: Sequence[TrainingCurve]) -> list[tuple[str, str]]:
     """Each phase of training, and how long it was and where it ended."""
     told = []
     for curve in curves:
@@ -213,7 +212,7 @@ def phases(curves: Sequence[Curve]) -> list[tuple[str, str]]:
     return told
 
 
-def epochs(curves: Sequence[Curve]) -> list[tuple[str, int, str, str]]:
+def epoch_rows(curves: Sequence[TrainingCurve]) -> list[tuple[str, int, str, str]]:
     """The table of epochs: phase, epoch, loss, accuracy; evenly thinned where there are very many."""
     rows = []
     for curve in curves:
@@ -225,7 +224,7 @@ def epochs(curves: Sequence[Curve]) -> list[tuple[str, int, str, str]]:
     return [row for at, row in enumerate(rows) if at % step == 0 or at == len(rows) - 1]
 
 
-def pictures(samples: Sequence[Sample]) -> list[Sample]:
+def shown_samples(samples: Sequence[Sample]) -> list[Sample]:
     """The first samples that fit the page."""
     chosen: list[Sample] = []
     used = 0
@@ -237,13 +236,13 @@ def pictures(samples: Sequence[Sample]) -> list[Sample]:
     return chosen
 
 
-def pairs(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+def named_values(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Names and values for a list; what is not text stands as JSON."""
     return [(name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
             for name, value in values.items()]
 
 
-def moment(created: str) -> str:
+def format_time(created: str) -> str:
     """The time for people; as it was given where it is no ISO time."""
     try:
         when = datetime.fromisoformat(created)

@@ -1,4 +1,4 @@
-"""Batches from what holds the data: a dataset of items, or batches that come ready."""
+"""Batches from a dataset of items, or from an iterable of ready batches."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class TrainingBatches:
     """The batches of each epoch for one process of several.
 
     Attributes:
-        steps: batches in an epoch; None when the data can't tell.
+        steps: batches in an epoch; None for data of unknown length.
     """
 
     def __init__(self, data: Any, batch_size: int, seed: int, rank: int = 0, world: int = 1,
@@ -31,10 +31,10 @@ class TrainingBatches:
                 raise TrainingError("fit: the dataset is empty; give it items")
             self._order = EpochOrder(len(data), seed, rank, world)
             # A last batch of one item has no variance for a batch norm to divide by.
-            lonely = len(self._order) > batch_size > 1 and len(self._order) % batch_size == 1
+            single_item_left = len(self._order) > batch_size > 1 and len(self._order) % batch_size == 1
             # With a generator of its own the loader draws nothing from the caller's.
             self._batches = DataLoader(SeededItems(data, seed), batch_size, sampler=self._order,
-                                       drop_last=lonely, num_workers=workers, generator=torch.Generator())
+                                       drop_last=single_item_left, num_workers=workers, generator=torch.Generator())
         elif not isinstance(data, Iterable):
             raise RequestError(f"fit: data is {type(data).__name__}, wanted a dataset or batches "
                                "(inputs, targets)")
@@ -44,38 +44,38 @@ class TrainingBatches:
     def epoch(self, epoch: int, device: torch.device) -> Iterator[tuple[Any, Any]]:
         """Pairs `(inputs, targets)` on the device."""
         if self._order is None:
-            return _moved(_every(self._batches, self._rank, self._world), device)
+            return _to_device(_share_of_batches(self._batches, self._rank, self._world), device)
         self._order.epoch = epoch
-        return _moved(self._batches, device)
+        return _to_device(self._batches, device)
 
 
 def batches_of(data: Any, batch_size: int, device: torch.device, rank: int = 0,
-                    world: int = 1) -> Iterator[tuple[Any, Any]]:
-    """Pairs `(inputs, targets)` on the device: one process's share of all that there is, in order."""
+               world: int = 1) -> Iterator[tuple[Any, Any]]:
+    """Pairs `(inputs, targets)` on the device: one process's share of all batches, in order."""
     if is_dataset(data):
-        return _moved(DataLoader(Subset(data, range(rank, len(data), world)), batch_size), device)
+        return _to_device(DataLoader(Subset(data, range(rank, len(data), world)), batch_size), device)
     if not isinstance(data, Iterable):
         raise RequestError(f"evaluate: data is {type(data).__name__}, wanted a dataset or batches "
                            "(inputs, targets)")
-    return _moved(_every(data, rank, world, rest=True), device)
+    return _to_device(_share_of_batches(data, rank, world, include_rest=True), device)
 
 
-def _every(batches: Iterable[Any], rank: int, world: int, rest: bool = False) -> Iterator[Any]:
-    """One process's turn of every round of batches; the unfinished last round only on demand.
+def _share_of_batches(batches: Iterable[Any], rank: int, world: int, include_rest: bool = False) -> Iterator[Any]:
+    """The process's batch of every `world` batches; of an incomplete last round only with `include_rest`.
 
     In training a process without a batch would leave the others waiting for its gradients.
     """
-    turn: list[Any] = []
+    round_: list[Any] = []
     for batch in batches:
-        turn.append(batch)
-        if len(turn) == world:
-            yield turn[rank]
-            turn = []
-    if rest and len(turn) > rank:
-        yield turn[rank]
+        round_.append(batch)
+        if len(round_) == world:
+            yield round_[rank]
+            round_ = []
+    if include_rest and len(round_) > rank:
+        yield round_[rank]
 
 
-def _moved(batches: Iterable[Any], device: torch.device) -> Iterator[tuple[Any, Any]]:
+def _to_device(batches: Iterable[Any], device: torch.device) -> Iterator[tuple[Any, Any]]:
     iterator = iter(batches)
     while True:
         try:

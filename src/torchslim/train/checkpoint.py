@@ -36,7 +36,7 @@ class TrainingState:
 
 @dataclass(frozen=True)
 class _Metadata:
-    """What the file says beside its tensors: `TrainingState`, what the training is (`recipe`), numbers by parameter."""
+    """What the file says beside its tensors: `TrainingState`, its identity (`recipe`), numbers by parameter."""
 
     recipe: Mapping[str, Any]
     optimizer: Mapping[int, Mapping[str, Any]]
@@ -126,7 +126,7 @@ def _read(path: Path, identity: Mapping[str, Any], tensors: bool) -> tuple[_Meta
     if text is None:
         raise CheckpointError(f"{path}: no checkpoint of this training (metadata without {_KEY}); {_REMEDY}")
     metadata = read_values(_Metadata, parse_json(text, str(path), _REMEDY), str(path), _REMEDY, FORMAT)
-    stored, current = metadata.recipe, json.loads(json.dumps(dict(identity)))  # tuples are lists once they were JSON
+    stored, current = metadata.recipe, to_values(identity, str(path))
     differences = [f"{name}={stored.get(name)!r} (now {current.get(name)!r})"
                    for name in sorted({*stored, *current}) if stored.get(name) != current.get(name)]
     if differences:

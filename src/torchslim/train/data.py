@@ -67,10 +67,10 @@ def load_data(spec: str, *, size: int | None = None, seed: int = 0, held_out: fl
 
 # --- digits -------------------------------------------------------------------------------------------------
 
-_INK, _SPREAD = 0.305, 0.323  # mean and standard deviation of the grey values at 32 pixels, 0 to 1
+_DIGITS_MEAN, _DIGITS_STD = 0.305, 0.323  # mean and standard deviation of the grey values at 32 pixels, 0 to 1
 
 
-class _Tensors(Dataset[Item]):
+class _TensorImages(Dataset[Item]):
     """Pictures in memory."""
 
     def __init__(self, pictures: Tensor, targets: list[int], transform: Transform | None) -> None:
@@ -94,15 +94,16 @@ def _digits(size: int, seed: int, held_out: float) -> Data:
     bunch = load_digits()
     grey = torch.tensor(bunch.images, dtype=torch.float32)[:, None] / 16
     grey = torch.nn.functional.interpolate(grey, size=(size, size), mode="bilinear", align_corners=False)
-    pictures = ((grey - _INK) / _SPREAD).repeat(1, 3, 1, 1)
+    pictures = ((grey - _DIGITS_MEAN) / _DIGITS_STD).repeat(1, 3, 1, 1)
     targets = [int(target) for target in bunch.target]
     augment = v2.RandomAffine(degrees=10, translate=(0.1, 0.1), scale=(0.9, 1.1),
-                              interpolation=InterpolationMode.BILINEAR, fill=-_INK / _SPREAD)
+                              interpolation=InterpolationMode.BILINEAR, fill=-_DIGITS_MEAN / _DIGITS_STD)
     train, test = stratified(targets, held_out, seed)
     return Data("digits",
-                _Tensors(pictures[train], [targets[i] for i in train], augment),
-                _Tensors(pictures[test], [targets[i] for i in test], None),
-                tuple(str(name) for name in bunch.target_names), (3, size, size), (_INK,) * 3, (_SPREAD,) * 3)
+                _TensorImages(pictures[train], [targets[i] for i in train], augment),
+                _TensorImages(pictures[test], [targets[i] for i in test], None),
+                tuple(str(name) for name in bunch.target_names), (3, size, size),
+                (_DIGITS_MEAN,) * 3, (_DIGITS_STD,) * 3)
 
 
 # --- factories ----------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""How well a model does on labelled data."""
+"""Accuracy on labelled data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torchslim.utils.seeding import seeded
 
 
 def evaluate(model: nn.Module, data: Any, batch_size: int = EVALUATION_BATCH) -> float:
-    """The share of labels that the model gets right, 0 to 1; its modes are left as they were.
+    """The share of labels that the model predicts correctly, 0 to 1; its modes are left as they were.
 
     Args:
         model: the model, wherever it is.
@@ -27,22 +27,22 @@ def evaluate(model: nn.Module, data: Any, batch_size: int = EVALUATION_BATCH) ->
     Raises:
         TrainingError: no data.
     """
-    right, total = count(model, data.test if isinstance(data, Data) else data, batch_size)
+    correct, total = count_correct(model, data.test if isinstance(data, Data) else data, batch_size)
     if not total:
         raise TrainingError("evaluate: no data; give a dataset or batches that are not empty")
-    return right / total
+    return correct / total
 
 
-def count(model: nn.Module, data: Any, batch_size: int, rank: int = 0, world: int = 1) -> tuple[int, int]:
-    """How many labels of one process's share are right, and how many there are."""
+def count_correct(model: nn.Module, data: Any, batch_size: int, rank: int = 0, world: int = 1) -> tuple[int, int]:
+    """Correct predictions on one process's share of the data, and the number of its labels."""
     first = next(model.parameters(), None)
     device = torch.device("cpu") if first is None else first.device
-    right = total = 0
+    correct = total = 0
     # Seeded, so that a dataset with something random in it scores the same twice, and the caller's generators stay.
     with torch.inference_mode(), evaluating(model), seeded(0):
         for inputs, targets in batches_of(data, batch_size, device, rank, world):
             args, kwargs = arguments(inputs)
-            found = logits(model(*args, **kwargs)).argmax(dim=1)
-            right += int((found == targets).sum())
+            predictions = logits(model(*args, **kwargs)).argmax(dim=1)
+            correct += int((predictions == targets).sum())
             total += targets.numel()
-    return right, total
+    return correct, total

@@ -1,4 +1,4 @@
-"""Cutting while training goes on: a little at a time, by schedule, the optimizer's state carried through each cut."""
+"""Gradual pruning: several cuts by schedule during training; the optimizer's state is carried through each."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torchslim.surgery.cutting import apply
 from torchslim.surgery.optimizers import carry_optimizer
 from torchslim.surgery.plans import Plan
 from torchslim.train.checkpoint import TrainingState, load_checkpoint, read_plans
-from torchslim.train.loop import History, Job, fit, job_of
+from torchslim.train.loop import History, Trainer, build_trainer, fit
 from torchslim.train.sparsity import Slimming
 from torchslim.utils.copying import copy_model
 from torchslim.utils.inputs import Inputs, map_tensors, unwrap
@@ -27,7 +27,7 @@ from torchslim.utils.modules import named_modules
 
 
 @dataclass(frozen=True)
-class Gradual:
+class GradualResult:
     """What a gradual training made.
 
     Attributes:
@@ -45,8 +45,8 @@ class Gradual:
 def fit_gradually(model: nn.Module, data: Any, inputs: Inputs, *, macs: float | None = None,
                   params: float | None = None, channels: float | None = None, memory: float | None = None,
                   steps: int = 5, curve: str = "cubic", begin: int = 1, every: int = 1,
-                  cutting: Mapping[str, Any] | None = None, **training: Any) -> Gradual:
-    """Train, and cut a step further every few epochs: what is left learns to do without before more goes.
+                  cutting: Mapping[str, Any] | None = None, **training: Any) -> GradualResult:
+    """Train, and cut a little more every few epochs, so that the network recovers between cuts.
 
     Gradual pruning (Zhu & Gupta 2017), of channels: at each step a new plan takes the network, as it then is, down to
     the schedule's share of the *original's* cost (`torchslim.schedule`); it is cut and proven, and the optimizer's
@@ -84,42 +84,45 @@ def fit_gradually(model: nn.Module, data: Any, inputs: Inputs, *, macs: float | 
     _check({} if cutting is None else cutting, budgets)
     bound = inspect.signature(fit).bind(copy_model(model), data, **training)
     bound.apply_defaults()
-    job = job_of(**bound.arguments)
-    asked = requests(model, inputs, steps, curve, {**budgets, **(cutting or {})})
-    cuts = dict(zip(_cuts(begin, every, steps, job.recipe.epochs), asked, strict=True))
-    job = replace(job, also={"gradual": {str(at): _plain(request) for at, request in cuts.items()}})
-    with job.placed(job.model):
-        job, state = _run(job, _moved(inputs, job.model), cuts)
+    trainer = build_trainer(**bound.arguments)
+    plan_options = requests(model, inputs, steps, curve, {**budgets, **(cutting or {})})
+    cuts = dict(zip(_cut_epochs(begin, every, steps, trainer.hyperparameters.epochs), plan_options, strict=True))
+    described = {str(epoch): _describe_request(request) for epoch, request in cuts.items()}
+    trainer = replace(trainer, extra_identity={"gradual": described})
+    with trainer.on_device(trainer.model):
+        trainer, state = _run(trainer, _to_device(inputs, trainer.model), cuts)
     first = next(model.parameters(), None)
     modes = dict(named_modules(model))
-    slim = job.model.to("cpu" if first is None else first.device)
+    slim = trainer.model.to("cpu" if first is None else first.device)
     for name, module in named_modules(slim):
         module.training = modes[name].training
-    return Gradual(slim, state.plans, History(state.loss, state.accuracy))
+    return GradualResult(slim, state.plans, History(state.loss, state.accuracy))
 
 
 def _check(cutting: Mapping[str, Any], budgets: Collection[str]) -> None:
-    """Refuse options that are none of a plan's, or have a place of their own."""
+    """Refuse options that `plan` does not have, or that are keywords of `fit_gradually`."""
     own = {"model", "inputs", "original", *budgets}
     known = [name for name in inspect.signature(plan).parameters if name not in own]
     if not isinstance(cutting, Mapping):
         raise RequestError(f"fit_gradually: cutting={cutting!r} found, a dict of options of torchslim.plan wanted; try "
                            "{'round_to': 8}")
-    odd = next((name for name in cutting if name not in known), None)
-    if odd in budgets:
+    unknown = next((name for name in cutting if name not in known), None)
+    if unknown in budgets:
         raise RequestError("fit_gradually: a budget in cutting=; give it by itself, such as macs=0.5")
-    if odd is not None:
-        raise RequestError(f"fit_gradually: {odd!r} found in cutting=, options of torchslim.plan wanted: "
+    if unknown is not None:
+        raise RequestError(f"fit_gradually: {unknown!r} found in cutting=, options of torchslim.plan wanted: "
                            f"{', '.join(known)}")
 
 
-def _plain(request: Request) -> dict[str, Any]:
-    """What a step asks, as JSON values; data and functions are not among them."""
-    found = {name: value for name, value in request.items() if value is not None and name not in ("data", "loss")}
-    return {**found, **({"importance": str(criterion(found["importance"]))} if "importance" in found else {})}
+def _describe_request(request: Request) -> dict[str, Any]:
+    """The options of a step's plan as JSON values, without data and functions."""
+    options = {name: value for name, value in request.items() if value is not None and name not in ("data", "loss")}
+    if "importance" in options:
+        options["importance"] = str(criterion(options["importance"]))
+    return options
 
 
-def _cuts(begin: int, every: int, steps: int, epochs: int) -> list[int]:
+def _cut_epochs(begin: int, every: int, steps: int, epochs: int) -> list[int]:
     """After how many epochs each cut is made."""
     for name, value, least in (("begin", begin, 0), ("every", every, 1)):
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
@@ -131,52 +134,52 @@ def _cuts(begin: int, every: int, steps: int, epochs: int) -> list[int]:
     return [begin + step * every for step in range(steps)]
 
 
-def _run(job: Job, inputs: Inputs, cuts: Mapping[int, Request]) -> tuple[Job, TrainingState]:
+def _run(trainer: Trainer, inputs: Inputs, cuts: Mapping[int, Request]) -> tuple[Trainer, TrainingState]:
     """Train from cut to cut, from the checkpoint on if there is one."""
-    state, original = TrainingState(), job.model  # of the original the widths count, whatever its weights
-    begun = job.checkpoint if job.checkpoint is not None and job.checkpoint.exists() else None
-    if begun is not None:
-        job = _cut_as_before(job, begun)
-    optimizer = job.recipe.build_optimizer(job.model)
-    if begun is not None:
-        state = load_checkpoint(begun, job.model, optimizer, job.identity())
-    order = [*cuts, job.recipe.epochs]
-    for place, until in enumerate(order):
-        state = job.train(optimizer, state, until) if state.epochs < until else state
-        if until in cuts and len(state.plans) == place:
-            slim, step = _agreed(job, *prune(job.model, inputs, original=original, **cuts[until]))
-            optimizer = carry_optimizer(optimizer, job.model, slim, step)
-            job, state = _on(job, slim), replace(state, plans=(*state.plans, step))
-    return job, state
+    state, original = TrainingState(), trainer.model  # shares of the original's cost depend on its widths only
+    checkpoint = trainer.checkpoint if trainer.checkpoint is not None and trainer.checkpoint.exists() else None
+    if checkpoint is not None:
+        trainer = _replay_cuts(trainer, checkpoint)
+    optimizer = trainer.hyperparameters.build_optimizer(trainer.model)
+    if checkpoint is not None:
+        state = load_checkpoint(checkpoint, trainer.model, optimizer, trainer.identity())
+    for index, until in enumerate([*cuts, trainer.hyperparameters.epochs]):
+        state = trainer.train(optimizer, state, until) if state.epochs < until else state
+        if until in cuts and len(state.plans) == index:
+            slim, step = _broadcast_cut(trainer, *prune(trainer.model, inputs, original=original, **cuts[until]))
+            optimizer = carry_optimizer(optimizer, trainer.model, slim, step)
+            trainer, state = _with_model(trainer, slim), replace(state, plans=(*state.plans, step))
+    return trainer, state
 
 
-def _agreed(job: Job, slim: nn.Module, step: Plan) -> tuple[nn.Module, Plan]:
+def _broadcast_cut(trainer: Trainer, slim: nn.Module, step: Plan) -> tuple[nn.Module, Plan]:
     """The cut of the first process for all: criteria that run the network see each process's own batch statistics."""
-    if job.accelerator.num_processes == 1:
+    if trainer.accelerator.num_processes == 1:
         return slim, step
     from accelerate.utils import broadcast_object_list
 
     (text,) = broadcast_object_list([step.to_json()])
     step = Plan.from_json(text)
-    return apply(job.model, step), step
+    return apply(trainer.model, step), step
 
 
-def _cut_as_before(job: Job, path: Path) -> Job:
-    """The training of the network that a checkpoint is of."""
-    for step in read_plans(path, job.identity()):
+def _replay_cuts(trainer: Trainer, path: Path) -> Trainer:
+    """The training of the network that the checkpoint holds: the original, cut by the checkpoint's plans."""
+    for step in read_plans(path, trainer.identity()):
         try:
-            job = _on(job, apply(job.model, step))
+            trainer = _with_model(trainer, apply(trainer.model, step))
         except PlanError as error:
             raise CheckpointError(f"{path}: made by a training of another model: {error}") from error
-    return job
+    return trainer
 
 
-def _on(job: Job, model: nn.Module) -> Job:
+def _with_model(trainer: Trainer, model: nn.Module) -> Trainer:
     """The same training, of another network."""
-    return replace(job, model=model, press=None if job.press is None else Slimming(model, weight=job.press.weight))
+    penalty = None if trainer.penalty is None else Slimming(model, weight=trainer.penalty.weight)
+    return replace(trainer, model=model, penalty=penalty)
 
 
-def _moved(inputs: Inputs, model: nn.Module) -> Inputs:
+def _to_device(inputs: Inputs, model: nn.Module) -> Inputs:
     first = next(model.parameters(), None)
     device = torch.device("cpu") if first is None else first.device
     moved: Inputs = map_tensors(lambda tensor: tensor.to(device), inputs)

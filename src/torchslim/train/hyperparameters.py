@@ -1,12 +1,11 @@
-"""How a training is asked for: the numbers, checked, and the learning rate that follows from them."""
+"""The hyperparameters of a training, validated; its learning-rate schedule and its optimizer."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import nn
@@ -16,21 +15,21 @@ from torchslim.errors import RequestError, TrainingError
 OPTIMIZERS = ("sgd", "adamw")
 MOMENTUM = 0.9
 WARMUP = 0.2
-"""Share of a training over which the rate rises, where it then falls along a cosine."""
-STEP = 0.1
-"""What the rate is multiplied by at a milestone."""
+"""Default share of warm-up, where the rate then falls along a cosine."""
+MILESTONE_FACTOR = 0.1
+"""Factor of the learning rate at a milestone."""
 
 
-def mean_rate(milestones: Sequence[float]) -> float:
+def mean_learning_rate(milestones: Sequence[float]) -> float:
     """The mean of a schedule's rate, as a share of its highest; without milestones it rises and falls evenly."""
     if not milestones:
         return 0.5
     edges = [0.0, *milestones, 1.0]
-    return sum((end - start) * STEP**place for place, (start, end) in enumerate(pairwise(edges)))
+    return sum((end - start) * MILESTONE_FACTOR**index for index, (start, end) in enumerate(pairwise(edges)))
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Hyperparameters:
     """The numbers of one training; see `fit`, which has them as arguments."""
 
     epochs: int
@@ -65,23 +64,19 @@ class Recipe:
             if not good:
                 raise RequestError(f"fit: {name}={getattr(self, name)!r} found, wanted {text}")
 
-    def to_dict(self) -> dict[str, Any]:
-        """The numbers by name."""
-        return asdict(self)
+    def learning_rate(self, done: float) -> float:
+        """The learning rate when a share of the training is done: linear warm-up, then half a cosine or milestones.
 
-    def rate(self, done: float) -> float:
-        """The learning rate when a share of the training is done: up in a line, then down half a cosine, or in steps.
-
-        A rule of one number, so that nothing of it needs storing to go on after an interruption.
+        It depends on nothing else, so an interrupted training needs to store no scheduler.
         """
         if done < self.warmup:
             return self.lr * done / self.warmup
         if self.milestones:
-            return self.lr * STEP**sum(done >= share for share in self.milestones)
+            return self.lr * MILESTONE_FACTOR**sum(done >= share for share in self.milestones)
         return self.lr * 0.5 * (1 + math.cos(math.pi * (done - self.warmup) / (1 - self.warmup)))
 
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """The optimizer over what can be trained; biases and scales do not decay."""
+        """The optimizer of the trainable parameters; biases and scales do not decay."""
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not trained:
             raise TrainingError(f"{type(model).__name__}: no parameter has requires_grad, so nothing can be "

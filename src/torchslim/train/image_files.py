@@ -44,7 +44,7 @@ def _transforms(size: int, flip: bool = True) -> tuple[Transform, Transform]:
             v2.Compose([v2.Resize(round(size / 0.875)), v2.CenterCrop(size), *finish]))
 
 
-class _Files(Dataset[Item]):
+class _ImageFiles(Dataset[Item]):
     """Pictures in files."""
 
     def __init__(self, files: list[tuple[Path, int]], transform: Transform) -> None:
@@ -77,7 +77,7 @@ def folder(spec: str, root: Path, size: int, seed: int, held_out: float) -> Data
         if test_classes != classes:
             odd = sorted(set(classes) ^ set(test_classes))
             raise RequestError(f"{spec}: {train_root} and {test_root} hold different classes "
-                               f"({_some(odd)} in one only); give both the same folders")
+                               f"({_first_names(odd)} in one only); give both the same folders")
     else:
         train, test = stratified([target for _, target in files], held_out, seed)
         files, test_files = [files[i] for i in train], [files[i] for i in test]
@@ -85,7 +85,7 @@ def folder(spec: str, root: Path, size: int, seed: int, held_out: float) -> Data
             raise RequestError(f"{spec}: one picture in each class, so none can be held out; add pictures")
     _check_headers([*files, *test_files])
     augment, plain = _transforms(size)
-    return Data(spec, _Files(files, augment), _Files(test_files, plain), classes, (3, size, size),
+    return Data(spec, _ImageFiles(files, augment), _ImageFiles(test_files, plain), classes, (3, size, size),
                 IMAGENET_MEAN, IMAGENET_STD)
 
 
@@ -97,14 +97,14 @@ def _scan(spec: str, root: Path) -> tuple[tuple[str, ...], list[tuple[Path, int]
         raise RequestError(f"{spec}: {root} holds {found}, at least 2 classes wanted; "
                            "make a folder per class")
     files: list[tuple[Path, int]] = []
-    for target, place in enumerate(folders):
-        inside = sorted(path for path in place.rglob("*")
+    for target, class_folder in enumerate(folders):
+        inside = sorted(path for path in class_folder.rglob("*")
                         if path.suffix.lower() in _SUFFIXES and path.is_file())
         if not inside:
-            raise RequestError(f"{spec}: no pictures in {place} ({', '.join(sorted(_SUFFIXES))} are read); "
+            raise RequestError(f"{spec}: no pictures in {class_folder} ({', '.join(sorted(_SUFFIXES))} are read); "
                                "add some or take the folder away")
         files += [(path, target) for path in inside]
-    return tuple(place.name for place in folders), files
+    return tuple(path.name for path in folders), files
 
 
 def _check_headers(files: list[tuple[Path, int]]) -> None:
@@ -128,7 +128,7 @@ def _corrupt(path: Path, error: Exception) -> RequestError:
 
 # --- torchvision's datasets ---------------------------------------------------------------------------------
 
-class _Pictures(Dataset[Item]):
+class _ImageDataset(Dataset[Item]):
     """A dataset of PIL pictures, transformed."""
 
     def __init__(self, base: Any, transform: Transform) -> None:
@@ -159,9 +159,9 @@ def torchvision(spec: str, rest: str, size: int | None) -> Data:
     kind = getattr(datasets, name)
     train = _open(spec, kind, root, ("train",))
     test = _open(spec, kind, root, ("test", "val", "valid"))
-    size = size or _own_size(spec, train)
+    size = size or _image_size(spec, train)
     augment, plain = _transforms(size, flip=name not in _NO_FLIP)
-    return Data(spec, _Pictures(train, augment), _Pictures(test, plain), classes_of(spec, train),
+    return Data(spec, _ImageDataset(train, augment), _ImageDataset(test, plain), classes_of(spec, train),
                 (3, size, size), IMAGENET_MEAN, IMAGENET_STD)
 
 
@@ -190,7 +190,7 @@ def _open(spec: str, kind: Any, root: str, splits: tuple[str, ...]) -> Any:
                        "write a function that returns two datasets and give file.py:function") from failure
 
 
-def _own_size(spec: str, dataset: Any) -> int:
+def _image_size(spec: str, dataset: Any) -> int:
     """The side of small pictures that are all alike; 224 for others."""
     pictures = [dataset[i][0] for i in range(min(4, len(dataset)))]
     if not pictures or not all(hasattr(picture, "convert") for picture in pictures):
@@ -200,5 +200,5 @@ def _own_size(spec: str, dataset: Any) -> int:
     return sizes.pop() if len(sizes) == 1 and max(sizes) <= _SMALL else 224
 
 
-def _some(names: list[str]) -> str:
+def _first_names(names: list[str]) -> str:
     return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")

@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torchslim.errors import MissingExtra, TrainingError
 from torchslim.train.batches import TrainingBatches
 from torchslim.train.checkpoint import TrainingState, load_checkpoint, save_checkpoint
-from torchslim.train.evaluation import count
-from torchslim.train.hyperparameters import WARMUP, Recipe
-from torchslim.train.losses import Loss, cross_entropy, distillation
+from torchslim.train.evaluation import count_correct
+from torchslim.train.hyperparameters import WARMUP, Hyperparameters
+from torchslim.train.losses import LossFunction, cross_entropy, distillation
 from torchslim.train.sparsity import Slimming
 from torchslim.utils.data import EVALUATION_BATCH, Data
 from torchslim.utils.eval_mode import evaluating
@@ -46,13 +46,13 @@ class History:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a training is: sent after every step, and once more at the end of an epoch.
+    """Progress of a training: sent after every step, and once more at the end of an epoch.
 
     Attributes:
         epoch: the epoch, from 1.
         epochs: how many there will be.
         step: steps done in this epoch.
-        steps: steps of this epoch; None when the data can't tell.
+        steps: steps of this epoch; None for data of unknown length.
         loss: mean loss of the epoch so far, without the penalty on scales.
         accuracy: held-out accuracy; None before the end of the epoch, and where nothing is held out.
         finished: whether the epoch is over, and stored where there is a checkpoint.
@@ -70,7 +70,7 @@ class Progress:
 def fit(model: nn.Module, data: Any, *, epochs: int = 10, lr: float = 0.05, batch_size: int = 64,
         weight_decay: float = 5e-4, optimizer: str = "sgd", warmup: float | None = None,
         milestones: Sequence[float] = (), label_smoothing: float = 0.0,
-        loss: Loss | None = None, sparsity: float | Slimming = 0.0, teacher: nn.Module | None = None,
+        loss: LossFunction | None = None, sparsity: float | Slimming = 0.0, teacher: nn.Module | None = None,
         temperature: float = 4.0, alpha: float = 0.5, seed: int = 0, held_out: Any = None,
         checkpoint: str | Path | None = None, progress: Callable[[Progress], None] | None = None,
         workers: int = 0) -> History:
@@ -109,64 +109,65 @@ def fit(model: nn.Module, data: Any, *, epochs: int = 10, lr: float = 0.05, batc
         CheckpointError: the checkpoint is damaged or belongs to another training.
         MissingExtra: Accelerate is not installed.
     """
-    job = job_of(**locals())
-    with job.placed(model):
-        return job.run()
+    trainer = build_trainer(**locals())
+    with trainer.on_device(model):
+        return trainer.run()
 
 
-def job_of(model: nn.Module, data: Any, *, epochs: int, lr: float, batch_size: int, weight_decay: float,
-           optimizer: str, warmup: float | None, milestones: Sequence[float], label_smoothing: float,
-           loss: Loss | None, sparsity: float | Slimming, teacher: nn.Module | None, temperature: float, alpha: float,
-           seed: int, held_out: Any, checkpoint: str | Path | None, progress: Callable[[Progress], None] | None,
-           workers: int) -> Job:
-    """A training, asked for by the arguments of `fit`."""
+def build_trainer(model: nn.Module, data: Any, *, epochs: int, lr: float, batch_size: int, weight_decay: float,
+                  optimizer: str, warmup: float | None, milestones: Sequence[float], label_smoothing: float,
+                  loss: LossFunction | None, sparsity: float | Slimming, teacher: nn.Module | None,
+                  temperature: float, alpha: float, seed: int, held_out: Any, checkpoint: str | Path | None,
+                  progress: Callable[[Progress], None] | None, workers: int) -> Trainer:
+    """The trainer for the arguments of `fit`, which are checked here."""
     if isinstance(sparsity, Slimming):
-        press: Slimming | None = sparsity
+        penalty: Slimming | None = sparsity
     else:
-        press = Slimming(model, weight=sparsity) if sparsity else None
+        penalty = Slimming(model, weight=sparsity) if sparsity else None
     if warmup is None:
         warmup = 0.0 if milestones else WARMUP
-    recipe = Recipe(epochs, lr, batch_size, weight_decay, optimizer, warmup, label_smoothing,
-                    press.weight if press else 0.0, temperature, alpha, seed, tuple(milestones))
+    hyperparameters = Hyperparameters(epochs, lr, batch_size, weight_decay, optimizer, warmup,
+                                      label_smoothing, penalty.weight if penalty else 0.0, temperature, alpha, seed,
+                                      tuple(milestones))
     if isinstance(data, Data):
         data, held_out = data.train, data.test if held_out is None else held_out
     accelerator = _accelerator()
     rank, world = accelerator.process_index, accelerator.num_processes
     batches = TrainingBatches(data, batch_size, seed, rank, world, workers)
     path = None if checkpoint is None else check_writable(Path(checkpoint), "training.safetensors")
-    return Job(model, recipe, batches, loss or cross_entropy(label_smoothing), press, teacher, held_out, path, progress,
-               accelerator)
+    return Trainer(model, hyperparameters, batches, loss or cross_entropy(label_smoothing), penalty, teacher,
+                   held_out, path, progress, accelerator)
 
 
 @dataclass
-class Job:
+class Trainer:
     """One call of `fit`, or the stretch of a gradual training between two cuts."""
 
     model: nn.Module
-    recipe: Recipe
+    hyperparameters: Hyperparameters
     batches: TrainingBatches
-    objective: Loss
-    press: Slimming | None
+    loss_function: LossFunction
+    penalty: Slimming | None
     teacher: nn.Module | None
     held_out: Any
     checkpoint: Path | None
     progress: Callable[[Progress], None] | None
     accelerator: Any
-    also: Mapping[str, Any] = field(default_factory=dict)
+    extra_identity: Mapping[str, Any] = field(default_factory=dict)
 
     def run(self) -> History:
         """Train from the checkpoint, if there is one, to the end."""
-        optimizer = self.recipe.build_optimizer(self.model)
+        optimizer = self.hyperparameters.build_optimizer(self.model)
         state = TrainingState()
         if self.checkpoint is not None and self.checkpoint.exists():
             state = load_checkpoint(self.checkpoint, self.model, optimizer, self.identity())
-        state = self.train(optimizer, state, self.recipe.epochs)
+        state = self.train(optimizer, state, self.hyperparameters.epochs)
         return History(state.loss, state.accuracy)
 
     @contextmanager
-    def placed(self, model: nn.Module) -> Iterator[None]:
-        """The model and the teacher where the training runs inside; as and where they were outside."""
-        with _placed(model, self.accelerator.device), _placed(self.teacher, self.accelerator.device):
+    def on_device(self, model: nn.Module) -> Iterator[None]:
+        """Move the model and the teacher to the training's device; afterwards restore their device and modes."""
+        with _on_device(model, self.accelerator.device), _on_device(self.teacher, self.accelerator.device):
             yield
 
     def train(self, optimizer: torch.optim.Optimizer, state: TrainingState, until: int) -> TrainingState:
@@ -182,7 +183,7 @@ class Job:
                 if self.checkpoint is not None and self.accelerator.is_main_process:
                     save_checkpoint(self.checkpoint, self.model, optimizer, state, self.identity())
                 self.accelerator.wait_for_everyone()
-                self._tell(epoch, steps, loss, accuracy, finished=True)
+                self._report_progress(epoch, steps, loss, accuracy, finished=True)
         finally:
             optimizer.zero_grad(set_to_none=True)
             self.accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # takes autocast off `forward`
@@ -193,75 +194,76 @@ class Job:
         """Train one epoch; its mean loss over all processes, and its steps."""
         total, items, step = 0.0, 0.0, 0
         device = self.accelerator.device
-        with seeded(derive_seed(self.recipe.seed, epoch, self.accelerator.process_index)):
+        with seeded(derive_seed(self.hyperparameters.seed, epoch, self.accelerator.process_index)):
             wrapped.train()
             for step, (inputs, targets) in enumerate(self.batches.epoch(epoch, device), start=1):
                 for group in stepper.param_groups:
-                    group["lr"] = self.recipe.rate(self._done(epoch, step))
+                    group["lr"] = self.hyperparameters.learning_rate(self._share_done(epoch, step))
                 loss, value = self._loss(wrapped, inputs, targets, f"epoch {epoch + 1}, step {step}")
                 stepper.zero_grad()
                 self.accelerator.backward(loss)
                 stepper.step()
                 count = len(targets) if isinstance(targets, Tensor) and targets.ndim else 1
                 total, items = total + value * count, items + count
-                self._tell(epoch, step, total / items)
+                self._report_progress(epoch, step, total / items)
         if not step:
             raise TrainingError(f"epoch {epoch + 1}: the data gave no batch; give a dataset, a list of "
                                 "batches or a DataLoader (an iterator can be read once only)")
         if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
             raise TrainingError(f"epoch {epoch + 1}, step {step}: weights are no longer finite; try a lower learning "
-                                f"rate than lr={self.recipe.lr}")
-        total, items = self._over_all(total, items)
+                                f"rate than lr={self.hyperparameters.lr}")
+        total, items = self._sum_over_processes(total, items)
         return total / items, step
 
     def _loss(self, wrapped: nn.Module, inputs: Any, targets: Any, where: str) -> tuple[Tensor, float]:
         args, kwargs = arguments(inputs)
         output = wrapped(*args, **kwargs)
-        loss = self.objective(output, targets)
+        loss = self.loss_function(output, targets)
         if self.teacher is not None:
             with torch.no_grad(), evaluating(self.teacher):
-                wanted = self.teacher(*args, **kwargs)
-            share = self.recipe.alpha
-            loss = (1 - share) * loss + share * distillation(output, wanted, self.recipe.temperature)
+                teacher_output = self.teacher(*args, **kwargs)
+            alpha, temperature = self.hyperparameters.alpha, self.hyperparameters.temperature
+            loss = (1 - alpha) * loss + alpha * distillation(output, teacher_output, temperature)
         value = float(loss.detach())
-        if self.press is not None:
-            loss = loss + self.press()
+        if self.penalty is not None:
+            loss = loss + self.penalty()
         if not math.isfinite(value):  # before the step, which would spoil the weights
             raise TrainingError(f"{where}: the loss is {value}; try a lower learning rate than "
-                                f"lr={self.recipe.lr}, or look for bad values in the data")
+                                f"lr={self.hyperparameters.lr}, or look for bad values in the data")
         return loss, value
 
-    def _done(self, epoch: int, step: int) -> float:
-        """Share of the training that is done amid a step, or amid the epoch if its steps can't be told."""
+    def _share_done(self, epoch: int, step: int) -> float:
+        """Share of the training done in the middle of a step; of the epoch, if its number of steps is unknown."""
         within = (step - 0.5) / self.batches.steps if self.batches.steps else 0.5
-        return (epoch + min(within, 1.0)) / self.recipe.epochs
+        return (epoch + min(within, 1.0)) / self.hyperparameters.epochs
 
     def _accuracy(self) -> float | None:
         if self.held_out is None:
             return None
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        right, total = self._over_all(*count(self.model, self.held_out, EVALUATION_BATCH, rank, world))
+        counts = count_correct(self.model, self.held_out, EVALUATION_BATCH, rank, world)
+        correct, total = self._sum_over_processes(*counts)
         if not total:
             raise TrainingError("held_out: no data; give a dataset or batches that are not empty, or None")
-        return right / total
+        return correct / total
 
-    def _over_all(self, *values: float) -> list[float]:
+    def _sum_over_processes(self, *values: float) -> list[float]:
         """The sums of numbers over all processes."""
         if self.accelerator.num_processes == 1:
             return list(values)
-        here = torch.tensor(values, dtype=torch.float64, device=self.accelerator.device)
-        return [float(value) for value in self.accelerator.reduce(here, "sum").tolist()]
+        local = torch.tensor(values, dtype=torch.float64, device=self.accelerator.device)
+        return [float(value) for value in self.accelerator.reduce(local, "sum").tolist()]
 
-    def _tell(self, epoch: int, step: int, loss: float, accuracy: float | None = None,
+    def _report_progress(self, epoch: int, step: int, loss: float, accuracy: float | None = None,
               finished: bool = False) -> None:
         if self.progress is not None and self.accelerator.is_main_process:
-            self.progress(Progress(epoch + 1, self.recipe.epochs, step, self.batches.steps, loss, accuracy,
+            self.progress(Progress(epoch + 1, self.hyperparameters.epochs, step, self.batches.steps, loss, accuracy,
                                    finished))
 
     def identity(self) -> dict[str, Any]:
-        """What must be the same for a checkpoint to be this training's."""
-        return {**self.also, **self.recipe.to_dict(), "steps": self.batches.steps, "teacher": self.teacher is not None,
-                "pressed": list(self.press.names) if self.press else [],
+        """What must be equal for this training to continue from a checkpoint."""
+        return {**self.extra_identity, **asdict(self.hyperparameters), "steps": self.batches.steps,
+                "teacher": self.teacher is not None, "pressed": list(self.penalty.names) if self.penalty else [],
                 "processes": self.accelerator.num_processes}
 
 
@@ -271,26 +273,26 @@ def _accelerator() -> Any:
     except ImportError as error:
         raise MissingExtra("accelerate", "train", "training") from error
     accelerator = Accelerator()
-    asked = int(os.environ.get("WORLD_SIZE", "1"))
-    if asked > accelerator.num_processes:
-        raise TrainingError(f"fit: {asked} processes were asked for, {accelerator.num_processes} train "
+    requested = int(os.environ.get("WORLD_SIZE", "1"))
+    if requested > accelerator.num_processes:
+        raise TrainingError(f"fit: {requested} processes were asked for, {accelerator.num_processes} train "
                             "together; start them with torchrun")
     return accelerator
 
 
 @contextmanager
-def _placed(model: nn.Module | None, device: torch.device) -> Iterator[None]:
-    """The model on a device inside; where it was, and each of its modules in its own mode again, outside."""
+def _on_device(model: nn.Module | None, device: torch.device) -> Iterator[None]:
+    """Move a model to a device; afterwards restore its device and the mode of each of its modules."""
     if model is None:
         yield
         return
     first = next(model.parameters(), None)
-    home = device if first is None else first.device
+    previous_device = device if first is None else first.device
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.to(device)
         yield
     finally:
-        model.to(home)
+        model.to(previous_device)
         for module, mode in modes:
             module.training = mode

@@ -1,4 +1,4 @@
-"""What training minimises: cross entropy, a teacher's answers, or the caller's own loss."""
+"""Losses: cross entropy, with auxiliary heads, and distillation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torchslim.errors import TrainingError
 from torchslim.utils.inputs import tensors_in
 
-Loss = Callable[[Any, Any], Tensor]
+LossFunction = Callable[[Any, Any], Tensor]
 _AUXILIARY = 0.3  # weight of the further outputs of networks with auxiliary heads, as in GoogLeNet's paper
 
 
@@ -28,7 +28,7 @@ def logits(output: Any) -> Tensor:
     return first
 
 
-def cross_entropy(label_smoothing: float = 0.0) -> Loss:
+def cross_entropy(label_smoothing: float = 0.0) -> LossFunction:
     """Cross entropy of the first output, and a share of that of auxiliary heads, if any."""
 
     def loss(output: Any, targets: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ def cross_entropy(label_smoothing: float = 0.0) -> Loss:
 
 
 def distillation(output: Any, teacher_output: Any, temperature: float) -> Tensor:
-    """How far the softened answers are from the teacher's (Hinton, Vinyals and Dean 2015), per item.
+    """KL divergence from the softened teacher's to the softened outputs (Hinton, Vinyals and Dean 2015), per item.
 
     The square of the temperature keeps the gradient as large as that of the plain loss.
     """

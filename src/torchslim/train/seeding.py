@@ -1,8 +1,7 @@
-"""Randomness that repeats: every epoch and every item has a seed of its own.
+"""Reproducible randomness: every epoch and every item has a seed of its own.
 
-What is random in an epoch then depends on the seed and the epoch's number alone, not on what ran before: a
-run that was interrupted repeats an undisturbed one exactly. Seeding each item, too, makes the number of
-workers irrelevant.
+Random numbers of an epoch depend on the seed and the epoch's number alone, so a resumed training repeats an
+uninterrupted one exactly. Seeding each item makes the result independent of the number of workers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Sparsity before the cut: an L1 penalty that presses the scales of batch norms toward zero."""
+"""Sparsity training: an L1 penalty on the scales of batch norms."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ from torchslim.surgery.plans import Plan
 class Slimming:
     """`weight` times the sum of the absolute scales of batch norms; call it for the penalty.
 
-    With it, training sorts channels into those that matter and those whose scale goes toward zero, which a
-    global threshold then finds (Liu et al. 2017, "Learning Efficient Convolutional Networks through Network
-    Slimming").
+    It moves the scales of unimportant channels toward zero, where a global threshold separates them from the rest
+    (Liu et al. 2017, "Learning Efficient Convolutional Networks through Network Slimming").
 
     Args:
         model: the model that is trained.
@@ -28,7 +27,7 @@ class Slimming:
         weight: of the penalty, per unit of scale.
 
     Attributes:
-        names: the parameters that are pressed.
+        names: the penalised parameters.
 
     Raises:
         RequestError: a weight that is negative or no number, a model without such scales, or a plan
@@ -39,14 +38,14 @@ class Slimming:
                  weight: float = 1e-4) -> None:
         if not (weight >= 0 and math.isfinite(weight)):
             raise RequestError(f"Slimming: weight={weight} found, a number from 0 wanted; try 1e-4")
-        # named_modules gives a shared module once, so that it is not pressed twice
+        # named_modules gives a shared module once, so that it is not penalised twice
         scales = {f"{name}.weight".lstrip("."): module.weight for name, module in model.named_modules()
                   if isinstance(module, _BatchNorm) and module.weight is not None}
         if not scales:
             raise RequestError(f"Slimming: {type(model).__name__} has no batch norm with a scale, so nothing "
                                "can be pressed; train without sparsity and score by importance='l2'")
         if plan_or_groups is not None:
-            named = _named(plan_or_groups)
+            named = _parameter_names(plan_or_groups)
             scales = {name: scale for name, scale in scales.items() if name in named}
             if not scales:
                 raise RequestError("Slimming: the plan or the groups cut no scale of a batch norm of this model; "
@@ -60,7 +59,7 @@ class Slimming:
         return self.weight * torch.stack([scale.abs().sum() for scale in self._scales]).sum()
 
 
-def _named(plan_or_groups: Plan | Iterable[ChannelGroup]) -> set[str]:
+def _parameter_names(plan_or_groups: Plan | Iterable[ChannelGroup]) -> set[str]:
     if isinstance(plan_or_groups, Plan):
         return set(plan_or_groups.kept)
     return {member.name for group in plan_or_groups if not group.frozen for member in group.members if member.scale}

@@ -16,7 +16,7 @@ import torchslim as ts
 from helpers import DOCS, ROOT, Call, count, counted_macs
 from torchslim.errors import RequestError
 from torchslim.pipeline import recipes
-from torchslim.pipeline.runner import wanted
+from torchslim.pipeline.runner import phases_of
 from torchslim.pipeline.settings import Settings
 from torchslim.store.loading import build
 from torchslim.train import History
@@ -95,7 +95,7 @@ def test_each_has_every_setting_and_makes_a_run(name: str, tmp_path: Path) -> No
               "batch_size", "sparsify_lr", "finetune_lr", "milestones", "weight_decay", "label_smoothing"}
     assert needed <= set(recipe.settings)
     settings = recipe.run(tmp_path)
-    assert [phase.name for phase in wanted(settings)][:2] == ["baseline", "sparsify"]
+    assert [phase.name for phase in phases_of(settings)][:2] == ["baseline", "sparsify"]
     short = recipe.run(tmp_path, epochs=1)
     assert short.sparsify_epochs == short.finetune_epochs == 1
     assert short.baseline_epochs == (0 if name == "resnet50-depgraph" else 1)

@@ -16,7 +16,7 @@ from torchslim.errors import RequestError
 from torchslim.pipeline.settings import Settings
 from torchslim.utils.text import describe_error
 
-SHIPPED = Path(__file__).parent
+FOLDER = Path(__file__).parent
 SUFFIX = ".toml"
 PHASES = ("baseline_epochs", "sparsify_epochs", "finetune_epochs")
 # Where a run leaves its files, and what it runs on, is no part of a recipe.
@@ -53,13 +53,13 @@ class Recipe:
             epochs: of every phase that has some, in place of the recipe's.
             changes: settings by name, in place of the recipe's.
         """
-        few = {} if epochs is None else {name: epochs for name in PHASES if self.settings.get(name, 1)}
-        return Settings(**{**self.settings, **few, **changes, "out": out})
+        epoch_settings = {} if epochs is None else {name: epochs for name in PHASES if self.settings.get(name, 1)}
+        return Settings(**{**self.settings, **epoch_settings, **changes, "out": out})
 
 
 def names() -> list[str]:
     """The recipes that are shipped."""
-    return sorted(path.stem for path in SHIPPED.glob(f"*{SUFFIX}"))
+    return sorted(path.stem for path in FOLDER.glob(f"*{SUFFIX}"))
 
 
 def read(name: str | Path) -> Recipe:
@@ -74,7 +74,7 @@ def read(name: str | Path) -> Recipe:
             close = get_close_matches(str(name), names(), n=1, cutoff=0.4)
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names())}"
             raise RequestError(f"recipe {name}: no such recipe; {hint} (a file of your own ends with {SUFFIX})")
-        path = SHIPPED / f"{name}{SUFFIX}"
+        path = FOLDER / f"{name}{SUFFIX}"
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:  # what is no TOML is a ValueError
@@ -90,7 +90,7 @@ def text_of(name: str) -> str:
         RequestError: see `read`.
     """
     read(name)
-    path = Path(name) if Path(name).suffix == SUFFIX else SHIPPED / f"{name}{SUFFIX}"
+    path = Path(name) if Path(name).suffix == SUFFIX else FOLDER / f"{name}{SUFFIX}"
     return path.read_text(encoding="utf-8")
 
 
