@@ -178,7 +178,8 @@ def channel_bars(layers: Sequence[LayerChange]) -> list[charts.Bar]:
 def mac_bars(layers: Sequence[LayerChange]) -> list[charts.Bar]:
     """MACs by layer."""
     return _largest([charts.Bar(layer.name, layer.macs_before, layer.macs_after,
-                                _before_after(units.format_count(layer.macs_before, ""), units.format_count(layer.macs_after, "")))
+                                _before_after(units.format_count(layer.macs_before, ""),
+                                              units.format_count(layer.macs_after, "")))
                      for layer in layers])
 
 
