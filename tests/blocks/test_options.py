@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy
 import pytest
@@ -26,15 +27,10 @@ CONVOLUTIONS = [b.ConvNormAct, b.GroupedConv, b.DepthwiseSeparable, b.DWConv, b.
 
 
 @pytest.mark.parametrize("make", CONVOLUTIONS)
-@pytest.mark.parametrize("kernel", [1, 3, 5])
-@pytest.mark.parametrize("dilation", [1, 2, 3])
-def test_same_padding_keeps_the_map(make: Callable[..., nn.Module], kernel: int, dilation: int) -> None:
-    assert size(make(8, 16, kernel, dilation=dilation), 15, 12) == (15, 12)
-    assert size(make(8, 16, kernel, 2, dilation=dilation), 15, 12) == (8, 6)
-
-
-@pytest.mark.parametrize("make", CONVOLUTIONS)
-def test_padding_as_a_number(make: Callable[..., nn.Module]) -> None:
+def test_padding_is_same_or_a_number(make: Callable[..., nn.Module]) -> None:
+    for kernel, dilation in ((1, 1), (3, 1), (3, 2), (5, 3)):
+        assert size(make(8, 16, kernel, dilation=dilation), 15, 12) == (15, 12)
+        assert size(make(8, 16, kernel, 2, dilation=dilation), 15, 12) == (8, 6)
     assert size(make(8, 16, 3, 1, 1, 2)) == (30, 30)
     assert size(make(8, 16, 3, padding=0)) == (30, 30)
     assert size(make(8, 16, 3, padding=3)) == (36, 36)
@@ -45,13 +41,14 @@ def test_sizes_of_two_numbers() -> None:
     assert size(b.DepthwiseSeparable(8, 16, (1, 7), padding=(0, 2))) == (32, 30)
 
 
-@pytest.mark.parametrize("make", [
-    b.InvertedResidual, b.InvertedResidualSE, b.UniversalInvertedBottleneck, b.StarBlock, b.SEBottleneck,
-    lambda m, n, stride: b.RepBlock(m, n, 3, stride), lambda m, n, stride: b.ShuffleUnitV1(m, n, stride, groups=2),
-    b.ShuffleUnitV2])
-def test_strides_of_two_numbers(make: Callable[..., nn.Module]) -> None:
-    assert size(make(8, 16, (2, 1)), 15, 12) == (8, 12)
-    assert size(make(8, 8, (1, 1)), 15, 12) == (15, 12)
+def test_strides_of_two_numbers() -> None:
+    makes: list[Callable[..., nn.Module]] = [
+        b.InvertedResidual, b.InvertedResidualSE, b.UniversalInvertedBottleneck, b.StarBlock, b.SEBottleneck,
+        lambda m, n, stride: b.RepBlock(m, n, 3, stride), b.ShuffleUnitV2,
+        lambda m, n, stride: b.ShuffleUnitV1(m, n, stride, groups=2)]
+    for make in makes:
+        assert size(make(8, 16, (2, 1)), 15, 12) == (8, 12)
+        assert size(make(8, 8, (1, 1)), 15, 12) == (15, 12)
 
 
 def test_numbers_of_any_kind() -> None:
@@ -86,23 +83,24 @@ def test_norms_activations_and_biases_of_two_convolutions() -> None:
         assert pair[1][0].bias is None
 
 
-@pytest.mark.parametrize("make", [
-    b.ConvNormAct, b.GroupedConv, b.DepthwiseSeparable, b.DWConv, b.AsymmetricPair, b.GhostModule, b.InvertedResidual,
-    b.InvertedResidualSE, b.UniversalInvertedBottleneck, b.ShuffleUnitV1, b.ShuffleUnitV2, b.SEBottleneck, b.RepBlock,
-    b.PartialConv, b.StarBlock, lambda m, n, **options: b.Fire(m, 8, m // 2, m // 2, **options)])
-def test_norm_and_activation_are_the_callers(make: Callable[..., nn.Module]) -> None:
-    options = {"groups": 2} if make is b.ShuffleUnitV1 else {}
-    made = make(16, 16, norm=lambda c: nn.GroupNorm(2, c), act=nn.Tanh, **options)
-    kinds = [type(layer) for layer in made.modules()]
-    assert nn.GroupNorm in kinds
-    assert nn.Tanh in kinds
-    assert not {nn.BatchNorm2d, nn.ReLU6, nn.Hardswish} & set(kinds)
-    bare = make(16, 16, norm=None, act=None, **options)
-    assert not {nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.Hardswish} & {
-        type(layer) for name, layer in bare.named_modules() if "activation" not in name}
-    without = make(16, 16, bias=False, act=None, **options)
-    assert all(layer.bias is None for name, layer in without.named_modules()
-               if isinstance(layer, nn.Conv2d) and "fc" not in name)
+def test_norm_and_activation_are_the_callers() -> None:
+    makes: list[Callable[..., nn.Module]] = [
+        *CONVOLUTIONS, b.InvertedResidual, b.InvertedResidualSE, b.UniversalInvertedBottleneck, b.ShuffleUnitV1,
+        b.ShuffleUnitV2, b.SEBottleneck, b.RepBlock, b.PartialConv, b.StarBlock,
+        lambda m, n, **options: b.Fire(m, 8, m // 2, m // 2, **options)]
+    for make in makes:
+        options = {"groups": 2} if make is b.ShuffleUnitV1 else {}
+        made = make(16, 16, norm=lambda c: nn.GroupNorm(2, c), act=nn.Tanh, **options)
+        kinds = [type(layer) for layer in made.modules()]
+        assert nn.GroupNorm in kinds
+        assert nn.Tanh in kinds
+        assert not {nn.BatchNorm2d, nn.ReLU6, nn.Hardswish} & set(kinds)
+        bare = make(16, 16, norm=None, act=None, **options)
+        assert not {nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.Hardswish} & {
+            type(layer) for name, layer in bare.named_modules() if "activation" not in name}
+        without = make(16, 16, bias=False, act=None, **options)
+        assert all(layer.bias is None for name, layer in without.named_modules()
+                   if isinstance(layer, nn.Conv2d) and "fc" not in name)
 
 
 def test_shortcuts_are_where_they_fit_and_where_they_are_wanted() -> None:
@@ -241,20 +239,21 @@ REFUSED: list[tuple[Callable[[], nn.Module], str]] = [
 ]
 
 
-@pytest.mark.parametrize("make", [
-    b.InvertedResidual, b.InvertedResidualSE, b.UniversalInvertedBottleneck, b.PartialConv, b.StarBlock])
-@pytest.mark.parametrize("expansion", [0, -1, float("nan"), float("inf"), None, "6"])
-def test_an_expansion_is_a_positive_number(make: Callable[..., nn.Module], expansion: object) -> None:
-    message = f"{make.__name__}: expansion={expansion!r} found, a positive number wanted"
-    with pytest.raises(ts.errors.RequestError, match=message):
-        make(8, 8, expansion=expansion)
+def test_an_expansion_is_a_positive_number() -> None:
+    makes: list[Any] = [
+        b.InvertedResidual, b.InvertedResidualSE, b.UniversalInvertedBottleneck, b.PartialConv, b.StarBlock]
+    for make in makes:
+        for expansion in (0, -1, float("nan"), float("inf"), None, "6"):
+            message = f"{make.__name__}: expansion={expansion!r} found, a positive number wanted"
+            with pytest.raises(ts.errors.RequestError, match=message):
+                make(8, 8, expansion=expansion)
 
 
-@pytest.mark.parametrize(("make", "message"), REFUSED)
-def test_what_does_not_fit_is_refused_in_one_line(make: Callable[[], nn.Module], message: str) -> None:
-    with pytest.raises(ts.errors.RequestError, match=re.escape(message)) as found:
-        make()
-    assert "\n" not in str(found.value)
+def test_what_does_not_fit_is_refused_in_one_line() -> None:
+    for make, message in REFUSED:
+        with pytest.raises(ts.errors.RequestError, match=re.escape(message)) as caught:
+            make()
+        assert "\n" not in str(caught.value)
 
 
 def test_a_shuffle_that_does_not_fit_says_so() -> None:

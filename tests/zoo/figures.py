@@ -58,3 +58,6 @@ OTHER_SIZES: dict[str, tuple[int, int, int]] = {
     "mobilenet_v1@160": (160, 4_231_976, 290_675_200),
     "mobilenet_v1@128": (128, 4_231_976, 186_400_768),
 }
+# rung of the U-Net: parameters that the network never runs
+UNET_DEAD = {"0": 110_976, "1": 110_976, "2": 82_496, "3": 21_056, "4": 15_296, "5": 3_776, "separable": 14_976,
+             "separable-head": 14_976}

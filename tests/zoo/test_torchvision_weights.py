@@ -58,10 +58,9 @@ def test_another_networks_state_is_refused(theirs: str, options: dict[str, float
         zoo.from_torchvision(ours, ours)
 
 
-@pytest.mark.parametrize(("spec", "theirs"), [
-    ("squeezenet1_1", "squeezenet1_1"), ("shufflenet_v2?width=0.5", "shufflenet_v2_x0_5"),
-    ("mobilenet_v2", "mobilenet_v2"), ("mobilenet_v3_small", "mobilenet_v3_small")])
-@pytest.mark.parametrize("weights", ["DEFAULT", "IMAGENET1K_V1"])
+@pytest.mark.parametrize(("spec", "theirs", "weights"), [
+    ("squeezenet1_1", "squeezenet1_1", "DEFAULT"), ("shufflenet_v2?width=0.5", "shufflenet_v2_x0_5", "DEFAULT"),
+    ("mobilenet_v2", "mobilenet_v2", "IMAGENET1K_V1"), ("mobilenet_v3_small", "mobilenet_v3_small", "DEFAULT")])
 def test_trained_weights_are_torchvisions(spec: str, theirs: str, weights: str,
                                           monkeypatch: pytest.MonkeyPatch) -> None:
     other = random_statistics(ts.create_model(f"torchvision:{theirs}")).eval()
