@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 import torchslim as ts
 from helpers import Calls, conv, count, counted_macs, random_statistics
-from torchslim.costs.cost_models import Meter
+from torchslim.costs.cost_models import CostModel
 from torchslim.coupling.coupling import Scaling
 from torchslim.coupling.groups import ChannelGroup
 from torchslim.errors import RequestError, TraceError
-from torchslim.planning.selection import as_count
+from torchslim.planning.budgets import as_count
 from torchslim.surgery.plans import Plan
 from torchslim.utils.patterns import all_match
 
@@ -333,7 +333,7 @@ def test_rows_and_deep_networks_keep_their_share() -> None:
         deep = network(name)
         plan = ts.plan(deep, PICTURE, macs=0.1, min_kept=0.4, importance="random")
         assert "min_kept=" in plan.notes[0]
-        assert all(len(kept[0]) >= 0.4 * len(deep.get_parameter(layer)) for layer, kept in plan.kept.items()
+        assert all(len(kept[0]) >= 0.4 * len(deep.get_paracost(layer)) for layer, kept in plan.kept.items()
                    if layer.endswith(".weight") and 0 in kept)
 
 
@@ -537,16 +537,16 @@ def test_a_model_that_fails_is_a_trace_error() -> None:
 # The parts
 
 
-def test_a_meter_is_a_sum_of_products_of_shares() -> None:
+def test_a_cost_is_a_sum_of_products_of_shares() -> None:
     a, b = np.array([0, 1, 2, 3]), np.array([4, 5])
-    meter = Meter([Scaling(100, (a, b)), Scaling(10, (b,)), Scaling(7, ())])
+    cost = CostModel([Scaling(100, (a, b)), Scaling(10, (b,)), Scaling(7, ())])
     shares = np.ones(6)
-    assert meter.total == meter(shares) == 117
+    assert cost.total == cost(shares) == 117
     shares[[1, 5]] = 0
-    assert meter(shares) == 100 * 3 // 4 // 2 + 5 + 7 + 1  # 37.5 is rounded to 38
+    assert cost(shares) == 100 * 3 // 4 // 2 + 5 + 7 + 1  # 37.5 is rounded to 38
     shares[:4] = 0.5
-    assert meter(shares) == 25 + 5 + 7
-    assert Meter([])(shares) == 0
+    assert cost(shares) == 25 + 5 + 7
+    assert CostModel([])(shares) == 0
 
 
 def test_patterns() -> None:

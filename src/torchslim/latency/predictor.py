@@ -12,9 +12,8 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from torchslim.costs.cost_models import Meter, Shares
+from torchslim.costs.cost_models import STAYS, CostModel, KeptShare, Shares
 from torchslim.costs.memory import accessed, size
-from torchslim.costs.width_costs import STAYS, Parts, in_proportion
 from torchslim.coupling.coupling import Coupling
 from torchslim.coupling.tape import Index, Tape
 from torchslim.latency.interpolation import BLOCK, Surface, factors, wanted
@@ -22,7 +21,7 @@ from torchslim.latency.workloads import Geometry, Layer, layers
 from torchslim.rules.labels import Tracks
 
 
-class LatencyPredictor(Meter):
+class LatencyPredictor(CostModel):
     """Nanoseconds of a call, as a function of which channels stay.
 
     Args:
@@ -31,16 +30,16 @@ class LatencyPredictor(Meter):
         baseline_ns: measured time of the uncut network.
         correction: measured saving of a cut network, as a share of the predicted one.
 
+    As a `CostModel` it is the sum of layers and remainder, not calibrated; called, it gives calibrated nanoseconds.
+
     Attributes:
-        cost: the sum of layers and remainder, not calibrated.
-        full_cost: that sum where nothing is cut.
+        full_cost: the sum where nothing is cut.
     """
 
     def __init__(self, coupling: Coupling, times: Mapping[Geometry, float], baseline_ns: float,
                  correction: float = 1.0) -> None:
-        super().__init__(())
+        super().__init__()
         self.baseline_ns, self.correction = baseline_ns, correction
-        self.cost = Parts()
         tape = coupling.tapes[0]
         found = dict(layers(tape, coupling.options.whole_groups))
         beside = factors(found.values(), times)
@@ -49,9 +48,9 @@ class LatencyPredictor(Meter):
             read, made = _along(layer)
             alike.setdefault((layer.geometry, read.tobytes(), made.tobytes()), []).append(layer)
         for same in alike.values():
-            self.cost.add(len(same), _along(same[0]), Surface(same[0], times, beside))
+            self.add(len(same), _along(same[0]), Surface(same[0], times, beside))
         self._add_remainder(tape, {op.index for op in found})
-        self.full_cost = self.cost.sum(self.cost.full())
+        self.full_cost = self.at_widths(self.full_widths())
 
     def _add_remainder(self, tape: Tape, timed: set[int]) -> None:
         """Add what the network takes beyond its layers, by the bytes that its other operations move."""
@@ -62,13 +61,12 @@ class LatencyPredictor(Meter):
                     along = _dimensions(tape.tracks.get(value.id, ()))
                     key = tuple(labels.tobytes() for labels in along)
                     moved[key] = moved.get(key, (0.0, along))[0] + size(value), along
-        remainder = self.baseline_ns - self.cost.sum(self.cost.full())
+        remainder = self.baseline_ns - self.at_widths(self.full_widths())
         total = sum(count for count, _ in moved.values())
         if remainder > 0 and total:
             for count, along in moved.values():
                 # Memory is laid out in blocks as well: part of a block is no faster than the whole.
-                self.cost.add(remainder * count / total, along,
-                              in_proportion([len(labels) for labels in along], BLOCK))
+                self.add(remainder * count / total, along, KeptShare(tuple(len(labels) for labels in along), BLOCK))
 
     def to_nanoseconds(self, cost: float) -> float:
         """Nanoseconds of the network by the sum of its parts."""
@@ -86,7 +84,7 @@ class LatencyPredictor(Meter):
 
     def __call__(self, shares: Shares) -> int:
         """Nanoseconds where each class of channels stays with a share."""
-        return round(self.to_nanoseconds(self.cost.sum(self.cost.widths(shares))))
+        return round(self.to_nanoseconds(self.at_shares(shares)))
 
 
 def required_workloads(coupling: Coupling) -> Iterable[Geometry]:

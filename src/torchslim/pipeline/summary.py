@@ -21,7 +21,7 @@ from torchslim.coupling.coupling import couple
 from torchslim.importance import Criterion, Evidence, score
 from torchslim.latency.timing import processor
 from torchslim.pipeline.context import RunContext
-from torchslim.planning.candidates import gains
+from torchslim.planning.candidates import macs_per_channel
 from torchslim.report.record import LayerChange, NetworkMetrics, Record, Sample, ScoreHistogram, Timing, TrainingCurve
 from torchslim.surgery.plans import Plan
 from torchslim.tracing.runs import trace_modes
@@ -78,7 +78,7 @@ def histogram(criterion: Criterion, evidence: Evidence, plan: Plan) -> dict[str,
     kept: list[Any] = []
     gone: list[Any] = []
     coupling = couple(trace_modes(evidence.model, evidence.inputs))
-    evidence.gains = gains(coupling)
+    evidence.gains = macs_per_channel(coupling)
     free = [group for group in coupling.groups if not group.frozen]
     for group, scores in zip(free, score(free, criterion, evidence), strict=True):
         maker = next((m for m in group.members if m.role == "makes"), group.members[0])

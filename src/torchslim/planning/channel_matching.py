@@ -8,7 +8,7 @@ remembers a width, it shows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,11 +18,10 @@ from torch import nn
 from torchslim.costs.cost_models import Shares
 from torchslim.coupling.coupling import Coupling, couple
 from torchslim.coupling.tape import Index
-from torchslim.errors import PlanError
 from torchslim.importance import Scores
 from torchslim.planning.channel_order import out_of_order
 from torchslim.planning.selection import Selection
-from torchslim.planning.width_repair import Sizes, mended
+from torchslim.planning.width_repair import Sizes, repair_widths
 from torchslim.rules.labels import LabeledDim
 from torchslim.surgery.cutting import resized
 from torchslim.surgery.plans import Mend
@@ -62,8 +61,8 @@ class Failure:
     classes: frozenset[int]
 
 
-def cut_as(selection: Selection, model: nn.Module, inputs: Inputs, coupling: Coupling,
-           scores: Scores) -> Cut | Failure:
+def resolve_cut(model: nn.Module, inputs: Inputs, coupling: Coupling, selection: Selection,
+                scores: Scores) -> Cut | Failure:
     """What stays of the network where it is cut as selected, or why it can't be."""
     shares = selection.shares(coupling.classes)
     for touch in {id(touch.labels): touch for touch in coupling.labeled_dims}.values():
@@ -71,16 +70,18 @@ def cut_as(selection: Selection, model: nn.Module, inputs: Inputs, coupling: Cou
             # A dimension of size 1 broadcasts: its channel could not be told from none.
             return Failure(f"`{touch.name}` would keep one channel of dimension {touch.dim}",
                            touch.name, frozenset(touch.labels.tolist()))
-    return foreseen(model, coupling, selection, scores) or _at_slim_widths(
+    return predict_cut(model, coupling, selection, scores) or _trace_and_match(
         model, inputs, coupling, selection, scores)
 
 
-def foreseen(model: nn.Module, coupling: Coupling, selection: Selection, scores: Scores) -> Cut | None:
+def predict_cut(model: nn.Module, coupling: Coupling, selection: Selection, scores: Scores) -> Cut | None:
     """The cut of a network whose code reads no width: it will run as it ran, so that nothing need be run.
 
     None where it might not, or where rows of one channel set are tied to others, and only a run tells their order.
     """
-    stays = _staying(coupling, selection, scores) if all(graph.width_independent for graph in coupling.graphs) else None
+    if not all(graph.width_independent for graph in coupling.graphs):
+        return None
+    stays = _staying_classes(coupling, selection, scores)
     if stays is None:
         return None
     kept: Kept = {}
@@ -100,24 +101,24 @@ def foreseen(model: nn.Module, coupling: Coupling, selection: Selection, scores:
     kept = {name: dict(sorted(dims.items())) for name, dims in kept.items()}
     readers = tuple((t.name, t.dim) for t in coupling.labeled_dims
                     if t.dim in kept.get(t.name, {}) and (t.name, t.dim) in coupling.reading)
-    return Cut(stays, kept, grouped, readers, tuple(_outdated(model, sizes, grouped)))
+    return Cut(stays, kept, grouped, readers, tuple(_attribute_updates(model, sizes, grouped)))
 
 
-def _staying(coupling: Coupling, selection: Selection, scores: Scores) -> NDArray[np.bool_] | None:
+def _staying_classes(coupling: Coupling, selection: Selection, scores: Scores) -> NDArray[np.bool_] | None:
     """Of each class, whether it stays; None where rows of one channel set are tied to others."""
     stays = np.ones(coupling.classes, dtype=bool)
-    for bundle, level in zip(selection.bundles, selection.removals, strict=True):
+    for unit, level in zip(selection.units, selection.levels, strict=True):
         if not level:
             continue
-        if not bundle.tied:
-            stays[bundle.classes] = bundle.shares(level) > 0
+        if not unit.tied:
+            stays[unit.classes] = unit.shares(level) > 0
             continue
-        own = set(bundle.classes.tolist())
+        own = set(unit.classes.tolist())
         matrices = [rows.labels for rows in coupling.constraints if int(rows.labels.flat[0]) in own]
         if len(matrices) != 1 or matrices[0].size != len(own):
             return None
         for row in matrices[0]:
-            gone = len(row) - len(row) * bundle.kept[level] // bundle.kept[0]
+            gone = len(row) - len(row) * unit.widths[level] // unit.widths[0]
             stays[row[np.lexsort((-row, scores[row]))[:gone]]] = False
     return stays
 
@@ -127,7 +128,7 @@ def _groups_left(touch: LabeledDim, stays: NDArray[np.bool_]) -> int:
     return int(np.count_nonzero(stays[touch.labels].reshape(touch.groups, -1).any(1))) if touch.groups > 1 else 1
 
 
-def _outdated(model: nn.Module, sizes: Sizes, grouped: Mapping[str, tuple[int, int]]) -> list[Mend]:
+def _attribute_updates(model: nn.Module, sizes: Sizes, grouped: Mapping[str, tuple[int, int]]) -> list[Mend]:
     """What torch's own layers remember that the cut makes outdated; what contradicts its tensors now is left alone."""
     state = tensors_of(model)
     shapes = {id(state[name]): [dims.get(dim, size) for dim, size in enumerate(state[name].shape)]
@@ -140,7 +141,7 @@ def _outdated(model: nn.Module, sizes: Sizes, grouped: Mapping[str, tuple[int, i
         return [mend for mend in outdated(model, groups=groups) if (mend.module, mend.attribute) not in always]
 
 
-def _at_slim_widths(model: nn.Module, inputs: Inputs, coupling: Coupling, selection: Selection,
+def _trace_and_match(model: nn.Module, inputs: Inputs, coupling: Coupling, selection: Selection,
                     scores: Scores) -> Cut | Failure:
     """Run the network at the selected widths, mending what remembers the old ones, and match its channels."""
     shares = selection.shares(coupling.classes)
@@ -154,16 +155,17 @@ def _at_slim_widths(model: nn.Module, inputs: Inputs, coupling: Coupling, select
             sizes.setdefault(touch.name, {})[touch.dim] = counts[id(touch.labels)] // groups
             if touch.groups > 1:
                 grouped[touch.name] = touch.groups, groups
-    run, mends = mended(model, inputs, coupling, shares, sizes, _outdated(model, sizes, grouped))
+    run, mends = repair_widths(model, inputs, coupling, shares, sizes, _attribute_updates(model, sizes, grouped))
     if run.op is not None and run.tape is not None:
         values = (*run.op.inputs, *(value for value in run.op.outputs if value is not None))
         return Failure(run.reason, run.op.where, frozenset(int(one) for value in values
                                              for track in run.tape.tracks.get(value.id, ()) for one in track.ravel()))
     slim = couple(run.graphs, replace(coupling.options, grouped_weights=coupling.grouped))
-    strangers = _strangers(coupling, slim, shares)
-    if strangers:
-        return Failure("in the slim network its channels would reach other weights than in the original", "", strangers)
-    chosen = _chosen_classes(coupling, slim, shares, scores)
+    mismatched = _mismatched_classes(coupling, slim, shares)
+    if mismatched:
+        return Failure("in the slim network its channels would reach other weights than in the original", "",
+                       mismatched)
+    chosen = _match_classes(coupling, slim, shares, scores)
     stays = coupling.signatures == 0
     stays[chosen[chosen >= 0]] = True
     kept, groups_of, readers = _kept_indices(coupling, slim, chosen)
@@ -175,7 +177,7 @@ def _at_slim_widths(model: nn.Module, inputs: Inputs, coupling: Coupling, select
     return Cut(stays, kept, groups_of, readers, mends)
 
 
-def _strangers(coupling: Coupling, slim: Coupling, shares: Shares) -> frozenset[int]:
+def _mismatched_classes(coupling: Coupling, slim: Coupling, shares: Shares) -> frozenset[int]:
     """Classes of the original whose number in the slim run is not what it must be."""
     kinds, kind_of = np.unique(np.concatenate([coupling.signatures, slim.signatures]), return_inverse=True)
     before, after = kind_of[: coupling.classes], kind_of[coupling.classes:]
@@ -191,40 +193,7 @@ def _strangers(coupling: Coupling, slim: Coupling, shares: Shares) -> frozenset[
     return frozenset((blamed if len(blamed) else np.flatnonzero(shares < 1)).tolist())
 
 
-def culprits(failure: Failure, selection: Selection, model: nn.Module, inputs: Inputs, coupling: Coupling,
-             scores: Scores) -> list[int]:
-    """Places of the bundles that can't be cut as selected.
-
-    Those that the failure blames, if the rest goes well without them; halved as long as both halves go wrong by
-    themselves.
-    """
-
-    def works(places: Sequence[int]) -> bool:
-        chosen = set(places)
-        part = Selection(selection.bundles, tuple(n if p in chosen else 0 for p, n in enumerate(selection.removals)))
-        return isinstance(cut_as(part, model, inputs, coupling, scores), Cut)
-
-    def failing(places: list[int]) -> list[int]:
-        if not places or works(places):
-            return []
-        if len(places) == 1:
-            return places
-        half = len(places) // 2
-        found = failing(places[:half]) + failing(places[half:])
-        return found or places  # each half works, both together do not
-
-    cut = [place for place, count in enumerate(selection.removals) if count]
-    blamed = [place for place in cut if not failure.classes.isdisjoint(selection.bundles[place].classes.tolist())]
-    if len(blamed) == 1:
-        return blamed
-    found = failing(blamed) or failing(cut)
-    if not found:
-        raise PlanError("plan: the network does not run at its own widths a second time; "
-                        "it may count its calls or change its shape by chance")
-    return found
-
-
-def _chosen_classes(coupling: Coupling, slim: Coupling, shares: Shares, scores: Scores) -> Index:
+def _match_classes(coupling: Coupling, slim: Coupling, shares: Shares, scores: Scores) -> Index:
     """For each class of channels of the slim run, the class of the original that it is.
 
     Classes are matched within those that touch the same dimensions. Their number is the slim run's; where more are at

@@ -1,97 +1,103 @@
-"""What planning has run into, and does not try again."""
+"""Widths and units found infeasible while planning, which are not tried again."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from torchslim.coupling.coupling import Coupling
 from torchslim.planning.channel_matching import Failure
-from torchslim.planning.selection import Bundle, Selection
+from torchslim.planning.selection import Selection
+from torchslim.planning.units import PrunableUnit
 
-WIDTHS_TRIED = 4
-"""How many widths of tied rows may turn out impossible before the rows are left alone."""
+MAX_WIDTHS_TRIED = 4
+"""How many widths of tied rows may turn out infeasible before the rows are tied channel by channel."""
 
 Kind = tuple[bool, tuple[tuple[str, str, int, int], ...]]
 
 
-@dataclass
-class Trouble:
-    """Widths that are impossible, rows that are tied and channels that stay.
+@dataclass(frozen=True)
+class FailureLog:
+    """What was found infeasible so far.
 
     Rows that must lose equally many may fit at one width and not at the next. So some widths are tried; then the n-th
-    channels of all rows are tied together, which keeps every order; then they stay. Bundles alike, in sister modules,
-    share their fate: the code that fails for one is the code that runs for the others.
+    channels of all rows are tied together, which keeps every order; then they stay. Units of the same kind, in sister
+    modules, share the verdict: the code that fails for one is the code that runs for the others.
+
+    Attributes:
+        infeasible_widths: pairs of a unit, by its first class, and a width.
+        ties: rows, by their index, that are tied channel by channel.
+        stays: channels that stay: tensor, dimension, index along it, reason.
+        culprits: by the operation that failed, the units to blame, by their first classes.
     """
 
-    impossible: set[tuple[int, int]] = field(default_factory=set)
-    ties: set[int] = field(default_factory=set)
-    stays: list[tuple[str, int, int, str]] = field(default_factory=list)
-    blamed: dict[str, frozenset[int]] = field(default_factory=dict)
+    infeasible_widths: frozenset[tuple[int, int]] = frozenset()
+    ties: frozenset[int] = frozenset()
+    stays: tuple[tuple[str, int, int, str], ...] = ()
+    culprits: Mapping[str, frozenset[int]] = field(default_factory=dict)
 
     def known_culprits(self, selection: Selection, failure: Failure) -> list[int]:
-        """Places of the bundles that were to blame when the same operation went wrong, if all are cut again."""
-        first = {int(bundle.classes.min()): place for place, bundle in enumerate(selection.bundles)
-                 if selection.removals[place]}
-        known = self.blamed.get(failure.where, frozenset())
-        return sorted(first[one] for one in known) if known <= first.keys() else []
+        """Indices of the units that were to blame when the same operation failed, if all are cut again."""
+        first = {_first_class(unit): index for index, unit in enumerate(selection.units) if selection.levels[index]}
+        known = self.culprits.get(failure.where, frozenset())
+        return sorted(first[label] for label in known) if known <= first.keys() else []
 
-    def remember(self, selection: Selection, places: Sequence[int], failure: Failure) -> None:
-        """Keep what a search for the culprits found: it takes many runs."""
+    def without_infeasible_widths(self, unit: PrunableUnit) -> PrunableUnit:
+        """The unit without the widths at which the network was seen not to run."""
+        if not self.infeasible_widths:
+            return unit
+        first = _first_class(unit)
+        feasible = np.array([(first, width) not in self.infeasible_widths for width in unit.widths.tolist()])
+        return replace(unit, widths=unit.widths[feasible], losses=unit.losses[feasible[1:]])
+
+    def record(self, coupling: Coupling, selection: Selection, failing: Sequence[int], failure: Failure) -> FailureLog:
+        """The log with a failure of some of the selection's units, by their indices, added."""
+        log = self
         if failure.where:
-            self.blamed[failure.where] = frozenset(int(selection.bundles[place].classes.min()) for place in places)
+            blamed = frozenset(_first_class(selection.units[index]) for index in failing)
+            log = replace(log, culprits={**self.culprits, failure.where: blamed})
+        for failing_index in failing:
+            kind = _kind(coupling, selection.units[failing_index])
+            for index, (unit, level) in enumerate(zip(selection.units, selection.levels, strict=True)):
+                if index == failing_index or (level and _kind(coupling, unit) == kind):
+                    log = log._without(coupling, unit, level, failure.reason)
+        # With new ties classes are numbered anew, so what goes by their numbers is dropped.
+        return log if log.ties == self.ties else replace(log, infeasible_widths=frozenset(), culprits={})
 
-    def without_impossible(self, bundle: Bundle) -> Bundle:
-        """The bundle without the widths that the network was seen not to run at."""
-        if not self.impossible:
-            return bundle
-        first = int(bundle.classes.min())
-        able = np.array([(first, n) not in self.impossible for n in bundle.kept.tolist()])
-        return replace(bundle, kept=bundle.kept[able], losses=bundle.losses[able[1:]])
+    def _without(self, coupling: Coupling, unit: PrunableUnit, level: int, reason: str) -> FailureLog:
+        """Exclude a width of a unit; after some widths tie its rows; after that keep its channels."""
+        classes = set(unit.classes.tolist())
+        rows = [rows for rows in coupling.constraints if rows.labels.flat[0] in classes] if unit.tied else []
+        untied = {matrix.index for matrix in rows} - self.ties
+        first = _first_class(unit)
+        if rows and sum(known == first for known, _ in self.infeasible_widths) < MAX_WIDTHS_TRIED:
+            return replace(self, infeasible_widths=self.infeasible_widths | {(first, int(unit.widths[level]))})
+        if untied:
+            return replace(self, ties=self.ties | untied)
+        stays = [(dim.name, dim.dim, index, reason) for dim in coupling.labeled_dims
+                 for index in np.flatnonzero(np.isin(dim.labels, unit.classes)).tolist()]
+        return replace(self, stays=(*self.stays, *stays))
 
-    def meet(self, coupling: Coupling, selection: Selection, place: int, reason: str) -> None:
-        """Take note that a bundle of the selection, by its place, can't be cut to its level."""
-        kind = _kind(coupling, selection.bundles[place])
-        for other, (bundle, level) in enumerate(zip(selection.bundles, selection.removals, strict=True)):
-            if other == place or (level and _kind(coupling, bundle) == kind):
-                self._meet(coupling, bundle, level, reason)
-
-    def _meet(self, coupling: Coupling, bundle: Bundle, level: int, reason: str) -> None:
-        first = int(bundle.classes.min())
-        own = set(bundle.classes.tolist())
-        rows = [rows for rows in coupling.constraints if rows.labels.flat[0] in own] if bundle.tied else []
-        untied = {r.index for r in rows} - self.ties
-        if rows and sum(known == first for known, _ in self.impossible) < WIDTHS_TRIED:
-            self.impossible.add((first, int(bundle.kept[level])))
-        elif untied:
-            self.ties |= untied
-        else:
-            for touch in coupling.labeled_dims:
-                hit = np.flatnonzero(np.isin(touch.labels, bundle.classes))
-                if len(hit):
-                    self.stays += [(touch.name, touch.dim, place, reason) for place in hit.tolist()]
-
-    def renumbered(self) -> None:
-        """Forget what goes by the numbers of classes: with new ties they are numbered anew."""
-        self.impossible.clear()
-        self.blamed.clear()
-
-    def frozen(self, coupling: Coupling) -> dict[int, str]:
-        """Class of channels -> why it stays, in the numbering of this coupling."""
-        return {int(coupling.by_dimension[name, dim].labels[place]): reason for name, dim, place, reason in self.stays}
+    def protected(self, coupling: Coupling) -> dict[int, str]:
+        """Class of channels -> why it stays, in the numbering of a coupling."""
+        return {int(coupling.by_dimension[name, dim].labels[index]): reason for name, dim, index, reason in self.stays}
 
 
-def _kind(coupling: Coupling, bundle: Bundle) -> Kind:
-    """What kinds of layers a bundle's channels touch, in which dimensions, and how many of them."""
+def _first_class(unit: PrunableUnit) -> int:
+    return int(unit.classes.min())
+
+
+def _kind(coupling: Coupling, unit: PrunableUnit) -> Kind:
+    """What kinds of layers a unit's channels touch, in which dimensions, and how many of them."""
     inside = np.zeros(coupling.classes, dtype=bool)
-    inside[bundle.classes] = True
+    inside[unit.classes] = True
     modules = coupling.graphs[0].modules
     touched = []
-    for touch in coupling.labeled_dims:
-        count = int(np.count_nonzero(inside[touch.labels]))
+    for dim in coupling.labeled_dims:
+        count = int(np.count_nonzero(inside[dim.labels]))
         if count:
-            owner, _, attribute = touch.name.rpartition(".")
-            touched.append((modules.get(owner, ""), attribute, touch.dim, count))
-    return bundle.tied, tuple(sorted(touched))
+            owner, _, attribute = dim.name.rpartition(".")
+            touched.append((modules.get(owner, ""), attribute, dim.dim, count))
+    return unit.tied, tuple(sorted(touched))

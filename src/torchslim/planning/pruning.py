@@ -1,60 +1,41 @@
 """Decide what to cut: model -> Plan; and the whole way in one call: plan, apply, verify.
 
-A plan is made on shapes: the network is traced, its channels are coupled and scored, and the budget says how many of
-each group stay. Then the network is traced again *at its slim widths*. Every channel of the slim run must touch the
-same parameters as a channel of the original run: which original channels stay, and in which order, follows from that,
-and a width that the model's code remembers shows up here and not in the user's hands.
+A plan is made on shapes. The network is traced and its channels are coupled (`problem.py`). Then two loops follow. The
+inner one (`feasible_cuts.py`) selects channels under the budgets (`candidates.py`, `selection.py`), traces the network
+*at its slim widths* (`channel_matching.py`: every channel of the slim run must touch the same parameters as a channel
+of the original run) and excludes what does not work, until a cut does. The outer one, `decide`, measures the cut
+network where a time is asked for, and corrects the prediction until it holds. Nothing of either loop is kept in an
+object that changes: what was learnt is returned.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
-import numpy as np
 import torch
 from torch import nn
 
 from torchslim.compensation.compensate import compensate as refitted
-from torchslim.costs.cost_models import Meter, PeakMeter
-from torchslim.coupling.coupling import Coupling, Scaling, couple
-from torchslim.coupling.unreached import note
 from torchslim.errors import ProofError, RequestError
-from torchslim.importance import Evidence, Importance, criterion
+from torchslim.importance import Evidence, Importance
 from torchslim.importance.gradients import Loss
-from torchslim.latency.predictor import LatencyPredictor
-from torchslim.latency.target import Backend, LatencyTarget, latency_target
-from torchslim.planning.budget_notes import remarks
-from torchslim.planning.candidates import (
-    Choice,
-    Scope,
-    as_patterns,
-    bundles_of,
-    compared,
-    protected,
-    selected,
-    stuck,
-    unruled,
-    widths_of,
-)
-from torchslim.planning.channel_matching import Cut, culprits, cut_as
-from torchslim.planning.failures import Trouble
-from torchslim.planning.knapsack import idle
-from torchslim.planning.selection import Bundle, Limit, Selection, as_count
+from torchslim.latency.target import Backend
+from torchslim.planning.assembly import assemble_plan
+from torchslim.planning.failures import FailureLog
+from torchslim.planning.feasible_cuts import find_feasible_cut
+from torchslim.planning.options import PlanKeywords, PlanOptions, Scope
+from torchslim.planning.problem import PlanningProblem, prepare
 from torchslim.proof.verification import differences
-from torchslim.rules.options import CouplingOptions
 from torchslim.surgery.cutting import apply
-from torchslim.surgery.plans import Budget, LeftAlone, Plan
-from torchslim.tracing.runs import trace_modes
+from torchslim.surgery.plans import Plan
 from torchslim.utils.inputs import Inputs, unwrap
 
 TOLERANCE = 1e-6
 """Largest relative error at which `prune` accepts a cut; a correct one is at about 1e-15."""
 
 
-@torch.inference_mode(False)
 def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params: float | None = None,
          channels: float | None = None, memory: float | None = None, latency: float | str | None = None,
          backend: str | Backend | None = None, importance: Importance = "l2", scope: Scope = "global",
@@ -94,68 +75,59 @@ def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params:
         loss: of outputs and targets: torch.nn.functional.cross_entropy, say.
         seed: of importance="random".
         original: the network that the model was cut from: shares (of budgets, by pattern, `min_kept`, "uniform") are
-            then of its costs and widths, not of today's.
+            then of its costs and widths, not of the model's.
 
     Raises:
         RequestError: nothing was asked, or a value is none of these; or the backend can't run here.
         ExportError: the network can't be run in the backend.
         TraceError: the model fails on these inputs.
+
+    Example:
+        >>> import torch, torchslim as ts
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 3)).eval()
+        >>> plan = ts.plan(model, torch.randn(1, 3, 8, 8), macs=0.5)
+        >>> {name: len(dims[0]) for name, dims in plan.kept.items() if 0 in dims}
+        {'0.weight': 4, '0.bias': 4}
+        >>> plan.budgets[0].share
+        0.5
     """
-    model = unwrap(model)
-    choice = Choice(criterion(importance), scope, shortcuts, round_to, min_channels, min_kept,
-                    as_patterns(only, "only"), as_patterns(exclude, "exclude"), seed)
-    asked = {"macs": macs, "params": params, "channels": channels, "memory": memory}
-    if latency is None and all(value is None for value in asked.values()) and isinstance(scope, str):
-        raise RequestError("plan: nothing was asked; give macs=, params=, channels=, memory= or latency= (what is "
-                           "kept), or scope= with a share by pattern")
-    evidence = Evidence(model, inputs, data, loss, seed)
-    choice.importance.check(evidence)
-    graphs = trace_modes(model, inputs)
-    coupling = couple(graphs, CouplingOptions(allow_approximate, whole_groups))
-    if original is not None:
-        whole = compared(couple(trace_modes(unwrap(original), inputs), coupling.options), coupling)
-        choice = replace(choice, original=whole)
-        asked |= {limit.resource: max(1, limit.most) for limit in _limits(whole, asked)}
-        before = latency_target(unwrap(original), inputs, whole.graphs[0], latency, backend)
-        latency = latency if before is None else before.budget_ns
-    target = latency_target(model, inputs, graphs[0], latency, backend)
-    trouble = Trouble()
+    options = PlanOptions(
+        macs=macs, params=params, channels=channels, memory=memory, latency=latency, backend=backend,
+        importance=importance, scope=scope, shortcuts=shortcuts, round_to=round_to, min_channels=min_channels,
+        min_kept=min_kept, only=only, exclude=exclude, allow_approximate=allow_approximate, whole_groups=whole_groups,
+        seed=seed)
+    with torch.inference_mode(False):
+        return decide(prepare(unwrap(model), inputs, options, data, loss, original), options)
+
+
+def decide(problem: PlanningProblem, options: PlanOptions) -> Plan:
+    """The plan of a network that was run and coupled before; see `plan`.
+
+    Args:
+        problem: the network, prepared with the same `allow_approximate` and `whole_groups`.
+        options: what is asked for.
+    """
+    budgets, target = problem.counted_budgets(options), problem.latency_target(options)
+    failures = FailureLog()
     while True:
-        meter = None if target is None else target.predictor(coupling)
-        limits = _limits(coupling, asked, target, meter)
-        left_alone = {**protected(coupling, choice), **trouble.frozen(coupling)}
-        bundles, scores = bundles_of(coupling, choice, left_alone, evidence)
-        bundles = [trouble.without_impossible(b) for b in bundles]
-        selection = selected(coupling, bundles, limits, choice, meter)
-        cut = cut_as(selection, model, inputs, coupling, scores)
-        if isinstance(cut, Cut):
-            slow = {} if meter is None else _slow(meter, selection, bundles, coupling)
-            reasons = {**unruled(coupling, selection, choice), **stuck(selection.bundles, choice), **slow, **left_alone}
-            found = _finished(coupling, cut, limits, selection, choice, reasons, meter)
-            if target is not None:
-                found, target = target.measure_and_update(found, partial(apply, model, found))
-            if target is None:
-                return found
-            continue
-        ties = len(trouble.ties)
-        places = trouble.known_culprits(selection, cut) or culprits(
-            cut, selection, model, inputs, coupling, scores)
-        trouble.remember(selection, places, cut)
-        for place in places:
-            trouble.meet(coupling, selection, place, cut.reason)
-        if len(trouble.ties) > ties:
-            trouble.renumbered()
-            coupling = couple(graphs, replace(coupling.options, tied_constraints=frozenset(trouble.ties)))
+        feasible, failures = find_feasible_cut(problem, options, budgets, target, failures)
+        decided = assemble_plan(feasible, options, problem.original_coupling)
+        if target is None:
+            return decided
+        decided, target = target.measure_and_update(decided, partial(apply, problem.model, decided))
+        if target is None:
+            return decided
 
 
-def prune(model: nn.Module, inputs: Inputs, *, compensate: bool = False, **options: Any) -> tuple[nn.Module, Plan]:
+def prune(model: nn.Module, inputs: Inputs, *, compensate: bool = False, original: nn.Module | None = None,
+          **options: Unpack[PlanKeywords]) -> tuple[nn.Module, Plan]:
     """Plan, apply and verify, in one call; the options are those of `plan`.
 
     Args:
         model, inputs: see `plan`.
         compensate: after the proof, refit what is left to the original's outputs on `data=` (`torchslim.compensate`);
             the targets of labelled data play no part.
-        options: see `plan`.
+        original, options: see `plan`.
 
     Returns:
         The slim model, in the mode of the given one, and its plan.
@@ -163,81 +135,24 @@ def prune(model: nn.Module, inputs: Inputs, *, compensate: bool = False, **optio
     Raises:
         RequestError: see `plan`; or there is no data to compensate on.
         ProofError: the slim network does not equal its silenced original; the slim network is not returned.
+
+    Example:
+        >>> import torch, torchslim as ts
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 3))
+        >>> slim, plan = ts.prune(model, torch.randn(1, 3, 8, 8), macs=0.5)
+        >>> slim[0]
+        Conv2d(3, 4, kernel_size=(3, 3), stride=(1, 1))
     """
     evidence = Evidence(model, inputs, options.get("data"), options.get("loss"))
     if compensate:
         if evidence.data is None:
             raise RequestError("prune: compensate=True asks for data=, batches of what the model is called with")
         options["data"] = evidence.listed  # an iterator gives its batches once
-    decided = plan(model, inputs, **options)
+    decided = plan(model, inputs, original=original, **options)
     slim = apply(model, decided)
-    found = differences(model, slim, decided, inputs)
-    wrong = next((d for d in found if not d.error <= TOLERANCE), None)
+    wrong = next((d for d in differences(model, slim, decided, inputs) if not d.error <= TOLERANCE), None)
     if wrong is not None:
         raise ProofError(f"prune: `{wrong.where}` of the slim network differs from the silenced original's by "
                          f"{wrong.error:.1e} (relative), at most {TOLERANCE:.0e} is accepted; leave the layers before "
                          "it alone with exclude=")
     return refitted(model, slim, decided, evidence.batches) if compensate else slim, decided
-
-
-def _limits(coupling: Coupling, asked: Mapping[str, float | None], target: LatencyTarget | None = None,
-            timer: LatencyPredictor | None = None) -> list[Limit]:
-    meters: dict[str, Callable[[], Meter]] = {
-        "macs": lambda: Meter(coupling.macs), "params": lambda: Meter(coupling.params),
-        "channels": lambda: _channel_meter(coupling), "memory": lambda: PeakMeter(coupling.tapes[0])}
-    found = {resource: meters[resource]() for resource, value in asked.items() if value is not None}
-    limits = [Limit(resource, meter, as_count(asked[resource] or 0, meter.total, resource))
-              for resource, meter in found.items()]
-    if target is not None and target.budget_ns is not None and timer is not None:
-        limits.append(Limit("latency", timer, target.budget_ns))
-    return limits
-
-
-def _channel_meter(coupling: Coupling) -> Meter:
-    return Meter([Scaling(len(touch.labels), (touch.labels,)) for touch in widths_of(coupling)])
-
-
-def _finished(coupling: Coupling, cut: Cut, limits: Sequence[Limit], selection: Selection, choice: Choice,
-              left_alone: Mapping[int, str], meter: LatencyPredictor | None) -> Plan:
-    shares = cut.stays.astype(np.float64)
-    budgets = tuple(Budget(limit.resource, limit.meter.total, limit.most, limit.meter(shares)) for limit in limits)
-    own = {limit.resource: 1 for limit in limits if limit.resource != "latency"}
-    wholes = {limit.resource: limit.meter.total for limit in _limits(choice.original, own)} if choice.original else {}
-    notes = remarks(limits, budgets, selection, coupling.classes, wholes)
-    mixed = list(dict.fromkeys(m.reason for m in coupling.mixed if (shares[m.labels] == 0).any()))
-    notes += [f"approximate: {reason}" for reason in mixed]
-    notes += note(coupling.graphs)
-    notes += [f"no rule for {name}: what it reads stays" for name in coupling.unknown]
-    settings = {"importance": str(choice.importance),
-                "scope": choice.scope if isinstance(choice.scope, str) else dict(choice.scope),
-                "shortcuts": choice.shortcuts, "round_to": choice.round_to, "min_channels": choice.min_channels,
-                "min_kept": choice.min_kept,
-                "only": list(choice.only), "exclude": list(choice.exclude),
-                "allow_approximate": bool(mixed),
-                "whole_groups": coupling.options.whole_groups, "seed": choice.seed,
-                "shares_of": "today" if choice.original is None else "original"}
-    return Plan(kept=cut.kept, readers=cut.readers, grouped=cut.grouped, mends=cut.mends, budgets=budgets,
-                predicted={"macs": Meter(coupling.macs)(shares), "params": Meter(coupling.params)(shares),
-                           **({} if meter is None else {"latency": meter(shares)})},
-                left_alone=_left_alone(coupling, left_alone), notes=tuple(notes), settings=settings)
-
-
-def _left_alone(coupling: Coupling, reasons: Mapping[int, str]) -> tuple[LeftAlone, ...]:
-    """What stays, by group and reason; positions and other constants that no parameter shares are no channels."""
-    parameters = {name for name, value in coupling.graphs[0].state.items() if value.source == "parameter"}
-    found: dict[tuple[str, str], int] = {}
-    for group in coupling.groups:
-        if parameters.isdisjoint(m.name for m in group.members):
-            continue
-        for one in group.classes.tolist():
-            if one in reasons:
-                key = (group.name, reasons[one])
-                found[key] = found.get(key, 0) + 1
-    return tuple(LeftAlone(name, count, reason) for (name, reason), count in found.items())
-
-
-def _slow(meter: LatencyPredictor, selection: Selection, bundles: Sequence[Bundle],
-          coupling: Coupling) -> dict[int, str]:
-    """Class of channels -> why it stays, where a cut would save no time."""
-    return {one: "a cut here would not make it faster"
-            for place in idle(meter, selection, bundles, coupling.classes) for one in bundles[place].classes.tolist()}

@@ -1,9 +1,9 @@
-"""Widths that a model's code remembers: found where the slim run strays, mended on the module that was running.
+"""Widths that a model's code remembers: found where the slim run strays, repair_widths on the module that was running.
 
 `x.view(b, self.groups, self.width // self.groups, h, w)` and `torch.split(x, self.sizes)` leave no trace of their own
 on the tape, but their arguments do: at slim widths the operation fails, or gives another shape than the labels
 foretell. The attribute that remembers the old width is then looked for on the modules that were running, set to the
-new one, and listed in the plan. What can't be mended so is a result too: the operation where the run strayed.
+new one, and listed in the plan. What can't be repair_widths so is a result too: the operation where the run strayed.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ Sizes = Mapping[str, Mapping[int, int]]
 
 
 @dataclass(frozen=True, eq=False)
-class Attempt:
+class SlimRun:
     """A run at slim widths: its tapes, and the first operation that strays (None if none does).
 
     Attributes:
         graphs: the finished tapes.
-        tape: which of the original's tapes the stray operation is on.
+        tape: which of the original's tapes the mismatch operation is on.
         op: the original's operation there.
         reason: what was wrong.
         progress: how far the run came; more is better.
@@ -48,8 +48,8 @@ class Attempt:
     progress: tuple[int, int]
 
 
-def attempt(model: nn.Module, inputs: Inputs, coupling: Coupling, shares: Shares, sizes: Sizes,
-            mends: Sequence[Mend]) -> Attempt:
+def run_at_widths(model: nn.Module, inputs: Inputs, coupling: Coupling, shares: Shares, sizes: Sizes,
+            mends: Sequence[Mend]) -> SlimRun:
     """Run the model at slim widths and compare every shape with what the labels foresee."""
     graphs: list[Graph] = []
     for place, tape in enumerate(coupling.tapes):
@@ -61,18 +61,18 @@ def attempt(model: nn.Module, inputs: Inputs, coupling: Coupling, shares: Shares
                 ops = graph.ops
             except TraceError as error:
                 graph, ops, reason = None, error.ops, f"the slim network fails: {error}"
-        stray = _stray(tape, ops, shares) if tape.graph.device == "meta" else None
-        if stray is None and reason:
-            stray = min(len(ops), len(tape.graph.ops) - 1)
-        if stray is not None or graph is None:
-            op = tape.graph.ops[stray or 0]
-            return Attempt(tuple(graphs), tape, op, reason or f"remembers a width in {op.where}", (place, op.index))
+        mismatch = _first_mismatch(tape, ops, shares) if tape.graph.device == "meta" else None
+        if mismatch is None and reason:
+            mismatch = min(len(ops), len(tape.graph.ops) - 1)
+        if mismatch is not None or graph is None:
+            op = tape.graph.ops[mismatch or 0]
+            return SlimRun(tuple(graphs), tape, op, reason or f"remembers a width in {op.where}", (place, op.index))
         graphs.append(graph)
-    return Attempt(tuple(graphs), None, None, "", (len(graphs), 0))
+    return SlimRun(tuple(graphs), None, None, "", (len(graphs), 0))
 
 
-def _stray(tape: Tape, ops: Sequence[Op], shares: Shares) -> int | None:
-    """The first operation whose result has another shape than foreseen, or that is another operation."""
+def _first_mismatch(tape: Tape, ops: Sequence[Op], shares: Shares) -> int | None:
+    """The first operation whose result has another shape than expected, or that is another operation."""
     for place, (original, op) in enumerate(zip(tape.graph.ops, ops, strict=False)):
         if original.name != op.name or len(original.outputs) != len(op.outputs):
             return place
@@ -81,8 +81,8 @@ def _stray(tape: Tape, ops: Sequence[Op], shares: Shares) -> int | None:
         for before, after in zip(original.outputs, op.outputs, strict=True):
             if before is None or after is None:
                 continue
-            foreseen = tape.shape(before, shares) if before.id in tape.tracks else before.shape
-            if foreseen != after.shape and not before.static:
+            expected = tape.shape(before, shares) if before.id in tape.tracks else before.shape
+            if expected != after.shape and not before.static:
                 return place
     return None
 
@@ -92,15 +92,15 @@ def _numbers(op: Op) -> list[Any]:
     return [item for item in (*op.args, *op.kwargs.values()) if isinstance(item, int | float)]
 
 
-def mended(model: nn.Module, inputs: Inputs, coupling: Coupling, shares: Shares, sizes: Sizes,
-           mends: Sequence[Mend]) -> tuple[Attempt, tuple[Mend, ...]]:
-    """Mend attributes until the run at slim widths goes as foreseen, or no mend helps any further."""
+def repair_widths(model: nn.Module, inputs: Inputs, coupling: Coupling, shares: Shares, sizes: Sizes,
+           mends: Sequence[Mend]) -> tuple[SlimRun, tuple[Mend, ...]]:
+    """Mend attributes until the run at slim widths goes as expected, or no mend helps any further."""
     current = list(mends)
-    run = attempt(model, inputs, coupling, shares, sizes, current)
+    run = run_at_widths(model, inputs, coupling, shares, sizes, current)
     while run.op is not None and run.tape is not None:
         better = None
-        for candidates in _candidates(model, run.tape, run.op, shares, current):
-            found = attempt(model, inputs, coupling, shares, sizes, [*current, *candidates])
+        for candidates in _possible_updates(model, run.tape, run.op, shares, current):
+            found = run_at_widths(model, inputs, coupling, shares, sizes, [*current, *candidates])
             if found.progress > run.progress:
                 better = found, candidates
                 break
@@ -108,12 +108,13 @@ def mended(model: nn.Module, inputs: Inputs, coupling: Coupling, shares: Shares,
             break
         strayed, run = run.op, better[0]
         current += better[1]
-        run, current = _same_elsewhere(model, inputs, coupling, shares, sizes, run, current, better[1], strayed)
+        run, current = _repair_sister_modules(model, inputs, coupling, shares, sizes, run, current, better[1], strayed)
     return run, tuple(current)
 
 
-def _same_elsewhere(model: nn.Module, inputs: Inputs, coupling: Coupling, shares: Shares, sizes: Sizes, run: Attempt,
-                    current: list[Mend], found: Sequence[Mend], strayed: Op) -> tuple[Attempt, list[Mend]]:
+def _repair_sister_modules(model: nn.Module, inputs: Inputs, coupling: Coupling, shares: Shares, sizes: Sizes,
+                           run: SlimRun, current: list[Mend], found: Sequence[Mend],
+                           strayed: Op) -> tuple[SlimRun, list[Mend]]:
     """What one module needed, others of its class will: mend them in one go, if that helps.
 
     By what an operation like the one that strayed sees there: elsewhere the same width may be another's.
@@ -126,28 +127,29 @@ def _same_elsewhere(model: nn.Module, inputs: Inputs, coupling: Coupling, shares
         for op in tape.graph.ops:
             module = model.get_submodule(op.module)
             wanted = [attribute for kind, attribute in kinds if type(module) is kind and op.name == strayed.name]
-            pool = _pool(tape, op, shares) if wanted else _Pool({}, {})
+            pool = _widths_seen(tape, op, shares) if wanted else _WidthsSeen({}, {})
             for attribute in wanted:
-                new = _translated(getattr(module, attribute, None), pool)
+                new = _new_value(getattr(module, attribute, None), pool)
                 known = any((m.module, m.attribute) == (op.module, attribute) for m in (*current, *extra))
                 if new is not None and not known:
                     extra.append(Mend(op.module, attribute, _plain(getattr(module, attribute)), new))
     if extra:
-        all_at_once = attempt(model, inputs, coupling, shares, sizes, [*current, *extra])
+        all_at_once = run_at_widths(model, inputs, coupling, shares, sizes, [*current, *extra])
         if all_at_once.progress > run.progress:
             return all_at_once, [*current, *extra]
     return run, current
 
 
-def _candidates(model: nn.Module, tape: Tape, op: Op, shares: Shares, done: Sequence[Mend]) -> Iterator[list[Mend]]:
+def _possible_updates(model: nn.Module, tape: Tape, op: Op, shares: Shares,
+                      done: Sequence[Mend]) -> Iterator[list[Mend]]:
     """Mends that could help, most likely first: each attribute alone, from the innermost module out, then together."""
-    pool = _pool(tape, op, shares)
+    pool = _widths_seen(tape, op, shares)
     taken = {(mend.module, mend.attribute) for mend in done}
     path = op.module
     while True:
         module = model.get_submodule(path)
         found = [Mend(path, key, _plain(item), new) for key, item in module.__dict__.items()
-                 if (path, key) not in taken and (new := _translated(item, pool)) is not None]
+                 if (path, key) not in taken and (new := _new_value(item, pool)) is not None]
         yield from ([mend] for mend in found)
         if len(found) > 1:
             yield found
@@ -157,14 +159,14 @@ def _candidates(model: nn.Module, tape: Tape, op: Op, shares: Shares, done: Sequ
 
 
 @dataclass(frozen=True)
-class _Pool:
+class _WidthsSeen:
     """What an operation saw: old width -> new width, and the same for the sizes of its parts, in their order."""
 
     widths: Mapping[int, int]
     parts: Mapping[tuple[int, ...], tuple[int, ...]]
 
 
-def _pool(tape: Tape, op: Op, shares: Shares) -> _Pool:
+def _widths_seen(tape: Tape, op: Op, shares: Shares) -> _WidthsSeen:
     pool: dict[int, int] = {}
     for value in (*(v for v in op.outputs if v is not None), *op.inputs):
         for old, new in zip(value.shape, tape.shape(value, shares), strict=True):
@@ -174,7 +176,7 @@ def _pool(tape: Tape, op: Op, shares: Shares) -> _Pool:
         for number in op.args[2:4]:
             if isinstance(number, int) and 0 < number < op.args[0].shape[op.args[1]]:
                 pool[number] = _kept_before(tape, op.args[0], op.args[1], number, shares)
-    return _Pool({old: new for old, new in pool.items() if old != new and old > 1}, _parts(tape, op, shares))
+    return _WidthsSeen({old: new for old, new in pool.items() if old != new and old > 1}, _parts(tape, op, shares))
 
 
 def _parts(tape: Tape, op: Op, shares: Shares) -> dict[tuple[int, ...], tuple[int, ...]]:
@@ -195,7 +197,7 @@ def _kept_before(tape: Tape, value: Value, dim: int, place: int, shares: Shares)
     return place
 
 
-def _translated(item: Any, pool: _Pool) -> int | tuple[int, ...] | None:
+def _new_value(item: Any, pool: _WidthsSeen) -> int | tuple[int, ...] | None:
     """An attribute's value at the new widths; None if it remembers none of the old ones."""
     if type(item) is int:
         return pool.widths.get(item)

@@ -38,7 +38,7 @@ class _Contents:
     measured: Mapping[str, _Entry]
 
 
-class Notebook:
+class ScanCheckpoint:
     """Entries by name, kept in a file where there is one.
 
     Args:

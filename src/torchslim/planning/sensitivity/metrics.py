@@ -21,7 +21,7 @@ from torchslim.utils.text import describe_error
 TINY = torch.finfo(torch.float64).tiny
 
 
-class Yardstick:
+class OutputMetric:
     """Measures networks of one kind on one set of batches.
 
     Args:

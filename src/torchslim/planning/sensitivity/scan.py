@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from glob import escape
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +18,20 @@ import numpy as np
 import torch
 from torch import nn
 
-from torchslim.coupling.coupling import Coupling, couple
+from torchslim.coupling.coupling import Coupling
 from torchslim.coupling.groups import ChannelGroup
 from torchslim.errors import RequestError
 from torchslim.importance import Criterion, Evidence, Importance, Scores, criterion, score
 from torchslim.importance.gradients import Loss
-from torchslim.planning.candidates import gains
-from torchslim.planning.pruning import plan
-from torchslim.planning.sensitivity.checkpoint import Notebook, fingerprint
-from torchslim.planning.sensitivity.metrics import Yardstick, batches_in, is_labelled
+from torchslim.planning.candidates import macs_per_channel
+from torchslim.planning.options import PlanOptions
+from torchslim.planning.problem import PlanningProblem, prepare
+from torchslim.planning.pruning import decide
+from torchslim.planning.sensitivity.checkpoint import ScanCheckpoint, fingerprint
+from torchslim.planning.sensitivity.metrics import OutputMetric, batches_in, is_labelled
 from torchslim.planning.sensitivity.result import GroupSensitivity, Sensitivity
-from torchslim.rules.options import CouplingOptions
 from torchslim.surgery.cutting import apply
 from torchslim.surgery.plans import LeftAlone, Plan
-from torchslim.tracing.runs import trace_modes
 from torchslim.utils.files import check_writable
 from torchslim.utils.inputs import Inputs, unwrap
 from torchslim.utils.patterns import all_match
@@ -102,34 +103,37 @@ def sensitivity(model: nn.Module, inputs: Inputs, data: Any, *, ratios: Sequence
     options: dict[str, Any] = {"shortcuts": shortcuts, "exclude": tuple(exclude), "whole_groups": whole_groups,
                                "allow_approximate": allow_approximate, "seed": seed}
     # A plan that takes nothing: it checks the request, and says what can't be cut.
-    untouched = plan(model, inputs, channels=1.0, importance="random", only=only, **options)
-    coupling = couple(trace_modes(model, inputs), CouplingOptions(allow_approximate, whole_groups))
-    units = _units(coupling, [group for group in coupling.groups if _may_go(group, shortcuts, tuple(only), exclude)])
+    keep_all = PlanOptions(channels=1.0, importance="random", only=only, **options)
+    problem = prepare(model, inputs, keep_all)
+    uncut, coupling = decide(problem, keep_all), problem.coupling
+    units = _units(coupling, [group for group in coupling.groups if _may_go(group, keep_all)])
     if not units:
-        why = "; ".join(dict.fromkeys(entry.reason for entry in untouched.left_alone))
+        why = "; ".join(dict.fromkeys(entry.reason for entry in uncut.left_alone))
         raise RequestError(f"sensitivity: no channel group can be cut: {why}")
-    ranks = _Criterion(model, inputs, coupling, units, importance, seed,
-                       batches if scoring is None else batches_in(scoring), loss)
-    yardstick = Yardstick(model, batches, measure)
-    notebook = Notebook(path, {
-        "model": fingerprint(model), "data": yardstick.digest, "measure": yardstick.measure, "importance": str(ranks),
-        "ranking": ranks.ranking(), **options})
-    measuring = _Measuring(model, inputs, {**options, "importance": ranks}, yardstick,
-                           untouched.predicted["macs"])
-    found: dict[str, list[dict[str, Any]]] = {}
-    for place, unit in enumerate(units):
-        for at, ratio in enumerate(widths):
-            entry = _measured(unit, ratio, found.setdefault(unit.name, []), notebook, measuring)
-            if progress is not None:
-                progress(Measured(unit.name, ratio, entry["kept"], unit.channels, entry["value"],
-                                  place * len(widths) + at + 1, len(units) * len(widths)))
-    stuck = [unit for unit in units if found[unit.name][-1]["kept"] == unit.channels]
+    scores = _CachedScores(model, inputs, coupling, units, importance, seed,
+                           batches if scoring is None else batches_in(scoring), loss)
+    metric = OutputMetric(model, batches, measure)
+    saved = ScanCheckpoint(path, {
+        "model": fingerprint(model), "data": metric.digest, "measure": metric.measure, "importance": str(scores),
+        "ranking": scores.ranking(), **options})
+    scan = _Scan(problem, {**options, "importance": scores}, metric, uncut.predicted["macs"])
+    entries: dict[str, list[dict[str, Any]]] = {unit.name: [] for unit in units}
+    for index, (unit, ratio) in enumerate(product(units, widths)):
+        name, known = f"{unit.name} {ratio!r}", entries[unit.name]
+        if name not in saved.entries:
+            saved.put(name, scan.measure(unit, ratio, known))
+        entry = saved.entries[name]
+        known.append(entry)
+        if progress is not None:
+            progress(Measured(unit.name, ratio, entry["kept"], unit.channels, entry["value"], index + 1,
+                              len(units) * len(widths)))
+    whole = [unit for unit in units if entries[unit.name][-1]["kept"] == unit.channels]
     groups = tuple(GroupSensitivity(unit.name, unit.layers, unit.channels,
-                                    *(tuple(entry[key] for entry in found[unit.name])
-                                      for key in ("kept", "macs", "value"))) for unit in units if unit not in stuck)
-    left = (*untouched.left_alone, *(LeftAlone(unit.name, unit.channels, f"loses none, not even where {widths[-1]:g} "
-                                               "of them would do") for unit in stuck))
-    return Sensitivity(yardstick.measure, yardstick.base, yardstick.items, widths, str(ranks), groups, left)
+                                    *(tuple(entry[key] for entry in entries[unit.name])
+                                      for key in ("kept", "macs", "value"))) for unit in units if unit not in whole)
+    left = (*uncut.left_alone, *(LeftAlone(unit.name, unit.channels, f"loses none, not even where {widths[-1]:g} "
+                                           "of them would do") for unit in whole))
+    return Sensitivity(metric.measure, metric.base, metric.items, widths, str(scores), groups, left)
 
 
 def _checked(ratios: Sequence[float]) -> tuple[float, ...]:
@@ -170,11 +174,11 @@ class _Unit:
         return count
 
 
-def _may_go(group: ChannelGroup, shortcuts: bool, only: Sequence[str], exclude: Sequence[str]) -> bool:
+def _may_go(group: ChannelGroup, options: PlanOptions) -> bool:
     """As `plan` decides it; layers' names are all that its patterns know, so groups that no layer makes stay."""
-    return (bool(group.makers) and not group.frozen and (shortcuts or not group.shortcut)
-            and (not only or all_match(group.makers, only))
-            and not any(all_match([layer], exclude) for layer in group.makers))
+    return (bool(group.makers) and not group.frozen and (options.shortcuts or not group.shortcut)
+            and (not options.only or all_match(group.makers, options.only))
+            and not any(all_match([layer], options.exclude) for layer in group.makers))
 
 
 def _units(coupling: Coupling, free: Sequence[ChannelGroup]) -> list[_Unit]:
@@ -182,8 +186,8 @@ def _units(coupling: Coupling, free: Sequence[ChannelGroup]) -> list[_Unit]:
     home = {id(group): [group] for group in free}
     meetings = [[group for group in free if layer in group.makers]
                 for layer in dict.fromkeys(layer for group in free for layer in group.makers)]
-    meetings += [[group for group in free if np.isin(group.classes, rows.labels).any()]
-                 for rows in coupling.constraints]
+    meetings += [[group for group in free if np.isin(group.classes, constraint.labels).any()]
+                 for constraint in coupling.constraints]
     for first, *others in filter(None, meetings):
         for other in others:
             joined, own = home[id(first)], home[id(other)]
@@ -196,16 +200,17 @@ def _units(coupling: Coupling, free: Sequence[ChannelGroup]) -> list[_Unit]:
     return sorted(units, key=lambda unit: order[id(unit.groups[0])])
 
 
-class _Criterion:
+class _CachedScores:
     """A criterion's scores, found once for all groups: those that look at data run the network for them."""
 
     def __init__(self, model: nn.Module, inputs: Inputs, coupling: Coupling, units: Sequence[_Unit],
                  importance: Importance, seed: int, data: Iterable[Any], loss: Loss | None) -> None:
         self._criterion = criterion(importance)
-        self._evidence = Evidence(model, inputs, *_told(self._criterion, data, loss), seed, gains(coupling))
+        self._evidence = Evidence(model, inputs, *_data_for(self._criterion, data, loss), seed,
+                                  macs_per_channel(coupling))
         self._criterion.check(self._evidence)
         groups = tuple(group for unit in units for group in unit.groups)
-        self._found = dict(zip(map(_key, groups), score(groups, self._criterion, self._evidence), strict=True))
+        self._scores = dict(zip(map(_key, groups), score(groups, self._criterion, self._evidence), strict=True))
 
     def __str__(self) -> str:
         return str(self._criterion)
@@ -213,19 +218,19 @@ class _Criterion:
     def ranking(self) -> str:
         """A checksum of the order in which channels go."""
         digest = hashlib.sha256()
-        for scores in self._found.values():
+        for scores in self._scores.values():
             digest.update(np.argsort(scores, kind="stable").tobytes())
         return digest.hexdigest()
 
     def __call__(self, group: ChannelGroup) -> Scores:
         # Where rows turn out to be tied channel by channel, planning asks for groups that were not there before.
         key = _key(group)
-        if key not in self._found:
-            (self._found[key],) = score((group,), self._criterion, self._evidence)
-        return self._found[key]
+        if key not in self._scores:
+            (self._scores[key],) = score((group,), self._criterion, self._evidence)
+        return self._scores[key]
 
 
-def _told(wanted: Criterion, data: Iterable[Any], loss: Loss | None) -> tuple[Iterable[Any] | None, Loss | None]:
+def _data_for(wanted: Criterion, data: Iterable[Any], loss: Loss | None) -> tuple[Iterable[Any] | None, Loss | None]:
     """What a criterion looks at: batches without their labels, if it asks for none."""
     if wanted.needs == "labels":
         return data, loss
@@ -241,32 +246,22 @@ def _key(group: ChannelGroup) -> tuple[Any, ...]:
 # --- one measurement ----------------------------------------------------------------------------------------
 
 @dataclass(frozen=True, eq=False)
-class _Measuring:
-    """What all measurements share; `macs` are the whole network's."""
+class _Scan:
+    """What all measurements share; `macs` are the uncut network's."""
 
-    model: nn.Module
-    inputs: Inputs
+    problem: PlanningProblem
     options: dict[str, Any]
-    yardstick: Yardstick
+    metric: OutputMetric
     macs: int
 
-    def __call__(self, unit: _Unit, ratio: float, known: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def measure(self, unit: _Unit, ratio: float, known: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Channels kept, share of the MACs and the measure where one unit alone keeps a share of its channels."""
         patterns = [escape(layer) for layer in unit.layers]
-        decided = plan(self.model, self.inputs, scope=dict.fromkeys(patterns, ratio), only=patterns, **self.options)
+        decided = decide(self.problem, PlanOptions(scope=dict.fromkeys(patterns, ratio), only=patterns,
+                                                   **self.options))
         kept = unit.kept(decided)
         for entry in known:  # few channels: the next ratio may come to as many
             if entry["kept"] == kept:
                 return entry
-        value = self.yardstick.base if kept == unit.channels else self.yardstick(apply(self.model, decided))
+        value = self.metric.base if kept == unit.channels else self.metric(apply(self.problem.model, decided))
         return {"kept": kept, "macs": decided.predicted["macs"] / max(self.macs, 1), "value": value}
-
-
-def _measured(unit: _Unit, ratio: float, known: list[dict[str, Any]], notebook: Notebook,
-              measuring: _Measuring) -> dict[str, Any]:
-    """An entry of the notebook, measured if it is not there; added to what is known of the unit."""
-    name = f"{unit.name} {ratio!r}"
-    if name not in notebook.entries:
-        notebook.put(name, measuring(unit, ratio, known))
-    known.append(notebook.entries[name])
-    return known[-1]

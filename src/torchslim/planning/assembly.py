@@ -1,0 +1,78 @@
+"""A feasible cut as a `Plan`: what stays, budgets, what is left alone and why, notes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from torchslim.costs.cost_models import CostModel
+from torchslim.coupling.coupling import Coupling
+from torchslim.coupling.unreached import note
+from torchslim.planning.budget_notes import budget_notes
+from torchslim.planning.budgets import counted_limits
+from torchslim.planning.candidates import at_minimum, partly_scoped
+from torchslim.planning.feasible_cuts import FeasibleCut
+from torchslim.planning.greedy import units_without_speedup
+from torchslim.planning.options import PlanOptions
+from torchslim.surgery.plans import Budget, LeftAlone, Plan
+
+
+def assemble_plan(feasible: FeasibleCut, options: PlanOptions, original: Coupling | None) -> Plan:
+    """The plan of a cut.
+
+    Args:
+        feasible: the cut.
+        options: what was asked for.
+        original: the network that shares are of, where it is another one.
+    """
+    cut, coupling, limits = feasible.cut, feasible.coupling, feasible.limits
+    shares = cut.stays.astype(np.float64)
+    budgets = tuple(Budget(limit.resource, limit.cost.total, limit.maximum, limit.cost(shares)) for limit in limits)
+    counted = {limit.resource: 1 for limit in limits if limit.cost is not feasible.predictor}
+    totals = {} if original is None else {
+        limit.resource: limit.cost.total for limit in counted_limits(original, counted)}
+    approximate = list(dict.fromkeys(m.reason for m in coupling.mixed if (shares[m.labels] == 0).any()))
+    notes = [
+        *budget_notes(limits, budgets, feasible.selection, coupling.classes, totals),
+        *(f"approximate: {reason}" for reason in approximate),
+        *note(coupling.graphs),
+        *(f"no rule for {name}: what it reads stays" for name in coupling.unknown),
+    ]
+    predicted = {"macs": CostModel(coupling.macs)(shares), "params": CostModel(coupling.params)(shares)}
+    if feasible.predictor is not None:
+        predicted["latency"] = feasible.predictor(shares)
+    return Plan(kept=cut.kept, readers=cut.readers, grouped=cut.grouped, mends=cut.mends, budgets=budgets,
+                predicted=predicted, left_alone=_left_alone(coupling, _reasons(feasible, options)), notes=tuple(notes),
+                settings=_settings(options, bool(approximate), original))
+
+
+def _settings(options: PlanOptions, approximate: bool, original: Coupling | None) -> dict[str, Any]:
+    return {"importance": str(options.importance),
+            "scope": options.scope if isinstance(options.scope, str) else dict(options.scope),
+            "shortcuts": options.shortcuts, "round_to": options.round_to, "min_channels": options.min_channels,
+            "min_kept": options.min_kept, "only": list(options.only), "exclude": list(options.exclude),
+            "allow_approximate": approximate, "whole_groups": options.whole_groups, "seed": options.seed,
+            "shares_of": "today" if original is None else "original"}
+
+
+def _reasons(feasible: FeasibleCut, options: PlanOptions) -> dict[int, str]:
+    """Class of channels -> why it stays."""
+    coupling, selection = feasible.coupling, feasible.selection
+    slow = () if feasible.predictor is None else units_without_speedup(
+        feasible.predictor, selection, feasible.units, coupling.classes)
+    return {**partly_scoped(coupling, selection, options), **at_minimum(selection.units, options),
+            **{label: "a cut here would not make it faster" for index in slow
+               for label in feasible.units[index].classes.tolist()},
+            **feasible.protected}
+
+
+def _left_alone(coupling: Coupling, reasons: Mapping[int, str]) -> tuple[LeftAlone, ...]:
+    """What stays, by group and reason; positions and other constants that no parameter shares are no channels."""
+    parameters = {name for name, value in coupling.graphs[0].state.items() if value.source == "parameter"}
+    counts = Counter((group.name, reasons[label]) for group in coupling.groups
+                     if not parameters.isdisjoint(member.name for member in group.members)
+                     for label in group.classes.tolist() if label in reasons)
+    return tuple(LeftAlone(name, count, reason) for (name, reason), count in counts.items())

@@ -1,0 +1,107 @@
+"""A selection that the network runs at: select, try, exclude what failed, until a cut works."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torchslim.coupling.coupling import Coupling
+from torchslim.errors import PlanError
+from torchslim.importance import Scores
+from torchslim.latency.predictor import LatencyPredictor
+from torchslim.latency.target import LatencyTarget
+from torchslim.planning.budgets import Limit, counted_limits
+from torchslim.planning.candidates import protected_classes, prunable_units, select
+from torchslim.planning.channel_matching import Cut, Failure, resolve_cut
+from torchslim.planning.failures import FailureLog
+from torchslim.planning.options import PlanOptions
+from torchslim.planning.problem import PlanningProblem
+from torchslim.planning.selection import Selection
+from torchslim.planning.units import PrunableUnit
+
+
+@dataclass(frozen=True, eq=False)
+class FeasibleCut:
+    """A cut at which the network runs, and what it follows from.
+
+    Attributes:
+        cut: what stays.
+        selection: how far each unit goes down.
+        units: the units with all their levels.
+        limits: the budgets.
+        protected: class of channels -> why it stays.
+        coupling: the one whose classes these are.
+        predictor: of time, if there is one.
+    """
+
+    cut: Cut
+    selection: Selection
+    units: Sequence[PrunableUnit]
+    limits: Sequence[Limit]
+    protected: Mapping[int, str]
+    coupling: Coupling
+    predictor: LatencyPredictor | None
+
+
+def find_feasible_cut(problem: PlanningProblem, options: PlanOptions, budgets: Mapping[str, float],
+                      target: LatencyTarget | None, failures: FailureLog) -> tuple[FeasibleCut, FailureLog]:
+    """The best cut within the budgets that the network runs at, and the failures on the way to it.
+
+    Args:
+        problem: the network.
+        options: what is asked for.
+        budgets: those that are counted.
+        target: the time that is asked for, if any.
+        failures: what is known not to work.
+    """
+    coupling = problem.coupled(failures.ties)
+    while True:
+        predictor = None if target is None else target.predictor(coupling)
+        limits = counted_limits(coupling, budgets)
+        if target is not None and predictor is not None and target.budget_ns is not None:
+            limits.append(Limit("latency", predictor, target.budget_ns))
+        protected = {**protected_classes(coupling, options), **failures.protected(coupling)}
+        units, scores = prunable_units(coupling, options, protected, problem.evidence, problem.original_coupling)
+        units = [failures.without_infeasible_widths(unit) for unit in units]
+        selection = select(coupling, units, limits, options, problem.original_coupling, predictor)
+        outcome = resolve_cut(problem.model, problem.inputs, coupling, selection, scores)
+        if isinstance(outcome, Cut):
+            return FeasibleCut(outcome, selection, units, limits, protected, coupling, predictor), failures
+        failing = failures.known_culprits(selection, outcome) or bisect_failing_units(
+            problem, coupling, selection, scores, outcome)
+        known_ties, failures = failures.ties, failures.record(coupling, selection, failing, outcome)
+        if failures.ties != known_ties:
+            coupling = problem.coupled(failures.ties)
+
+
+def bisect_failing_units(problem: PlanningProblem, coupling: Coupling, selection: Selection, scores: Scores,
+                         failure: Failure) -> list[int]:
+    """Indices of the units that can't be cut as selected.
+
+    Those that the failure blames, if the rest goes well without them; halved as long as both halves go wrong by
+    themselves.
+    """
+
+    def works(indices: Sequence[int]) -> bool:
+        chosen = set(indices)
+        levels = tuple(level if index in chosen else 0 for index, level in enumerate(selection.levels))
+        part = Selection(selection.units, levels)
+        return isinstance(resolve_cut(problem.model, problem.inputs, coupling, part, scores), Cut)
+
+    def failing(indices: list[int]) -> list[int]:
+        if not indices or works(indices):
+            return []
+        if len(indices) == 1:
+            return indices
+        half = len(indices) // 2
+        return failing(indices[:half]) + failing(indices[half:]) or indices  # both together fail where each half works
+
+    cut = [index for index, level in enumerate(selection.levels) if level]
+    blamed = [index for index in cut if not failure.classes.isdisjoint(selection.units[index].classes.tolist())]
+    if len(blamed) == 1:
+        return blamed
+    culprits = failing(blamed) or failing(cut)
+    if not culprits:
+        raise PlanError("plan: the network does not run at its own widths a second time; "
+                        "it may count its calls or change its shape by chance")
+    return culprits
