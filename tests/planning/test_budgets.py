@@ -333,7 +333,7 @@ def test_rows_and_deep_networks_keep_their_share() -> None:
         deep = network(name)
         plan = ts.plan(deep, PICTURE, macs=0.1, min_kept=0.4, importance="random")
         assert "min_kept=" in plan.notes[0]
-        assert all(len(kept[0]) >= 0.4 * len(deep.get_paracost(layer)) for layer, kept in plan.kept.items()
+        assert all(len(kept[0]) >= 0.4 * len(deep.get_parameter(layer)) for layer, kept in plan.kept.items()
                    if layer.endswith(".weight") and 0 in kept)
 
 
