@@ -60,9 +60,9 @@ def test_values_know_shape_dtype_and_where_they_come_from() -> None:
     assert norm.args[0] is graph.ops[0].output
     mean = norm.args[3]
     assert (mean.source, mean.name) == ("buffer", "1.running_mean")
-    assert graph.read() == {"0.weight", "0.bias", "1.weight", "1.bias", "1.running_mean", "1.running_var",
+    assert graph.tensors_read() == {"0.weight", "0.bias", "1.weight", "1.bias", "1.running_mean", "1.running_var",
                             "5.weight", "5.bias"}
-    assert set(graph.state) == {*graph.read(), "1.num_batches_tracked"}
+    assert set(graph.state) == {*graph.tensors_read(), "1.num_batches_tracked"}
 
 
 def test_arguments_by_place_or_keyword() -> None:
@@ -102,7 +102,7 @@ def test_a_module_that_is_never_reached() -> None:
     graph = trace(Calls(lambda s, x: s.used(x), used=conv(3, 3), spare=conv(3, 3)), X)
     assert "spare" not in graph.calls
     assert "spare.weight" in graph.state
-    assert "spare.weight" not in graph.read()
+    assert "spare.weight" not in graph.tensors_read()
 
 
 def test_functional_calls_and_free_parameters() -> None:
@@ -248,7 +248,7 @@ def test_a_detector_runs_for_real() -> None:
     graph = trace(model, [torch.rand(3, 64, 64)])
     assert graph.device == "real"
     assert "torchvision.nms" in {op.name for op in graph.ops}
-    assert graph.read() >= {name for name, _ in model.named_parameters()}
+    assert graph.tensors_read() >= {name for name, _ in model.named_parameters()}
 
 
 def test_attention_is_seen_in_plain_operations() -> None:
@@ -579,3 +579,16 @@ def test_the_meta_run_writes_what_the_real_run_writes(name: str) -> None:
         return Counter((op.name, op.module, op.output.shape) for op in graph.ops if op.name in COMPARED)
 
     assert lines(True) == lines(False)
+
+
+def test_a_data_read_whose_failure_the_model_catches_still_runs_for_real() -> None:
+    def forward(s: Any, x: Tensor) -> Tensor:
+        y = s.conv(x)
+        try:
+            return y + 1 if y.isfinite().all().item() else y
+        except Exception:
+            return y
+
+    graph = trace(Calls(forward, conv=conv(3, 3)), X)
+    assert graph.device == "real"
+    assert ("", "add") in ops(graph)

@@ -84,7 +84,7 @@ def test_a_computed_weight_or_a_real_run_is_not_blind() -> None:
 
     model = Net(BLIND["activation"])
     assert not trace(model, X, meta=False).width_independent
-    assert not trace(model, X, watch=False).width_independent
+    assert not trace(model, X, detect_width_reads=False).width_independent
     parametrize.register_parametrization(model.b, "weight", Twice())
     assert not trace(model, X).width_independent
 

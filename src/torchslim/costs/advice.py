@@ -49,7 +49,7 @@ def advise(model: nn.Module, inputs: Inputs, *, ms: Mapping[str, float] | None =
         RequestError: it computes nothing on them.
     """
     model = unwrap(model)
-    graph = trace(model, inputs, watch=False)
+    graph = trace(model, inputs, detect_width_reads=False)
     seen = Seen(graph, profiled(model, graph), name, ms or {})
     if not seen.profile.memory_access or not all(value.numel for value in graph.inputs):
         raise RequestError("advise: the model computes nothing on these inputs; give inputs with elements in them")

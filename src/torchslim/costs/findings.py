@@ -123,7 +123,7 @@ def _taken_out(seen: Seen) -> str:
     whole = [m.name for m in seen.profile.modules if m.params and m.dead_params == m.params and m.name]
     outermost = [name for name in whole if not any(name.startswith(f"{other}.") for other in whole)]
     lines = [f"model.set_submodule({name!r}, torch.nn.Identity())" for name in outermost]
-    read = seen.graph.read()
+    read = seen.graph.tensors_read()
     for name, value in seen.graph.state.items():
         owner, _, own = name.rpartition(".")
         inside = any(name.startswith(f"{other}.") for other in outermost)

@@ -157,7 +157,7 @@ def profile(model: nn.Module, inputs: Inputs) -> Profile:
         RequestError: inputs of another kind.
     """
     model = unwrap(model)
-    return profiled(model, trace(model, inputs, watch=False))
+    return profiled(model, trace(model, inputs, detect_width_reads=False))
 
 
 def profiled(model: nn.Module, graph: Graph) -> Profile:
@@ -224,7 +224,7 @@ class _Tally:
 def _tallies(graph: Graph, alive: Sequence[int], learning: Collection[str]) -> dict[str, _Tally]:
     """Every module by itself, parents first."""
     found = {name: _Tally() for name in reversed(list(graph.modules))}
-    read = graph.read()
+    read = graph.tensors_read()
     for name, value in graph.state.items():
         if value.source == "parameter":
             owner = found[_holder(name, found)]

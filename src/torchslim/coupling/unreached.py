@@ -18,7 +18,7 @@ def unread(graphs: Sequence[Graph]) -> list[str]:
     if len(graphs) > 1 and all(graph.device == "meta" for graph in graphs):
         return []  # neither evaluation nor training reads them, whatever the data
     found = {name: value for name, value in graphs[0].state.items() if value.source == "parameter"}
-    read = set().union(*(graph.read() for graph in graphs))
+    read = set().union(*(graph.tensors_read() for graph in graphs))
     return [name for name in found if name not in read]
 
 

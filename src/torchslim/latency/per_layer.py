@@ -123,7 +123,7 @@ def timed_layers(model: nn.Module, inputs: Inputs, *, rounds: int = 20, warmup: 
         RequestError: inputs of another kind, fewer than one round, warm-up call or thread.
     """
     model = unwrap(model)
-    graph = trace(model, inputs, watch=False)
+    graph = trace(model, inputs, detect_width_reads=False)
     costs = {layer.name: layer for layer in profiled(model, graph).layers}
     operations: dict[str, list[Op]] = {}
     for op in graph.ops:

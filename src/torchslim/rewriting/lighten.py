@@ -131,7 +131,7 @@ class _Rewriter:
         self.left_alone: list[tuple[str, str]] = []
         # What the model is run on after each change, and the graph of the last run.
         self.run_inputs = inputs if inputs is not None or split is None else split[0][0]
-        self.graph = None if self.run_inputs is None else trace(model, self.run_inputs, watch=False)
+        self.graph = None if self.run_inputs is None else trace(model, self.run_inputs, detect_width_reads=False)
 
     @property
     def counted_graph(self) -> Graph | None:

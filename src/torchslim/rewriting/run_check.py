@@ -83,7 +83,7 @@ def _check_run(model: nn.Module, names: Collection[str], inputs: Inputs, before:
     """The trace of a run; a failure if there is none, or if the layers that are not new ran differently."""
     on_meta = before.device == "meta"  # no data decide what runs there, so every run must be like every other
     try:
-        after = trace(model, inputs, meta=on_meta or None, watch=False)
+        after = trace(model, inputs, meta=on_meta or None, detect_width_reads=False)
     except TraceError as error:
         cause = error.__cause__ or error
         read = cause.obj if isinstance(cause, AttributeError) else None

@@ -96,8 +96,8 @@ class Graph:
         training: True for a run in train mode.
         device: "meta" where shapes alone were run, else "real".
         kernels: names of the tensors that hold a convolution layer's filters: their last dimensions are positions.
-        has_unregistered: True where the run read a parameter that no module of the model holds.
-        width_independent: True where the model's code read no width: at other widths it runs the same operations.
+        has_unregistered_parameters: True where the run read a parameter that no module of the model holds.
+        width_independent: True where the model's code reads no width: at other widths it runs the same operations.
     """
 
     ops: tuple[Op, ...]
@@ -110,9 +110,9 @@ class Graph:
     training: bool
     device: str
     kernels: frozenset[str]
-    has_unregistered: bool
+    has_unregistered_parameters: bool
     width_independent: bool
 
-    def read(self) -> set[str]:
+    def tensors_read(self) -> set[str]:
         """Names of the parameters, buffers and attributes that some operation read."""
         return {value.name for op in self.ops for value in op.inputs if value.name}

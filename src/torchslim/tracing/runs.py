@@ -21,17 +21,17 @@ from torchslim.utils.modules import named_modules
 def trace_modes(model: nn.Module, inputs: Inputs) -> tuple[Graph, ...]:
     """The tape in eval mode and, where some parameter is not read there (auxiliary heads), the one in train mode."""
     graph = trace(model, inputs)
-    _refuse(unwrap(model), graph)
-    unread = {name for name, value in graph.state.items() if value.source == "parameter"} - graph.read()
+    _check_supported(unwrap(model), graph)
+    unread = {name for name, value in graph.state.items() if value.source == "parameter"} - graph.tensors_read()
     if not unread and not reads_training_flag(unwrap(model).modules()):
         return (graph,)
     try:
-        return (graph, trace(model, _paired(inputs), training=True))
+        return (graph, trace(model, _at_least_two_samples(inputs), training=True))
     except TraceError:
         return (graph,)  # detectors want targets in train mode; what no tape reads stays as it is
 
 
-def _refuse(model: nn.Module, graph: Graph) -> None:
+def _check_supported(model: nn.Module, graph: Graph) -> None:
     """Raise for what a tape can't protect: code and tensors that the model's registries don't hold.
 
     Raises:
@@ -47,7 +47,7 @@ def _refuse(model: nn.Module, graph: Graph) -> None:
                 raise UnsupportedModel(f"`{name or 'model'}.{attribute}`: a function that closes over {held}; a copy "
                                        "of the model would go on running the original's; make it a method, or hand the "
                                        "module over as an argument")
-    if graph.has_unregistered:
+    if graph.has_unregistered_parameters:
         raise UnsupportedModel("model: it uses layers or parameters that are not registered with it, which copies and "
                                "optimizers would miss; hold them in nn.ModuleList, nn.ModuleDict or as attributes")
     if not graph.outputs:
@@ -74,11 +74,11 @@ def _held_by(item: object, model: nn.Module) -> str:
 def retrace(model: nn.Module, inputs: Inputs, tape: Graph) -> Graph:
     """The tape of another run of the same kind: of the model at other widths, say."""
     if tape.training:
-        return trace(model, _paired(inputs), training=True, watch=False)
-    return trace(model, inputs, meta=tape.device == "meta", watch=False)
+        return trace(model, _at_least_two_samples(inputs), training=True, detect_width_reads=False)
+    return trace(model, inputs, meta=tape.device == "meta", detect_width_reads=False)
 
 
-def _paired(inputs: Inputs) -> Inputs:
+def _at_least_two_samples(inputs: Inputs) -> Inputs:
     """Inputs with every batch of one doubled: in train mode batch norm refuses one value a channel."""
-    paired: Inputs = map_tensors(lambda t: t.expand(2, *t.shape[1:]) if t.dim() > 1 and t.shape[0] == 1 else t, inputs)
-    return paired
+    doubled: Inputs = map_tensors(lambda t: t.expand(2, *t.shape[1:]) if t.dim() > 1 and t.shape[0] == 1 else t, inputs)
+    return doubled

@@ -30,11 +30,6 @@ from torchslim.utils.inputs import Inputs, arguments, map_tensors, tensors_in, u
 from torchslim.utils.modules import named_tensors, names_of_modules
 from torchslim.utils.preserve import plain_context, preserved
 
-
-class _NeedsData(Exception):
-    """The meta run met an operation whose result depends on data."""
-
-
 # Operations whose result, or its shape, depends on the data of their arguments.
 _READS_DATA = frozenset({
     "aten._local_scalar_dense", "aten.item", "aten.nonzero", "aten.masked_select", "aten.equal", "aten.is_nonzero",
@@ -44,19 +39,19 @@ _READS_DATA = frozenset({
 
 
 def trace(model: nn.Module, inputs: Inputs, *, training: bool = False, meta: bool | None = None,
-          watch: bool = True) -> Graph:
-    """The tape of one run of `model`.
+          detect_width_reads: bool = True) -> Graph:
+    """The graph of one run of `model`.
 
     Args:
         model: any module; compiled and data-parallel wrappers are looked through.
         inputs: a tensor, a tuple of arguments, a list (the one argument) or a dict of keywords.
         training: run in train mode, which is possible on the meta device only (batch-norm statistics stay untouched).
         meta: run on the meta device alone (True) or for real alone (False); by default for real where meta fails.
-        watch: find out whether the model's code reads widths; without it the tape says that it may.
+        detect_width_reads: find out whether the model's code reads widths; without it the graph says that it may.
 
     Raises:
         TraceError: the model itself fails on these inputs.
-        UnsupportedModel: scripted modules.
+        UnsupportedModel: scripted modules, lazy modules that have not been initialised.
     """
     model = unwrap(model)
     tensors = named_tensors(model)
@@ -64,23 +59,27 @@ def trace(model: nn.Module, inputs: Inputs, *, training: bool = False, meta: boo
     if lazy is not None:
         raise UnsupportedModel(f"`{lazy}`: is not initialised; call the model once on real inputs first")
     args, kwargs = arguments(inputs)
-    parameters = [tensor for kind, _, tensor in tensors if kind == "parameter"]
-    held_on_meta = any(t.is_meta for t in (*tensors_in((args, kwargs)), *parameters))
     if meta is not False:
-        try:
-            return _run(model, tensors, args, kwargs, training, True, watch)
-        except TraceError:
-            # Anything may go wrong on shapes without data; what the model does for real is what counts.
-            if training or held_on_meta or meta:
-                raise
-    return _run(model, tensors, args, kwargs, training, False, False)
+        result = _run(model, tensors, args, kwargs, training, True, detect_width_reads)
+        if isinstance(result, Graph):
+            return result
+        parameters = [tensor for kind, _, tensor in tensors if kind == "parameter"]
+        # Anything may go wrong on shapes without data; what the model does for real is what counts.
+        if meta or training or any(t.is_meta for t in (*tensors_in((args, kwargs)), *parameters)):
+            raise result
+    result = _run(model, tensors, args, kwargs, training, False, False)
+    if isinstance(result, TraceError):
+        raise result
+    return result
 
 
 def _run(model: nn.Module, tensors: Iterable[tuple[str, str, Tensor]], args: tuple[Any, ...], kwargs: dict[str, Any],
-         training: bool, meta: bool, watch: bool) -> Graph:
+         training: bool, meta: bool, detect_width_reads: bool) -> Graph | TraceError:
+    """The graph of one run, or why there is none: the model failed, or needs data on the meta device."""
     names = names_of_modules(model)
-    watched = WidthReadDetector() if watch else None
-    recorder = _Recorder(tensors, names, meta, watched)
+    detector = WidthReadDetector() if detect_width_reads else None
+    recorder = _Recorder(tensors, names, meta, detector)
+    output, error = None, None
     with preserved(model, keep_buffers=not meta), plain_context():
         # Not model.train(): a user's override of it may do more than set the flag.
         for module in names:
@@ -88,20 +87,17 @@ def _run(model: nn.Module, tensors: Iterable[tuple[str, str, Tensor]], args: tup
                 module.training = training
         if meta:
             args, kwargs = map_tensors(_to_meta, args), map_tensors(_to_meta, kwargs)
-        recorder.take_inputs((args, kwargs))
-        with recorder.module_names(), watched or nullcontext(), recorder:
+        recorder.add_inputs((args, kwargs))
+        with recorder.module_names(), detector or nullcontext(), recorder:
             try:
                 output = model(*args, **kwargs)
-            except Exception as error:
-                message = (str(error).strip() or type(error).__name__).splitlines()[0]
-                failure = TraceError(
-                    f"`{recorder.failed_in or 'model'}` failed while the model was run on the given inputs: "
-                    f"{type(error).__name__}: {message}; check the inputs' shapes, dtype and device with a plain call "
-                    "of the model")
-                failure.ops = tuple(recorder.ops)
-                raise failure from error
-    width_independent = (watched is not None and not watched.saw and not has_hidden_groups(model, recorder.ops)
-             and not has_parametrizations(names) and not reads_layer_widths(names))
+            except Exception as exception:
+                error = exception
+    if error is not None or recorder.needs_data:
+        return recorder.failure(error)
+    width_independent = (detector is not None and not detector.first_width_read
+                         and not has_hidden_groups(model, recorder.ops) and not has_parametrizations(names)
+                         and not reads_layer_widths(names))
     return recorder.graph(output, training, width_independent)
 
 
@@ -113,27 +109,28 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Writes each dispatched operation down, and on the meta device replaces real tensors by their shapes."""
 
     def __init__(self, tensors: Iterable[tuple[str, str, Tensor]], names: Mapping[nn.Module, str], meta: bool,
-                 watch: WidthReadDetector | None) -> None:
+                 detector: WidthReadDetector | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.meta = meta
-        self.watch = watch
+        self.detector = detector
         self.names = names
         self.stack: list[str] = []
         self.failed_in = ""
+        self.needs_data = ""
         self.calls: dict[str, int] = {}
         self.ops: list[Op] = []
         self.count = 0
-        self.has_unregistered = False
+        self.has_unregistered_parameters = False
         # Tensors are known by identity. Each is kept alive here, or its id could be given to another.
         self.known: dict[int, tuple[Tensor, Value]] = {}
-        self.stand_ins: dict[int, Tensor] = {}
+        self.meta_copies: dict[int, Tensor] = {}
         self.originals: dict[int, Tensor] = {}
         self.state: dict[str, Value] = {}
         self.aliases: dict[str, str] = {}
         self.inputs: tuple[Value, ...] = ()
-        self._take_state(tensors)
+        self._add_state(tensors)
 
-    def _take_state(self, tensors: Iterable[tuple[str, str, Tensor]]) -> None:
+    def _add_state(self, tensors: Iterable[tuple[str, str, Tensor]]) -> None:
         for kind, name, tensor in tensors:
             found = self.known.get(id(tensor))
             if found is not None:
@@ -141,7 +138,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             else:
                 self.state[name] = self._new(tensor, kind, name=name, static=True)
 
-    def take_inputs(self, tree: Any) -> None:
+    def add_inputs(self, tree: Any) -> None:
         """Make the given tensors the run's inputs."""
         self.inputs = tuple(self._new(tensor, "input") for tensor in tensors_in(tree))
 
@@ -155,7 +152,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         found = self.known.get(id(tensor))
         if found is not None:
             return found[1]
-        self.has_unregistered |= isinstance(tensor, nn.Parameter)
+        self.has_unregistered_parameters |= isinstance(tensor, nn.Parameter)
         return self._new(tensor, "constant", static=True)
 
     @classmethod
@@ -165,31 +162,31 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self.watch is not None:
-            self.watch.unseen(operation_name(func))
+        if self.detector is not None:
+            self.detector.check_operation(operation_name(func))
         read: list[Value] = []
-        noted_args = self._noted(args, read)
-        noted_kwargs = dict(zip(kwargs, self._noted(kwargs.values(), read), strict=True)) if kwargs else kwargs
+        recorded_args = self._record_args(args, read)
+        recorded_kwargs = dict(zip(kwargs, self._record_args(kwargs.values(), read), strict=True)) if kwargs else kwargs
         result = self._on_meta(func, args, kwargs) if self.meta else func(*args, **kwargs)
         static = all(value.static for value in read)
         outputs = tuple(self._output(tensor, static) for tensor in _flat(result))
         if outputs:
             module = self.stack[-1] if self.stack else ""
-            self.ops.append(Op(len(self.ops), operation_name(func), func, noted_args, noted_kwargs, tuple(read),
+            self.ops.append(Op(len(self.ops), operation_name(func), func, recorded_args, recorded_kwargs, tuple(read),
                                outputs, module))
         return result
 
-    def _noted(self, items: Iterable[Any], read: list[Value]) -> tuple[Any, ...]:
+    def _record_args(self, items: Iterable[Any], read: list[Value]) -> tuple[Any, ...]:
         """Arguments with each tensor replaced by its value, which is also added to `read`."""
-        noted = []
+        recorded = []
         for item in items:
             if isinstance(item, Tensor):
                 item = self._value(item)
                 read.append(item)
             elif isinstance(item, list | tuple) and any(isinstance(part, Tensor) for part in item):
-                item = type(item)(self._noted(item, read))
-            noted.append(item)
-        return tuple(noted)
+                item = type(item)(self._record_args(item, read))
+            recorded.append(item)
+        return tuple(recorded)
 
     def _output(self, tensor: Tensor | None, static: bool) -> Value | None:
         if tensor is None:
@@ -210,26 +207,28 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if tensors and not persistent and not any(t.is_meta for t in tensors):
             return func(*args, **kwargs)  # plain constants: their data may matter, and costs little
         if name in _READS_DATA and tensors:
-            raise _NeedsData(f"{func} reads data")
-        result = func(*_map(self._stand_in, args),
-                      **{key: _map(self._stand_in, (item,))[0] for key, item in kwargs.items()})
+            # The run goes on: most of these operations fail on the meta device, and the result is discarded anyway.
+            self.needs_data = self.needs_data or f"{func} reads data"
+        result = func(*_map(self._meta_copy, args),
+                      **{key: _map(self._meta_copy, (item,))[0] for key, item in kwargs.items()})
         return _map(self._original, (result,))[0]
 
-    def _stand_in(self, tensor: Tensor) -> Tensor:
+    def _meta_copy(self, tensor: Tensor) -> Tensor:
         if tensor.is_meta:
             return tensor
-        found = self.stand_ins.get(id(tensor))
+        found = self.meta_copies.get(id(tensor))
         if found is None:
             self._value(tensor)  # keeps it alive
-            found = self.stand_ins[id(tensor)] = torch.empty_like(tensor, device="meta", requires_grad=False)
+            found = self.meta_copies[id(tensor)] = torch.empty_like(tensor, device="meta", requires_grad=False)
             self.originals[id(found)] = tensor
         return found
 
     def _original(self, tensor: Tensor) -> Tensor:
-        """In-place operations on a stood-in tensor must give the tensor itself back to the model."""
+        """In-place operations on a tensor with a meta copy must give the tensor itself back to the model."""
         original = self.originals.get(id(tensor), tensor)
         if original.shape != tensor.shape:
-            raise _NeedsData("a tensor that is not on the meta device is resized in place")
+            self.needs_data = self.needs_data or "a tensor that is not on the meta device is resized in place"
+            return tensor
         return original
 
     @contextmanager
@@ -256,12 +255,28 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for handle in handles:
                 handle.remove()
 
+    def failure(self, error: Exception | None) -> TraceError:
+        """Why the run gave no graph; `error` is what ended it, if it did not reach its end."""
+        where = f"`{self.failed_in or 'model'}`"
+        if self.needs_data:
+            failure = TraceError(f"{where} can't be run on shapes alone: {self.needs_data}; give a model "
+                                 "and inputs with data, on another device than meta")
+        else:
+            message = (str(error).strip() or type(error).__name__).splitlines()[0]
+            failure = TraceError(f"{where} failed while the model was run on the given inputs: "
+                                 f"{type(error).__name__}: {message}; check the inputs' shapes, dtype and device with "
+                                 "a plain call of the model")
+        failure.ops = tuple(self.ops)
+        failure.__cause__ = error
+        return failure
+
     def graph(self, output: Any, training: bool, width_independent: bool) -> Graph:
-        """The finished tape."""
+        """The graph of the finished run."""
         outputs = tuple(self._value(tensor) for tensor in tensors_in(output))
         modules = {name: type(module).__name__ for module, name in self.names.items()}
         return Graph(tuple(self.ops), self.inputs, outputs, self.state, self.aliases, modules, self.calls, training,
-                     "meta" if self.meta else "real", self._kernels(), self.has_unregistered, width_independent)
+                     "meta" if self.meta else "real", self._kernels(), self.has_unregistered_parameters,
+                     width_independent)
 
     def _kernels(self) -> frozenset[str]:
         """Filters of convolution layers, parametrised ones included."""

@@ -1,4 +1,4 @@
-"""Does a network's code read widths? Where it never does, it runs at other widths exactly as it ran at its own.
+"""Does a network's code read widths? If not, it runs the same operations at any other widths.
 
 `x.shape`, `x.view(b, groups, -1, h, w)`, `x[:, :32]`: code that asks for a size, or names one, may remember it, and
 must be run again at the slim widths. Most networks do none of that: convolutions, norms, activations, additions,
@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from torchslim.tracing.graph import Op
 
-# Functions that neither tell a size nor are told one along channels. Anything else counts as reading widths.
+# Functions that neither return a size nor take one along channels. Anything else counts as a width read.
 _LAYERS = ("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear batch_norm prelu "
            "dropout dropout1d dropout2d dropout3d feature_dropout alpha_dropout")
 _ACTIVATIONS = ("relu relu_ relu6 hardtanh hardtanh_ hardswish hardswish_ hardsigmoid hardsigmoid_ silu silu_ mish "
@@ -32,45 +32,45 @@ _OVER_SPACE = ("max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3
                "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d")
 _MOVING = "cat concat flatten unsqueeze squeeze permute transpose clone detach contiguous mean amax"
 _ASKING = "to float double half bfloat16 dim is_floating_point is_contiguous _assert"
-_BLIND = frozenset(" ".join((_LAYERS, _ACTIVATIONS, _ARITHMETIC, _OVER_SPACE, _MOVING, _ASKING)).split())
-_BLIND_ATTRIBUTES = frozenset({"dtype", "device", "ndim", "layout", "requires_grad", "is_cuda", "is_cpu", "is_meta",
+_SAFE_FUNCTIONS = frozenset(" ".join((_LAYERS, _ACTIVATIONS, _ARITHMETIC, _OVER_SPACE, _MOVING, _ASKING)).split())
+_SAFE_ATTRIBUTES = frozenset({"dtype", "device", "ndim", "layout", "requires_grad", "is_cuda", "is_cpu", "is_meta",
                                "is_quantized", "is_mkldnn", "is_nested", "is_sparse"})
 
 
 class WidthReadDetector(TorchFunctionMode):
-    """Sees every call of torch that a network's own code makes on the meta device.
+    """Watches every call of torch that a network's own code makes on the meta device.
 
-    `saw` names the first that reads a width. Code that this can't see (scripted functions, extensions) shows by
-    operations that run while no call is under way: `unseen` takes note of one.
+    `first_width_read` names the first call that reads a width. Code whose calls can't be watched (scripted functions,
+    extensions) shows by operations that run outside any watched call: `check_operation` counts them as width reads.
     """
 
-    saw = ""
-    _under_way = False
+    first_width_read = ""
+    _in_torch_call = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not self.saw:
+        if not self.first_width_read:
             name = func.__name__
-            if name not in _BLIND and not _reads_no_width(name, func, args):
-                self.saw = name
-        self._under_way = True
+            if name not in _SAFE_FUNCTIONS and not _is_width_independent_call(name, func, args):
+                self.first_width_read = name
+        self._in_torch_call = True
         try:
             return func(*args, **kwargs) if kwargs else func(*args)
         finally:
-            self._under_way = False
+            self._in_torch_call = False
 
-    def unseen(self, operation: str) -> None:
-        """Note an operation that ran."""
-        if not self._under_way and not self.saw:
-            self.saw = operation
+    def check_operation(self, operation: str) -> None:
+        """Count an operation that runs outside any watched call as a width read."""
+        if not self._in_torch_call and not self.first_width_read:
+            self.first_width_read = operation
 
 
-def _reads_no_width(name: str, func: Any, args: Any) -> bool:
+def _is_width_independent_call(name: str, func: Any, args: Any) -> bool:
     if name == "__get__":
-        return func.__self__.__name__ in _BLIND_ATTRIBUTES
+        return func.__self__.__name__ in _SAFE_ATTRIBUTES
     # Activations alone are on the meta device.
     if not args or not getattr(args[0], "is_meta", False):
         return False
-    # A first size of 1 is no width, since of a dimension that is cut two stay: a batch of one it is.
+    # Size 1 must be the batch: cut dimensions keep at least two.
     if name == "size":
         return len(args) == 2 and args[1] in (0, -args[0].dim()) and args[0].shape[0] == 1
     if name in ("view", "reshape"):
@@ -82,7 +82,7 @@ def _reads_no_width(name: str, func: Any, args: Any) -> bool:
 
 
 def has_hidden_groups(model: nn.Module, ops: list[Op]) -> bool:
-    """True if a grouped convolution gets its number of groups from elsewhere than a layer of torch's own kind."""
+    """True if a grouped convolution gets its number of groups from elsewhere than a convolution layer of torch."""
     for op in ops:
         if op.name == "aten.convolution" and op.args[8] > 1:
             owner = model.get_submodule(op.module)
@@ -91,47 +91,47 @@ def has_hidden_groups(model: nn.Module, ops: list[Op]) -> bool:
     return False
 
 
-_KNOWN = ("torch.", "torchvision.", "timm.")
+_LIBRARIES = ("torch.", "torchvision.", "timm.")
 
-# What a cut changes on torch's own layers, and code of one's own might ask for.
-_REMEMBERED = frozenset({"in_channels", "out_channels", "groups", "in_features", "out_features", "num_features",
+# Attributes of torch's layers that a cut changes, and that user code may read.
+_WIDTH_ATTRIBUTES = frozenset({"in_channels", "out_channels", "groups", "in_features", "out_features", "num_features",
                          "num_channels", "num_groups", "normalized_shape", "num_parameters", "embedding_dim"})
 
 
 def reads_layer_widths(modules: Iterable[nn.Module]) -> bool:
-    """True if the code of some module, torch's own aside, asks a layer for a width that it remembers."""
-    return any(not _REMEMBERED.isdisjoint(_named_by(module)) for module in _unknown(modules))
+    """True if the code of some user-defined module reads a width attribute of a layer."""
+    return any(not _WIDTH_ATTRIBUTES.isdisjoint(_names_in_module(module)) for module in _user_modules(modules))
 
 
 def reads_training_flag(modules: Iterable[nn.Module]) -> bool:
-    """True if the code of some module asks whether it is being trained: it may do in train mode what it else does not.
+    """True if the code of some user-defined module reads its `training` flag, so that it may run other layers then.
 
-    That of the libraries does the same on either side: dropout, stochastic depth.
+    The libraries' modules run the same layers in both modes: dropout and stochastic depth are all that differs.
     """
-    return any("training" in _named_by(module) for module in _unknown(modules))
+    return any("training" in _names_in_module(module) for module in _user_modules(modules))
 
 
-def _unknown(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
-    """The modules whose code nobody has looked at: that of the well-known libraries has been."""
-    return (module for module in modules if not type(module).__module__.startswith(_KNOWN))
+def _user_modules(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
+    """The modules from outside the well-known libraries, whose code has been reviewed."""
+    return (module for module in modules if not type(module).__module__.startswith(_LIBRARIES))
 
 
-def _named_by(module: nn.Module) -> frozenset[str]:
-    """What a module's code names: its class's methods, and functions that it holds."""
+def _names_in_module(module: nn.Module) -> frozenset[str]:
+    """The names in a module's code: in its class's methods, and in functions that it holds as attributes."""
     kind: Any = type(module)
     held = [item for item in module.__dict__.values() if isinstance(item, FunctionType)]
-    return _named_by_class(kind) | frozenset(name for function in held for name in _names(function))
+    return _names_in_class(kind) | frozenset(name for function in held for name in _names_in_function(function))
 
 
 @cache
-def _named_by_class(kind: Any) -> frozenset[str]:
-    """What the code of a class's methods names, constructors and what comes from well-known libraries aside."""
-    return frozenset(name for base in kind.__mro__ if base is not object and not base.__module__.startswith(_KNOWN)
+def _names_in_class(kind: Any) -> frozenset[str]:
+    """The names in the code of a class's methods, without constructors and methods of well-known libraries."""
+    return frozenset(name for base in kind.__mro__ if base is not object and not base.__module__.startswith(_LIBRARIES)
                      for key, item in vars(base).items() if isinstance(item, FunctionType) and key != "__init__"
-                     for name in _names(item))
+                     for name in _names_in_function(item))
 
 
-def _names(function: FunctionType) -> Iterator[str]:
+def _names_in_function(function: FunctionType) -> Iterator[str]:
     """The names in a function's code, in that of functions within it, and in that of functions that it closes over."""
     codes = [function.__code__]
     while codes:
@@ -144,9 +144,9 @@ def _names(function: FunctionType) -> Iterator[str]:
         except ValueError:  # not filled yet
             continue
         if isinstance(inner, FunctionType) and inner is not function:
-            yield from _names(inner)
+            yield from _names_in_function(inner)
 
 
 def has_parametrizations(modules: Iterable[nn.Module]) -> bool:
-    """True if some tensor of a layer is computed from others when it is asked for."""
+    """True if some layer has a tensor under `torch.nn.utils.parametrize`, computed on each access."""
     return any("parametrizations" in module._modules for module in modules)

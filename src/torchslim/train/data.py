@@ -8,11 +8,7 @@ number of workers.
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable
-from functools import reduce
-from importlib import import_module
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +20,7 @@ from torchslim.errors import MissingExtra, RequestError, TorchslimError
 from torchslim.train.dataset import HELD_OUT, classes_of, stratified
 from torchslim.train.image_files import folder, torchvision
 from torchslim.utils.data import Data, Item
+from torchslim.utils.importing import import_factory
 from torchslim.utils.text import describe_error
 
 FORMS = "digits, folder:PATH, torchvision:NAME@ROOT, package.module:factory or file.py:factory"
@@ -110,7 +107,10 @@ def _digits(size: int, seed: int, held_out: float) -> Data:
 
 def _factory(spec: str, size: int | None, seed: int) -> Data:
     try:
-        factory = _imported(spec)
+        path = spec.rpartition(":")[0]
+        if path.endswith(".py") and not Path(path).is_file():
+            raise RequestError(f"{spec}: there is no file {path}; give {FORMS}")
+        factory = import_factory(spec)
         parameters = inspect.signature(factory).parameters
         offered = {"size": size, "seed": seed}
         made = factory(**{key: value for key, value in offered.items()
@@ -132,24 +132,3 @@ def _factory(spec: str, size: int | None, seed: int) -> Data:
     if not (isinstance(first, tuple | list) and len(first) == 2 and isinstance(first[0], Tensor)):
         raise RequestError(f"{spec}: an item is {type(first).__name__}, wanted a pair (tensor, class index)")
     return Data(spec, train, test, classes_of(spec, train, test), tuple(first[0].shape))
-
-
-def _imported(spec: str) -> Callable[..., Any]:
-    place, _, attribute = spec.rpartition(":")
-    path = Path(place)
-    folder = str((path.parent if place.endswith(".py") else Path.cwd()).resolve())
-    sys.path.insert(0, folder)  # the factory's own imports, as `python` itself would find them
-    try:
-        if not place.endswith(".py"):
-            return reduce(getattr, attribute.split("."), import_module(place))  # type: ignore[return-value]
-        if not path.is_file():
-            raise RequestError(f"{spec}: there is no file {place}; give {FORMS}")
-        found = spec_from_file_location(f"_torchslim_data_{path.stem}", path)
-        assert found is not None
-        assert found.loader is not None
-        module = module_from_spec(found)
-        sys.modules[found.name] = module  # workers and dataclasses look their module up
-        found.loader.exec_module(module)
-        return reduce(getattr, attribute.split("."), module)  # type: ignore[return-value]
-    finally:
-        sys.path.remove(folder)

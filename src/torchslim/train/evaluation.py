@@ -13,6 +13,7 @@ from torchslim.train.losses import logits
 from torchslim.utils.data import EVALUATION_BATCH, Data
 from torchslim.utils.eval_mode import evaluating
 from torchslim.utils.inputs import arguments
+from torchslim.utils.modules import device_of
 from torchslim.utils.seeding import seeded
 
 
@@ -35,8 +36,7 @@ def evaluate(model: nn.Module, data: Any, batch_size: int = EVALUATION_BATCH) ->
 
 def count_correct(model: nn.Module, data: Any, batch_size: int, rank: int = 0, world: int = 1) -> tuple[int, int]:
     """Correct predictions on one process's share of the data, and the number of its labels."""
-    first = next(model.parameters(), None)
-    device = torch.device("cpu") if first is None else first.device
+    device = device_of(model)
     correct = total = 0
     # Seeded, so that a dataset with something random in it scores the same twice, and the caller's generators stay.
     with torch.inference_mode(), evaluating(model), seeded(0):

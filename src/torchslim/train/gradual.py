@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from torchslim.errors import CheckpointError, PlanError, RequestError
@@ -23,7 +22,7 @@ from torchslim.train.loop import History, Trainer, build_trainer, fit
 from torchslim.train.sparsity import Slimming
 from torchslim.utils.copying import copy_model
 from torchslim.utils.inputs import Inputs, map_tensors, unwrap
-from torchslim.utils.modules import named_modules
+from torchslim.utils.modules import device_of, named_modules
 
 
 @dataclass(frozen=True)
@@ -91,9 +90,8 @@ def fit_gradually(model: nn.Module, data: Any, inputs: Inputs, *, macs: float | 
     trainer = replace(trainer, extra_identity={"gradual": described})
     with trainer.on_device(trainer.model):
         trainer, state = _run(trainer, _to_device(inputs, trainer.model), cuts)
-    first = next(model.parameters(), None)
     modes = dict(named_modules(model))
-    slim = trainer.model.to("cpu" if first is None else first.device)
+    slim = trainer.model.to(device_of(model))
     for name, module in named_modules(slim):
         module.training = modes[name].training
     return GradualResult(slim, state.plans, History(state.loss, state.accuracy))
@@ -180,7 +178,6 @@ def _with_model(trainer: Trainer, model: nn.Module) -> Trainer:
 
 
 def _to_device(inputs: Inputs, model: nn.Module) -> Inputs:
-    first = next(model.parameters(), None)
-    device = torch.device("cpu") if first is None else first.device
+    device = device_of(model)
     moved: Inputs = map_tensors(lambda tensor: tensor.to(device), inputs)
     return moved

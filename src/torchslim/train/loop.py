@@ -28,6 +28,7 @@ from torchslim.utils.data import EVALUATION_BATCH, Data
 from torchslim.utils.eval_mode import evaluating
 from torchslim.utils.files import check_writable
 from torchslim.utils.inputs import arguments
+from torchslim.utils.modules import device_of
 from torchslim.utils.seeding import derive_seed, seeded
 
 
@@ -286,8 +287,7 @@ def _on_device(model: nn.Module | None, device: torch.device) -> Iterator[None]:
     if model is None:
         yield
         return
-    first = next(model.parameters(), None)
-    previous_device = device if first is None else first.device
+    previous_device = device_of(model)
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.to(device)

@@ -7,8 +7,10 @@ hundred modules is walked several times for every plan.
 from __future__ import annotations
 
 from collections import OrderedDict
+from itertools import chain
 from types import NoneType
 
+import torch
 from torch import Tensor, nn
 
 BLOCK_ELEMENTS = 2**20
@@ -56,3 +58,9 @@ def named_tensors(model: nn.Module) -> list[tuple[str, str, Tensor]]:
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     """Parameters, buffers and plain tensor attributes by qualified name, tied ones under each of their names."""
     return {name: tensor for _, name, tensor in named_tensors(model)}
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's first parameter is, or its first buffer; the CPU for a model without tensors."""
+    first = next(chain(model.parameters(), model.buffers()), None)
+    return torch.device("cpu") if first is None else first.device

@@ -13,15 +13,12 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from functools import reduce
-from importlib import import_module
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -29,6 +26,7 @@ from urllib.parse import quote, unquote
 from torch import nn
 
 from torchslim.errors import MissingExtra, RequestError, TorchslimError
+from torchslim.utils.importing import import_factory, import_path
 from torchslim.utils.text import describe_error
 from torchslim.zoo.libraries import LIBRARIES, WEIGHT_OPTIONS
 
@@ -121,7 +119,7 @@ def build_source(source: Source, **overrides: Any) -> nn.Module:
         return create_model(f"{source.kind}:{source.name}", **options)
     factory = _factory(source)
     try:
-        with _import_path(source):
+        with import_path(source.name):
             model = factory(**options)
     except Exception as error:
         raise RequestError(f"{source}: the factory failed: {describe_error(error)}") from error
@@ -212,42 +210,15 @@ def _unknown_name(where: str, name: str, names: list[str]) -> RequestError:
 
 
 def _factory(source: Source) -> Callable[..., Any]:
-    module_name, _, attribute = source.name.rpartition(":")
     try:
-        with _import_path(source):
-            module = _file_module(Path(module_name)) if source.kind == "file" else import_module(module_name)
-        factory = reduce(getattr, attribute.split("."), module)
+        factory = import_factory(source.name)
     except Exception as error:
         raise RequestError(f"{source}: could not be imported: {describe_error(error)}") from error
     if not callable(factory) or isinstance(factory, nn.Module):
-        raise RequestError(f"{source}: {attribute} is a {type(factory).__name__}, "
+        raise RequestError(f"{source}: {source.name.rpartition(':')[2]} is a {type(factory).__name__}, "
                            "wanted a function or class that makes a torch.nn.Module")
     checked: Callable[..., Any] = factory
     return checked
-
-
-def _file_module(path: Path) -> Any:
-    name = f"_torchslim_source_{path.stem}"
-    spec = spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is no Python file")
-    module = module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-@contextmanager
-def _import_path(source: Source) -> Iterator[None]:
-    """Put the folder of a factory's file, or the working directory, first on the import path."""
-    file = source.name.rpartition(":")[0]
-    folder = str(Path(file).resolve().parent if source.kind == "file" else Path.cwd())
-    sys.path.insert(0, folder)
-    try:
-        yield
-    finally:
-        with suppress(ValueError):  # the code itself may have taken it away
-            sys.path.remove(folder)
 
 
 def _accepts(factory: Callable[..., Any], option: str) -> bool:

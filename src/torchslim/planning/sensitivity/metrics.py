@@ -15,6 +15,7 @@ from torchslim.planning.sensitivity.result import MEASURES
 from torchslim.utils.data import EVALUATION_BATCH, Data, is_dataset
 from torchslim.utils.eval_mode import evaluating
 from torchslim.utils.inputs import arguments, map_tensors, tensors_in
+from torchslim.utils.modules import device_of
 from torchslim.utils.seeding import seeded
 from torchslim.utils.text import describe_error
 
@@ -101,8 +102,7 @@ class OutputMetric:
 
     def _runs(self, model: nn.Module) -> Iterator[tuple[Any, Any, list[Tensor]]]:
         """Inputs, targets (None without) and outputs of each batch, all where the model is."""
-        first = next(model.parameters(), None)
-        device = torch.device("cpu") if first is None else first.device
+        device = device_of(model)
         with torch.inference_mode(), evaluating(model), seeded(0):
             for place, batch in enumerate(self._data):
                 moved = map_tensors(lambda tensor: tensor.to(device), batch)
