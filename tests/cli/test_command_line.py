@@ -15,7 +15,8 @@ from torch import Tensor
 
 import torchslim
 from helpers import Call, heeds_ctrl_c
-from torchslim.cli.common import amount, example, shape
+from torchslim.cli.loading import example_inputs
+from torchslim.cli.options import amount, shape
 from torchslim.errors import CheckpointError, RequestError, TorchslimError
 from torchslim.store.saving import read_header
 from torchslim.surgery.plans import Plan
@@ -249,17 +250,17 @@ def test_amounts_and_shapes() -> None:
 
 
 def test_examples_suit_the_model() -> None:
-    plain = example(resolve("inception_v3"), None)
+    plain = example_inputs(resolve("inception_v3"), None)
     assert plain.shape == (1, 3, 299, 299)
-    assert torch.equal(example(resolve("inception_v3"), None), plain)
-    images = example(resolve("fasterrcnn_resnet50_fpn"), ["2x3x64x64", "3x32x48"])
+    assert torch.equal(example_inputs(resolve("inception_v3"), None), plain)
+    images = example_inputs(resolve("fasterrcnn_resnet50_fpn"), ["2x3x64x64", "3x32x48"])
     assert [tuple(image.shape) for image in images] == [(3, 64, 64), (3, 64, 64), (3, 32, 48)]
-    two = example(Source("module", "a:b"), ["1x2", "3x4"])
+    two = example_inputs(Source("module", "a:b"), ["1x2", "3x4"])
     assert [tuple(tensor.shape) for tensor in two] == [(1, 2), (3, 4)]
-    assert example(resolve("resnet18"), None, batch=5).shape == (5, 3, 224, 224)
-    assert [tuple(tensor.shape) for tensor in example(Source("module", "a:b"), ["1x2", "3x4"], batch=2)] == [
+    assert example_inputs(resolve("resnet18"), None, batch=5).shape == (5, 3, 224, 224)
+    assert [tuple(tensor.shape) for tensor in example_inputs(Source("module", "a:b"), ["1x2", "3x4"], batch=2)] == [
         (2, 2), (2, 4)]
-    many = example(resolve("fasterrcnn_resnet50_fpn"), ["2x3x64x64", "3x32x48"], batch=1)
+    many = example_inputs(resolve("fasterrcnn_resnet50_fpn"), ["2x3x64x64", "3x32x48"], batch=1)
     assert [tuple(image.shape) for image in many] == [(3, 64, 64), (3, 32, 48)]
 
 

@@ -230,8 +230,8 @@ def test_an_empty_network_has_an_empty_tree() -> None:
     from torchslim.cli import group_tree as tree
 
     model = nn.Sequential(nn.ReLU())
-    groups = tree.with_layers(model, torchslim.groups(model, torch.rand(1, 3, 4, 4)))
-    assert tree.layers(model, groups, None) == []
+    groups = tree.groups_with_layers(model, torchslim.groups(model, torch.rand(1, 3, 4, 4)))
+    assert tree.tree_layers(model, groups, None) == []
     tree.draw("nothing", [], planned=False)
 
 

@@ -15,7 +15,7 @@ import torch
 import torchslim
 from helpers import Call
 from torchslim import cli
-from torchslim.cli.tables import Column, fitting
+from torchslim.cli.tables import Column, fitting_columns
 
 SMALL, SIZE = "timm:test_resnet?num_classes=10", ("--input", "1x3x32x32")
 VGG = "torchvision:vgg11?num_classes=10"
@@ -167,6 +167,6 @@ def test_a_network_without_parameters_has_its_total(call: Call, tmp_path: Path) 
 
 def test_columns_that_do_not_fit_go_by_their_rank() -> None:
     columns = [Column("a", "aaaa", str), Column("b", "bbbb", str, rank=1), Column("c", "cccc", str, rank=2)]
-    wide, middle, narrow = (fitting(["x"], columns, width) for width in (16, 15, 1))
+    wide, middle, narrow = (fitting_columns(["x"], columns, width) for width in (16, 15, 1))
     assert ["".join(column.key for column in some) for some in (wide, middle, narrow)] == ["abc", "ab", "a"]
-    assert fitting([], columns, None) == columns
+    assert fitting_columns([], columns, None) == columns

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from torchslim.cli.common import duration
+from torchslim.cli.options import duration
 from torchslim.errors import CheckpointError, RequestError
 from torchslim.pipeline.run_folder import RunFolder
 from torchslim.pipeline.settings import Settings

@@ -21,7 +21,7 @@ import torchslim
 from clocks import Blocky, time_of
 from helpers import Call, heeds_ctrl_c
 from torchslim import cli
-from torchslim.cli.slim import Bars, Lines
+from torchslim.cli.progress import ProgressBars, ProgressLines
 from torchslim.errors import ProofError, RequestError, TrainingError
 from torchslim.latency import target as deadlines
 from torchslim.pipeline import phases
@@ -397,7 +397,7 @@ def test_progress_names_phases_and_the_time_that_is_left(
     events = [PhaseEvent(phase, 1, 9, "begin"), PhaseEvent(phase, 1, 9, "step", 0.2, "epoch 1/4, loss 2.000"),
               PhaseEvent(phase, 1, 9, "epoch", 0.25, "epoch 1/4, loss 1.900, accuracy 50.00%"),
               PhaseEvent(phase, 1, 9, "end", 1.0, "accuracy 98.00%"), PhaseEvent(slim.PHASES[1], 2, 9, "skip", 1.0)]
-    with Bars() if terminal else contextlib.nullcontext(Lines()) as watch:
+    with ProgressBars() if terminal else contextlib.nullcontext(ProgressLines()) as watch:
         for event in events:
             watch(event)
     said = capsys.readouterr()

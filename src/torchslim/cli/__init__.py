@@ -1,6 +1,6 @@
 """The command line: parse, call, print. Exit status 0 done, 1 the work failed, 2 the request was wrong.
 
-Nothing heavy is imported before a command runs, so that `torchslim --help` answers at once.
+Nothing heavy is imported before a command runs, so that `torchslim --help` answers without torch.
 """
 
 from __future__ import annotations
@@ -13,15 +13,30 @@ from typing import Annotated
 import typer
 
 from torchslim import __version__
-from torchslim.cli import advise, bench, export, ladder, lighten, models, profile, prune, recipes, sensitivity, slim
+from torchslim.cli import (
+    advise,
+    bench,
+    compare,
+    export,
+    ladder,
+    lighten,
+    models,
+    profile,
+    prune,
+    recipes,
+    sensitivity,
+    slim,
+)
 from torchslim.errors import RequestError, TorchslimError
 
 INTERRUPTED = 130
 
 app = typer.Typer(name="torchslim", add_completion=False, rich_markup_mode=None,
                   pretty_exceptions_enable=False)
-for command in (models, profile, advise, lighten, prune, sensitivity, slim, recipes, export, bench, ladder):
-    command.register(app)
+for command in (models.models, profile.profile, compare.compare, advise.advise, lighten.lighten, prune.prune,
+                sensitivity.sensitivity, slim.slim, slim.demo, recipes.recipes, export.export, bench.bench,
+                ladder.ladder):
+    app.command()(command)
 
 
 @app.callback(invoke_without_command=True)
@@ -46,14 +61,14 @@ def torchslim(
 def main() -> int:
     """Run the command line; the exit status."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    debug = len(arguments) < len(sys.argv) - 1  # so that it may stand anywhere
+    debug = len(arguments) < len(sys.argv) - 1  # --debug may stand anywhere
     warnings.formatwarning = _one_line
     try:
         status = app(arguments, prog_name="torchslim", standalone_mode=False)
         sys.stdout.flush()
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
-    except (BrokenPipeError, SystemExit):  # the reader of our output, `head` say, has had enough
+    except (BrokenPipeError, SystemExit):  # the reader of stdout, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
     except Exception as error:

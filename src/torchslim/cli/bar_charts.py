@@ -31,8 +31,8 @@ class Panel:
     measured: bool = False
 
 
-def check(path: Path) -> None:
-    """Raise before any work is done for a chart that can't be drawn.
+def check_chart_path(path: Path) -> None:
+    """Check, before any work is done, that a chart can be drawn to this file.
 
     Raises:
         RequestError: the file's ending is neither .svg nor .png, it is a folder, or its folder is missing.
@@ -48,14 +48,14 @@ def check(path: Path) -> None:
         raise MissingExtra("matplotlib", "plot", "drawing charts")
 
 
-def bars(path: Path, title: str, names: Sequence[str], panels: Sequence[Panel]) -> None:
+def draw_bars(path: Path, title: str, names: Sequence[str], panels: Sequence[Panel]) -> None:
     """Draw rows of horizontal bars, one column for each panel, into a file whose ending says the format.
 
     Raises:
-        RequestError: see `check`.
+        RequestError: see `check_chart_path`.
         MissingExtra: matplotlib is not installed.
     """
-    check(path)
+    check_chart_path(path)
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -67,12 +67,12 @@ def bars(path: Path, title: str, names: Sequence[str], panels: Sequence[Panel]) 
         figure.suptitle(title, fontsize=11, color=GREY, x=0.01, ha="left")
         axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axis, panel in zip(axes, panels, strict=True):
-            places = range(len(names))
-            axis.barh(places, panel.values, height=0.7, color=ORANGE if panel.measured else BLUE)
+            rows = range(len(names))
+            axis.barh(rows, panel.values, height=0.7, color=ORANGE if panel.measured else BLUE)
             widest = max(panel.values, default=0) or 1
             axis.set_xlim(0, 1.35 * widest)
-            for place, value, text in zip(places, panel.values, panel.texts, strict=True):
-                axis.text(value + 0.02 * widest, place, text, va="center", color=GREY)
+            for row, value, text in zip(rows, panel.values, panel.texts, strict=True):
+                axis.text(value + 0.02 * widest, row, text, va="center", color=GREY)
             axis.set_title(panel.title, loc="left", fontsize=10)
             axis.set_xticks([])
             axis.spines[["top", "right", "bottom"]].set_visible(False)

@@ -1,9 +1,8 @@
-"""`bench`: the clock, for whole models in several backends, and for one model layer by layer."""
+"""`bench`: times of whole models in several backends, and of one model layer by layer."""
 
 from __future__ import annotations
 
 import shutil
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from torchslim.cli.common import Json, Shapes, example, print_json, print_table, say
+from torchslim.cli.loading import example_inputs
+from torchslim.cli.options import Json, Shapes
+from torchslim.cli.output import print_json, print_table, say, wrapped
 from torchslim.errors import RequestError, TorchslimError
 
 if TYPE_CHECKING:
@@ -21,11 +22,7 @@ if TYPE_CHECKING:
     from torchslim.zoo.sources import Source
 
 ONNX = ".onnx"
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(bench)
+ALL = "all"
 
 
 def bench(
@@ -53,26 +50,26 @@ def bench(
 
     from torchslim.utils.inputs import map_tensors
 
-    chosen = _backends(backends, _existing(device))
+    available = _backends(backends, _device_type(device))
     if per_layer and (len(models) > 1 or models[0].endswith(ONNX) or backends):
         raise RequestError("bench: --per-layer times one model, eagerly; give one that is no ONNX file, and no "
                            "--backend")
-    inputs = map_tensors(lambda tensor: tensor.to(device), example(_first_source(models, shapes), shapes, batch=batch))
+    inputs = map_tensors(lambda tensor: tensor.to(device), example_inputs(_first_source(models, shapes),
+                                                                             shapes, batch=batch))
     threads = threads or torch.get_num_threads()
     if per_layer:
         _bench_layers(models[0], inputs, device, rounds, threads, as_json)
         return
-    candidates = _candidates(models, chosen, inputs, device, threads, lenient=_ALL in _split(backends))
+    candidates = _candidates(models, available, inputs, device, threads, lenient=ALL in _split(backends))
     _bench(candidates, inputs, device, rounds, threads, as_json)
 
 
 # --- candidates ---------------------------------------------------------------------------------------------
 
-_ALL = "all"
-
-
 @dataclass(frozen=True)
-class _Candidate:
+class _Entry:
+    """A model in a backend; `run` is what is timed."""
+
     model: str
     backend: str
     run: Any
@@ -83,25 +80,25 @@ def _split(backends: Sequence[str] | None) -> list[str]:
 
 
 def _backends(backends: Sequence[str] | None, device: str) -> list[str]:
-    """The names asked for, each once; for `all` those that can run, with a remark on the others."""
+    """The names asked for, each once; for `all` those that can run here, with a remark on the others."""
     from torchslim.latency.backends import available, require
 
     names = list(dict.fromkeys(_split(backends)))
-    if _ALL not in names:
+    if ALL not in names:
         for name in names:
             require(name, device)
         return names
     reasons = available(device)
     for name in names:
-        if name != _ALL and name not in reasons:
+        if name != ALL and name not in reasons:
             require(name, device)
     for reason in filter(None, reasons.values()):
         say(f"left out: {reason}")
     return [name for name, reason in reasons.items() if not reason]
 
 
-def _existing(device: str) -> str:
-    """The kind of a device, cpu or cuda say.
+def _device_type(device: str) -> str:
+    """The type of a device, such as cpu or cuda.
 
     Raises:
         RequestError: torch can't use it here.
@@ -112,34 +109,35 @@ def _existing(device: str) -> str:
         kind, index = torch.device(device).type, torch.device(device).index or 0
     except RuntimeError as error:
         raise RequestError(f"--device {device}: no device of torch's; wanted cpu, cuda, cuda:1, ...") from error
-    here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    found = {"cpu": 1, **({here.type: torch.accelerator.device_count()} if here else {})}
-    if index >= found.get(kind, 0):
-        names = ", ".join(found)
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    counts = {"cpu": 1, **({accelerator.type: torch.accelerator.device_count()} if accelerator else {})}
+    if index >= counts.get(kind, 0):
+        names = ", ".join(counts)
         raise RequestError(f"--device {device}: torch finds no such device here, only {names}; leave --device out to "
                            "run on the CPU")
     return kind
 
 
 def _first_source(models: list[str], shapes: list[str] | None) -> Source:
+    """The first model that is no ONNX file: the input is of its usual size."""
     from torchslim.store.loading import default_input
     from torchslim.zoo.sources import Source, resolve
 
-    found = [resolve(spec) for spec in models if not spec.endswith(ONNX)]
+    sources = [resolve(spec) for spec in models if not spec.endswith(ONNX)]
     if not shapes:
-        if not found:
+        if not sources:
             raise RequestError("bench: ONNX files alone do not tell their input; give --input 1x3x224x224")
-        if len({default_input(source) for source in found}) > 1:
-            say(f"note: the models have different usual inputs; all get that of {found[0]}, --input chooses")
-    return found[0] if found else Source("file", "")
+        if len({default_input(source) for source in sources}) > 1:
+            say(f"note: the models have different usual inputs; all get that of {sources[0]}, --input chooses")
+    return sources[0] if sources else Source("file", "")
 
 
 def _candidates(models: Sequence[str], backends: Sequence[str], inputs: Any, device: str, threads: int,
-                lenient: bool) -> list[_Candidate]:
+                lenient: bool) -> list[_Entry]:
     """Every model in every backend; lenient, without those that fail."""
     from torchslim.latency.backends import RUNNERS, prepared
 
-    found: list[_Candidate] = []
+    entries: list[_Entry] = []
     for number, spec in enumerate(models, start=1):
         name = spec if spec not in models[:number - 1] else f"{spec} ({number})"
         if spec.endswith(ONNX) and not Path(spec).is_file():
@@ -148,19 +146,19 @@ def _candidates(models: Sequence[str], backends: Sequence[str], inputs: Any, dev
             if device != "cpu":
                 raise RequestError(f"{spec}: ONNX files run on the CPU here, --device {device} found; leave it out")
             readers = [backend for backend in backends if backend in RUNNERS] or ["onnxruntime"]
-            found += [_Candidate(name, backend, RUNNERS[backend](spec, inputs, threads)) for backend in readers]
+            entries += [_Entry(name, backend, RUNNERS[backend](spec, inputs, threads)) for backend in readers]
             continue
         model = _built(spec, device)
         for backend in backends:
             if backend not in ("eager", "channels-last"):
                 say(f"preparing {name}: {backend}")
             try:
-                found.append(_Candidate(name, backend, prepared(model, inputs, backend, threads=threads)))
+                entries.append(_Entry(name, backend, prepared(model, inputs, backend, threads=threads)))
             except TorchslimError as error:
                 if not lenient or backend == "eager":
                     raise
                 say(f"left out: {name}: {error}")
-    return found
+    return entries
 
 
 def _built(spec: str, device: str) -> nn.Module:
@@ -171,14 +169,14 @@ def _built(spec: str, device: str) -> nn.Module:
 
 # --- whole models -------------------------------------------------------------------------------------------
 
-def _bench(candidates: Sequence[_Candidate], inputs: Any, device: str, rounds: int, threads: int,
+def _bench(candidates: Sequence[_Entry], inputs: Any, device: str, rounds: int, threads: int,
            as_json: bool) -> None:
     from torchslim.latency.timing import measure, ratio
     from torchslim.utils.formatting import format_number
 
-    taken = list(measure({f"{place}": candidate.run for place, candidate in enumerate(candidates)}, inputs,
+    times = list(measure({str(index): candidate.run for index, candidate in enumerate(candidates)}, inputs,
                          rounds=rounds, threads=threads).values())
-    found = [(candidate, time, ratio(taken[0], time)) for candidate, time in zip(candidates, taken, strict=True)]
+    results = [(candidate, time, ratio(times[0], time)) for candidate, time in zip(candidates, times, strict=True)]
     used = list(dict.fromkeys(candidate.backend for candidate in candidates))
     setting = _setting(used, inputs, device, rounds, threads)
     batch = setting["batch"]
@@ -186,11 +184,11 @@ def _bench(candidates: Sequence[_Candidate], inputs: Any, device: str, rounds: i
         print_json({**setting, "candidates": [
             {"model": candidate.model, "backend": candidate.backend, "median_ms": time.median_ms,
              "p10_ms": time.p10_ms, "p90_ms": time.p90_ms, "runs_ms": time.runs,
-             "images_per_second": time.throughput(batch), "ratio": share} for candidate, time, share in found]})
+             "images_per_second": time.throughput(batch), "ratio": share} for candidate, time, share in results]})
         return
     _print_setting(setting, f"{used[0]}; " if len(used) == 1 else "")
     rows, last = [], ""
-    for candidate, time, share in found:
+    for candidate, time, share in results:
         if len(used) > 1 and candidate.model != last:
             rows.append((candidate.model, *[""] * 5))
         last = candidate.model
@@ -224,17 +222,11 @@ def _setting(backends: Sequence[str], inputs: Any, device: str, rounds: int, thr
 def _print_setting(setting: dict[str, Any], mode: str) -> None:
     versions = ", ".join(f"{name} {number}" for name, number in setting["versions"].items())
     device = setting["device"] if setting["device"] != "cpu" else ""
-    places = ", ".join(filter(None, (setting["accelerator"] or device, setting["processor"] or "cpu")))
+    hardware = ", ".join(filter(None, (setting["accelerator"] or device, setting["processor"] or "cpu")))
     shapes = ", ".join(dict.fromkeys("x".join(map(str, shape)) for shape in setting["inputs"]))
     threads, rounds = (f"{setting[key]} {key if setting[key] != 1 else key[:-1]}" for key in ("threads", "rounds"))
-    text = f"{versions}; {mode}{places}, {threads}; input {shapes}, batch {setting['batch']}; {rounds}"
-    _print_wrapped(text)
-    print()
-
-
-def _print_wrapped(text: str, indent: str = "") -> None:
-    print(textwrap.fill(text, shutil.get_terminal_size().columns, initial_indent=indent,
-                        subsequent_indent=f"{indent}  "))
+    text = f"{versions}; {mode}{hardware}, {threads}; input {shapes}, batch {setting['batch']}; {rounds}"
+    print(wrapped(text, hanging="  "), end="\n\n")
 
 
 # --- one model, layer by layer ------------------------------------------------------------------------------
@@ -244,43 +236,44 @@ def _bench_layers(spec: str, inputs: Any, device: str, rounds: int, threads: int
 
     from torchslim.latency.per_layer import timed_layers
 
-    found = timed_layers(_built(spec, device), inputs, rounds=rounds, threads=threads)
+    times = timed_layers(_built(spec, device), inputs, rounds=rounds, threads=threads)
     setting = _setting((), inputs, device, rounds, threads)
     if as_json:
-        print_json({"model": spec, **setting, "whole_ms": found.whole.median_ms, "p10_ms": found.whole.p10_ms,
-                    "p90_ms": found.whole.p90_ms, "layers_ms": found.total_ms, "hooks_ms": found.hooks_ms,
-                    "layers": [asdict(layer) for layer in found.layers]})
+        print_json({"model": spec, **setting, "whole_ms": times.whole.median_ms, "p10_ms": times.whole.p10_ms,
+                    "p90_ms": times.whole.p90_ms, "layers_ms": times.total_ms, "hooks_ms": times.hooks_ms,
+                    "layers": [asdict(layer) for layer in times.layers]})
         return
     _print_setting(setting, "eager; ")
-    _print_layers(found)
+    _print_layers(times)
 
 
-SHOWN = 0.01
-"""Share of the time from which on a layer has a row of its own; those that are marked have one anyway."""
+MIN_SHARE = 0.01
+"""Layers with a smaller share of the time are summed in one row, unless they are marked."""
 
 
-def _print_layers(found: LayerTimes) -> None:
+def _print_layers(times: LayerTimes) -> None:
     from torchslim.latency.per_layer import REASONS, SLOW
     from torchslim.utils.formatting import format_number, format_share
 
-    shown = [layer for layer in found.layers if layer.reason or layer.share >= SHOWN]
-    rest = [layer for layer in found.layers if layer not in shown]
+    shown = [layer for layer in times.layers if layer.reason or layer.share >= MIN_SHARE]
+    rest = [layer for layer in times.layers if layer not in shown]
     rows = [_row(layer.name or "(model)", layer.kind, [layer], layer.reason) for layer in shown]
     if rest:
         rows.append(_row(f"{len(rest)} others", "", rest, ""))
     print_table(_LAYERS, _fitted(rows), text=(0, 1, 7), tight=True)
-    whole, marked = found.whole, [layer for layer in found.layers if layer.reason]
+    whole, marked = times.whole, [layer for layer in times.layers if layer.reason]
     print()
-    _print_wrapped(f"sum of the layers {format_number(found.total_ms)} ms ({format_number(found.hooks_ms)} ms of hooks "
-                   f"deducted), the whole call {format_number(whole.median_ms)} ms ({format_number(whole.p10_ms)} to "
-                   f"{format_number(whole.p90_ms)})")
+    print(wrapped(f"sum of the layers {format_number(times.total_ms)} ms ({format_number(times.hooks_ms)} ms of hooks "
+                  f"deducted), the whole call {format_number(whole.median_ms)} ms ({format_number(whole.p10_ms)} to "
+                  f"{format_number(whole.p90_ms)})", hanging="  "))
     if marked:
         time, macs = (format_share(sum(shares)) for shares in zip(*((row.share, row.macs_share) for row in marked),
                                                              strict=True))
-        _print_wrapped(f"marked: {time} of the time, {macs} of the MACs; each of these takes over {SLOW} times what "
-                       "its MACs would at the pace of the network's median MAC, and more than the mean layer")
+        print(wrapped(f"marked: {time} of the time, {macs} of the MACs; each of these takes over {SLOW} times what "
+                      "its MACs would at the pace of the network's median MAC, and more than the mean layer",
+                      hanging="  "))
     for reason in dict.fromkeys(layer.reason for layer in marked):
-        _print_wrapped(f"{reason}: {REASONS[reason]}", "  ")
+        print(wrapped(f"{reason}: {REASONS[reason]}", "  ", hanging="  "))
 
 
 _LAYERS = ("layer", "kind", "ms", "share", "MACs", "share", "memory", "marked")

@@ -7,12 +7,8 @@ from typing import Annotated
 
 import typer
 
-from torchslim.cli.common import Model, Shapes, example
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(export)
+from torchslim.cli.loading import example_inputs
+from torchslim.cli.options import Model, Shapes
 
 
 def export(
@@ -25,12 +21,12 @@ def export(
     dynamic_batch: Annotated[bool, typer.Option(
         "--dynamic-batch", help="Let the batch take any size.")] = False,
 ) -> None:
-    """Write a model for another runtime, checked there."""
+    """Write a model for another runtime, and compare it there with the eager model."""
     from torchslim.deploy.exporting import export as write
     from torchslim.store.loading import build
     from torchslim.zoo.sources import resolve
 
     source = resolve(model)
-    done = write(build(source), example(source, shapes), out, tolerance=tolerance,
-                 dynamic_batch=dynamic_batch)
-    print(f"{done.path}: differs from the eager model by {done.error:.1e} of its largest output")
+    exported = write(build(source), example_inputs(source, shapes), out, tolerance=tolerance,
+                     dynamic_batch=dynamic_batch)
+    print(f"{exported.path}: differs from the eager model by {exported.error:.1e} of its largest output")

@@ -1,4 +1,4 @@
-"""`prune --show`: the layers as a tree of modules, their widths, and which of them are cut together."""
+"""`prune --show`: the layers as a tree of modules, with their widths and channel groups."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
     from torchslim.coupling.groups import ChannelGroup
     from torchslim.surgery.plans import Plan
 
-WIDEST = 44
-"""Columns for the names; widths stand right of them, one below the other."""
+NAME_COLUMNS = 44
+"""Columns of the terminal for names at most; the widths are aligned to the right of them."""
 
 
 @dataclass
-class Layer:
-    """A layer that makes channels, or filters each by itself.
+class TreeLayer:
+    """A layer that makes channels, or a depthwise one.
 
     Attributes:
-        path: names of the modules down to it.
+        path: names of the modules that contain it, and its own.
         before, after: its output channels.
-        groups: numbers of the channel groups that these are in, from 1.
-        stays: why none of them goes; empty if some may.
+        groups: numbers of the channel groups of these channels, from 1.
+        stays: why none of them is removed; empty if some may be.
     """
 
     path: tuple[str, ...]
@@ -36,37 +36,37 @@ class Layer:
     stays: str = ""
 
 
-def with_layers(model: nn.Module, groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
-    """The groups that some layer makes: those of the network's input are left out."""
+def groups_with_layers(model: nn.Module, groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
+    """The groups whose channels some layer makes; those of the network's input are left out."""
     return [group for group in groups
             if any(m.role != "reads" and _is_layer(model, m.name, m.role) for m in group.members)]
 
 
-def layers(model: nn.Module, groups: Sequence[ChannelGroup], plan: Plan | None) -> list[Layer]:
+def tree_layers(model: nn.Module, groups: Sequence[ChannelGroup], plan: Plan | None) -> list[TreeLayer]:
     """The layers of a model in its own order, with their widths before and, by the plan, after the cut."""
-    found: dict[tuple[str, int], Layer] = {}
+    by_tensor: dict[tuple[str, int], TreeLayer] = {}
     reasons: dict[tuple[str, int], set[str]] = {}
-    left = {(entry.name, entry.channels): entry.reason for entry in plan.left_alone} if plan else {}
+    left_alone = {(entry.name, entry.channels): entry.reason for entry in plan.left_alone} if plan else {}
     for number, group in enumerate(groups, 1):
         for member in group.members:
             if member.role == "reads" or not _is_layer(model, member.name, member.role):
                 continue
             key = (member.name, member.dim)
-            layer = found.setdefault(key, Layer(tuple(member.name.removesuffix(".weight").split("."))))
+            layer = by_tensor.setdefault(key, TreeLayer(tuple(member.name.removesuffix(".weight").split("."))))
             layer.before += member.indices.size
             layer.groups.append(number)
-            reasons.setdefault(key, set()).add(group.frozen or left.get((group.name, group.channels), ""))
-    for (name, dim), layer in found.items():
+            reasons.setdefault(key, set()).add(group.frozen or left_alone.get((group.name, group.channels), ""))
+    for (name, dim), layer in by_tensor.items():
         kept = plan.kept.get(name, {}).get(dim) if plan else None
         layer.after = layer.before if kept is None else len(kept)
         if layer.after == layer.before:
             layer.stays = "; ".join(sorted(reasons[name, dim] - {""})) if "" not in reasons[name, dim] else ""
-    order = {name: place for place, (name, _) in enumerate(model.named_parameters(remove_duplicate=False))}
-    return [found[key] for key in sorted(found, key=lambda key: order[key[0]])]
+    order = {name: index for index, (name, _) in enumerate(model.named_parameters(remove_duplicate=False))}
+    return [by_tensor[key] for key in sorted(by_tensor, key=lambda key: order[key[0]])]
 
 
 def _is_layer(model: nn.Module, name: str, role: str) -> bool:
-    """Filters and matrices; what follows them (biases, norms) is as wide as they are, and left out."""
+    """True for filters and matrices; biases and norms have the width of the layer before them, and are left out."""
     from torch.nn.modules.conv import _ConvNd
 
     owner, _, attribute = name.rpartition(".")
@@ -76,24 +76,24 @@ def _is_layer(model: nn.Module, name: str, role: str) -> bool:
     return role in ("makes", "gates") or (isinstance(module, _ConvNd) and attribute == "weight")
 
 
-def as_data(shown: Sequence[Layer], groups: Sequence[ChannelGroup]) -> dict[str, Any]:
+def as_data(shown: Sequence[TreeLayer], groups: Sequence[ChannelGroup]) -> dict[str, Any]:
     """Layers and groups for `--json`."""
-    own = [{"name": ".".join(layer.path), "before": layer.before, "after": layer.after, "groups": layer.groups,
-            "stays": layer.stays} for layer in shown]
-    return {"layers": own, "groups": [
+    layers = [{"name": ".".join(layer.path), "before": layer.before, "after": layer.after, "groups": layer.groups,
+               "stays": layer.stays} for layer in shown]
+    return {"layers": layers, "groups": [
         {"group": number, "name": group.name, "channels": group.channels, "shortcut": group.shortcut,
          "frozen": group.frozen, "layers": [".".join(layer.path) for layer in shown if number in layer.groups]}
         for number, group in enumerate(groups, 1)]}
 
 
-def draw(title: str, shown: Sequence[Layer], planned: bool) -> None:
-    """The tree on stdout, in colour on a terminal, as wide as it is."""
+def draw(title: str, shown: Sequence[TreeLayer], planned: bool) -> None:
+    """Print the tree, in colour and as wide as the terminal if there is one."""
     from rich.console import Console
     from rich.text import Text
     from rich.tree import Tree
 
     tree = Tree(Text(title, style="bold"))
-    column = min(WIDEST, max((4 * len(layer.path) + len(layer.path[-1]) for layer in shown), default=0))
+    column = min(NAME_COLUMNS, max((4 * len(layer.path) + len(layer.path[-1]) for layer in shown), default=0))
     digits = len(str(max((layer.before for layer in shown), default=0)))
     nodes: dict[tuple[str, ...], Tree] = {(): tree}
     by_path = {layer.path: layer for layer in shown}
@@ -106,8 +106,8 @@ def draw(title: str, shown: Sequence[Layer], planned: bool) -> None:
     Console(markup=False, highlight=False).print(tree)
 
 
-def _paths(shown: Sequence[Layer]) -> Iterator[tuple[str, ...]]:
-    """Every module on the way to a layer, before what is inside it."""
+def _paths(shown: Sequence[TreeLayer]) -> Iterator[tuple[str, ...]]:
+    """Every module that contains a layer and the layers, parents before children."""
     seen: set[tuple[str, ...]] = set()
     for layer in shown:
         for depth in range(1, len(layer.path) + 1):
@@ -117,7 +117,7 @@ def _paths(shown: Sequence[Layer]) -> Iterator[tuple[str, ...]]:
                 yield path
 
 
-def _width(layer: Layer, planned: bool, digits: int) -> Text:
+def _width(layer: TreeLayer, planned: bool, digits: int) -> Text:
     from rich.text import Text
 
     text = Text(f"{layer.before:>{digits}}")
@@ -131,7 +131,7 @@ def _width(layer: Layer, planned: bool, digits: int) -> Text:
 
 
 def _ranges(numbers: Sequence[int]) -> str:
-    """Numbers in order, those that follow each other as a range: `2, 5-8`."""
+    """Sorted numbers, with consecutive ones as a range: `2, 5-8`."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][-1] + 1:

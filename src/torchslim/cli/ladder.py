@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from torchslim.cli.common import Json, print_json, say, wrapped
-from torchslim.cli.tables import Column, show
-from torchslim.utils.formatting import format_bytes, format_count, percent
+from torchslim.cli.options import Json
+from torchslim.cli.output import print_json, say, wrapped
+from torchslim.cli.tables import Column, bytes_cell, count_cell, print_fitted
+from torchslim.utils.formatting import format_bytes, percent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,11 +20,6 @@ if TYPE_CHECKING:
 
 BAR = 16
 """Characters of the longest bar."""
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(ladder)
 
 
 def ladder(
@@ -43,9 +39,9 @@ def ladder(
     from torchslim.pipeline.unet_ladder import measure_ladder, mismatched_rungs
 
     if plot is not None:
-        from torchslim.cli import bar_charts as plotting
+        from torchslim.cli.bar_charts import check_chart_path
 
-        plotting.check(plot)
+        check_chart_path(plot)
     rungs = measure_ladder(side, rounds=rounds, threads=threads)
     if plot is not None:
         _draw(plot, rungs)
@@ -53,7 +49,7 @@ def ladder(
     if as_json:
         print_json([asdict(rung) for rung in rungs])
         return
-    show(rungs, _columns(rungs))
+    print_fitted(rungs, _columns(rungs))
     for rung, ways in mismatched_rungs(rungs).items():
         print(wrapped(f"rung {rung}: {ways}"))
 
@@ -69,9 +65,9 @@ def _columns(rungs: Sequence[Rung]) -> list[Column]:
         Column("bar", "parameters", lambda rung: _bar(rung.params / first.params), rank=2),
         Column("params", "", lambda rung: rung.params, "{:,}".format),
         Column("share", "of plain", lambda rung: rung.params / first.params, percent, 1),
-        Column("macs", "MACs", lambda rung: rung.macs, lambda number: format_count(number, " ")),
+        Column("macs", "MACs", lambda rung: rung.macs, count_cell),
         *timed,
-        Column("peak", "peak memory", lambda rung: rung.peak_memory, lambda n: format_bytes(n).replace("\xa0", " "), 3),
+        Column("peak", "peak memory", lambda rung: rung.peak_memory, bytes_cell, 3),
         Column("change", "what changes", lambda rung: rung.change, rank=4),
     ]
 
@@ -81,20 +77,18 @@ def _bar(share: float) -> str:
 
 
 def _draw(path: Path, rungs: Sequence[Rung]) -> None:
-    from torchslim.cli.bar_charts import Panel, bars
+    from torchslim.cli.bar_charts import Panel, draw_bars
     from torchslim.pipeline.unet_ladder import mismatched_rungs
 
     panels = [Panel("parameters", tuple(float(rung.params) for rung in rungs),
-                    tuple(f"{format_count(rung.params, ' ')} ({percent(rung.params / rungs[0].params)})"
-                          for rung in rungs)),
-              Panel("MACs", tuple(float(rung.macs) for rung in rungs),
-                    tuple(format_count(rung.macs, " ") for rung in rungs)),
+                    tuple(f"{count_cell(rung.params)} ({percent(rung.params / rungs[0].params)})" for rung in rungs)),
+              Panel("MACs", tuple(float(rung.macs) for rung in rungs), tuple(count_cell(rung.macs) for rung in rungs)),
               Panel("peak memory", tuple(float(rung.peak_memory) for rung in rungs),
                     tuple(format_bytes(rung.peak_memory) for rung in rungs))]
     times = [rung.ms for rung in rungs if rung.ms is not None]
     if times:
-        odd = mismatched_rungs(rungs)
+        slower = mismatched_rungs(rungs)
         panels.insert(2, Panel("time, ms; ! against the parameters", tuple(times),
-                               tuple(f"{ms:.0f}{' !' if place in odd else ''}" for place, ms in enumerate(times)),
+                               tuple(f"{ms:.0f}{' !' if index in slower else ''}" for index, ms in enumerate(times)),
                                measured=True))
-    bars(path, "A U-Net made light", [f"{rung.rung}: {rung.change}" for rung in rungs], panels)
+    draw_bars(path, "A U-Net made light", [f"{rung.rung}: {rung.change}" for rung in rungs], panels)

@@ -1,4 +1,4 @@
-"""`lighten`: put light layers in the place of a model's heavy ones, show what that saves, save the result."""
+"""`lighten`: replace a model's heavy layers by light ones, show what that saves, save the result."""
 
 from __future__ import annotations
 
@@ -7,31 +7,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from torchslim.cli.common import (
-    Json,
-    Model,
-    Pictures,
-    Seed,
-    Shapes,
-    check_out,
-    example,
-    fraction,
-    pictures_of,
-    print_json,
-    seeded,
-    warn_of_random,
-)
-from torchslim.cli.tables import Column, show
+from torchslim.cli.loading import build_model, example_inputs, load_pictures, warn_if_random
+from torchslim.cli.options import Json, Model, Pictures, Seed, Shapes, check_out, fraction
+from torchslim.cli.output import print_json
+from torchslim.cli.tables import Column, print_fitted
 from torchslim.utils.formatting import percent
 
 if TYPE_CHECKING:
     from torchslim.rewriting import LightenResult, RewrittenLayer
 
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(lighten)
+Data = Annotated[str | None, typer.Option(
+    "--data", metavar="DATA", show_default=False,
+    help="Fit the new layers to the old ones' outputs on pictures of digits, folder:PATH, torchvision:NAME@ROOT, "
+         "package.module:factory or file.py:factory.")]
+Out = Annotated[Path | None, typer.Option(
+    "--out", metavar="FILE", show_default=False, help="Where to save the result: light.safetensors.")]
+Only = Annotated[list[str] | None, typer.Option(
+    "--only", metavar="PATTERN", show_default=False, help="Only layers of such names; may be repeated.")]
+Exclude = Annotated[list[str] | None, typer.Option(
+    "--exclude", metavar="PATTERN", show_default=False, help="No layers of such names; may be repeated.")]
+Kernels = Annotated[list[int] | None, typer.Option(
+    "--kernels", metavar="SIZE", show_default=False, help="Only kernels of this size; may be repeated.")]
 
 
 def lighten(
@@ -40,20 +36,13 @@ def lighten(
         "--rules", metavar="RULE,...", show_default=False,
         help="One after the other: separable, grouped:4[:shuffle], asymmetric, depthwise, lowrank:0.25, ghost, fire, "
              "pointwise-after, pointwise-before.")],
-    out: Annotated[Path | None, typer.Option(
-        "--out", metavar="FILE", show_default=False, help="Where to save the result: light.safetensors.")] = None,
-    data: Annotated[str | None, typer.Option(
-        "--data", metavar="DATA", show_default=False,
-        help="Fit the new layers to the old ones' outputs on pictures of digits, folder:PATH, torchvision:NAME@ROOT, "
-             "package.module:factory or file.py:factory.")] = None,
+    out: Out = None,
+    data: Data = None,
     pictures: Pictures = None,
     shapes: Shapes = None,
-    only: Annotated[list[str] | None, typer.Option(
-        "--only", metavar="PATTERN", show_default=False, help="Only layers of such names; may be repeated.")] = None,
-    exclude: Annotated[list[str] | None, typer.Option(
-        "--exclude", metavar="PATTERN", show_default=False, help="No layers of such names; may be repeated.")] = None,
-    kernels: Annotated[list[int] | None, typer.Option(
-        "--kernels", metavar="SIZE", show_default=False, help="Only kernels of this size; may be repeated.")] = None,
+    only: Only = None,
+    exclude: Exclude = None,
+    kernels: Kernels = None,
     min_channels: Annotated[int, typer.Option(
         "--min-channels", min=0, help="Only layers with at least so many inputs and outputs.")] = 0,
     min_share: Annotated[float, typer.Option(
@@ -61,13 +50,14 @@ def lighten(
         help="Only layers with at least this share of the MACs.")] = 0.0,
     ends: Annotated[bool, typer.Option("--ends", help="The first and the last layers, too.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Fresh weights, not those nearest to the old ones.")] = False,
-    seed: Seed = 0, as_json: Json = False,
+    seed: Seed = 0,
+    as_json: Json = False,
 ) -> None:
-    """Put light layers in the place of a model's heavy ones, and show what that saves.
+    """Replace a model's heavy layers by light ones, and show what that saves.
 
     The new layers start from the old weights. Prints each rewritten layer, before
     and after, with parameters, MACs and the relative error of its outputs, on white
-    noise or on the pictures of --data. Train what --out saves: a rewrite is a start.
+    noise or on the pictures of --data. Train the result that --out saves.
     """
     import torchslim
     from torchslim.rewriting import lighten_with_report
@@ -76,46 +66,46 @@ def lighten(
     source = resolve(model)
     if out is not None:
         check_out(out)
-        warn_of_random(source)
-    told = pictures_of(data, shapes, pictures, seed)
-    batches = None if told is None else [inputs for inputs, _ in told]
-    inputs = batches[0][:1] if batches is not None and not shapes else example(source, shapes)
-    found = lighten_with_report(
-        seeded(source, seed), [rule.strip() for rule in rules.split(",")], inputs, only=only or (),
+        warn_if_random(source)
+    labelled = load_pictures(data, shapes, pictures, seed)
+    batches = None if labelled is None else [images for images, _ in labelled]
+    inputs = batches[0][:1] if batches is not None and not shapes else example_inputs(source, shapes)
+    result = lighten_with_report(
+        build_model(source, seed), [rule.strip() for rule in rules.split(",")], inputs, only=only or (),
         exclude=exclude or (), kernels=kernels or (), min_channels=min_channels, min_share=min_share, ends=ends,
         fresh=fresh, data=batches, seed=seed)
-    saved = None if out is None else str(torchslim.save(found.model, out, plan=found.steps, source=source))
+    saved = None if out is None else str(torchslim.save(result.model, out, plan=result.steps, source=source))
     if as_json:
-        print_json({"model": str(source), "out": saved, **found.to_dict()})
+        print_json({"model": str(source), "out": saved, **result.to_dict()})
         return
-    show(list(found.layers), _columns())
-    print(_total(found))
+    print_fitted(list(result.layers), _columns())
+    print(_total(result))
     if saved is not None:
         print(f"saved: {saved}")
 
 
 def _columns() -> list[Column]:
-    """What is said of a layer, and in which order it goes where the terminal is narrow."""
-    def part(key: str, place: int) -> Any:
-        def value(row: RewrittenLayer) -> int:
-            found: tuple[int, int] = getattr(row, key)
-            return found[place]
+    """A rewritten layer: before and after."""
+    def cost(key: str, index: int) -> Any:
+        def value(layer: RewrittenLayer) -> int:
+            before_and_after: tuple[int, int] = getattr(layer, key)
+            return before_and_after[index]
 
         return value
 
     return [Column("layer", "layer", lambda row: row.layer), Column("rule", "rule", lambda row: row.rule, rank=4),
             Column("before", "before", lambda row: row.before, rank=2),
             Column("after", "after", lambda row: row.after, rank=1),
-            Column("params", "params", part("params", 0), "{:,}".format, 3),
-            Column("new params", "then", part("params", 1), "{:,}".format, 3),
-            Column("macs", "MACs", part("macs", 0), "{:,}".format, 2),
-            Column("new macs", "then", part("macs", 1), "{:,}".format, 2),
+            Column("params", "params", cost("params", 0), "{:,}".format, 3),
+            Column("new params", "then", cost("params", 1), "{:,}".format, 3),
+            Column("macs", "MACs", cost("macs", 0), "{:,}".format, 2),
+            Column("new macs", "then", cost("macs", 1), "{:,}".format, 2),
             Column("error", "error", lambda row: row.error, lambda error: "-" if error is None else f"{error:.3f}")]
 
 
-def _total(found: LightenResult) -> str:
-    """The network as a whole, and what was left alone."""
-    assert found.macs is not None
+def _total(result: LightenResult) -> str:
+    """The network as a whole, and the layers that were left alone."""
+    assert result.macs is not None
     lines = [f"{what}: {before:,} -> {after:,} ({percent(after / max(before, 1))})"
-             for what, (before, after) in (("parameters", found.params), ("MACs", found.macs))]
-    return "\n".join([*lines, *found.remarks()])
+             for what, (before, after) in (("parameters", result.params), ("MACs", result.macs))]
+    return "\n".join([*lines, *result.remarks()])

@@ -1,4 +1,4 @@
-"""`models`: what there is."""
+"""`models`: the names of the models that can be built."""
 
 from __future__ import annotations
 
@@ -6,12 +6,8 @@ from typing import Annotated
 
 import typer
 
-from torchslim.cli.common import Json, print_json
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(models)
+from torchslim.cli.options import Json
+from torchslim.cli.output import print_json
 
 
 def models(

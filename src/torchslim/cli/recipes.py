@@ -1,17 +1,16 @@
-"""`recipes`: the published results that `slim --recipe` goes after."""
+"""`recipes`: the published results that `slim --recipe` reproduces."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from torchslim.cli.common import Json, print_json, wrapped
+from torchslim.cli.options import Json
+from torchslim.cli.output import print_json, wrapped
 
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(recipes)
+if TYPE_CHECKING:
+    from torchslim.pipeline.recipes import Recipe
 
 
 def recipes(
@@ -24,23 +23,23 @@ def recipes(
     Run one with torchslim slim --recipe NAME --out FOLDER; all options of `slim`
     change it.
     """
-    from torchslim.pipeline import recipes as shipped
+    from torchslim.pipeline import recipes as library
 
     if as_json:
-        print_json([_data(shipped.read(each)) for each in ([name] if name else shipped.names())])
+        print_json([_data(library.read(each)) for each in ([name] if name else library.names())])
     elif name:
-        print(shipped.text_of(name), end="")
+        print(library.text_of(name), end="")
     else:
-        for each in shipped.names():
-            found = shipped.read(each)
+        for each in library.names():
+            recipe = library.read(each)
             print(each)
-            print(wrapped(found.title, "    "))
-            print(wrapped("; ".join(f"{what} {figure}" for what, figure in found.published.items()), "    "))
-            print(wrapped(f"{found.paper.partition(':')[0]}, {found.url}", "    "))
+            print(wrapped(recipe.title, "    "))
+            print(wrapped("; ".join(f"{what} {figure}" for what, figure in recipe.published.items()), "    "))
+            print(wrapped(f"{recipe.paper.partition(':')[0]}, {recipe.url}", "    "))
 
 
-def _data(found: Any) -> dict[str, Any]:
-    return {"name": found.name, "title": found.title, "paper": found.paper, "url": found.url,
-            "published": dict(found.published), "differs": list(found.differs),
+def _data(recipe: Recipe) -> dict[str, Any]:
+    return {"name": recipe.name, "title": recipe.title, "paper": recipe.paper, "url": recipe.url,
+            "published": dict(recipe.published), "differs": list(recipe.differs),
             "settings": {key: list(value) if isinstance(value, tuple) else value
-                         for key, value in found.settings.items()}}
+                         for key, value in recipe.settings.items()}}

@@ -1,4 +1,4 @@
-"""Tables of numbers on the terminal: as many columns as fit, the important ones first; or all of them as CSV."""
+"""Tables on the terminal, with the most important columns that fit; or all columns as CSV."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torchslim.cli.common import print_table
+from torchslim.cli.output import print_table
 from torchslim.errors import RequestError
+from torchslim.utils.formatting import format_bytes, format_count
 
-GAP = 2
+GAP = 2  # spaces between columns
 
 
 @dataclass(frozen=True)
@@ -22,9 +23,9 @@ class Column:
     Attributes:
         key: what `--sort` calls it.
         heading: above it.
-        value: of a row: a number, or a text.
-        text: of a value: how it is shown.
-        rank: columns of the highest rank go first where the terminal is narrow; those of rank 0 stay.
+        value: the cell of a row, a number or a text.
+        text: formats a cell.
+        rank: on a narrow terminal columns of the highest rank are left out first; those of rank 0 never.
     """
 
     key: str
@@ -34,35 +35,45 @@ class Column:
     rank: int = 0
 
 
-def arranged(rows: Sequence[Any], columns: Sequence[Column], sort: str | None, top: int | None) -> list[Any]:
-    """The rows from the largest down (names from A on), and the first `top` of them; without `sort` as they come.
+def count_cell(number: float) -> str:
+    """A count with an SI prefix after a plain space."""
+    return format_count(number, " ")
+
+
+def bytes_cell(number: float) -> str:
+    """A number of bytes with its unit after a plain space."""
+    return format_bytes(number).replace("\N{NO-BREAK SPACE}", " ")
+
+
+def sorted_rows(rows: Sequence[Any], columns: Sequence[Column], sort: str | None, top: int | None) -> list[Any]:
+    """The first `top` rows, sorted by a column: numbers from the largest down, names from A on; None keeps the order.
 
     Raises:
         RequestError: no column of that name.
     """
     ordered = list(rows)
     if sort is not None:
-        found = [column for column in columns if sort in (column.key, column.key.partition(" ")[0])]
-        if not found:
+        matching = [column for column in columns if sort in (column.key, column.key.partition(" ")[0])]
+        if not matching:
             without = " without --time" if sort == "time" else ""
             raise RequestError(f"--sort {sort}: no such column{without}; wanted one of "
                                f"{', '.join(column.key for column in columns)}")
-        value = found[0].value
+        value = matching[0].value
         ordered.sort(key=value, reverse=bool(ordered) and not isinstance(value(ordered[0]), str))
     return ordered[:top]
 
 
-def show(rows: Sequence[Any], columns: Sequence[Column]) -> None:
+def print_fitted(rows: Sequence[Any], columns: Sequence[Column]) -> None:
     """Print a table that is no wider than the terminal; all columns where the output is no terminal."""
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    shown = fitting(rows, columns, width)
-    words = {place for place, column in enumerate(shown) if rows and isinstance(column.value(rows[0]), str)}
+    shown = fitting_columns(rows, columns, width)
+    text = {index for index, column in enumerate(shown) if rows and isinstance(column.value(rows[0]), str)}
     print_table([column.heading for column in shown],
-                [[column.text(column.value(row)) for column in shown] for row in rows], words | {0}, tight=True,
+                [[column.text(column.value(row)) for column in shown] for row in rows], text | {0}, tight=True,
                 width=width or 10_000)
 
 
-def fitting(rows: Sequence[Any], columns: Sequence[Column], width: int | None) -> list[Column]:
+def fitting_columns(rows: Sequence[Any], columns: Sequence[Column], width: int | None) -> list[Column]:
     """The columns that fit into the width."""
     kept = list(columns)
     sizes = {column.key: max(len(column.heading), *(len(column.text(column.value(row))) for row in rows), 0)
