@@ -151,17 +151,18 @@ def test_leftovers_of_a_killed_process_are_swept_out(tmp_path: Path) -> None:
 # --- who works in it --------------------------------------------------------------------------------------------------
 
 HOLD = """
-import sys, time
+import sys
 from pathlib import Path
 from torchslim.pipeline.run_folder import RunFolder
 with RunFolder(Path(sys.argv[1])).locked():
     print("locked", flush=True)
-    time.sleep(60)
+    sys.stdin.read()
 """
 
 
 def test_one_process_at_a_time_and_the_lock_dies_with_it(tmp_path: Path) -> None:
-    with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True) as holder:
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "locked\n"
         with pytest.raises(RequestError, match=f"process {holder.pid} works here"), RunFolder(tmp_path).locked():

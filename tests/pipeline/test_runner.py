@@ -119,13 +119,12 @@ def test_what_is_told_on_the_way(finished: Finished) -> None:
         assert shares[-1] == 1.0
 
 
-def test_a_finished_run_answers_at_once(finished: Finished) -> None:
+def test_a_finished_run_answers_at_once(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
     settings, record, _ = finished
+    monkeypatch.setattr(slim, "_preflight", lambda _: pytest.fail("the run began again"))
     events: list[PhaseEvent] = []
-    start = time.monotonic()
     assert run_slim(settings, events.append) == record
     assert run_slim(replace(settings, export=False), events.append) == record
-    assert time.monotonic() - start < 1
     assert not events
 
 
@@ -141,8 +140,7 @@ def start_and(settings: Settings, signal_: int, when: Callable[[Path], bool]) ->
     """Start the command and send it a signal as soon as its folder looks so; what it said on stderr."""
     with subprocess.Popen(command(settings), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                           preexec_fn=heeds_ctrl_c) as process:
-        deadline = time.monotonic() + 120
-        while process.poll() is None and not when(settings.out) and time.monotonic() < deadline:
+        while process.poll() is None and not when(settings.out):
             time.sleep(0.005)
         assert process.poll() is None, process.stderr.read() if process.stderr else ""
         process.send_signal(signal_)
@@ -167,7 +165,7 @@ def test_killed_at_many_moments_it_ends_with_the_same_bits(ask: Ask, finished: F
     for moment in moments:
         start_and(settings, signal.SIGKILL, moment)
         assert not (settings.out / "slim.safetensors").exists()
-    done = subprocess.run(command(settings), capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command(settings), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "[1/8] baseline: done before" in done.stderr
     assert "[2/8] sparsify: done before" in done.stderr

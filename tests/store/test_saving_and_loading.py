@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import errno
 import json
 import subprocess
@@ -345,3 +346,7 @@ except CheckpointError as error:
     assert f"{path}: could not be written: " in found.stdout
     assert found.stdout.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_example_runs() -> None:
+    assert doctest.testmod(store) == (0, 6)

@@ -13,12 +13,14 @@ import math
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, SupportsFloat
 
 from torchslim.errors import CheckpointError, RequestError, TorchslimWarning
 from torchslim.latency.workloads import Geometry
 from torchslim.utils.files import write_text
+from torchslim.utils.json_values import read_json
 from torchslim.utils.text import describe_error
 
 FORMAT = 1
@@ -41,6 +43,14 @@ class Stopwatch(Protocol):
     def layers(self, wanted: Sequence[Geometry]) -> Sequence[float]:
         """The nanoseconds of each layer by itself, in the order given."""
         ...
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """What the file holds, beside its format."""
+
+    setting: Mapping[str, str]
+    times: Mapping[str, float]
 
 
 class Timetable:
@@ -86,16 +96,15 @@ class Timetable:
 
     def _read(self) -> dict[str, float]:
         try:
-            found = json.loads(self.path.read_text(encoding="utf-8"))
-            times = {str(key): float(number) for key, number in found["times"].items()}
-            if found["format"] != FORMAT or found["setting"] != dict(self.stopwatch.setting):
-                raise ValueError("it was made in another setting or format")
-            if not all(math.isfinite(number) and number >= 0 for number in times.values()):
+            stored = read_json(_Stored, self.path.read_bytes(), str(self.path), "it is measured again", FORMAT)
+            if stored.setting != dict(self.stopwatch.setting):
+                raise ValueError("it was made in another setting")
+            if not all(time >= 0 for time in stored.times.values()):
                 raise ValueError("it holds numbers that are no times")
-            return times
+            return dict(stored.times)
         except (FileNotFoundError, NotADirectoryError):
             return {}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (OSError, ValueError, CheckpointError) as error:
             aside = self.path.with_suffix(".broken")
             try:
                 self.path.replace(aside)

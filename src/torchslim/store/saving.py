@@ -43,6 +43,18 @@ def save(model: nn.Module, path: str | Path, plan: ArchitectureStep | Sequence[A
         RequestError: the folder is missing, the source is unknown, the plan is something else, the model holds what
             can't be stored.
         CheckpointError: the file can't be written (a full disk, no permission).
+
+    Example:
+        >>> import tempfile, torch, torchslim
+        >>> image = torch.rand(1, 3, 32, 32)
+        >>> model = torchslim.create_model("mobilenet_v1_cifar", num_classes=10).eval()
+        >>> slim, plan = torchslim.prune(model, image, macs=0.5)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = torchslim.save(slim, f"{folder}/slim.safetensors", plan=plan,
+        ...                           source="mobilenet_v1_cifar?num_classes=10")
+        ...     again = torchslim.load(path)
+        >>> torch.equal(again(image), slim(image))
+        True
     """
     model, path = unwrap(model), check_writable(Path(path), "slim.safetensors")
     steps: tuple[ArchitectureStep, ...] = () if plan is None else tuple(plan) if isinstance(plan, Sequence) else (plan,)

@@ -221,6 +221,9 @@ def test_recipes_that_there_are_not(name: str, message: str, call: Call) -> None
     ("title = 'a'", r"no settings; give a table \[settings\]"),
     ("[settings]\nmac = 0.5", "unknown setting 'mac'; did you mean macs"),
     ("[settings]\nout = 'runs'", "unknown setting 'out'"),
+    ("[settings]\nbatch_size = '64'", "settings.batch_size: expected `int`, got `str`"),
+    ("[settings]\nmilestones = [1, 'x']", "settings.milestones"),
+    ("[settings]\nmacs = true", "settings.macs: expected `float | null`, got `bool`"),
 ])
 def test_files_that_are_no_recipes(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-from torchslim.errors import RequestError
+from torchslim.errors import CheckpointError, RequestError
 from torchslim.pipeline.settings import Settings
+from torchslim.utils.json_values import read_values
 from torchslim.utils.text import describe_error
 
 FOLDER = Path(__file__).parent
@@ -109,7 +110,13 @@ def _recipe(path: Path, raw: Mapping[str, Any]) -> Recipe:
         raise RequestError(f"recipe {path}: unknown setting {unknown[0]!r}; {hint}")
     if not settings:
         raise RequestError(f"recipe {path}: no settings; give a table [settings] with model, data and a budget")
-    kept = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+    types = get_type_hints(Settings)
+    for key, value in settings.items():
+        try:
+            read_values(types[key], value, f"recipe {path}: settings.{key}", "see `torchslim slim --help`")
+        except CheckpointError as error:
+            raise RequestError(str(error)) from error
+    settings = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
     return Recipe(path.stem, raw.get("title", path.stem), raw.get("paper", ""), raw.get("url", ""),
                   {key: str(value) for key, value in raw.get("published", {}).items()},
-                  tuple(str(line) for line in raw.get("differs", [])), kept)
+                  tuple(str(line) for line in raw.get("differs", [])), settings)
