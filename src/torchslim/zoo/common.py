@@ -53,6 +53,11 @@ def initialise_weights(network: Network) -> Network:
     return network
 
 
+def classifier(features: Iterable[nn.Module], channels: int, num_classes: int) -> Network:
+    """Features of so many channels, the mean over their map, and a linear layer."""
+    return Network(features, [*global_pool(), nn.Linear(channels, num_classes)])
+
+
 def global_pool() -> list[nn.Module]:
     """The mean over a map: (B, C, H, W) -> (B, C)."""
     return [nn.AdaptiveAvgPool2d(1), nn.Flatten()]

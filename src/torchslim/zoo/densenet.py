@@ -9,7 +9,7 @@ from torchslim.zoo.common import (
     Network,
     blocks_per_stage,
     check_positive_ints,
-    global_pool,
+    classifier,
     initialise_weights,
     set_norm_scales,
 )
@@ -71,5 +71,5 @@ def densenet_cifar(num_classes: int = 10, *, depth: int = 40, growth: int = 12, 
         features += [nn.BatchNorm2d(channels), nn.ReLU()]
         if stage < STAGES - 1:
             features += [nn.Conv2d(channels, channels, 1, bias=False), nn.AvgPool2d(2)]
-    network = initialise_weights(Network(features, [*global_pool(), nn.Linear(channels, num_classes)]))
+    network = initialise_weights(classifier(features, channels, num_classes))
     return set_norm_scales("densenet_cifar", network, scale)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from torchslim.blocks import ConvNormAct, DepthwiseSeparable
-from torchslim.zoo.common import Network, check_positive_ints, check_width, global_pool, initialise_weights
+from torchslim.zoo.common import Network, check_positive_ints, check_width, classifier, initialise_weights
 
 STEM = 32
 # Depthwise separable units, table 1; the stem goes before them.
@@ -86,4 +86,4 @@ def _network(in_channels: int, num_classes: int, width: float, *, stride: int, b
         for number in range(n):
             features.append(DepthwiseSeparable(channels, scale_channels(c), 3, 1 if number else s, bias=(False, bias)))
             channels = scale_channels(c)
-    return initialise_weights(Network(features, [*global_pool(), nn.Linear(channels, num_classes)]))
+    return initialise_weights(classifier(features, channels, num_classes))

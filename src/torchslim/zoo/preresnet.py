@@ -8,7 +8,7 @@ from torchslim.zoo.common import (
     Network,
     blocks_per_stage,
     check_positive_ints,
-    global_pool,
+    classifier,
     initialise_weights,
     set_norm_scales,
 )
@@ -76,5 +76,5 @@ def preresnet_cifar(num_classes: int = 10, *, depth: int = 164, scale: float = 1
             features.append(PreBottleneck(channels, width, 2 if stage and not block else 1))
             channels = EXPANSION * width
     features += [nn.BatchNorm2d(channels), nn.ReLU()]
-    network = initialise_weights(Network(features, [*global_pool(), nn.Linear(channels, num_classes)]))
+    network = initialise_weights(classifier(features, channels, num_classes))
     return set_norm_scales("preresnet_cifar", network, scale)

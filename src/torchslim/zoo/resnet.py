@@ -6,14 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from torchslim.blocks import ConvNormAct
-from torchslim.zoo.common import (
-    Network,
-    blocks_per_stage,
-    check_positive_ints,
-    global_pool,
-    initialise_weights,
-    look_up,
-)
+from torchslim.zoo.common import Network, blocks_per_stage, check_positive_ints, classifier, initialise_weights, look_up
 
 STEM = 16
 WIDTHS = (16, 32, 64)
@@ -97,4 +90,4 @@ def resnet_cifar(num_classes: int = 10, *, depth: int = 56, shortcut: str = "pad
         for block in range(blocks):
             features.append(BasicBlock(channels, width, 2 if stage and not block else 1, projected))
             channels = width
-    return initialise_weights(Network(features, [*global_pool(), nn.Linear(channels, num_classes)]))
+    return initialise_weights(classifier(features, channels, num_classes))

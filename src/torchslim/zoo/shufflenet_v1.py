@@ -8,7 +8,7 @@ from itertools import pairwise
 from torch import nn
 
 from torchslim.blocks import ConvNormAct, ShuffleUnitV1
-from torchslim.zoo.common import Network, check_positive_ints, global_pool, look_up
+from torchslim.zoo.common import Network, check_positive_ints, classifier, look_up
 
 STEM = 24
 UNITS = (4, 8, 4)
@@ -88,4 +88,4 @@ def _network(stem: Sequence[nn.Module], widths: Sequence[int], num_classes: int,
         features.append(ShuffleUnitV1(before, width, 2, groups=groups, grouped_first=all_grouped or before != STEM,
                                       bias=bias))
         features += [ShuffleUnitV1(width, width, groups=groups, bias=bias) for _ in range(units - 1)]
-    return Network(features, [*global_pool(), nn.Linear(widths[-1], num_classes)])
+    return classifier(features, widths[-1], num_classes)

@@ -8,7 +8,7 @@ from itertools import pairwise
 from torch import nn
 
 from torchslim.blocks import ConvNormAct, ShuffleUnitV2
-from torchslim.zoo.common import Network, check_positive_ints, global_pool, look_up
+from torchslim.zoo.common import Network, check_positive_ints, classifier, look_up
 
 STEM = 24
 UNITS = (4, 8, 4)
@@ -85,4 +85,4 @@ def _network(stem: Sequence[nn.Module], widths: Sequence[int], num_classes: int,
         features.append(ShuffleUnitV2(before, width, 2, middle=before if narrow else None, bias=bias))
         features += [ShuffleUnitV2(width, width, bias=bias) for _ in range(units - 1)]
     features.append(ConvNormAct(stages[-1], last, 1, bias=bias))
-    return Network(features, [*global_pool(), nn.Linear(last, num_classes)])
+    return classifier(features, last, num_classes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from torchslim.blocks import ConvNormAct
-from torchslim.zoo.common import Network, check_positive_ints, global_pool, initialise_weights, look_up, set_norm_scales
+from torchslim.zoo.common import Network, check_positive_ints, classifier, initialise_weights, look_up, set_norm_scales
 
 # 3x3 convolutions of each stage, tables 1 and 2; a 2x2 max-pool stands between stages
 CHANNELS = (64, 128, 256, 512, 512)
@@ -48,5 +48,5 @@ def vgg_cifar(num_classes: int = 10, *, depth: int = 19, scale: float = 1.0, in_
         for _ in range(convolutions):
             features.append(ConvNormAct(channels, width, 3))
             channels = width
-    network = initialise_weights(Network(features, [*global_pool(), nn.Linear(channels, num_classes)]))
+    network = initialise_weights(classifier(features, channels, num_classes))
     return set_norm_scales("vgg_cifar", network, scale)
