@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint types nightly mutations clean
+.PHONY: demo test lint types nightly mutations compat clean
 
 demo: $(VENV)/.demo
 	$(BIN)/torchslim demo
@@ -26,6 +26,10 @@ nightly: $(VENV)/.dev
 mutations: $(VENV)/.dev
 	$(BIN)/python tests/mutations.py
 
+# The tests that depend on torch's version, on each version of the table in tests/compat.py.
+compat: | $(BIN)/python
+	$(BIN)/python tests/compat.py
+
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: $(PYTHON) is older than Python 3.11; try make PYTHON=python3.11"; exit 2; }
@@ -40,4 +44,4 @@ $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	@touch $@ $(VENV)/.demo
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-compat .pytest_cache .mypy_cache .ruff_cache .hypothesis

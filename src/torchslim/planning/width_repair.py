@@ -75,7 +75,7 @@ def _first_mismatch(tape: Tape, ops: Sequence[Op], shares: Shares) -> int | None
     """The first operation whose result has another shape than expected, or that is another operation."""
     for place, (original, op) in enumerate(zip(tape.graph.ops, ops, strict=False)):
         if original.name != op.name or len(original.outputs) != len(op.outputs):
-            return place
+            return _before_whole_views(tape.graph.ops, place)
         if is_arithmetic(op) and _numbers(original) != _numbers(op):
             return place
         for before, after in zip(original.outputs, op.outputs, strict=True):
@@ -85,6 +85,18 @@ def _first_mismatch(tape: Tape, ops: Sequence[Op], shares: Shares) -> int | None
             if expected != after.shape and not before.static:
                 return place
     return None
+
+
+def _before_whole_views(ops: Sequence[Op], index: int) -> int:
+    """The index of an operation, or of the views of whole tensors just before it.
+
+    An index that takes everything, as `x[:, :width]`, leaves such a view in some versions of torch and none in others;
+    where it takes less than everything, the operation after it is the first to differ.
+    """
+    while index > 0 and ops[index - 1].name in ("aten.alias", "aten.slice") and (
+            ops[index - 1].output.shape == ops[index - 1].inputs[0].shape):
+        index -= 1
+    return index
 
 
 def _numbers(op: Op) -> list[Any]:
