@@ -60,6 +60,11 @@ class Failure:
     where: str
     classes: frozenset[int]
 
+    @property
+    def key(self) -> str:
+        """What tells failures apart: the operation, or the reason where no single operation fails."""
+        return self.where or self.reason
+
 
 def resolve_cut(model: nn.Module, inputs: Inputs, coupling: Coupling, selection: Selection,
                 scores: Scores) -> Cut | Failure:

@@ -30,7 +30,7 @@ class FailureLog:
         infeasible_widths: pairs of a unit, by its first class, and a width.
         ties: rows, by their index, that are tied channel by channel.
         stays: channels that stay: tensor, dimension, index along it, reason.
-        culprits: by the operation that failed, the units to blame, by their first classes.
+        culprits: by the operation that failed, or the reason, the units to blame, by their first classes.
     """
 
     infeasible_widths: frozenset[tuple[int, int]] = frozenset()
@@ -39,9 +39,9 @@ class FailureLog:
     culprits: Mapping[str, frozenset[int]] = field(default_factory=dict)
 
     def known_culprits(self, selection: Selection, failure: Failure) -> list[int]:
-        """Indices of the units that were to blame when the same operation failed, if all are cut again."""
+        """Indices of the units that were to blame when the same failed before, if all are cut again."""
         first = {_first_class(unit): index for index, unit in enumerate(selection.units) if selection.levels[index]}
-        known = self.culprits.get(failure.where, frozenset())
+        known = self.culprits.get(failure.key, frozenset())
         return sorted(first[label] for label in known) if known <= first.keys() else []
 
     def without_infeasible_widths(self, unit: PrunableUnit) -> PrunableUnit:
@@ -54,10 +54,8 @@ class FailureLog:
 
     def record(self, coupling: Coupling, selection: Selection, failing: Sequence[int], failure: Failure) -> FailureLog:
         """The log with a failure of some of the selection's units, by their indices, added."""
-        log = self
-        if failure.where:
-            blamed = frozenset(_first_class(selection.units[index]) for index in failing)
-            log = replace(log, culprits={**self.culprits, failure.where: blamed})
+        blamed = frozenset(_first_class(selection.units[index]) for index in failing)
+        log = replace(self, culprits={**self.culprits, failure.key: blamed})
         for failing_index in failing:
             kind = _kind(coupling, selection.units[failing_index])
             for index, (unit, level) in enumerate(zip(selection.units, selection.levels, strict=True)):

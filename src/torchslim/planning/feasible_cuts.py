@@ -67,19 +67,19 @@ def find_feasible_cut(problem: PlanningProblem, options: PlanOptions, budgets: M
         outcome = resolve_cut(problem.model, problem.inputs, coupling, selection, scores)
         if isinstance(outcome, Cut):
             return FeasibleCut(outcome, selection, units, limits, protected, coupling, predictor), failures
-        failing = failures.known_culprits(selection, outcome) or bisect_failing_units(
-            problem, coupling, selection, scores, outcome)
+        known = failures.known_culprits(selection, outcome)
+        failing = bisect_failing_units(problem, coupling, selection, scores, outcome, known)
         known_ties, failures = failures.ties, failures.record(coupling, selection, failing, outcome)
         if failures.ties != known_ties:
             coupling = problem.coupled(failures.ties)
 
 
 def bisect_failing_units(problem: PlanningProblem, coupling: Coupling, selection: Selection, scores: Scores,
-                         failure: Failure) -> list[int]:
+                         failure: Failure, known: Sequence[int] = ()) -> list[int]:
     """Indices of the units that can't be cut as selected.
 
-    Those that the failure blames, if the rest goes well without them; halved as long as both halves go wrong by
-    themselves.
+    Those known from an earlier failure of the same operation; where no single operation fails, if the rest goes well
+    without them. Else those that the failure blames, halved as long as both halves go wrong by themselves.
     """
 
     def works(indices: Sequence[int]) -> bool:
@@ -97,6 +97,8 @@ def bisect_failing_units(problem: PlanningProblem, coupling: Coupling, selection
         return failing(indices[:half]) + failing(indices[half:]) or indices  # both together fail where each half works
 
     cut = [index for index, level in enumerate(selection.levels) if level]
+    if known and (failure.where or works([index for index in cut if index not in known])):
+        return list(known)
     blamed = [index for index in cut if not failure.classes.isdisjoint(selection.units[index].classes.tolist())]
     if len(blamed) == 1:
         return blamed
