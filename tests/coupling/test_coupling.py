@@ -12,7 +12,7 @@ from torch.nn import functional
 
 import torchslim as ts
 from helpers import Calls, Untouched, conv
-from torchslim.coupling.coupling import Coupling, _classes, couple, trace_modes
+from torchslim.coupling.coupling import Coupling, connected_components, couple, trace_modes
 from torchslim.coupling.groups import ChannelGroup
 from torchslim.errors import TraceError
 from torchslim.tracing.trace import trace
@@ -409,6 +409,6 @@ def test_classes_are_connected_components() -> None:
         for i, j in zip(a.tolist(), b.tolist(), strict=True):
             parent[max(root(i), root(j))] = min(root(i), root(j))
         expected = [root(i) for i in range(count)]
-        found = _classes(count, [(a[:7], b[:7]), (a[7:], b[7:])]).tolist()
+        found = connected_components(count, [(a[:7], b[:7]), (a[7:], b[7:])]).tolist()
         assert [found.index(one) for one in found] == expected
         assert sorted(set(found)) == list(range(len(set(found))))

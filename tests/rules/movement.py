@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers import Calls
-from torchslim.coupling.coupling import _classes
+from torchslim.coupling.coupling import connected_components
 from torchslim.rules import move_labels
 from torchslim.rules.labels import LabelSpace
 from torchslim.rules.options import CouplingOptions
@@ -44,7 +44,7 @@ class Movement:
             move_labels(self.space, op)
         labels = self.space.along(self.graph.state["copying.weight"], 0, self.graph.ops[0])
         assert labels is not None
-        self.of = _classes(self.space.num_labels, self.space.unions)
+        self.of = connected_components(self.space.num_labels, self.space.unions)
         self.classes = self.of[labels]
         stay = np.zeros(self.space.num_labels, dtype=bool)
         for entry in self.space.frozen:

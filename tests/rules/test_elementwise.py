@@ -11,7 +11,7 @@ from movement import Movement
 from torch import Tensor, nn
 from torch.nn import functional
 
-from torchslim.coupling.coupling import _classes
+from torchslim.coupling.coupling import connected_components
 from torchslim.rules import move_labels
 from torchslim.rules.labels import LabelSpace
 from torchslim.tracing.trace import trace
@@ -153,7 +153,7 @@ def test_dropout_in_train_mode_leaves_every_channel_free(layer: nn.Module) -> No
     for op in graph.ops:
         move_labels(space, op)
     assert not space.unknown_ops
-    of = _classes(space.num_labels, space.unions)
+    of = connected_components(space.num_labels, space.unions)
     stay = {one for entry in space.frozen for one in of[entry.labels].tolist()}
     made = space.along(graph.state["0.weight"], 0, graph.ops[0])
     read = space.along(graph.state["2.weight"], 1, graph.ops[0])

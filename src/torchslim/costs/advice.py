@@ -1,4 +1,4 @@
-"""What to do about a network's costs: model -> findings, the worst first."""
+"""Model -> findings about its costs, the worst first, each with a remedy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,16 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from torchslim.costs.findings import Check, Finding, Seen, dead_parameters, elementwise, fragmented, grouped, unbalanced
+from torchslim.costs.findings import (
+    Finding,
+    FindingCheck,
+    Run,
+    dead_parameters,
+    elementwise,
+    fragmented,
+    grouped,
+    unbalanced,
+)
 from torchslim.costs.layer_findings import (
     dilated_padding,
     heavy_ends,
@@ -20,11 +29,12 @@ from torchslim.errors import RequestError
 from torchslim.tracing.trace import trace
 from torchslim.utils.inputs import Inputs, unwrap
 
-CHECKS: tuple[Check, ...] = (dead_parameters, unbalanced, grouped, fragmented, elementwise, useless_bias, unfused_norms,
-                             odd_widths, large_kernels, dilated_padding)
+CHECKS: tuple[FindingCheck, ...] = (
+    dead_parameters, unbalanced, grouped, fragmented, elementwise, useless_bias, unfused_norms, odd_widths,
+    large_kernels, dilated_padding)
 
-LEAST = 0.02
-"""The least gain that is worth a line. What is certain, or can only be told by the clock, is always said."""
+MIN_GAIN = 0.02
+"""Findings of a smaller gain are left out, except the kinds in `_ALWAYS`: certain ones, and those only timing tells."""
 
 _ALWAYS = frozenset({"dead parameters", "convolution bias before batch norm", "fragmentation (G3)",
                      '"same" padding that ignores dilation'})
@@ -32,7 +42,7 @@ _ALWAYS = frozenset({"dead parameters", "convolution bias before batch norm", "f
 
 def advise(model: nn.Module, inputs: Inputs, *, ms: Mapping[str, float] | None = None,
            name: str = "MODEL") -> tuple[Finding, ...]:
-    """What makes a network heavier than it need be, the worst first; empty for one that is as light as it looks.
+    """What makes a network more expensive than necessary, the worst first; empty if nothing was found.
 
     ShuffleNetV2's guidelines G1 to G4 (Ma et al. 2018), dead parameters, convolution biases before batch norm, batch
     norms that inference could fold, channel counts that are no multiple of 8, large kernels that factorise, a first
@@ -41,8 +51,8 @@ def advise(model: nn.Module, inputs: Inputs, *, ms: Mapping[str, float] | None =
     Args:
         model: any convolutional network; it is left as it was.
         inputs: what it is called with (see `torchslim.profile`).
-        ms: measured milliseconds of each module by itself, for the evidence; see `layertimes.layer_times`.
-        name: how the commands in the remedies call the model.
+        ms: measured milliseconds of each module without its submodules, for the evidence.
+        name: the name of the model in the commands of remedies.
 
     Raises:
         TraceError: the model fails on these inputs.
@@ -50,9 +60,9 @@ def advise(model: nn.Module, inputs: Inputs, *, ms: Mapping[str, float] | None =
     """
     model = unwrap(model)
     graph = trace(model, inputs, detect_width_reads=False)
-    seen = Seen(graph, profiled(model, graph), name, ms or {})
-    if not seen.profile.memory_access or not all(value.numel for value in graph.inputs):
+    run = Run(graph, profiled(model, graph), name, ms or {})
+    if not run.profile.memory_access or not all(value.numel for value in graph.inputs):
         raise RequestError("advise: the model computes nothing on these inputs; give inputs with elements in them")
-    found = [finding for check in CHECKS if (finding := check(seen)) is not None] + heavy_ends(seen)
-    kept = [finding for finding in found if finding.gain >= LEAST or finding.kind in _ALWAYS]
+    findings = [finding for check in CHECKS if (finding := check(run)) is not None] + heavy_ends(run)
+    kept = [finding for finding in findings if finding.gain >= MIN_GAIN or finding.kind in _ALWAYS]
     return tuple(sorted(kept, key=lambda finding: -finding.gain))

@@ -1,7 +1,7 @@
-"""What a run reads, writes and holds in memory: Graph -> elements and bytes.
+"""Memory traffic and live activations of a run: Graph -> elements and bytes.
 
-Views are free. A tensor lives from the operation that makes it to the last one that reads it or a view of it, as in
-runtimes that plan their memory; Python code that holds on to a tensor longer makes eager runs need somewhat more.
+Views cost nothing. A tensor is alive from the operation that makes it to the last one that reads it or a view of it, as
+in runtimes that plan their memory; where Python code keeps a reference longer, eager runs need somewhat more.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _aliases(overload: Any) -> bool:
 
 
 def accessed(op: Op) -> list[Value]:
-    """The tensors that an operation reads and writes, each as often as it does."""
+    """The tensors that an operation reads and writes, each as often as it is read or written."""
     if is_view(op):
         return []
     written = [value for value in op.outputs if value is not None]
@@ -44,51 +44,51 @@ def accessed(op: Op) -> list[Value]:
 
 
 def size(value: Value) -> int:
-    """Bytes of a tensor of its own."""
+    """Bytes of a tensor."""
     return value.numel * value.dtype.itemsize
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Life:
-    """A tensor with memory of its own, and the operations between which it is alive: places on the tape, inclusive."""
+class Lifetime:
+    """A tensor with memory of its own, and the indices of the first and last operation at which it is alive."""
 
     value: Value
     first: int
     last: int
 
 
-def lives(graph: Graph) -> list[Life]:
-    """The activations of a run, with those that wait for later parts. Views live on in what they are views of.
+def lives(graph: Graph) -> list[Lifetime]:
+    """The lifetimes of a run's activations, without weights. A view extends the lifetime of the tensor it views.
 
-    The weights aside; the network's inputs count until they are last read, its outputs to the end.
+    The network's inputs are alive from the start until they are last read, its outputs until the end.
     """
-    home: dict[int, int] = {}
+    base: dict[int, int] = {}
     first: dict[int, int] = {value.id: 0 for value in graph.inputs}
     last: dict[int, int] = {}
-    owners: dict[int, Value] = {value.id: value for value in graph.inputs}
+    tensors: dict[int, Value] = {value.id: value for value in graph.inputs}
     for op in graph.ops:
         for value in op.inputs:
-            last[home.get(value.id, value.id)] = op.index
+            last[base.get(value.id, value.id)] = op.index
         known = {value.id for value in op.inputs}
         for out in op.outputs:
             if out is None or out.id in known:
                 continue
             if op.inputs and (is_view(op) or op.name.endswith("_")):
                 source = op.inputs[0].id  # a view, or a tensor whose shape was changed in place
-                home[out.id] = home.get(source, source)
+                base[out.id] = base.get(source, source)
             elif out.id not in first:
                 first[out.id] = op.index
-                owners[out.id] = out
-            last[home.get(out.id, out.id)] = op.index
+                tensors[out.id] = out
+            last[base.get(out.id, out.id)] = op.index
     for value in graph.outputs:
-        last[home.get(value.id, value.id)] = len(graph.ops) - 1
-    return [Life(owners[key], start, last.get(key, start)) for key, start in first.items()]
+        last[base.get(value.id, value.id)] = len(graph.ops) - 1
+    return [Lifetime(tensors[key], start, last.get(key, start)) for key, start in first.items()]
 
 
-def held(graph: Graph) -> Sequence[int]:
-    """The bytes of activations that are alive while each operation runs: inputs, results, and what is read later."""
-    steps = [0] * (len(graph.ops) + 1)
-    for life in lives(graph) if graph.ops else ():
-        steps[life.first] += size(life.value)
-        steps[life.last + 1] -= size(life.value)
-    return list(accumulate(steps[:-1]))
+def live_bytes(graph: Graph) -> Sequence[int]:
+    """For each operation the bytes of activations that are alive while it runs."""
+    changes = [0] * (len(graph.ops) + 1)
+    for lifetime in lives(graph) if graph.ops else ():
+        changes[lifetime.first] += size(lifetime.value)
+        changes[lifetime.last + 1] -= size(lifetime.value)
+    return list(accumulate(changes[:-1]))

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from torchslim.costs.memory import accessed, held, is_view, size
+from torchslim.costs.memory import accessed, is_view, live_bytes, size
 from torchslim.rules import flops, macs, multiplies, row_of
 from torchslim.tracing.graph import Graph, Op
 from torchslim.tracing.trace import trace
@@ -41,7 +41,7 @@ class Layer:
         memory_bytes: the same in bytes.
         peak_memory: the most bytes of activations that are alive while the module runs, those that wait for later
             modules included.
-        in_shape, out_shape: of the first and the last tensor that the operations read and gave; empty if none ran.
+        in_shape, out_shape: of the first and the last tensor that the operations read and gave; empty if none add_op.
         calls: how often the module was called; 0 for one whose tensors are read from outside, or that is never reached.
     """
 
@@ -130,7 +130,7 @@ class Profile:
         return "\n".join([*lines, *self.remarks()])
 
     def remarks(self) -> list[str]:
-        """What the table of layers does not say, a line each."""
+        """Lines below the table of layers: totals, and what was not counted."""
         lines = [f"{self.flops:,} FLOPs, {self.activations:,} activations, memory: {self.memory_access:,} elements "
                  f"accessed, {self.peak_memory:,} bytes at the peak"]
         if self.frozen:
@@ -144,6 +144,11 @@ class Profile:
 
 def profile(model: nn.Module, inputs: Inputs) -> Profile:
     """What a network costs on the given inputs.
+
+        >>> import torch, torchslim as ts
+        >>> profile = ts.profile(torch.nn.Conv2d(3, 8, 3), torch.zeros(1, 3, 8, 8))
+        >>> profile.params, profile.macs
+        (224, 7776)
 
     The model runs once, in eval mode, on shapes alone where its control flow does not read data; it is left as it was.
 
@@ -161,24 +166,25 @@ def profile(model: nn.Module, inputs: Inputs) -> Profile:
 
 
 def profiled(model: nn.Module, graph: Graph) -> Profile:
-    """What a run costs that was traced already."""
-    alive = held(graph)
-    own = _tallies(graph, alive, {name for name, tensor in tensors_of(model).items() if tensor.requires_grad})
-    layers = [_layer(graph, name, tally) for name, tally in sorted(own.items(), key=lambda item: item[1].first)
-              if tally.params or tally.out_shape]
-    modules = [_layer(graph, name, tally) for name, tally in _with_all_in_them(own).items()]
-    whole = modules[0]
+    """The profile of a model that was already traced."""
+    alive_at = live_bytes(graph)
+    own_counts = _counts_by_module(
+        graph, alive_at, {name for name, tensor in tensors_of(model).items() if tensor.requires_grad})
+    layers = [_layer(graph, name, counts) for name, counts in sorted(own_counts.items(), key=lambda item: item[1].first)
+              if counts.params or counts.out_shape]
+    modules = [_layer(graph, name, counts) for name, counts in _with_submodules(own_counts).items()]
+    total = modules[0]
     return Profile(
-        params=whole.params, trainable=whole.trainable, dead_params=whole.dead_params, macs=whole.macs,
-        flops=whole.flops, activations=whole.activations, memory_access=whole.memory_access,
-        memory_bytes=whole.memory_bytes, peak_memory=max(alive, default=sum(map(size, graph.inputs))),
+        params=total.params, trainable=total.trainable, dead_params=total.dead_params, macs=total.macs,
+        flops=total.flops, activations=total.activations, memory_access=total.memory_access,
+        memory_bytes=total.memory_bytes, peak_memory=max(alive_at, default=sum(map(size, graph.inputs))),
         weight_bytes=sum(size(value) for value in graph.state.values()), layers=tuple(layers), modules=tuple(modules),
         unknown=tuple(sorted({op.name for op in graph.ops if row_of(op) is None and not is_view(op)})))
 
 
 @dataclass(slots=True)
-class _Tally:
-    """What is counted of a module while it is being counted; `first` and `last` are operations."""
+class _LayerCounts:
+    """The counts of one module, while its operations are added; `first` and `last` are indices of operations."""
 
     params: int = 0
     trainable: int = 0
@@ -194,8 +200,8 @@ class _Tally:
     in_shape: Shape = ()
     out_shape: Shape = ()
 
-    def ran(self, op: Op, alive: int) -> None:
-        """Count an operation."""
+    def add_op(self, op: Op, alive: int) -> None:
+        """Add an operation that runs while `alive` bytes of activations are alive."""
         cost = macs(op)
         self.macs += cost
         self.flops += 2 * cost or flops(op)
@@ -209,8 +215,8 @@ class _Tally:
         self.in_shape = self.in_shape or next((value.shape for value in op.inputs if not value.static), ())
         self.out_shape = next((value.shape for value in op.outputs if value is not None), ())
 
-    def add(self, part: _Tally) -> None:
-        """Count a module inside as well."""
+    def add(self, part: _LayerCounts) -> None:
+        """Add the counts of a submodule."""
         for key in ("params", "trainable", "dead_params", "macs", "flops", "activations", "memory_access",
                     "memory_bytes"):
             setattr(self, key, getattr(self, key) + getattr(part, key))
@@ -221,40 +227,40 @@ class _Tally:
             self.last, self.out_shape = part.last, part.out_shape
 
 
-def _tallies(graph: Graph, alive: Sequence[int], learning: Collection[str]) -> dict[str, _Tally]:
+def _counts_by_module(graph: Graph, alive_at: Sequence[int], trainable: Collection[str]) -> dict[str, _LayerCounts]:
     """Every module by itself, parents first."""
-    found = {name: _Tally() for name in reversed(list(graph.modules))}
+    counts = {name: _LayerCounts() for name in reversed(list(graph.modules))}
     read = graph.tensors_read()
     for name, value in graph.state.items():
         if value.source == "parameter":
-            owner = found[_holder(name, found)]
+            owner = counts[_owning_module(name, counts)]
             owner.params += value.numel
-            owner.trainable += value.numel if name in learning else 0
+            owner.trainable += value.numel if name in trainable else 0
             owner.dead_params += value.numel if name not in read else 0
     for op in graph.ops:
-        found[op.module].ran(op, alive[op.index])
-    return found
+        counts[op.module].add_op(op, alive_at[op.index])
+    return counts
 
 
-def _with_all_in_them(own: Mapping[str, _Tally]) -> dict[str, _Tally]:
-    """Every module with all modules in it, parents first."""
-    found = {name: _Tally() for name in own}
-    for name in reversed(found):  # what is inside comes first
-        found[name].add(own[name])
+def _with_submodules(own_counts: Mapping[str, _LayerCounts]) -> dict[str, _LayerCounts]:
+    """Every module with its submodules, parents first."""
+    totals = {name: _LayerCounts() for name in own_counts}
+    for name in reversed(totals):  # submodules come first
+        totals[name].add(own_counts[name])
         if name:
-            found[_holder(name, found)].add(found[name])
-    return found
+            totals[_owning_module(name, totals)].add(totals[name])
+    return totals
 
 
-def _holder(name: str, modules: Collection[str]) -> str:
-    """The module that holds a parameter or module; containers such as a ParameterList are none."""
+def _owning_module(name: str, modules: Collection[str]) -> str:
+    """The module that a parameter or module belongs to; containers such as a ParameterList do not count."""
     owner = name.rpartition(".")[0]
     while owner not in modules:
         owner = owner.rpartition(".")[0]
     return owner
 
 
-def _layer(graph: Graph, name: str, tally: _Tally) -> Layer:
-    return Layer(name, graph.modules[name], tally.params, tally.trainable, tally.dead_params, tally.macs, tally.flops,
-                 tally.activations, tally.memory_access, tally.memory_bytes, tally.peak_memory, tally.in_shape,
-                 tally.out_shape, graph.calls.get(name, 0))
+def _layer(graph: Graph, name: str, counts: _LayerCounts) -> Layer:
+    return Layer(name, graph.modules[name], counts.params, counts.trainable, counts.dead_params, counts.macs,
+                 counts.flops, counts.activations, counts.memory_access, counts.memory_bytes, counts.peak_memory,
+                 counts.in_shape, counts.out_shape, graph.calls.get(name, 0))

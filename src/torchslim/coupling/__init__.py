@@ -1,5 +1,5 @@
-"""`Graph` -> channel groups that live or die together, and which rows must lose equally many channels.
+"""`Graph` -> groups of channels that must be kept or removed together, and which rows must lose equally many.
 
-Labels of channels move along the tape by the rows in `rules`. Open `coupling.py` first; `groups.py` has the values
+The rows in `rules` propagate channel labels through the graph. Open `coupling.py` first; `groups.py` has the values
 that users see.
 """

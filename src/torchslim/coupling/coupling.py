@@ -1,8 +1,8 @@
-"""Which channels belong together: Graph -> channel groups.
+"""Graph -> channel groups.
 
-The rules run over the tape and declare which labels are one. The classes of labels that follow are the channels that
-live or die together; those that touch the same dimensions of the same parameters form a *channel group*, whose
-channels can be removed one by one.
+The rules run over the graph's operations and declare which labels are the same. The resulting equivalence classes of
+labels are the channels that must be kept or removed together. Classes that index the same dimensions of the same
+parameters form a *channel group*, whose channels can be removed one by one.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from torchslim.coupling.grouping import group_channels, number
+from torchslim.coupling.grouping import group_channels, stable_hash
 from torchslim.coupling.groups import ChannelGroups
 from torchslim.coupling.tape import Index, Tape
-from torchslim.coupling.unreached import freeze_what_unread_layers_meet, unread
+from torchslim.coupling.unreached import freeze_widths_of_unreached_layers, unreached_parameters
 from torchslim.rules import move_labels, tells_apart
 from torchslim.rules.labels import EqualCountConstraint, LabeledDim, Labels, LabelSpace, MixedLabels, Tracks
 from torchslim.rules.options import DEFAULTS, CouplingOptions
@@ -37,21 +37,20 @@ class Scaling:
 
 @dataclass(frozen=True, eq=False)
 class Coupling:
-    """The channel groups of a network, and how its costs depend on them.
+    """Which channels of a network are kept or removed together, and how its costs depend on them.
 
     Attributes:
         classes: how many classes of channels there are.
         constraints: matrices of classes whose rows must lose equally many.
-        sub_tensors: classes that become tensors of their own, of which two must stay.
-        macs, params: the costs.
-        labeled_dims: every cut-able dimension, with the class of each index.
-        reading: the dimensions, by tensor name, along which weights read channels.
-        options: what may be cut, and how.
-        graphs: the runs that this was learned from.
-        unknown: operations without a rule.
-        mixed: where the first tape mixes channels by value, and the caller allowed to cut them all the same; the
-            labels are classes.
-        builder: makes what only some callers ask for, when they first do.
+        sub_tensors: the classes of each slice that becomes a tensor of its own; two of them must stay.
+        macs, params: the terms that sum to each cost.
+        labeled_dims: every prunable dimension, with the class of each index.
+        reading: (tensor name, dimension) pairs along which weights read channels.
+        options: which channels may be cut, and how.
+        graphs: the traced runs; multiply-adds are counted on the first.
+        unknown: names of operations without a rule.
+        mixed: classes that operations of the first graph mix by value and that the caller allowed to cut anyway.
+        builder: computes the properties below when they are first read.
     """
 
     classes: int
@@ -65,46 +64,52 @@ class Coupling:
     graphs: tuple[Graph, ...]
     unknown: tuple[str, ...]
     mixed: tuple[MixedLabels, ...]
-    builder: _Builder
+    builder: _CouplingBuilder
 
     @cached_property
     def groups(self) -> ChannelGroups:
-        """Every channel group, frozen ones too, in the order of the tape."""
+        """Every channel group, frozen ones too, in the order of the run."""
         return self.builder.groups()
 
     @cached_property
     def tapes(self) -> tuple[Tape, ...]:
-        """The runs, with the classes of each value's elements."""
+        """The graphs, with the classes of each value's elements."""
         return self.builder.tapes()
 
     @cached_property
     def signatures(self) -> NDArray[np.uint64]:
-        """For each class a number that says which dimensions, and which group of a grouped convolution, it touches, and
-        which operations change it; 0 for one that touches none."""
-        return self.builder.signatures(blocks=True)
+        """For each class a hash of the dimensions and convolution groups that it indexes and of the operations that
+        change it; 0 for a class that indexes no dimension."""
+        return self.builder.signatures(with_operations=True)
 
     @cached_property
     def grouped(self) -> frozenset[str]:
         """Names of the weights of grouped convolutions."""
-        return frozenset(touch.name for touch in self.labeled_dims if touch.groups > 1)
+        return frozenset(labeled.name for labeled in self.labeled_dims if labeled.groups > 1)
 
     @cached_property
     def by_dimension(self) -> dict[tuple[str, int], LabeledDim]:
-        """The touches by tensor name and dimension."""
-        return {(touch.name, touch.dim): touch for touch in self.labeled_dims}
+        """The labeled dimensions by tensor name and dimension."""
+        return {(labeled.name, labeled.dim): labeled for labeled in self.labeled_dims}
 
 
 def groups(model: nn.Module, inputs: Inputs, *, allow_approximate: bool = False,
            whole_groups: bool = False) -> ChannelGroups:
-    """The channel groups of a model: what lives or dies together, and why a frozen group is frozen.
+    """The channel groups of a model: which channels must be kept or removed together, and why some can't be removed.
 
-    A tuple of groups that prints as a list of them; a group by itself prints all that it touches.
+    The result is a tuple of groups. Printed, it lists them; a single group prints every dimension that it indexes.
+
+        >>> import torch, torchslim as ts
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 3))
+        >>> groups = ts.groups(model, torch.zeros(1, 3, 8, 8))
+        >>> [(group.channels, group.makers, group.state) for group in groups if not group.frozen]
+        [(8, ('0',), 'free')]
 
     Args:
         model: any convolutional network; it is left as it was.
         inputs: what it is called with (see `torchslim.profile`).
-        allow_approximate: let channels be cut that a layer norm or its like mixes.
-        whole_groups: let grouped convolutions lose whole groups, not equally many channels of each.
+        allow_approximate: also cut channels that a layer norm or similar operation mixes.
+        whole_groups: grouped convolutions lose whole groups instead of equally many channels of each group.
 
     Raises:
         TraceError: the model fails on these inputs.
@@ -113,157 +118,173 @@ def groups(model: nn.Module, inputs: Inputs, *, allow_approximate: bool = False,
 
 
 def couple(graphs: Sequence[Graph], options: CouplingOptions = DEFAULTS) -> Coupling:
-    """The coupling of one network's tapes.
+    """The coupling of one network's graphs.
 
     Args:
-        graphs: the tapes; multiply-adds are counted on the first.
-        options: what may be cut, and how.
+        graphs: traced runs of the network; multiply-adds are counted on the first.
+        options: which channels may be cut, and how.
     """
     space = LabelSpace(options, kernels=graphs[0].kernels)
     tracks = []
-    for place, graph in enumerate(graphs):
+    for index, graph in enumerate(graphs):
         tracks.append(space.start_graph())
-        space.skip_costs = place > 0
+        space.skip_costs = index > 0
         space.batch_size = next((value.shape[0] for value in graph.inputs if value.shape), 1)
         for op in graph.ops:
             move_labels(space, op)
         for value in graph.outputs:
             space.freeze_value(value, "the network's output")
-    names = unread(graphs)
-    for graph, by_value in zip(graphs, tracks if names else (), strict=bool(names)):
-        freeze_what_unread_layers_meet(space, graph, by_value, names)
-    for rows in space.constraints:
-        if rows.index in options.tied_constraints:
-            space.union(rows.labels[:1], rows.labels)
-    return _Builder(space, graphs, tracks).coupling()
+    unreached = unreached_parameters(graphs)
+    for graph, tracks_of_graph in zip(graphs, tracks if unreached else (), strict=bool(unreached)):
+        freeze_widths_of_unreached_layers(space, graph, tracks_of_graph, unreached)
+    for constraint in space.constraints:
+        if constraint.index in options.tied_constraints:
+            space.union(constraint.labels[:1], constraint.labels)
+    return _CouplingBuilder(space, graphs, tracks).build()
 
 
-class _Builder:
-    """Turns what the rules declared into classes and groups."""
+class _CouplingBuilder:
+    """Turns the declarations of the rules, which are by label, into values by class.
+
+    Attributes:
+        class_of: the class of each label.
+        num_classes: how many classes there are.
+        labeled_dims: those of the label space, with classes in place of labels.
+    """
 
     def __init__(self, space: LabelSpace, graphs: Sequence[Graph], tracks: Sequence[Mapping[int, Tracks]]) -> None:
         self.space = space
         self.graphs = tuple(graphs)
         self.tracks = tracks
-        self.of = _classes(space.num_labels, space.unions)
-        self.count = int(self.of.max()) + 1 if space.num_labels else 0
-        self.labeled_dims = self._touches()
-        self._keep_torn_rows()
+        self.class_of = connected_components(space.num_labels, space.unions)
+        self.num_classes = int(self.class_of.max()) + 1 if space.num_labels else 0
+        self.labeled_dims = self._labeled_dims()
+        self._freeze_copies_in_unequal_rows()
 
-    def _touches(self) -> tuple[LabeledDim, ...]:
-        same: dict[bytes, Index] = {}  # a layer's weight, bias and norm have the same channels: one array for all
-        by_class = [(touch, self.of[touch.labels]) for touch in self.space.labeled_dims]
-        keys = [classes.tobytes() for _, classes in by_class]
-        for key, (_, classes) in zip(keys, by_class, strict=True):
-            same.setdefault(key, classes)
-        copies = {key for key, classes in same.items() if len(np.unique(classes)) < len(classes)}
-        origin = self.origins() if copies else self.of
-        return tuple(LabeledDim(touch.name, touch.dim, same[key], touch.groups,
-                           origin[touch.labels] if key in copies else None)
-                     for key, (touch, _) in zip(keys, by_class, strict=True))
+    def _labeled_dims(self) -> tuple[LabeledDim, ...]:
+        shared: dict[bytes, Index] = {}  # a layer's weight, bias and norm have the same channels: they share one array
+        with_classes = [(labeled, self.class_of[labeled.labels]) for labeled in self.space.labeled_dims]
+        keys = [classes.tobytes() for _, classes in with_classes]
+        for key, (_, classes) in zip(keys, with_classes, strict=True):
+            shared.setdefault(key, classes)
+        with_copies = {key for key, classes in shared.items() if len(np.unique(classes)) < len(classes)}
+        source_of = self.source_labels() if with_copies else self.class_of
+        return tuple(LabeledDim(labeled.name, labeled.dim, shared[key], labeled.groups,
+                                source_of[labeled.labels] if key in with_copies else None)
+                     for key, (labeled, _) in zip(keys, with_classes, strict=True))
 
-    def origins(self) -> Index:
-        """For each label the one that arrived where it reads or follows: labels are made in the order of the tape."""
-        origin = np.arange(self.space.num_labels)
-        for a, b in reversed(self.space.tied_dims):  # the first to arrive counts
+    def source_labels(self) -> Index:
+        """For each label of a dimension that reads channels the label that it reads.
+
+        Labels are numbered in the order of the run, so of two tied labels the smaller one is the source.
+        """
+        source_of = np.arange(self.space.num_labels)
+        for a, b in reversed(self.space.tied_dims):  # of several sources the first is kept
             left, right = np.broadcast_arrays(a, b)
-            origin[np.maximum(left, right).ravel()] = np.minimum(left, right).ravel()
-        return origin
+            source_of[np.maximum(left, right).ravel()] = np.minimum(left, right).ravel()
+        return source_of
 
     def tapes(self) -> tuple[Tape, ...]:
-        return tuple(Tape(graph, {key: tuple(self.of[t] for t in own) for key, own in by_value.items()})
-                     for graph, by_value in zip(self.graphs, self.tracks, strict=True))
+        return tuple(Tape(graph, {value: tuple(self.class_of[track] for track in tracks)
+                                  for value, tracks in tracks_of_graph.items()})
+                     for graph, tracks_of_graph in zip(self.graphs, self.tracks, strict=True))
 
-    def _keep_torn_rows(self) -> None:
-        """Copies of one channel in rows that differ: what goes from one row would shift the others."""
-        for rows in self.space.constraints:
-            distinct = {frozenset(row) for row in self.of[rows.labels].tolist()}
+    def _freeze_copies_in_unequal_rows(self) -> None:
+        """Freeze rows that share a channel and are not equal: removing it would shift the other channels apart."""
+        for constraint in self.space.constraints:
+            distinct = {frozenset(row) for row in self.class_of[constraint.labels].tolist()}
             if sum(map(len, distinct)) > len(frozenset().union(*distinct)):
-                self.space.freeze(rows.labels, "copies of a channel lie in unequal rows")
+                self.space.freeze(constraint.labels, "copies of a channel lie in unequal rows")
 
-    def coupling(self) -> Coupling:
+    def build(self) -> Coupling:
         """The finished value."""
+        space, class_of = self.space, self.class_of
         return Coupling(
-            classes=self.count,
+            classes=self.num_classes,
             constraints=self._constraints(),
-            sub_tensors=tuple({labels.tobytes(): self.of[labels] for labels in self.space.sub_tensors}.values()),
-            macs=tuple(Scaling(c.macs, tuple(self.of[labels] for labels in c.along)) for c in self.space.mac_costs),
+            sub_tensors=tuple({labels.tobytes(): class_of[labels] for labels in space.sub_tensors}.values()),
+            macs=tuple(Scaling(c.macs, tuple(class_of[labels] for labels in c.along)) for c in space.mac_costs),
             params=self._params(),
             labeled_dims=self.labeled_dims,
             reading=self._reading(),
-            options=self.space.options,
+            options=space.options,
             graphs=self.graphs,
-            unknown=tuple(sorted(self.space.unknown_ops)),
-            mixed=tuple(MixedLabels(self.of[m.labels], m.reason, m.op) for m in self.space.mixed),
+            unknown=tuple(sorted(space.unknown_ops)),
+            mixed=tuple(MixedLabels(class_of[m.labels], m.reason, m.op) for m in space.mixed),
             builder=self,
         )
 
     def _constraints(self) -> tuple[EqualCountConstraint, ...]:
-        found: dict[tuple[int, bytes], EqualCountConstraint] = {}
-        for rows in self.space.constraints:
-            classes = self.of[rows.labels]
-            # Rows of one channel each are positions of that channel, which goes from all of them or none.
-            positions = rows.min_kept > 1 < classes.shape[1] and (classes == classes[:, :1]).all()
-            if len(classes) > 1 and not positions and not (classes == classes[:1]).all():
-                key = classes.shape[0], classes.tobytes()
-                least = max(rows.min_kept, found[key].min_kept if key in found else 0)
-                found[key] = EqualCountConstraint(classes, least, found[key].index if key in found else rows.index)
-        return tuple(found.values())
+        constraints: dict[tuple[int, bytes], EqualCountConstraint] = {}
+        for constraint in self.space.constraints:
+            rows = self.class_of[constraint.labels]
+            # Rows that hold one channel each are positions of that channel: it is removed from all of them.
+            positions = constraint.min_kept > 1 < rows.shape[1] and (rows == rows[:, :1]).all()
+            if len(rows) > 1 and not positions and not (rows == rows[:1]).all():
+                key = rows.shape[0], rows.tobytes()
+                same = constraints.get(key, constraint)
+                constraints[key] = EqualCountConstraint(rows, max(constraint.min_kept, same.min_kept), same.index)
+        return tuple(constraints.values())
 
     def _params(self) -> tuple[Scaling, ...]:
         along: dict[str, list[Index]] = {}
-        for touch in self.labeled_dims:
-            if touch.groups == 1 or not self.space.options.whole_groups:  # else filters go, as wide as before
-                along.setdefault(touch.name, []).append(touch.labels)
+        for labeled in self.labeled_dims:
+            # With whole groups, filters go and those that stay read as many channels as before.
+            if labeled.groups == 1 or not self.space.options.whole_groups:
+                along.setdefault(labeled.name, []).append(labeled.labels)
         return tuple(Scaling(value.numel, tuple(along.get(name, ())))
                      for name, value in self.graphs[0].state.items() if value.source == "parameter")
 
     def _reading(self) -> frozenset[tuple[str, int]]:
-        """A tied weight may make channels along a dimension in one place and read along it in another."""
-        first = {int(labels[0]) for labels, _ in self.space.readers}
-        return frozenset((touch.name, touch.dim) for touch in self.space.labeled_dims if int(touch.labels[0]) in first)
+        """A tied weight may make channels along a dimension in one layer and read along it in another."""
+        first_labels = {int(labels[0]) for labels, _ in self.space.readers}
+        return frozenset((labeled.name, labeled.dim) for labeled in self.space.labeled_dims
+                         if int(labeled.labels[0]) in first_labels)
 
     def groups(self) -> ChannelGroups:
-        return group_channels(self.space, self.of, self.labeled_dims, self.signatures(blocks=False))
+        return group_channels(self.space, self.class_of, self.labeled_dims, self.signatures(with_operations=False))
 
-    def signatures(self, blocks: bool) -> NDArray[np.uint64]:
-        """A number for each class: equal for classes that touch the same dimensions equally often.
+    def signatures(self, with_operations: bool) -> NDArray[np.uint64]:
+        """A hash for each class: equal for classes that index the same dimensions equally often.
 
-        With `blocks`, the groups of a grouped convolution count as dimensions of their own, and what happens to the
-        channels counts, too.
+        Args:
+            with_operations: also hash the group of a grouped convolution, and the operations that change the channels.
         """
-        own = np.zeros(self.space.num_labels, dtype=np.uint64)
-        for touch in self.space.labeled_dims:
-            np.add.at(own, touch.labels, number(touch.name, touch.dim))
-        for place, rows in enumerate(self.space.group_blocks if blocks else ()):
+        label_hashes = np.zeros(self.space.num_labels, dtype=np.uint64)
+        for labeled in self.space.labeled_dims:  # no label comes twice in a dimension
+            label_hashes[labeled.labels] += stable_hash(labeled.name, labeled.dim)
+        for index, rows in enumerate(self.space.group_blocks if with_operations else ()):
             for block, labels in enumerate(rows):
-                np.add.at(own, labels, number("block", place, block))
-        signatures = np.zeros(self.count, dtype=np.uint64)
-        np.add.at(signatures, self.of, own)
-        if blocks:
-            self._tell_apart(signatures, own)
+                np.add.at(label_hashes, labels, stable_hash("block", index, block))
+        signatures = np.zeros(self.num_classes, dtype=np.uint64)
+        np.add.at(signatures, self.class_of, label_hashes)
+        if with_operations:
+            self._add_operations(signatures, label_hashes)
         return signatures
 
-    def _tell_apart(self, signatures: NDArray[np.uint64], own: NDArray[np.uint64]) -> None:
-        """Channels of the same weights may be treated differently: one half of them pooled, say, the other not.
+    def _add_operations(self, signatures: NDArray[np.uint64], label_hashes: NDArray[np.uint64]) -> None:
+        """Distinguish channels of the same weights that are treated differently, such as one half that is pooled.
 
-        What changes a channel, or moves what is in it, counts, with the weights that each argument came from (`own`, by
-        label): in a difference it matters what is taken from what. Only on the meta device are a run's operations sure
-        to be the same at other widths.
+        Each operation that changes a channel, or moves elements within it, is hashed with the position of the argument
+        and the weights that the argument came from: `a - b` is not `b - a`. Only on the meta device is it certain that
+        a run has the same operations at other widths.
         """
-        touched = signatures != 0
-        for place, (graph, tracks) in enumerate(zip(self.graphs, self.tracks, strict=True)):
+        has_dims = signatures != 0
+        for index, (graph, tracks) in enumerate(zip(self.graphs, self.tracks, strict=True)):
             changing = (op for op in graph.ops if graph.device == "meta"
                         and tells_apart(op, [track for value in op.inputs for track in tracks.get(value.id, ())]))
             for op in changing:
                 for position, value in enumerate(op.inputs):
-                    change = number(op.name, op.index, place, position)
+                    change = stable_hash(op.name, op.index, index, position)
                     for track in tracks.get(value.id, ()):
-                        labels = track.ravel()[touched[self.of[track.ravel()]]]
-                        np.add.at(signatures, self.of[labels], change ^ own[labels])
+                        labels = track.ravel()
+                        classes = self.class_of[labels]
+                        kept = has_dims[classes]
+                        np.add.at(signatures, classes[kept], change ^ label_hashes[labels[kept]])
 
-def _classes(count: int, unions: Sequence[tuple[Labels, Labels]]) -> Index:
-    """The class of each label, numbered from 0: connected components, by arrays."""
+
+def connected_components(count: int, unions: Sequence[tuple[Labels, Labels]]) -> Index:
+    """The class of each label, numbered from 0: the connected components of the unions."""
     parent = np.arange(count)
     if unions:
         a = np.concatenate([pair[0] for pair in unions])
@@ -274,9 +295,9 @@ def _classes(count: int, unions: Sequence[tuple[Labels, Labels]]) -> Index:
             a, b = a[apart], b[apart]
             np.minimum.at(parent, np.maximum(left, right)[apart], np.minimum(left, right)[apart])
             while True:
-                further = parent[parent]
-                if np.array_equal(further, parent):
+                grandparent = parent[parent]
+                if np.array_equal(grandparent, parent):
                     break
-                parent = further
+                parent = grandparent
     roots = parent == np.arange(count)
     return np.asarray((np.cumsum(roots) - 1)[parent])

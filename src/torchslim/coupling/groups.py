@@ -1,4 +1,4 @@
-"""The value that coupling finds: groups of channels that live or die together, and how they print."""
+"""Groups of channels that must be kept or removed together, and how they print."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ ROLES = ("makes", "gates", "follows", "reads")
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """A dimension of a parameter, buffer or plain tensor attribute that a group's channels touch.
+    """A dimension of a parameter, buffer or plain tensor attribute that a group's channels index.
 
     Attributes:
         name: the tensor's qualified name.
         dim: its dimension. Dimension 1 of a grouped convolution counts the input channels over all groups.
-        indices: shape (channels, n): the n indices that each channel of the group touches.
+        indices: shape (channels, n): the n indices of each channel of the group.
         role: "makes" (a filter whose output the channel is), "reads" (weights that read the channel), "gates" (a
             filter whose one number scales the channel's whole map, as in squeeze-and-excitation) or "follows" (bias,
             norm, depthwise filter, ...).
@@ -39,12 +39,12 @@ class Member:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ChannelGroup:
-    """Channels that touch the same dimensions of the same parameters; each lives or dies with all that it touches.
+    """Channels that index the same dimensions of the same parameters; removing one removes all that it indexes.
 
     Attributes:
         name: the first layer that makes the channels.
         channels: how many there are.
-        members: what each touches.
+        members: the dimensions that they index.
         shortcut: True if a tensor of the group enters an addition or concatenation, or has several readers (the gates
             of squeeze-and-excitation aside).
         frozen: why the channels can't be cut; empty if they can.
@@ -65,7 +65,7 @@ class ChannelGroup:
 
     @property
     def state(self) -> str:
-        """In a word or a reason: "free", "on a shortcut", "frozen: ..."."""
+        """One of "free", "on a shortcut" and "frozen: " with the reason."""
         return f"frozen: {self.frozen}" if self.frozen else "on a shortcut" if self.shortcut else "free"
 
     def touched(self) -> dict[str, list[str]]:
@@ -73,11 +73,11 @@ class ChannelGroup:
         tensors: dict[tuple[str, str, int], list[str]] = {}
         for member in self.members:
             tensors.setdefault((member.role, member.layer, member.dim), []).append(member.name)
-        found: dict[str, list[str]] = {role: [] for role in ROLES}
+        by_role: dict[str, list[str]] = {role: [] for role in ROLES}
         for (role, layer, dim), (first, *others) in tensors.items():
             rest = "".join(f", .{name[len(layer) + bool(layer):]}" for name in others)
-            found[role].append(f"{first}{rest} [dim {dim}]")
-        return {role: entries for role, entries in found.items() if entries}
+            by_role[role].append(f"{first}{rest} [dim {dim}]")
+        return {role: entries for role, entries in by_role.items() if entries}
 
     def _head(self) -> str:
         return f"{self.name or '(model)'}: {self.channels} channels, {self.state}"
@@ -94,9 +94,9 @@ class ChannelGroup:
         lines = [self._head()]
         for role, entries in self.touched().items():
             line = f"    {role:<8}{entries[0]}"
-            for place, entry in enumerate(entries[1:], 1):
-                if len(line) + len(entry) + 2 > width - len(", and 999 more") * (place < len(entries) - 1):
-                    line += f", and {len(entries) - place} more"
+            for index, entry in enumerate(entries[1:], 1):
+                if len(line) + len(entry) + 2 > width - len(", and 999 more") * (index < len(entries) - 1):
+                    line += f", and {len(entries) - index} more"
                     break
                 line += f", {entry}"
             lines.append(line)
@@ -104,7 +104,7 @@ class ChannelGroup:
 
 
 class ChannelGroups(tuple[ChannelGroup, ...]):
-    """A network's channel groups, in the order of its run; prints as a list of what belongs together."""
+    """A network's channel groups, in the order of its run; prints as a list."""
 
     __slots__ = ()
 

@@ -22,7 +22,7 @@ class Tape:
     tracks: Mapping[int, tuple[Index, ...]]
 
     def shape(self, value: Value, shares: NDArray[np.float64]) -> tuple[int, ...]:
-        """The shape of a value where each class of channels stays with a share (see `Meter`)."""
+        """The shape of a value after a cut that keeps this share of each class of channels (1 kept, 0 removed)."""
         shape = list(value.shape)
         for track in self.tracks.get(value.id, ()):
             kept = shares[track]
@@ -30,7 +30,7 @@ class Tape:
             widest = widest_dim(track)
             for dim in varied:
                 by_index = np.moveaxis(kept, dim, -1).reshape(-1, track.shape[dim])
-                # Rows get narrower along the widest dimension; along the others, whole rows stay or go.
+                # Rows get narrower along the widest dimension; along the others, whole rows are kept or removed.
                 count = by_index.sum(1).max() if dim == widest else (by_index > 0).any(0).sum()
                 shape[dim] = min(shape[dim], round(float(count)))
         return tuple(shape)

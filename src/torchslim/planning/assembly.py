@@ -10,7 +10,7 @@ import numpy as np
 
 from torchslim.costs.cost_models import CostModel
 from torchslim.coupling.coupling import Coupling
-from torchslim.coupling.unreached import note
+from torchslim.coupling.unreached import notes_on_unreached_layers
 from torchslim.planning.budget_notes import budget_notes
 from torchslim.planning.budgets import counted_limits
 from torchslim.planning.candidates import at_minimum, partly_scoped
@@ -38,7 +38,7 @@ def assemble_plan(feasible: FeasibleCut, options: PlanOptions, original: Couplin
     notes = [
         *budget_notes(limits, budgets, feasible.selection, coupling.classes, totals),
         *(f"approximate: {reason}" for reason in approximate),
-        *note(coupling.graphs),
+        *notes_on_unreached_layers(coupling.graphs),
         *(f"no rule for {name}: what it reads stays" for name in coupling.unknown),
     ]
     predicted = {"macs": CostModel(coupling.macs)(shares), "params": CostModel(coupling.params)(shares)}

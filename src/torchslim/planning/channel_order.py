@@ -29,7 +29,7 @@ def out_of_order(coupling: Coupling, slim: Coupling, stays: NDArray[np.bool_],
         kept: what is to stay of each dimension of each tensor.
     """
     wide, narrow = coupling.builder, slim.builder
-    left = stays[wide.of]
+    left = stays[wide.class_of]
     told, found = _same_labels(coupling, slim, kept)
     checked: dict[tuple[int, int], bool] = {}  # many values carry the very same track
 
@@ -49,7 +49,7 @@ def out_of_order(coupling: Coupling, slim: Coupling, stays: NDArray[np.bool_],
                     continue
                 own, other = tracks.get(value.id, ()), slim_tracks.get(slim_value.id, ())
                 if len(own) != len(other) or not all(map(agree, own, other)):
-                    return op.where, frozenset(one for track in own for one in np.unique(wide.of[track]).tolist())
+                    return op.where, frozenset(one for track in own for one in np.unique(wide.class_of[track]).tolist())
     misread = _misread(coupling, slim, kept, told, found)
     return ("", misread) if misread else None
 
@@ -98,11 +98,11 @@ def _misread(coupling: Coupling, slim: Coupling, kept: Mapping[str, Mapping[int,
              told: Index, found: Index) -> frozenset[int]:
     """Classes of the first dimension whose slim indices meet other channels than the original's that they are."""
     wide, narrow = coupling.builder, slim.builder
-    origin, slim_origin = wide.origins(), narrow.origins()
+    origin, slim_origin = wide.source_labels(), narrow.source_labels()
     home = {(touch.name, touch.dim): touch.labels for touch in wide.space.labeled_dims}
     for touch in narrow.space.labeled_dims:
         labels, index = home[touch.name, touch.dim], kept.get(touch.name, {}).get(touch.dim)
         own = labels if index is None else labels[list(index)]
         if not np.array_equal(told[origin[own]], found[slim_origin[touch.labels]]):
-            return frozenset(wide.of[labels].tolist())
+            return frozenset(wide.class_of[labels].tolist())
     return frozenset()
