@@ -25,7 +25,7 @@ from torchslim.planning.width_repair import Sizes, repair_widths
 from torchslim.rules.labels import LabeledDim
 from torchslim.surgery.cutting import resized
 from torchslim.surgery.plans import Mend
-from torchslim.surgery.width_attributes import outdated
+from torchslim.surgery.width_attributes import outdated_attributes
 from torchslim.tracing.width_reads import has_parametrizations
 from torchslim.utils.inputs import Inputs
 from torchslim.utils.modules import tensors_of
@@ -140,10 +140,11 @@ def _attribute_updates(model: nn.Module, sizes: Sizes, grouped: Mapping[str, tup
               for name, dims in sizes.items()}
     groups = {name: after for name, (_, after) in grouped.items()}
     if not has_parametrizations(model.modules()):
-        return outdated(model, lambda tensor: shapes.get(id(tensor)) or tensor.shape, groups)
-    always = {(mend.module, mend.attribute) for mend in outdated(model)}
+        return outdated_attributes(model, lambda tensor: shapes.get(id(tensor)) or tensor.shape, groups)
+    always = {(mend.module, mend.attribute) for mend in outdated_attributes(model)}
     with resized(model, sizes, ()):  # a computed weight has its shape from those that it is computed of
-        return [mend for mend in outdated(model, groups=groups) if (mend.module, mend.attribute) not in always]
+        return [mend for mend in outdated_attributes(model, groups=groups)
+                if (mend.module, mend.attribute) not in always]
 
 
 def _trace_and_match(model: nn.Module, inputs: Inputs, coupling: Coupling, selection: Selection,

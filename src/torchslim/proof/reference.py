@@ -1,11 +1,11 @@
-"""What a cut is held against where zeros in the weights do not silence what is removed.
+"""The reference for cuts where zeros in the reading weights do not silence the removed channels.
 
-A layer norm over fewer channels has another mean, so a cut there changes values, and no silenced original equals it. It
-is still right or wrong: run the original, and let each operation that mixes channels work on those that stay alone. The
-slim network must agree with that to rounding.
+A layer norm over fewer channels has another mean, so such a cut changes values and equals no silenced original. The
+reference is then a run of the original in which each operation that mixes channels works on the kept ones only; the
+slim network must agree with it to rounding.
 
 A weight that is computed (`softplus(w)`, a standardised one) need not be zero where its parameter is: it is silenced
-where a convolution or a product reads it.
+where a convolution or a matrix product reads it.
 """
 
 from __future__ import annotations
@@ -29,34 +29,34 @@ from torchslim.tracing.trace import operation_name, trace
 from torchslim.utils.inputs import Inputs
 
 
-def same_channels(model: nn.Module, inputs: Inputs, plan: Plan) -> SameChannels:
-    """A mode under which a run of `model` mixes and reads only the channels that stay.
+def kept_channels_mode(model: nn.Module, inputs: Inputs, plan: Plan) -> KeptChannelsMode:
+    """A mode under which a run of `model` mixes and reads only the kept channels.
 
     Args:
-        model: the silenced original; traced here for real, so that the same operations come in the same order.
-        inputs: those of the run to come.
-        plan: what stays.
+        model: the silenced original; traced with real tensors here, so that operations come in the same order.
+        inputs: those of the run under the mode.
+        plan: the plan.
     """
     coupling = couple([trace(model, inputs, meta=False)], CouplingOptions(allow_approximate=True))
-    stays = np.ones(coupling.classes, dtype=bool)
+    kept = np.ones(coupling.classes, dtype=bool)
     for touch in coupling.labeled_dims:
         index = plan.kept.get(touch.name, {}).get(touch.dim)
         if index is not None:
             gone = np.ones(len(touch.labels), dtype=bool)
             gone[list(index)] = False
-            stays[touch.labels[gone]] = False
-    return SameChannels(coupling, stays)
+            kept[touch.labels[gone]] = False
+    return KeptChannelsMode(coupling, kept)
 
 
-def changed_before_read(model: nn.Module, inputs: Inputs, names: Collection[str]) -> bool:
-    """Whether one of these parameters is worked on before a convolution or a product reads it."""
+def is_transformed_before_read(model: nn.Module, inputs: Inputs, names: Collection[str]) -> bool:
+    """Whether one of these parameters is transformed before a convolution or a matrix product reads it."""
     graph = trace(model, inputs)
-    as_it_is = {graph.state[name].id for name in names}
+    unchanged = {graph.state[name].id for name in names}
     for op in graph.ops:
-        if as_it_is.isdisjoint(value.id for value in op.inputs):
+        if unchanged.isdisjoint(value.id for value in op.inputs):
             continue
         if keeps_values(op):
-            as_it_is.update(value.id for value in op.outputs if value is not None)
+            unchanged.update(value.id for value in op.outputs if value is not None)
         elif not multiplies(op):
             return True
     return False
@@ -65,18 +65,18 @@ def changed_before_read(model: nn.Module, inputs: Inputs, names: Collection[str]
 _INCIDENTAL = frozenset({"aten.detach", "aten.alias"})
 
 
-class SameChannels(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Runs the operations that mix channels on the channels that stay, and puts zeros for the others."""
+class KeptChannelsMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Runs operations that mix channels on the kept channels only, and fills the others with zeros."""
 
-    def __init__(self, coupling: Coupling, stays: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
+    def __init__(self, coupling: Coupling, kept: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.tape: Tape = coupling.tapes[0]
         self.labeled_dims = coupling.by_dimension
-        self.stays = stays
-        self.mixing = {m.op for m in coupling.mixed if not stays[m.labels].all()}
+        self.kept = kept
+        self.mixing = {m.op for m in coupling.mixed if not kept[m.labels].all()}
         self.reading = {op.index for op in self.tape.graph.ops
                         if multiplies(op) and any(map(self._computed, op.inputs))}
-        # Views that torch makes for its own ends come and go with the modes at work.
+        # torch makes some views internally, depending on the active modes.
         self.ops = [op for op in self.tape.graph.ops if op.name not in _INCIDENTAL]
         self.last = max(self.mixing | self.reading, default=-1)
         self.count = 0
@@ -86,7 +86,7 @@ class SameChannels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if operation_name(func) in _INCIDENTAL:
             return func(*args, **kwargs)
         op = self.ops[self.count] if self.count < len(self.ops) else None
-        if op is None or op.index > self.last:  # what is left (a detector's choice of boxes) may go by the values
+        if op is None or op.index > self.last:  # the rest (such as a detector's choice of boxes) may depend on values
             return func(*args, **kwargs)
         if op.name != operation_name(func):
             result = func(*args, **kwargs)
@@ -96,55 +96,55 @@ class SameChannels(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return result
         self.count += 1
         if op.index in self.reading:
-            args = [self._silenced(given, noted) for given, noted in zip(args, op.args, strict=True)]
+            args = [self._silenced(tensor, recorded) for tensor, recorded in zip(args, op.args, strict=True)]
         if op.index not in self.mixing:
             return func(*args, **kwargs)
-        return self._on_what_stays(func, op, args, kwargs)
+        return self._on_kept_channels(func, op, args, kwargs)
 
     def _computed(self, value: Value) -> bool:
-        """A weight that is computed, and has channels that go."""
+        """True for a computed weight that has removed channels."""
         tracks = self.tape.tracks.get(value.id, ())
-        return value.static and not value.name and not all(self.stays[track].all() for track in tracks)
+        return value.static and not value.name and not all(self.kept[track].all() for track in tracks)
 
-    def _silenced(self, given: Any, noted: Any) -> Any:
-        if isinstance(noted, Value) and self._computed(noted):
-            for track in self.tape.tracks[noted.id]:
-                given = given.masked_fill(torch.from_numpy(~self.stays[track]).to(given.device), 0)
-        return given
+    def _silenced(self, tensor: Any, recorded: Any) -> Any:
+        if isinstance(recorded, Value) and self._computed(recorded):
+            for track in self.tape.tracks[recorded.id]:
+                tensor = tensor.masked_fill(torch.from_numpy(~self.kept[track]).to(tensor.device), 0)
+        return tensor
 
-    def _on_what_stays(self, func: Any, op: Op, args: Any, kwargs: Any) -> Any:
-        narrow = [self._narrow(given, noted) for given, noted in zip(args, op.args, strict=True)]
+    def _on_kept_channels(self, func: Any, op: Op, args: Any, kwargs: Any) -> Any:
+        narrow = [self._narrow(tensor, recorded) for tensor, recorded in zip(args, op.args, strict=True)]
         result = func(*_resized_arguments(op, narrow), **kwargs)
         if isinstance(result, Tensor):
             return self._widened(result, op.output)
         return tuple(self._widened(part, value) if value is not None else part
                      for part, value in zip(result, op.outputs, strict=True))
 
-    def _kept(self, value: Value) -> dict[int, Index]:
-        """For each labelled dimension of a value, the indices that stay."""
+    def _kept_indices(self, value: Value) -> dict[int, Index]:
+        """For each labelled dimension of a value the indices that are kept."""
         if value.name:
-            return {dim: np.flatnonzero(self.stays[touch.labels]) for (name, dim), touch in self.labeled_dims.items()
+            return {dim: np.flatnonzero(self.kept[touch.labels]) for (name, dim), touch in self.labeled_dims.items()
                     if name == value.name}
         found: dict[int, Index] = {}
         for track in self.tape.tracks.get(value.id, ()):
             for dim in range(track.ndim):
                 if track.shape[dim] > 1:
-                    rows = np.moveaxis(self.stays[track], dim, -1).reshape(-1, track.shape[dim])
+                    rows = np.moveaxis(self.kept[track], dim, -1).reshape(-1, track.shape[dim])
                     if not (rows == rows[0]).all():
                         raise ProofError("verify: an operation mixes rows that keep different channels; this "
                                          "approximate cut can't be compared")
                     found[dim] = np.flatnonzero(rows[0])
         return found
 
-    def _narrow(self, given: Any, noted: Any) -> Any:
-        if not isinstance(noted, Value):
-            return given
-        for dim, index in self._kept(noted).items():
-            given = given.index_select(dim, torch.from_numpy(index).to(given.device))
-        return given
+    def _narrow(self, tensor: Any, recorded: Any) -> Any:
+        if not isinstance(recorded, Value):
+            return tensor
+        for dim, index in self._kept_indices(recorded).items():
+            tensor = tensor.index_select(dim, torch.from_numpy(index).to(tensor.device))
+        return tensor
 
     def _widened(self, result: Tensor, value: Value) -> Tensor:
-        for dim, index in self._kept(value).items():
+        for dim, index in self._kept_indices(value).items():
             shape = list(result.shape)
             shape[dim] = value.shape[dim]
             result = result.new_zeros(shape).index_copy(dim, torch.from_numpy(index).to(result.device), result)
@@ -152,7 +152,7 @@ class SameChannels(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _resized_arguments(op: Op, args: Sequence[Any]) -> list[Any]:
-    """The arguments with the sizes that some of them repeat brought up to date."""
+    """The arguments, with sizes that repeat the shape of a tensor updated."""
     args = list(args)
     if op.name == "aten.native_layer_norm":
         args[1] = list(args[0].shape[-len(args[1]):])

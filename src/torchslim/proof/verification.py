@@ -1,4 +1,4 @@
-"""The proof: removing channels must equal silencing them.
+"""Verification of a cut: removing channels must equal silencing them.
 
 The original, with the weights of every reader of a removed channel set to zero, computes what the slim network
 computes: a correct cut agrees to rounding. Both sides run as float64 copies, in eval mode, on the given inputs, and are
@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from torchslim.errors import PlanError, ProofError
 from torchslim.proof.float64 import in_float64
-from torchslim.proof.reference import changed_before_read, same_channels
+from torchslim.proof.reference import is_transformed_before_read, kept_channels_mode
 from torchslim.surgery.plans import Plan
 from torchslim.surgery.width_attributes import weight_of
 from torchslim.utils.copying import copy_model
@@ -34,9 +34,16 @@ from torchslim.utils.preserve import plain_context
 def verify(model: nn.Module, slim: nn.Module, plan: Plan, inputs: Inputs) -> float:
     """The largest relative error of `slim` against the silenced `model`, over all outputs and layers.
 
+        >>> import torch, torchslim as ts
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 3))
+        >>> x = torch.randn(1, 3, 8, 8)
+        >>> plan = ts.plan(model, x, macs=0.5)
+        >>> ts.verify(model, ts.apply(model, plan), plan, x) < 1e-12
+        True
+
     The error of a tensor is its largest absolute difference, over the largest absolute value of the silenced
     original's. The proof holds for the network as cut: fine-tuning changes the weights, and with them the outputs. An
-    approximate cut (`allow_approximate=True`) is held against an original whose norms mix only the channels that stay.
+    approximate cut (`allow_approximate=True`) is compared with an original whose norms mix only the kept channels.
 
     Args:
         model: the original, untouched since the plan was made.
@@ -61,18 +68,19 @@ class Difference:
 
 @torch.inference_mode(False)
 def differences(model: nn.Module, slim: nn.Module, plan: Plan, inputs: Inputs) -> list[Difference]:
-    """What `verify` compares, in the order of the run: each call of each layer, then the network's outputs."""
+    """The errors whose maximum `verify` returns: each call of each layer in the order of the run, then the outputs."""
     silenced = silence(copy_model(unwrap(model)).double(), plan)
-    narrow = copy_model(unwrap(slim)).double()
+    slim_copy = copy_model(unwrap(slim)).double()
     layers: dict[str, list[Tensor]] = {}
-    wide = map_tensors(lambda t: t.double() if t.is_floating_point() else t, inputs)
+    inputs64 = map_tensors(lambda t: t.double() if t.is_floating_point() else t, inputs)
     with in_float64():
-        mixing = same_channels(silenced, wide, plan) if _computes(silenced, wide, plan) else nullcontext()
-    watched = _watched(silenced, lambda name, _, output: layers.setdefault(name, []).append(output))
+        mixing = (kept_channels_mode(silenced, inputs64, plan)
+                  if _needs_kept_channels_mode(silenced, inputs64, plan) else nullcontext())
+    watched = _watch_layers(silenced, lambda name, _, output: layers.setdefault(name, []).append(output))
     with watched, mixing:
-        expected = _outputs(silenced, wide)
-    found_so_far: list[Difference] = []
-    # A tied tensor goes by the first of its names.
+        expected = _outputs(silenced, inputs64)
+    layer_differences: list[Difference] = []
+    # The plan lists a tied tensor under its first name.
     names: dict[Tensor, str] = {
         tensor: name for name, tensor in reversed(list(silenced.named_parameters(remove_duplicate=False)))}
 
@@ -82,36 +90,37 @@ def differences(model: nn.Module, slim: nn.Module, plan: Plan, inputs: Inputs) -
         original = silenced.get_submodule(name)
         weight = weight_of(original)
         part = _kept_part(layers[name].pop(0), layer, weight, plan.kept.get(names.get(weight, ""), {}))
-        # A layer of the model's own making may do more than its weight says, and a linear layer may work along
-        # positions, beside channels that its weight does not tell of: what follows them is compared.
-        if part.shape == output.shape or (_is_torchs_own(layer) and not isinstance(layer, nn.Linear)):
-            found_so_far.append(Difference(name, _error(part, output, name)))
+        # A custom layer may change channels that its weight does not show, and a linear layer may work along positions
+        # beside channels: if the shapes differ, only the layers that follow are compared.
+        if part.shape == output.shape or (_is_torch_layer(layer) and not isinstance(layer, nn.Linear)):
+            layer_differences.append(Difference(name, _error(part, output, name)))
 
-    with _watched(narrow, compare):
-        found = _outputs(narrow, wide)
-    if [tuple(t.shape) for t in expected] != [tuple(t.shape) for t in found]:
-        raise ProofError(f"verify: the slim network's outputs have shapes {[tuple(t.shape) for t in found]}, the "
+    with _watch_layers(slim_copy, compare):
+        outputs = _outputs(slim_copy, inputs64)
+    if [tuple(t.shape) for t in expected] != [tuple(t.shape) for t in outputs]:
+        raise ProofError(f"verify: the slim network's outputs have shapes {[tuple(t.shape) for t in outputs]}, the "
                          f"original's {[tuple(t.shape) for t in expected]}")
-    ends = [Difference("the output", _error(a, b, "the output")) for a, b in zip(expected, found, strict=True)]
-    return found_so_far + ends
+    output_differences = [Difference("the output", _error(a, b, "the output"))
+                          for a, b in zip(expected, outputs, strict=True)]
+    return layer_differences + output_differences
 
 
-def _computes(model: nn.Module, inputs: Inputs, plan: Plan) -> bool:
-    """Whether zeros in the readers do not silence all: channels are mixed, or weights are computed of the readers."""
+def _needs_kept_channels_mode(model: nn.Module, inputs: Inputs, plan: Plan) -> bool:
+    """Whether zeros in the readers don't silence all: channels are mixed, or weights are computed from the readers."""
     if plan.settings.get("allow_approximate"):
         return True
     own = {name for name, _ in plan.readers if not _is_layer(model, name)}
-    return bool(own) and changed_before_read(model, inputs, own)
+    return bool(own) and is_transformed_before_read(model, inputs, own)
 
 
 def _is_layer(model: nn.Module, name: str) -> bool:
-    """The weight of one of torch's own layers, which is read as it is."""
+    """True for the weight of one of torch's own layers, which reads it without transforming it."""
     owner, _, attribute = name.rpartition(".")
-    return attribute == "weight" and _is_torchs_own(model.get_submodule(owner))
+    return attribute == "weight" and _is_torch_layer(model.get_submodule(owner))
 
 
-def _is_torchs_own(layer: nn.Module) -> bool:
-    """Of one of torch's own classes, parametrised or not."""
+def _is_torch_layer(layer: nn.Module) -> bool:
+    """True for a layer of one of torch's own classes, parametrised or not."""
     kind = type(layer).__base__ if is_parametrized(layer) else type(layer)
     return kind is not None and kind.__module__.startswith("torch.nn.modules.")
 
@@ -142,18 +151,19 @@ def silence(model: nn.Module, plan: Plan) -> nn.Module:
 
 
 @contextmanager
-def _watched(model: nn.Module, see: Callable[[str, nn.Module, Tensor], None]) -> Iterator[None]:
-    """Call `see(name, layer, output)` for each layer that holds a weight of its own, each time it has run."""
+def _watch_layers(model: nn.Module, callback: Callable[[str, nn.Module, Tensor], None]) -> Iterator[None]:
+    """Call `callback(name, layer, output)` after each call of each layer that has a weight of its own."""
 
     def hook(name: str) -> Callable[..., None]:
-        def seen(layer: nn.Module, _args: Any, output: Any) -> None:
+        def after_call(layer: nn.Module, _args: Any, output: Any) -> None:
             if isinstance(output, Tensor):
-                with _disable_current_modes():  # what is done here is no operation of the network
+                with _disable_current_modes():  # the mode must not count these operations
                     # A copy: the next layer may work in place.
-                    see(name, layer, output.clone())
-        return seen
+                    callback(name, layer, output.clone())
+        return after_call
 
-    handles = [module.register_forward_hook(hook(name)) for name, module in model.named_modules() if _weighs(module)]
+    handles = [module.register_forward_hook(hook(name)) for name, module in model.named_modules()
+               if _has_weight(module)]
     try:
         yield
     finally:
@@ -161,7 +171,7 @@ def _watched(model: nn.Module, see: Callable[[str, nn.Module, Tensor], None]) ->
             handle.remove()
 
 
-def _weighs(module: nn.Module) -> bool:
+def _has_weight(module: nn.Module) -> bool:
     """A layer with a weight of its own, computed or not."""
     if is_parametrized(module, "weight"):
         return True

@@ -1,4 +1,4 @@
-"""Cut a copy of a model as a plan says: model + Plan -> model. Decides nothing."""
+"""Model + `Plan` -> slim copy of the model. Decides nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from torchslim.errors import PlanError, UnsupportedModel
 from torchslim.surgery.plans import Mend, Plan
-from torchslim.surgery.width_attributes import computed
+from torchslim.surgery.width_attributes import tensors_computed_by_hooks
 from torchslim.utils.copying import copy_model
 from torchslim.utils.inputs import unwrap
 from torchslim.utils.modules import BLOCK_ELEMENTS, named_modules, tensors_of
@@ -24,8 +24,15 @@ from torchslim.utils.modules import BLOCK_ELEMENTS, named_modules, tensors_of
 def apply(model: nn.Module, plan: Plan) -> nn.Module:
     """A slim copy of `model`; the model itself is untouched.
 
+        >>> import torch, torchslim as ts
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 3))
+        >>> plan = ts.plan(model, torch.zeros(1, 3, 8, 8), macs=0.5)
+        >>> slim = ts.apply(model, plan)
+        >>> model[0].out_channels, slim[0].out_channels
+        (8, 4)
+
     Dtype, device, memory format, `requires_grad`, training mode, hooks and all other attributes are kept. Gradients
-    are not carried over. Compiled and data-parallel wrappers are looked through: the copy is of the plain module.
+    are not carried over. Compiled and data-parallel wrappers are removed: the copy is of the module inside.
 
     Raises:
         PlanError: the plan was made for another model: a name is missing, an index out of range, an attribute other
@@ -34,17 +41,18 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
     """
     model = unwrap(model)
     state = tensors_of(model)
-    parts: dict[int, Any] = {}
-    left_behind = computed(model)
-    index = cache(KeptIndex)
+    replacements: dict[int, Any] = {}
+    computed = tensors_computed_by_hooks(model)
+    indices_of = cache(KeptIndices)
     for name, dims in plan.kept.items():
         if name not in state:
             raise PlanError(f"`{name}`: the plan cuts this tensor and the model has none of that name; "
                             "apply the plan to the model that it was made for")
-        for own in (name, *left_behind.get(name, ())):
-            parts[id(state[own])] = cut_tensor(state[own], own, dims, plan.grouped.get(name), index)
+        for target in (name, *computed.get(name, ())):
+            tensor = state[target]
+            replacements[id(tensor)] = cut_tensor(tensor, target, dims, plan.grouped.get(name), indices_of)
     try:
-        slim = copy_model(model, parts)
+        slim = copy_model(model, replacements)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise UnsupportedModel(f"model: {type(model).__name__} can't be copied ({error}); "
                                "copy.deepcopy(model) must work") from error
@@ -53,31 +61,31 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
     return slim
 
 
-class KeptIndex:
-    """Indices that stay: many tensors keep the same."""
+class KeptIndices:
+    """The indices that a dimension keeps, as a tensor; cached, since many tensors keep the same ones."""
 
     def __init__(self, kept: tuple[int, ...]) -> None:
         self.kept = kept
-        self.least, self.most = min(kept, default=-1), max(kept, default=-1)
+        self.min, self.max = min(kept, default=-1), max(kept, default=-1)
         self.tensor = torch.tensor(kept)
 
     def on(self, device: torch.device) -> Tensor:
-        """As a tensor on a device."""
+        """The indices as a tensor on a device."""
         if self.tensor.device != device:
             self.tensor = torch.tensor(self.kept, device=device)
         return self.tensor
 
 
 def cut_tensor(tensor: Tensor, name: str, dims: Mapping[int, Sequence[int]], groups: tuple[int, int] | None,
-               index_of: Callable[[tuple[int, ...]], KeptIndex] = KeptIndex) -> Tensor:
+               index_of: Callable[[tuple[int, ...]], KeptIndices] = KeptIndices) -> Tensor:
     """The kept part of a tensor, contiguous in the tensor's own memory format.
 
     Args:
         tensor: a parameter, a buffer, or an optimizer's state of the same shape.
         name: the parameter's, for messages.
-        dims: the plan for it: what stays of each dimension that is cut.
+        dims: the indices that are kept of each dimension that is cut.
         groups: the groups of a grouped convolution before and after.
-        index_of: makes a `KeptIndex` of what stays; one that remembers saves time where many tensors keep the same.
+        index_of: makes a `KeptIndices`; a caching one saves time where many tensors keep the same indices.
 
     Raises:
         PlanError: an index out of range, or filters that can't be split into the groups.
@@ -87,8 +95,8 @@ def cut_tensor(tensor: Tensor, name: str, dims: Mapping[int, Sequence[int]], gro
         size = tensor.shape[dim] if dim < tensor.dim() else 0
         if groups is not None and dim == 1:
             size *= groups[0]
-        if index.least < 0 or index.most >= size:
-            raise PlanError(f"`{name}`: the plan keeps indices up to {index.most} of dimension {dim}, "
+        if index.min < 0 or index.max >= size:
+            raise PlanError(f"`{name}`: the plan keeps indices up to {index.max} of dimension {dim}, "
                             f"which has {size}; apply the plan to the model that it was made for")
     with torch.no_grad():
         part = tensor.detach()
@@ -103,8 +111,8 @@ def cut_tensor(tensor: Tensor, name: str, dims: Mapping[int, Sequence[int]], gro
 
 
 def _select(tensor: Tensor, indices: Mapping[int, Tensor]) -> Tensor:
-    """The elements at these indices of each dimension; large tensors go block by block where two dimensions are cut."""
-    # The dimension that loses most goes first.
+    """The elements at these indices of each dimension; large tensors are cut block by block in two dimensions."""
+    # The dimension that loses most is cut first.
     dims = sorted(indices, key=lambda dim: len(indices[dim]) / tensor.shape[dim])
     if len(dims) == 2 and 0 in dims and tensor.numel() > BLOCK_ELEMENTS and tensor.is_contiguous():
         other = next(dim for dim in dims if dim)
@@ -129,14 +137,14 @@ def _cut_grouped(weight: Tensor, name: str, dims: Mapping[int, Sequence[int]], g
     width, size = weight.shape[1], weight.shape[0] // before
     parts = []
     for group in range(after):
-        own = outs[group * len(outs) // after:(group + 1) * len(outs) // after]
+        filters = outs[group * len(outs) // after:(group + 1) * len(outs) // after]
         read = ins[group * len(ins) // after:(group + 1) * len(ins) // after]
-        homes = {out // size for out in own} | {channel // width for channel in read}
-        if len(homes) != 1:
+        sources = {filter_ // size for filter_ in filters} | {channel // width for channel in read}
+        if len(sources) != 1:
             raise PlanError(f"`{name}`: group {group} of the slim convolution would mix the original groups "
-                            f"{sorted(homes)}; keep equally many channels of each group")
-        base = homes.pop() * width
-        rows = weight.index_select(0, torch.tensor(own, device=weight.device))
+                            f"{sorted(sources)}; keep equally many channels of each group")
+        base = sources.pop() * width
+        rows = weight.index_select(0, torch.tensor(filters, device=weight.device))
         parts.append(rows.index_select(1, torch.tensor([channel - base for channel in read], device=weight.device)))
     return torch.cat(parts)
 
@@ -166,9 +174,9 @@ def _mend(model: nn.Module, mend: Mend) -> None:
 
 
 def _narrow(tensor: Tensor, dims: Mapping[int, int]) -> Tensor:
-    """A view of as many elements as a slim tensor has, laid out as that one will be: torch may choose by the layout."""
+    """A view with the shape and memory layout of the slim tensor: torch may choose a kernel by the layout."""
     shape = [dims.get(dim, size) for dim, size in enumerate(tensor.shape)]
-    if 0 in tensor.stride():  # expanded: there are not so many elements
+    if 0 in tensor.stride():  # expanded: its storage holds fewer elements
         return tensor[tuple(slice(size) for size in shape)]
     layout = _memory_format(tensor)
     if layout is torch.contiguous_format:
@@ -181,7 +189,7 @@ def _narrow(tensor: Tensor, dims: Mapping[int, int]) -> Tensor:
 def resized(model: nn.Module, sizes: Mapping[str, Mapping[int, int]], mends: Sequence[Mend]) -> Iterator[None]:
     """The model itself with narrower tensors while the block runs: views of their storage, nothing is copied.
 
-    Good for learning what shapes the slim model will have, at the price of a trace.
+    A trace of it has the shapes of the slim model; values are meaningless.
     """
     state = tensors_of(model)
     views: dict[int, Tensor] = {}

@@ -1,4 +1,4 @@
-"""Training goes on after a cut: an optimizer's state, cut like the parameters that it belongs to."""
+"""Optimizer state after a cut: it is cut like the parameters that it belongs to, so that training can continue."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torchslim.utils.inputs import tensors_in, unwrap
 
 
 def carry_optimizer(optimizer: Optimizer, model: nn.Module, slim: nn.Module, plan: Plan) -> Optimizer:
-    """An optimizer of the same class over the slim model's parameters, with what it had learnt of those that stay.
+    """An optimizer of the same class over the slim model's parameters, with the state of the channels that are kept.
 
     Parameter groups keep their order and their settings (a learning rate for each, say). State of a parameter's shape
     (momentum, Adam's averages) is cut at the indices at which the parameter was cut; counts of steps are kept. The
@@ -36,36 +36,36 @@ def carry_optimizer(optimizer: Optimizer, model: nn.Module, slim: nn.Module, pla
     """
     kind = type(optimizer).__name__
     names = {id(p): name for name, p in reversed(list(unwrap(model).named_parameters(remove_duplicate=False)))}
-    narrow = dict(unwrap(slim).named_parameters(remove_duplicate=False))
+    slim_parameters = dict(unwrap(slim).named_parameters(remove_duplicate=False))
     memo: dict[int, Any] = {}
-    for place, group in enumerate(optimizer.param_groups):
+    for index, group in enumerate(optimizer.param_groups):
         for parameter in group["params"]:
             if id(parameter) not in names:
-                raise RequestError(f"carry_optimizer: parameter group {place} of the {kind} holds a tensor of shape "
+                raise RequestError(f"carry_optimizer: parameter group {index} of the {kind} holds a tensor of shape "
                                    f"{tuple(parameter.shape)} that is no parameter of the model; give the model that "
                                    "the optimizer trains")
             name = names[id(parameter)]
-            memo[id(parameter)] = _slim_parameter(parameter, name, narrow.get(name), plan)
+            memo[id(parameter)] = _slim_parameter(parameter, name, slim_parameters.get(name), plan)
             for key, item in optimizer.state.get(parameter, {}).items():
                 _cut_item(item, f"the {kind}'s `{key}` of `{name}`", parameter, name, plan, memo)
     carried = copy.deepcopy(optimizer, memo)
-    _check_nothing_is_lost(optimizer, carried)
+    _carry_other_attributes(optimizer, carried)
     return carried
 
 
-def _slim_parameter(parameter: Tensor, name: str, found: Tensor | None, plan: Plan) -> Tensor:
+def _slim_parameter(parameter: Tensor, name: str, candidate: Tensor | None, plan: Plan) -> Tensor:
     shape = list(parameter.shape)
     for dim, index in plan.kept.get(name, {}).items():
         shape[dim] = len(index) // (plan.grouped[name][1] if dim == 1 and name in plan.grouped else 1)
-    if found is None or list(found.shape) != shape:
-        has = "no parameter of that name" if found is None else f"one of shape {tuple(found.shape)}"
+    if candidate is None or list(candidate.shape) != shape:
+        has = "no parameter of that name" if candidate is None else f"one of shape {tuple(candidate.shape)}"
         raise PlanError(f"carry_optimizer: `{name}` must have shape {tuple(shape)} by the plan, and the slim model has "
                         f"{has}; give the slim model that `apply(model, plan)` made")
-    return found
+    return candidate
 
 
 def _cut_item(item: Any, what: str, parameter: Tensor, name: str, plan: Plan, memo: dict[int, Any]) -> None:
-    """Put the slim counterpart of one entry of the state into `memo`; what stays as it is needs none."""
+    """Put the slim counterpart of one entry of the state into `memo`; unchanged entries need none."""
     dims = plan.kept.get(name)
     if dims is None:
         return
@@ -78,8 +78,8 @@ def _cut_item(item: Any, what: str, parameter: Tensor, name: str, plan: Plan, me
                            "stay; make a new optimizer on the slim model's parameters")
 
 
-def _check_nothing_is_lost(optimizer: Optimizer, carried: Optimizer) -> None:
-    """A copied optimizer has its groups and its state; whatever else it keeps must be of no weight."""
+def _carry_other_attributes(optimizer: Optimizer, carried: Optimizer) -> None:
+    """Copy plain attributes that a copied optimizer lacks; raise for any other, which would be lost."""
     for key, item in vars(optimizer).items():
         if key in vars(carried) or callable(item):  # schedulers wrap `step`
             continue

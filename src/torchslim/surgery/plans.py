@@ -1,7 +1,7 @@
-"""The plan: what stays of a network, as plain data.
+"""The plan: which channels of a network are kept, as plain data.
 
-`plan` decides and touches nothing; `apply` executes and decides nothing. Between the two stands this value: frozen,
-printable, comparable, and the same after a trip through JSON.
+`plan` decides and changes nothing; `apply` executes and decides nothing. This value is what passes between them:
+frozen, printable, comparable, and equal after a round trip through JSON.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _REMEDY = "give the text that Plan.to_json wrote"
 
 @dataclass(frozen=True)
 class Mend:
-    """An attribute of a module that remembers a width, and what it must become (`groups`, `num_features`, ...)."""
+    """An attribute of a module that stores a width (`groups`, `num_features`, ...), and its value after the cut."""
 
     module: str
     attribute: str
@@ -35,7 +35,7 @@ class Mend:
 
 @dataclass(frozen=True)
 class Budget:
-    """One limit: what was asked (a count), what the network cost before, what it costs after the cut.
+    """One limit: the requested maximum (a count), the network's cost before and after the cut.
 
     Times ("latency") are in nanoseconds.
     """
@@ -51,7 +51,7 @@ class Budget:
         return self.met / self.before if self.before else 1.0
 
     def spoken(self, number: int) -> str:
-        """One of its numbers as people read it: "1,234,567", or for a time "1.23 ms"."""
+        """A number of this resource for display: "1,234,567", or for a time "1.23 ms"."""
         return spoken(self.resource, number)
 
 
@@ -66,22 +66,22 @@ class LeftAlone:
 
 @dataclass(frozen=True)
 class Plan:
-    """What stays of a network.
+    """Which channels of a network are kept.
 
     Attributes:
-        kept: for each parameter or buffer that is cut, and each of its dimensions that is cut, the indices that stay,
+        kept: for each parameter or buffer that is cut, and each of its cut dimensions, the indices that are kept,
             in original numbering and in the order they have in the slim network. A grouped convolution's dimension 1
             counts the input channels over all groups (`0 .. in_channels - 1`).
         readers: the `(parameter, dimension)` pairs of `kept` that *read* channels (a convolution's input dimension):
             zeroing their missing indices in the original silences exactly what was removed.
         grouped: for the weight of each grouped convolution that is cut, its groups before and after.
-        mends: attributes that remember a width.
-        budgets: what was asked and what is met.
-        predicted: `params` and `macs` of the slim network, as the plan foresees them (inputs as given), and where it
+        mends: module attributes that store a width, before and after.
+        budgets: the requested limits and what is met.
+        predicted: `params` and `macs` of the slim network, as predicted for the given inputs, and where it
             was planned for a backend `latency`, in nanoseconds.
         left_alone: channels that cannot be cut, and why.
         notes: remarks for the reader.
-        settings: how the plan was asked for (importance, scope, seed, ...), for the record.
+        settings: the options of the call (importance, scope, seed, ...).
     """
 
     kept: Kept
@@ -131,5 +131,5 @@ class Plan:
 
 
 def spoken(resource: str, number: int) -> str:
-    """A number of a resource as people read it: "1,234,567", or for a time "1.23 ms"."""
+    """A number of a resource for display: "1,234,567", or for a time "1.23 ms"."""
     return milliseconds(number / 1e6) if resource == "latency" else f"{number:,}"

@@ -1,4 +1,4 @@
-"""Attributes of torch's and torchvision's layers that remember a width (`in_channels`, `groups`, ...)."""
+"""Attributes of torch's and torchvision's layers that store a width (`in_channels`, `groups`, ...)."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torchslim.surgery.plans import Mend
 from torchslim.utils.modules import named_modules, names_of_modules
 
-Facts = dict[str, int | tuple[int, ...]]
+Attributes = dict[str, int | tuple[int, ...]]
 Shape = Callable[[Tensor], Sequence[int]]
 
 
-def computed(model: nn.Module) -> dict[str, list[str]]:
-    """What hooks of `torch.nn.utils` (weight norm, spectral norm, pruning) compute before each call.
+def tensors_computed_by_hooks(model: nn.Module) -> dict[str, list[str]]:
+    """The tensors that hooks of `torch.nn.utils` (weight norm, spectral norm, pruning) compute before each call.
 
-    By the name of the parameter that it is computed of: for `conv.weight_v` the attribute `conv.weight`.
+    Keys are the parameters that they are computed from: `conv.weight_v` -> [`conv.weight`].
     """
-    found: dict[str, list[str]] = {}
+    result: dict[str, list[str]] = {}
     for prefix, module in named_modules(model):
         for hook in module._forward_pre_hooks.values():
-            name = _computed_by(hook)
-            if name is not None and isinstance(module.__dict__.get(name[0]), Tensor):
-                attribute, source = (f"{prefix}.{part}" if prefix else part for part in name)
-                found.setdefault(source, []).append(attribute)
-    return found
+            names = _hook_target(hook)
+            if names is not None and isinstance(module.__dict__.get(names[0]), Tensor):
+                attribute, source = (f"{prefix}.{name}" if prefix else name for name in names)
+                result.setdefault(source, []).append(attribute)
+    return result
 
 
-def _computed_by(hook: Any) -> tuple[str, str] | None:
-    """The attribute that a hook sets, and the parameter that it computes this of."""
+def _hook_target(hook: Any) -> tuple[str, str] | None:
+    """The attribute that a hook sets, and the parameter that it computes it from; None for other hooks."""
     if isinstance(hook, WeightNorm):
         return hook.name, f"{hook.name}_v"
     if isinstance(hook, SpectralNorm):
@@ -48,20 +48,20 @@ def _computed_by(hook: Any) -> tuple[str, str] | None:
 
 
 def weight_of(layer: nn.Module) -> Tensor:
-    """The tensor that a layer's weight has its shape from: the weight, or what it is computed of.
+    """The tensor that determines the shape of a layer's weight: the weight, or what it is computed from.
 
-    A computed weight itself is not asked for: that may fail at new widths, and a spectral norm changes each time.
+    A computed weight itself is not read: computing it may fail at new widths, and changes the state of a spectral norm.
     """
     if is_parametrized(layer, "weight"):
-        held = layer.get_submodule("parametrizations.weight")
-        return max((*held.parameters(recurse=False), *held.buffers(recurse=False)), key=Tensor.numel)
-    hooks = filter(None, map(_computed_by, layer._forward_pre_hooks.values()))
+        originals = layer.get_submodule("parametrizations.weight")
+        return max((*originals.parameters(recurse=False), *originals.buffers(recurse=False)), key=Tensor.numel)
+    hooks = filter(None, map(_hook_target, layer._forward_pre_hooks.values()))
     source = next((source for name, source in hooks if name == "weight"), "weight")
     weight: Tensor = getattr(layer, source)
     return weight
 
 
-def _convolution(layer: _ConvNd, shape: Shape) -> Facts:
+def _convolution(layer: _ConvNd, shape: Shape) -> Attributes:
     first, second = shape(weight_of(layer))[:2]
     depthwise = layer.groups > 1 and layer.groups == layer.in_channels and second == 1
     if isinstance(layer, _ConvTransposeNd):
@@ -72,38 +72,38 @@ def _convolution(layer: _ConvNd, shape: Shape) -> Facts:
     return {"in_channels": second * groups, "out_channels": first, "groups": groups}
 
 
-def _linear(layer: nn.Linear, shape: Shape) -> Facts:
+def _linear(layer: nn.Linear, shape: Shape) -> Attributes:
     out_features, in_features = shape(weight_of(layer))
     return {"out_features": out_features, "in_features": in_features}
 
 
-def _embedding(layer: nn.Embedding, shape: Shape) -> Facts:
+def _embedding(layer: nn.Embedding, shape: Shape) -> Attributes:
     return {"embedding_dim": shape(weight_of(layer))[1]}
 
 
-def _norm(layer: _NormBase, shape: Shape) -> Facts:
-    held = layer.weight if layer.weight is not None else layer.running_mean
-    return {} if held is None else {"num_features": shape(held)[0]}
+def _norm(layer: _NormBase, shape: Shape) -> Attributes:
+    tensor = layer.weight if layer.weight is not None else layer.running_mean
+    return {} if tensor is None else {"num_features": shape(tensor)[0]}
 
 
-def _layer_norm(layer: Any, shape: Shape) -> Facts:
+def _layer_norm(layer: Any, shape: Shape) -> Attributes:
     return {} if layer.weight is None else {"normalized_shape": tuple(shape(layer.weight))}
 
 
-def _group_norm(layer: nn.GroupNorm, shape: Shape) -> Facts:
+def _group_norm(layer: nn.GroupNorm, shape: Shape) -> Attributes:
     if layer.weight is None:
         return {}
     channels = shape(layer.weight)[0]
-    # One group a channel is what makes it an instance norm: that must stay so.
+    # With one group a channel it is an instance norm, which it must remain.
     return {"num_channels": channels,
             "num_groups": channels if layer.num_groups == layer.num_channels else layer.num_groups}
 
 
-def _prelu(layer: nn.PReLU, shape: Shape) -> Facts:
+def _prelu(layer: nn.PReLU, shape: Shape) -> Attributes:
     return {"num_parameters": shape(layer.weight)[0]}
 
 
-_LAYERS: tuple[tuple[type[nn.Module], Callable[[Any, Shape], Facts]], ...] = (
+_LAYERS: tuple[tuple[type[nn.Module], Callable[[Any, Shape], Attributes]], ...] = (
     (_ConvNd, _convolution),
     (nn.Linear, _linear),
     (nn.Embedding, _embedding),
@@ -115,36 +115,41 @@ _LAYERS: tuple[tuple[type[nn.Module], Callable[[Any, Shape], Facts]], ...] = (
 )
 
 
-def _layers() -> Iterator[tuple[type[nn.Module], Callable[[Any, Shape], Facts]]]:
+def _layers() -> Iterator[tuple[type[nn.Module], Callable[[Any, Shape], Attributes]]]:
     yield from _LAYERS
-    deformable = sys.modules.get("torchvision.ops.deform_conv")  # not worth an import of torchvision
+    deformable = sys.modules.get("torchvision.ops.deform_conv")  # in use only if torchvision was imported
     if deformable is not None:
         yield deformable.DeformConv2d, _convolution
 
 
-def _today(tensor: Tensor) -> Sequence[int]:
+def _current_shape(tensor: Tensor) -> Sequence[int]:
     return tensor.shape
 
 
-def outdated(model: nn.Module, shape: Shape = _today, groups: Mapping[str, int] | None = None) -> list[Mend]:
-    """What torch's layers in `model` remember that their tensors' shapes contradict.
+def outdated_attributes(model: nn.Module, shape: Shape = _current_shape,
+                        groups: Mapping[str, int] | None = None) -> list[Mend]:
+    """The attributes of torch's layers in `model` that contradict the shapes of their tensors.
 
-    `shape` gives a tensor's shape: that which it has, or that which it is going to have. In the latter case what
-    contradicts its shape today is not reported. `groups` tells of grouped convolutions that have lost whole groups,
-    which no shape shows: the weight's name and how many groups are left.
+    Args:
+        model: the model.
+        shape: gives a tensor's shape, the one that it has or the one after a cut. In the latter case attributes that
+            contradict the current shape, too, are left out.
+        groups: the groups that are left of convolutions that lost whole groups, by the name of the weight; no shape
+            shows them.
     """
     mends = []
-    layers = tuple(_layers())
+    kinds = tuple(_layers())
     for module, name in names_of_modules(model).items():
-        for kind, facts in layers:
+        for kind, attributes_of in kinds:
             if isinstance(module, kind):
-                found = facts(module, shape)
-                left = (groups or {}).get(f"{name}.weight" if name else "weight")
-                if left is not None and isinstance(module, _ConvNd):
-                    found |= {"groups": left, "in_channels": shape(weight_of(module))[1] * left}
-                for attribute, new in found.items():
+                attributes = attributes_of(module, shape)
+                groups_left = (groups or {}).get(f"{name}.weight" if name else "weight")
+                if groups_left is not None and isinstance(module, _ConvNd):
+                    attributes |= {"groups": groups_left, "in_channels": shape(weight_of(module))[1] * groups_left}
+                for attribute, new in attributes.items():
                     old = getattr(module, attribute)
                     old = tuple(old) if isinstance(old, list | tuple) else old
-                    if old != new and (shape is _today or facts(module, _today)[attribute] == old):
+                    if old != new and (shape is _current_shape
+                                       or attributes_of(module, _current_shape)[attribute] == old):
                         mends.append(Mend(name, attribute, old, new))
     return mends
