@@ -134,8 +134,7 @@ def prune(
         min_channels=min_channels, min_kept=min_kept, seed=seed)
     result: dict[str, Any] = {"model": str(source)}
     if show:
-        groups = torchslim.groups(original, inputs, **coupling)
-        result |= _show(str(source), original, groups, plan, as_json)
+        result |= _show(str(source), original, torchslim.groups(original, inputs, **coupling), plan, as_json)
     if plan is not None:
         images = [batch for batch, _ in labelled] if compensate and labelled else ()
         result |= _carry_out(plan, original, inputs, images, source, out, as_json)
