@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Unpack
 
 from torch import nn
 
 from torchslim.errors import RequestError
-from torchslim.planning.pruning import plan, prune
+from torchslim.importance.gradients import Loss
+from torchslim.planning.options import PlanKeywords, PlanOptions, split_keywords
+from torchslim.planning.pruning import plan_with, prune_with
 from torchslim.planning.schedules import shares
 from torchslim.surgery.plans import Plan
 from torchslim.utils.inputs import Inputs, unwrap
 
-Request = dict[str, Any]
-
 
 def schedule(model: nn.Module, inputs: Inputs, *, steps: int = 5, curve: str = "cubic",
-             compensate: bool = False, **options: Any) -> Iterator[tuple[nn.Module, Plan]]:
+             compensate: bool = False, **options: Unpack[PlanKeywords]) -> Iterator[tuple[nn.Module, Plan]]:
     """Cut a network to its budget in steps; train what each gives before asking for the next.
 
         for slim, plan in ts.schedule(model, inputs, macs=0.25, steps=4):
@@ -44,44 +45,44 @@ def schedule(model: nn.Module, inputs: Inputs, *, steps: int = 5, curve: str = "
         RequestError: at once, before anything is trained: a plan of the whole cut was refused.
         ProofError: a step's network does not equal its silenced original.
     """
-    model = unwrap(model)
-    if compensate and options.get("data") is None:
+    requested, given_data, loss = split_keywords(options)
+    model, data = unwrap(model), as_batches(given_data)
+    if compensate and data is None:
         raise RequestError("schedule: compensate=True asks for data=, batches of what the model is called with")
-    found = requests(model, inputs, steps, curve, options)
-    return _steps(model, inputs, [{**request, "compensate": compensate} for request in found])
+    steps_of = options_of_steps(requested, model, inputs, steps, curve, data, loss)
+    return _cuts(steps_of, model, inputs, data, loss, compensate)
 
 
-def requests(model: nn.Module, inputs: Inputs, steps: int, curve: str, options: Mapping[str, Any]) -> list[Request]:
-    """What each step asks of `plan`, beside `original=`: the options, and its own budgets and shares by pattern.
+def options_of_steps(options: PlanOptions, model: nn.Module, inputs: Inputs, steps: int, curve: str,
+                     data: Iterable[Any] | None, loss: Loss | None) -> list[PlanOptions]:
+    """The options of each step's plan: its own budgets and shares by pattern, all of the original's.
 
     Raises:
         RequestError: see `schedule`.
     """
-    options = {**options, "data": _kept(options.get("data"))}
-    if "original" in options:
-        raise RequestError("schedule: original= is the model itself here; leave it out")
     ends = shares(steps, 1.0, curve)  # nothing is cut by these: they refuse what is no number of steps and no curve
-    whole = plan(model, inputs, **options)
-    found: list[Request] = [{} for _ in ends]
-    for budget in whole.budgets:
+    whole_cut = plan_with(options, model, inputs, data, loss)
+    changes: list[dict[str, Any]] = [{} for _ in ends]
+    for budget in whole_cut.budgets:
         final = min(1.0, budget.asked / budget.before)
-        for request, share in zip(found, shares(steps, final, curve), strict=True):
-            request[budget.resource] = max(1, int(share * budget.before))
-        found[-1][budget.resource] = budget.asked
-    if isinstance(options.get("scope"), Mapping):
-        by_pattern = {pattern: shares(steps, share, curve) for pattern, share in options["scope"].items()}
-        for place, request in enumerate(found):
-            request["scope"] = {pattern: parts[place] for pattern, parts in by_pattern.items()}
-    return [{**options, **request} for request in found]
+        for change, share in zip(changes, shares(steps, final, curve), strict=True):
+            change[budget.resource] = max(1, int(share * budget.before))
+        changes[-1][budget.resource] = budget.asked
+    if options.shares:
+        by_pattern = {pattern: shares(steps, share, curve) for pattern, share in options.shares.items()}
+        for index, change in enumerate(changes):
+            change["scope"] = {pattern: of_steps[index] for pattern, of_steps in by_pattern.items()}
+    return [replace(options, **change) for change in changes]
 
 
-def _steps(model: nn.Module, inputs: Inputs, requests: list[Request]) -> Iterator[tuple[nn.Module, Plan]]:
+def _cuts(steps: Sequence[PlanOptions], model: nn.Module, inputs: Inputs, data: Iterable[Any] | None,
+          loss: Loss | None, compensate: bool) -> Iterator[tuple[nn.Module, Plan]]:
     network = model
-    for request in requests:
-        network, decided = prune(network, inputs, original=model, **request)
-        yield network, decided
+    for options in steps:
+        network, step = prune_with(options, network, inputs, data, loss, model, compensate)
+        yield network, step
 
 
-def _kept(data: Any) -> Any:
+def as_batches(data: Iterable[Any] | None) -> Iterable[Any] | None:
     """Batches that can be gone through at each step."""
     return list(data) if isinstance(data, Iterator) else data

@@ -121,6 +121,13 @@ class PlanOptions:
         return CouplingOptions(self.allow_approximate, self.whole_groups)
 
 
+def split_keywords(keywords: PlanKeywords) -> tuple[PlanOptions, Iterable[Any] | None, Loss | None]:
+    """The keywords of `plan` as options, data and loss."""
+    options: dict[str, Any] = dict(keywords)
+    data, loss = options.pop("data", None), options.pop("loss", None)
+    return PlanOptions(**options), data, loss
+
+
 def as_patterns(patterns: Sequence[str], name: str) -> tuple[str, ...]:
     """Patterns of layer names, as `only=` and `exclude=` take them.
 

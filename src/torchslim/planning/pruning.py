@@ -25,7 +25,7 @@ from torchslim.latency.target import Backend
 from torchslim.planning.assembly import assemble_plan
 from torchslim.planning.failures import FailureLog
 from torchslim.planning.feasible_cuts import find_feasible_cut
-from torchslim.planning.options import PlanKeywords, PlanOptions, Scope
+from torchslim.planning.options import PlanKeywords, PlanOptions, Scope, split_keywords
 from torchslim.planning.problem import PlanningProblem, prepare
 from torchslim.proof.verification import differences
 from torchslim.surgery.cutting import apply
@@ -96,6 +96,12 @@ def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params:
         importance=importance, scope=scope, shortcuts=shortcuts, round_to=round_to, min_channels=min_channels,
         min_kept=min_kept, only=only, exclude=exclude, allow_approximate=allow_approximate, whole_groups=whole_groups,
         seed=seed)
+    return plan_with(options, model, inputs, data, loss, original)
+
+
+def plan_with(options: PlanOptions, model: nn.Module, inputs: Inputs, data: Iterable[Any] | None = None,
+              loss: Loss | None = None, original: nn.Module | None = None) -> Plan:
+    """As `plan`, its keywords as one value."""
     with torch.inference_mode(False):
         return decide(prepare(unwrap(model), inputs, options, data, loss, original), options)
 
@@ -143,12 +149,20 @@ def prune(model: nn.Module, inputs: Inputs, *, compensate: bool = False, origina
         >>> slim[0]
         Conv2d(3, 4, kernel_size=(3, 3), stride=(1, 1))
     """
-    evidence = Evidence(model, inputs, options.get("data"), options.get("loss"))
+    plan_options, data, loss = split_keywords(options)
+    return prune_with(plan_options, model, inputs, data, loss, original, compensate)
+
+
+def prune_with(options: PlanOptions, model: nn.Module, inputs: Inputs, data: Iterable[Any] | None = None,
+               loss: Loss | None = None, original: nn.Module | None = None,
+               compensate: bool = False) -> tuple[nn.Module, Plan]:
+    """As `prune`, the keywords of `plan` as one value."""
+    evidence = Evidence(model, inputs, data, loss)
     if compensate:
-        if evidence.data is None:
+        if data is None:
             raise RequestError("prune: compensate=True asks for data=, batches of what the model is called with")
-        options["data"] = evidence.listed  # an iterator gives its batches once
-    decided = plan(model, inputs, original=original, **options)
+        data = evidence.listed  # an iterator gives its batches once
+    decided = plan_with(options, model, inputs, data, loss, original)
     slim = apply(model, decided)
     wrong = next((d for d in differences(model, slim, decided, inputs) if not d.error <= TOLERANCE), None)
     if wrong is not None:

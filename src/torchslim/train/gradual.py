@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from torchslim.errors import CheckpointError, PlanError, RequestError
-from torchslim.importance import criterion
-from torchslim.planning.iterative import Request, requests
-from torchslim.planning.pruning import plan, prune
+from torchslim.importance.gradients import Loss
+from torchslim.planning.iterative import as_batches, options_of_steps
+from torchslim.planning.options import BUDGETS, PlanOptions, split_keywords
+from torchslim.planning.pruning import plan, prune_with
 from torchslim.surgery.cutting import apply
 from torchslim.surgery.optimizers import carry_optimizer
 from torchslim.surgery.plans import Plan
@@ -84,12 +85,14 @@ def fit_gradually(model: nn.Module, data: Any, inputs: Inputs, *, macs: float | 
     bound = inspect.signature(fit).bind(copy_model(model), data, **training)
     bound.apply_defaults()
     trainer = build_trainer(**bound.arguments)
-    plan_options = requests(model, inputs, steps, curve, {**budgets, **(cutting or {})})
-    cuts = dict(zip(_cut_epochs(begin, every, steps, trainer.hyperparameters.epochs), plan_options, strict=True))
-    described = {str(epoch): _describe_request(request) for epoch, request in cuts.items()}
+    options, given_data, scoring_loss = split_keywords({**budgets, **(cutting or {})})  # type: ignore[typeddict-item]
+    scoring = as_batches(given_data)
+    of_steps = options_of_steps(options, model, inputs, steps, curve, scoring, scoring_loss)
+    cuts = dict(zip(_cut_epochs(begin, every, steps, trainer.hyperparameters.epochs), of_steps, strict=True))
+    described = {str(epoch): _describe_options(step) for epoch, step in cuts.items()}
     trainer = replace(trainer, extra_identity={"gradual": described})
     with trainer.on_device(trainer.model):
-        trainer, state = _run(trainer, _to_device(inputs, trainer.model), cuts)
+        trainer, state = _run(trainer, _to_device(inputs, trainer.model), cuts, scoring, scoring_loss)
     modes = dict(named_modules(model))
     slim = trainer.model.to(device_of(model))
     for name, module in named_modules(slim):
@@ -112,12 +115,12 @@ def _check(cutting: Mapping[str, Any], budgets: Collection[str]) -> None:
                            f"{', '.join(known)}")
 
 
-def _describe_request(request: Request) -> dict[str, Any]:
-    """The options of a step's plan as JSON values, without data and functions."""
-    options = {name: value for name, value in request.items() if value is not None and name not in ("data", "loss")}
-    if "importance" in options:
-        options["importance"] = str(criterion(options["importance"]))
-    return options
+def _describe_options(options: PlanOptions) -> dict[str, Any]:
+    """The options of a step's plan, those that are given, as JSON values."""
+    given = {each.name: getattr(options, each.name) for each in fields(options)
+             if getattr(options, each.name) != each.default}
+    return {name: value if name == "scope" or name in BUDGETS or isinstance(value, int | float) else str(value)
+            for name, value in given.items()}
 
 
 def _cut_epochs(begin: int, every: int, steps: int, epochs: int) -> list[int]:
@@ -132,7 +135,8 @@ def _cut_epochs(begin: int, every: int, steps: int, epochs: int) -> list[int]:
     return [begin + step * every for step in range(steps)]
 
 
-def _run(trainer: Trainer, inputs: Inputs, cuts: Mapping[int, Request]) -> tuple[Trainer, TrainingState]:
+def _run(trainer: Trainer, inputs: Inputs, cuts: Mapping[int, PlanOptions], scoring: Iterable[Any] | None,
+         loss: Loss | None) -> tuple[Trainer, TrainingState]:
     """Train from cut to cut, from the checkpoint on if there is one."""
     state, original = TrainingState(), trainer.model  # shares of the original's cost depend on its widths only
     checkpoint = trainer.checkpoint if trainer.checkpoint is not None and trainer.checkpoint.exists() else None
@@ -144,7 +148,8 @@ def _run(trainer: Trainer, inputs: Inputs, cuts: Mapping[int, Request]) -> tuple
     for index, until in enumerate([*cuts, trainer.hyperparameters.epochs]):
         state = trainer.train(optimizer, state, until) if state.epochs < until else state
         if until in cuts and len(state.plans) == index:
-            slim, step = _broadcast_cut(trainer, *prune(trainer.model, inputs, original=original, **cuts[until]))
+            slim, step = _broadcast_cut(trainer, *prune_with(cuts[until], trainer.model, inputs, scoring, loss,
+                                                             original))
             optimizer = carry_optimizer(optimizer, trainer.model, slim, step)
             trainer, state = _with_model(trainer, slim), replace(state, plans=(*state.plans, step))
     return trainer, state
