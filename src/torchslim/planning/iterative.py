@@ -45,6 +45,8 @@ def schedule(model: nn.Module, inputs: Inputs, *, steps: int = 5, curve: str = "
         RequestError: at once, before anything is trained: a plan of the whole cut was refused.
         ProofError: a step's network does not equal its silenced original.
     """
+    if "original" in options:
+        raise RequestError("schedule: original= is the model itself here; leave it out")
     requested, given_data, loss = split_keywords(options)
     model, data = unwrap(model), as_batches(given_data)
     if compensate and data is None:
