@@ -19,7 +19,7 @@ from torchslim.coupling.grouping import group_channels, stable_hash
 from torchslim.coupling.groups import ChannelGroups
 from torchslim.coupling.tape import Index, Tape
 from torchslim.coupling.unreached import freeze_widths_of_unreached_layers, unreached_parameters
-from torchslim.rules import move_labels, tells_apart
+from torchslim.rules import differentiates_channels, move_labels
 from torchslim.rules.labels import EqualCountConstraint, LabeledDim, Labels, LabelSpace, MixedLabels, Tracks
 from torchslim.rules.options import DEFAULTS, CouplingOptions
 from torchslim.tracing.graph import Graph
@@ -272,7 +272,7 @@ class _CouplingBuilder:
         has_dims = signatures != 0
         for index, (graph, tracks) in enumerate(zip(self.graphs, self.tracks, strict=True)):
             changing = (op for op in graph.ops if graph.device == "meta"
-                        and tells_apart(op, [track for value in op.inputs for track in tracks.get(value.id, ())]))
+                        and differentiates_channels(op, [track for value in op.inputs for track in tracks.get(value.id, ())]))
             for op in changing:
                 for position, value in enumerate(op.inputs):
                     change = stable_hash(op.name, op.index, index, position)

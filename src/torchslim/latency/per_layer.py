@@ -24,7 +24,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torchslim.costs.memory import accessed
 from torchslim.costs.profiler import Layer, profiled
 from torchslim.latency.timing import Latency, measure, waiter
-from torchslim.rules import is_arithmetic, keeps_values
+from torchslim.rules import is_arithmetic, preserves_values
 from torchslim.tracing.graph import Op
 from torchslim.tracing.trace import trace
 from torchslim.utils.inputs import Inputs, arguments, unwrap
@@ -280,6 +280,6 @@ def _reason(macs: int, memory: int, operations: Sequence[Op]) -> str:
         return "small ops"
     if macs:
         return "memory-bound" if macs < BOUND * memory else "slow kernel"
-    if all(keeps_values(op) for op in operations):
+    if all(preserves_values(op) for op in operations):
         return "moves data"
     return "element-wise" if all(is_arithmetic(op) or "batch_norm" in op.name for op in operations) else "no MACs"

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchslim.coupling.coupling import Coupling, couple
 from torchslim.coupling.tape import Index, Tape
 from torchslim.errors import ProofError
-from torchslim.rules import keeps_values, multiplies
+from torchslim.rules import multiplies, preserves_values
 from torchslim.rules.options import CouplingOptions
 from torchslim.surgery.plans import Plan
 from torchslim.tracing.graph import Op, Value
@@ -55,7 +55,7 @@ def is_transformed_before_read(model: nn.Module, inputs: Inputs, names: Collecti
     for op in graph.ops:
         if unchanged.isdisjoint(value.id for value in op.inputs):
             continue
-        if keeps_values(op):
+        if preserves_values(op):
             unchanged.update(value.id for value in op.outputs if value is not None)
         elif not multiplies(op):
             return True

@@ -16,7 +16,7 @@ from torchslim.rules import flops as counting
 from torchslim.rules import indexing as positions
 from torchslim.rules.labels import Labels, LabelSpace, unnamed
 from torchslim.rules.row import Row, is_pointwise, out_arguments, plain_name
-from torchslim.rules.within_channel import moves_within
+from torchslim.rules.within_channel import moves_within_channels
 from torchslim.tracing.graph import Op, Value
 
 ROWS: dict[str, Row] = {**elementwise.ROWS, **linear.ROWS, **mixing.ROWS, **positions.ROWS, **shape.ROWS,
@@ -34,16 +34,16 @@ def row_name(op: Op) -> str:
     return op.name if op.name in ROWS else plain_name(op.name)
 
 
-def keeps_values(op: Op) -> bool:
+def preserves_values(op: Op) -> bool:
     """True for an operation that moves or copies elements, and changes none."""
     row = row_of(op)
     moving = row_name(op)
     return row is not None and (row.labels is elementwise.passing or moving in shape.ROWS or moving in positions.ROWS)
 
 
-def tells_apart(op: Op, tracks: Sequence[Labels]) -> bool:
+def differentiates_channels(op: Op, tracks: Sequence[Labels]) -> bool:
     """True for an operation after which the channels that it worked on differ from others of the same weights."""
-    return not keeps_values(op) or moves_within(op, tracks)
+    return not preserves_values(op) or moves_within_channels(op, tracks)
 
 
 def is_arithmetic(op: Op) -> bool:

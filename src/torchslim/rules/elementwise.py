@@ -72,7 +72,7 @@ def blank(space: LabelSpace, op: Op) -> None:
             space.fill(out)
 
 
-def silent(space: LabelSpace, op: Op) -> None:
+def unlabeled(space: LabelSpace, op: Op) -> None:
     """A tensor whose elements differ by position, made from nothing: it can't be cut, and reads no channels."""
 
 
@@ -117,7 +117,7 @@ ROWS = {
     **{f"aten.{name}": Row(like) for name in (
         "zeros_like", "ones_like", "empty_like", "full_like", "new_zeros", "new_ones", "new_empty", "new_full",
         "rand_like", "randn_like", "randint_like", "new_empty_strided")},
-    **{f"aten.{name}": Row(silent) for name in (
+    **{f"aten.{name}": Row(unlabeled) for name in (
         "arange", "linspace", "eye", "rand", "randn", "randint", "randperm", "logspace", "tril_indices",
         "triu_indices", "range", "bartlett_window", "blackman_window", "hamming_window", "hann_window",
         "kaiser_window")},

@@ -118,7 +118,7 @@ def softmax(space: LabelSpace, op: Op) -> None:
     space.set(op.output, tracks)
 
 
-def whole(space: LabelSpace, op: Op) -> None:
+def freeze_compared(space: LabelSpace, op: Op) -> None:
     """Sorting, selection and suppression: channels are compared with each other."""
     for value in op.inputs:
         space.freeze_value(value, f"compared as a whole in {op.where}")
@@ -140,8 +140,9 @@ ROWS = {
         "mean", "sum", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean", "prod", "any", "all",
         "logsumexp", "linalg_vector_norm", "norm", "argmax", "argmin")},
     **{f"aten.{name}": Row(softmax) for name in ("_softmax", "_log_softmax", "cumsum", "_safe_softmax")},
-    **{f"aten.{name}": Row(whole) for name in ("topk", "sort", "_unique2", "searchsorted", "bincount", "nonzero")},
+    **{f"aten.{name}": Row(freeze_compared) for name in (
+        "topk", "sort", "_unique2", "searchsorted", "bincount", "nonzero")},
     **{f"aten.{name}": Row(multiplied_out) for name in ("mv", "dot", "vdot")},
     "aten._weight_norm_interface": Row(weight_norm),
-    "torchvision.nms": Row(whole),
+    "torchvision.nms": Row(freeze_compared),
 }

@@ -15,7 +15,7 @@ _DIMS = {"flip": (1, "dims"), "roll": (2, "dims"), "slice": (1, "dim"), "select"
          "unfold": (1, "dimension"), "index_select": (1, "dim"), "gather": (1, "dim")}
 
 
-def moves_within(op: Op, tracks: Sequence[Labels]) -> bool:
+def moves_within_channels(op: Op, tracks: Sequence[Labels]) -> bool:
     """Whether an operation moves or picks elements within their channels, which `tracks` tell.
 
     Channels that are rolled over the batch, mirrored or cropped are other channels than those beside them that are not.
