@@ -114,6 +114,9 @@ def prune(
     The proof compares the slim model with the original in which the removed channels are silenced.
     """
     import torchslim
+    from torchslim.planning.options import PlanOptions
+    from torchslim.planning.pruning import plan_with
+    from torchslim.train.losses import cross_entropy
     from torchslim.zoo.sources import resolve
 
     budgets = _budgets(latency, macs=macs, params=params, channels=channels, memory=memory)
@@ -123,18 +126,20 @@ def prune(
     _set_threads(threads, timed=latency is not None or backend is not None)
     source = resolve(model)
     patterns = only or () if preset is None else _preset(source, preset)
+    options = None if not has_budget else PlanOptions(
+        **budgets, allow_approximate=approximate, whole_groups=whole_groups, backend=backend, scope=shares,
+        only=patterns, exclude=exclude or (), importance=importance, shortcuts=shortcuts, round_to=round_to,
+        min_channels=min_channels, min_kept=min_kept, seed=seed)
     labelled = _labelled_pictures(importance, compensate, data, shapes, pictures, seed)
     inputs = example_inputs(source, shapes, seed) if labelled is None or shapes else labelled[0][0][:1]
     original = build_model(source, seed)
     warn_if_random(source)
-    coupling = {"allow_approximate": approximate, "whole_groups": whole_groups}
-    plan = None if not has_budget else _plan(
-        original, inputs, labelled, **budgets, **coupling, backend=backend, scope=shares, only=patterns,
-        exclude=exclude or (), importance=importance, shortcuts=shortcuts, round_to=round_to,
-        min_channels=min_channels, min_kept=min_kept, seed=seed)
+    loss = None if labelled is None else cross_entropy()
+    plan = None if options is None else plan_with(options, original, inputs, labelled, loss)
     result: dict[str, Any] = {"model": str(source)}
     if show:
-        result |= _show(str(source), original, torchslim.groups(original, inputs, **coupling), plan, as_json)
+        groups = torchslim.groups(original, inputs, allow_approximate=approximate, whole_groups=whole_groups)
+        result |= _show(str(source), original, groups, plan, as_json)
     if plan is not None:
         images = [batch for batch, _ in labelled] if compensate and labelled else ()
         result |= _carry_out(plan, original, inputs, images, source, out, as_json)
@@ -213,14 +218,6 @@ def _preset(source: Source, strategy: str) -> Sequence[str]:
 
         name = (read_header(source.name).source or name).partition("?")[0]
     return preset(name, strategy)
-
-
-def _plan(original: nn.Module, inputs: Any, labelled: list[tuple[Tensor, Tensor]] | None, **options: Any) -> Plan:
-    import torchslim
-    from torchslim.train.losses import cross_entropy
-
-    loss = None if labelled is None else cross_entropy()
-    return torchslim.plan(original, inputs, **options, data=labelled, loss=loss)
 
 
 def _show(title: str, original: nn.Module, all_groups: ChannelGroups, plan: Plan | None,

@@ -20,7 +20,8 @@ from torchslim.importance import Evidence, criterion
 from torchslim.latency.timing import Latency, measure
 from torchslim.pipeline.context import RunContext
 from torchslim.pipeline.summary import histogram, record_of
-from torchslim.planning.pruning import TOLERANCE
+from torchslim.planning.options import PlanOptions
+from torchslim.planning.pruning import TOLERANCE, plan_with
 from torchslim.report import write
 from torchslim.store.loading import build
 from torchslim.surgery.plans import Plan
@@ -153,10 +154,10 @@ def report(run: RunContext) -> PhaseResult:
 
 def _plan(run: RunContext, model: nn.Module) -> Plan:
     settings = run.settings
-    return torchslim.plan(model, run.inputs, macs=settings.macs, params=settings.params,
-                          channels=settings.channels, latency=settings.latency, backend=settings.backend,
-                          importance=settings.importance, scope="global", shortcuts=True, round_to=settings.round_to,
-                          min_kept=settings.min_kept, seed=settings.seed, **_scoring_data(run))
+    options = PlanOptions(macs=settings.macs, params=settings.params, channels=settings.channels,
+                          latency=settings.latency, backend=settings.backend, importance=settings.importance,
+                          round_to=settings.round_to, min_kept=settings.min_kept, seed=settings.seed)
+    return plan_with(options, model, run.inputs, **_scoring_data(run))
 
 
 def _scoring_data(run: RunContext) -> dict[str, Any]:
