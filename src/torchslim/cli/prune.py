@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from torchslim.coupling.groups import ChannelGroups
+    from torchslim.planning.options import PlanOptions
     from torchslim.surgery.plans import Plan
     from torchslim.zoo.sources import Source
 
@@ -114,9 +115,6 @@ def prune(
     The proof compares the slim model with the original in which the removed channels are silenced.
     """
     import torchslim
-    from torchslim.planning.options import PlanOptions
-    from torchslim.planning.pruning import plan_with
-    from torchslim.train.losses import cross_entropy
     from torchslim.zoo.sources import resolve
 
     budgets = _budgets(latency, macs=macs, params=params, channels=channels, memory=memory)
@@ -126,7 +124,7 @@ def prune(
     _set_threads(threads, timed=latency is not None or backend is not None)
     source = resolve(model)
     patterns = only or () if preset is None else _preset(source, preset)
-    options = None if not has_budget else PlanOptions(
+    options = None if not has_budget else _plan_options(
         **budgets, allow_approximate=approximate, whole_groups=whole_groups, backend=backend, scope=shares,
         only=patterns, exclude=exclude or (), importance=importance, shortcuts=shortcuts, round_to=round_to,
         min_channels=min_channels, min_kept=min_kept, seed=seed)
@@ -134,8 +132,7 @@ def prune(
     inputs = example_inputs(source, shapes, seed) if labelled is None or shapes else labelled[0][0][:1]
     original = build_model(source, seed)
     warn_if_random(source)
-    loss = None if labelled is None else cross_entropy()
-    plan = None if options is None else plan_with(options, original, inputs, labelled, loss)
+    plan = None if options is None else _plan(options, original, inputs, labelled)
     result: dict[str, Any] = {"model": str(source)}
     if show:
         groups = torchslim.groups(original, inputs, allow_approximate=approximate, whole_groups=whole_groups)
@@ -218,6 +215,21 @@ def _preset(source: Source, strategy: str) -> Sequence[str]:
 
         name = (read_header(source.name).source or name).partition("?")[0]
     return preset(name, strategy)
+
+
+def _plan_options(**options: Any) -> PlanOptions:
+    """The options of `torchslim.plan`, checked before a model is built."""
+    from torchslim.planning.options import PlanOptions
+
+    return PlanOptions(**options)
+
+
+def _plan(options: PlanOptions, original: nn.Module, inputs: Any,
+          labelled: list[tuple[Tensor, Tensor]] | None) -> Plan:
+    from torchslim.planning.pruning import plan_with
+    from torchslim.train.losses import cross_entropy
+
+    return plan_with(options, original, inputs, labelled, None if labelled is None else cross_entropy())
 
 
 def _show(title: str, original: nn.Module, all_groups: ChannelGroups, plan: Plan | None,
