@@ -49,6 +49,8 @@ def _copied(item: Any, memo: dict[int, Any]) -> Any:
         return item
     if id(item) in memo:
         return memo[id(item)]
+    if kind is tuple and all(type(part) in _ATOMIC for part in item):  # kernel sizes, strides, paddings
+        return item
     if kind in _REGISTRIES and not item:
         memo[id(item)] = kind()
         return memo[id(item)]
