@@ -175,7 +175,7 @@ def test_json_is_the_result_and_the_shares(arguments: list[str], call: Call) -> 
 @pytest.mark.parametrize(("more", "said"), [
     (["--ratios", "half"], "--ratios half: wanted shares of channels kept, such as 0.9,0.5,0.1"),
     (["--ratios", "2"], "--ratios 2: wanted shares of channels kept, such as 0.9,0.5,0.1 or 90%,50%,10%"),
-    (["--ratios", "0,50%"], "ratios: got [0.0, 0.5], wanted shares"),
+    (["--ratios", "0,50%"], "ratios: got (0.0, 0.5), wanted shares"),
     (["--data", "nothing"], "nothing: names no data"),
     (["--input", "8x8"], "its pictures are square"),
     (["--measure", "speed"], "measure: got 'speed'"),

@@ -321,7 +321,7 @@ def test_it_goes_through_json() -> None:
     assert Sensitivity.from_json(found.to_json()) == found
     for text in ("", "[]", "{}", '{"format": 2}', found.to_json().replace('"base"', '"bass"'),
                  found.to_json().replace('"channels"', '"channel"')):
-        with pytest.raises(CheckpointError, match=r"^sensitivity.*; give the text that Sensitivity\.to_json wrote"):
+        with pytest.raises(CheckpointError, match=r"^sensitivity.*give the text that Sensitivity\.to_json wrote"):
             Sensitivity.from_json(text)
 
 
