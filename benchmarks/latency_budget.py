@@ -64,7 +64,7 @@ def measure(name: str, threads: int, rounds: int) -> list[dict[str, Any]]:
     import torch
 
     import torchslim
-    from torchslim.latency.backends import prepared
+    from torchslim.latency.backends import prepare_model
     from torchslim.latency.timing import measure as timed
     from torchslim.latency.timing import ratio
 
@@ -81,7 +81,8 @@ def measure(name: str, threads: int, rounds: int) -> list[dict[str, Any]]:
                 "Torch-Pruning, round_to=8": _peer(model, x, 8)}
     for share in BUDGETS:
         networks[f"latency={share}"] = cut(latency=share, backend="onnxruntime")
-    candidates = {label: prepared(network, x, "onnxruntime", threads=threads) for label, network in networks.items()}
+    candidates = {label: prepare_model(network, x, "onnxruntime", threads=threads)
+                  for label, network in networks.items()}
     times = timed(candidates, x, rounds=rounds, threads=threads, min_seconds=TURN)
     whole = torchslim.profile(model, x).macs
     rows = []

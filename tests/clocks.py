@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from torchslim.latency.workloads import Geometry
+from torchslim.latency.workloads import Workload
 
 
 def blocks(width: int) -> int:
@@ -47,14 +47,15 @@ class Blocky:
         return "blocky"
 
     @property
-    def setting(self) -> Mapping[str, str]:
+    def environment(self) -> Mapping[str, str]:
         return {"backend": "blocky", "fixed": str(self.fixed), "true": str(self.true)}
 
-    def layers(self, wanted: Sequence[Geometry]) -> list[float]:
-        self.asked[0] += len(wanted)
-        return [nanoseconds(g.batch * prod(g.map), prod(g.kernel), g.reads, g.makes, g.groups) for g in wanted]
+    def time_layers(self, workloads: Sequence[Workload]) -> list[float]:
+        self.asked[0] += len(workloads)
+        return [nanoseconds(w.batch * prod(w.input_size), prod(w.spec.kernel), w.spec.inputs, w.spec.outputs,
+                            w.spec.groups) for w in workloads]
 
-    def networks(self, models: Sequence[nn.Module], inputs: Tensor) -> list[list[float]]:
+    def time_networks(self, models: Sequence[nn.Module], inputs: Tensor) -> list[list[float]]:
         self.asked[1] += len(models)
         times = [time_of(model, inputs) + self.fixed for model in models]
         self.whole = self.whole or times[0]  # the first network ever asked for is the uncut one

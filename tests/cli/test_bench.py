@@ -79,7 +79,7 @@ def b():
     return Net("b")
 """)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("torchslim.latency.timing._SETTLING", 0.0)
+    monkeypatch.setattr("torchslim.latency.timing.SETTLE_SECONDS", 0.0)
     assert call("bench", "bench_nets:a", "bench_nets:b", *SIZE, "--backend", "eager,channels-last", "--rounds", "3",
                 "--threads", "1")[0] == 0
     log = sys.modules.pop("bench_nets").LOG

@@ -150,7 +150,7 @@ def test_every_kind_of_disagreement_counts(
         wrong: Callable[[list[Tensor]], list[Tensor]], message: str, tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch) -> None:
     real = exporting._FORMATS[".pt2"]
-    bad = exporting._Format(real.needs, real.write, lambda path, call: wrong(real.run(path, call)))
+    bad = exporting._Format(real.packages, real.extra, real.write, lambda path, call: wrong(real.run(path, call)))
     monkeypatch.setitem(exporting._FORMATS, ".pt2", bad)
     with pytest.raises(ExportError, match=message):
         export(Net(), IMAGE, tmp_path / "net.pt2")
@@ -194,7 +194,7 @@ def test_an_interrupted_export_leaves_nothing(tmp_path: Path, monkeypatch: pytes
         path.write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(exporting._FORMATS, ".pt2", exporting._Format((), interrupt, exporting._run_pt2))
+    monkeypatch.setitem(exporting._FORMATS, ".pt2", exporting._Format((), "", interrupt, exporting._run_pt2))
     with pytest.raises(KeyboardInterrupt):
         export(Net(), IMAGE, tmp_path / "net.pt2")
     assert list(tmp_path.iterdir()) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torchslim.deploy.runtimes import openvino_runner
 from torchslim.errors import ExportError, MissingExtra, RequestError, TorchslimError, UnsupportedModel
 from torchslim.latency import backends
-from torchslim.latency.backends import BACKENDS, available, prepared, require
+from torchslim.latency.backends import BACKENDS, backend_problems, check_backend, prepare_model
 from torchslim.latency.timing import measure
 
 IMAGE = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -45,7 +46,7 @@ def test_every_backend_gives_what_the_eager_model_gives(backend: str, tmp_path: 
     model, threads = Net().train(), torch.get_num_threads()
     model.second.eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    candidate = prepared(model, IMAGE, backend, threads=1)
+    candidate = prepare_model(model, IMAGE, backend, threads=1)
     assert [module.training for module in model.modules()] == [True, True, True, False, True]
     assert torch.get_num_threads() == threads
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
@@ -64,7 +65,7 @@ def test_every_backend_gives_what_the_eager_model_gives(backend: str, tmp_path: 
 def test_compiled_code_is_made_before_the_measurement() -> None:
     from torch._dynamo.utils import counters
 
-    candidate = prepared(Net(), IMAGE, "compiled", threads=1)
+    candidate = prepare_model(Net(), IMAGE, "compiled", threads=1)
     made = counters["stats"]["unique_graphs"]
     measure({"compiled": candidate}, IMAGE, rounds=1, threads=1, min_seconds=0)
     assert counters["stats"]["unique_graphs"] == made > 0
@@ -81,12 +82,12 @@ def test_channels_last_lays_weights_and_inputs_out() -> None:
             assert not self.training
             return super().forward(x)
 
-    candidate = prepared(Looking(), {"x": IMAGE}, "channels-last")
+    candidate = prepare_model(Looking(), {"x": IMAGE}, "channels-last")
     seen.clear()
     candidate(x=IMAGE)
     assert seen == [True] * 3
     volume = torch.rand(1, 2, 4, 4, 4)
-    assert prepared(nn.Conv3d(2, 3, 3), volume, "channels-last")(volume).shape == (1, 3, 2, 2, 2)
+    assert prepare_model(nn.Conv3d(2, 3, 3), volume, "channels-last")(volume).shape == (1, 3, 2, 2, 2)
 
 
 @pytest.mark.parametrize(("gone", "backend", "message"), [
@@ -100,9 +101,9 @@ def test_channels_last_lays_weights_and_inputs_out() -> None:
 def test_missing_packages_are_named(gone: str, backend: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "find_spec", lambda name: None if name == gone else object())
     monkeypatch.setattr(shutil, "which", lambda name: name)
-    assert available() == {name: message if name == backend else "" for name in BACKENDS}
+    assert backend_problems() == {name: message if name == backend else "" for name in BACKENDS}
     with pytest.raises(MissingExtra) as caught:
-        prepared(Net(), IMAGE, backend)
+        prepare_model(Net(), IMAGE, backend)
     assert str(caught.value) == message
 
 
@@ -110,32 +111,32 @@ def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setenv("CXX", "my-c++ -O1")
     with pytest.raises(RequestError, match=r"torch\.compile needs a C\+\+ compiler, and my-c\+\+ was not found"):
-        require("compiled")
+        check_backend("compiled")
     monkeypatch.setenv("CXX", "")
-    assert "was not found" in available()["compiled"]
-    assert available()["eager"] == available()["channels-last"] == ""
+    assert "was not found" in backend_problems()["compiled"]
+    assert backend_problems()["eager"] == backend_problems()["channels-last"] == ""
 
 
 def test_what_an_accelerator_has(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setattr(backends, "find_spec", lambda name: object())
-    found = available("cuda")
+    found = backend_problems("cuda")
     assert [name for name in BACKENDS if not found[name]] == ["eager", "channels-last", "compiled"]
     assert found["openvino"] == "backend openvino: runs on the CPU only, cuda asked for; leave it or the device out"
     monkeypatch.setattr(backends, "find_spec", lambda name: None)
-    assert "needs the package triton on cuda" in available("cuda")["compiled"]
+    assert "needs the package triton on cuda" in backend_problems("cuda")["compiled"]
 
 
 def test_wrong_requests() -> None:
     with pytest.raises(RequestError, match="backend tensorrt: there is none of that name; wanted one of eager, "):
-        prepared(Net(), IMAGE, "tensorrt")
+        prepare_model(Net(), IMAGE, "tensorrt")
     for backend in ("eager", "compiled", "onnxruntime"):
         with pytest.raises(RequestError, match=r"Net: failed on the given inputs: RuntimeError: .*check their shapes"):
-            prepared(Net(), IMAGE[:, :2], backend)
+            prepare_model(Net(), IMAGE[:, :2], backend)
     stubborn = Net()
     stubborn.first.generator = (x for x in ())  # type: ignore[assignment]
     with pytest.raises(UnsupportedModel, match="backend channels-last: Net can't be copied"):
-        prepared(stubborn, IMAGE, "channels-last")
+        prepare_model(stubborn, IMAGE, "channels-last")
 
 
 def test_failures_name_the_backend_and_no_folder_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +145,7 @@ def test_failures_name_the_backend_and_no_folder_that_is_gone(monkeypatch: pytes
             return super().forward(x) if x.sum() > 0 else x
 
     with pytest.raises(ExportError, match=r"^backend onnxruntime: the export failed: ") as caught:
-        prepared(Branching(), IMAGE, "onnxruntime")
+        prepare_model(Branching(), IMAGE, "onnxruntime")
     assert "torchslim-" not in str(caught.value)
 
     def refuse(_model: nn.Module, **_: Any) -> Callable[..., Any]:
@@ -155,14 +156,18 @@ def test_failures_name_the_backend_and_no_folder_that_is_gone(monkeypatch: pytes
     monkeypatch.setattr(shutil, "which", lambda name: name)
     monkeypatch.setattr(torch, "compile", refuse)
     with pytest.raises(TorchslimError, match=r"^backend compiled: torch\.compile failed: ValueError: no kernel; leave"):
-        prepared(Net(), IMAGE, "compiled")
+        prepare_model(Net(), IMAGE, "compiled")
 
 
 def test_files_are_opened_with_the_threads_that_were_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setitem(backends.RUNNERS, "onnxruntime",
-                        lambda path, inputs, threads: seen.append((path.suffix, path.is_file(), threads)))
-    prepared(Net(), IMAGE, "onnxruntime", threads=3)
+
+    def opened(path: Path, _inputs: Tensor, threads: int) -> None:
+        seen.append((path.suffix, path.is_file(), threads))
+
+    runtime = backends.FILE_RUNTIMES["onnxruntime"]
+    monkeypatch.setitem(backends.FILE_RUNTIMES, "onnxruntime", replace(runtime, open=opened))
+    prepare_model(Net(), IMAGE, "onnxruntime", threads=3)
     assert seen == [(".onnx", True, 3)]
 
 
@@ -183,7 +188,7 @@ def test_openvino_reads_onnx_files_too_and_checks_its_inputs(tmp_path: Path) -> 
 def test_models_on_an_accelerator(backend: str) -> None:
     model = Net().cuda().eval()
     with torch.inference_mode():
-        torch.testing.assert_close(prepared(model, IMAGE.cuda(), backend)(IMAGE.cuda()), model(IMAGE.cuda()),
+        torch.testing.assert_close(prepare_model(model, IMAGE.cuda(), backend)(IMAGE.cuda()), model(IMAGE.cuda()),
                                    rtol=1e-2, atol=1e-2)
     with pytest.raises(RequestError, match="runs on the CPU only, cuda asked for"):
-        prepared(model, IMAGE.cuda(), "onnxruntime")
+        prepare_model(model, IMAGE.cuda(), "onnxruntime")

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from torchslim.coupling.coupling import couple
 from torchslim.errors import ExportError, RequestError, TorchslimWarning
-from torchslim.latency import layer_benchmark as stopwatches
-from torchslim.latency.cache import Timetable, folder_of_caches
-from torchslim.latency.interpolation import Surface, factors, grid, wanted
-from torchslim.latency.layer_benchmark import watch
-from torchslim.latency.workloads import Geometry, Layer, layers
+from torchslim.latency import layer_benchmark
+from torchslim.latency.cache import LatencyCache, default_folder
+from torchslim.latency.interpolation import LayerLatency, sampled_widths, sampled_workloads, width_penalties
+from torchslim.latency.local_backend import LocalBackend
+from torchslim.latency.workloads import LabeledWorkload, Workload, layer_workloads
 from torchslim.tracing.runs import trace_modes
+from torchslim.utils.layer_spec import LayerSpec
 
 NAN = float("nan")
 
@@ -41,71 +42,85 @@ class Mixed(nn.Module):
         return self.linear(y.relu().mean((2, 3)))
 
 
-def found(model: nn.Module, x: Tensor) -> list[Layer]:
-    return [layer for _, layer in layers(couple(trace_modes(model.eval(), x)).tapes[0])]
+def conv(in_channels: int, out_channels: int, input_size: tuple[int, ...], kernel: tuple[int, ...],
+         stride: tuple[int, ...] | None = None, padding: tuple[int, ...] | None = None) -> Workload:
+    ones, zeros = (1,) * len(kernel), (0,) * len(kernel)
+    spec = LayerSpec(in_channels, out_channels, kernel, stride or ones, padding or zeros, ones, (), 1, False, False,
+                     "zeros")
+    return Workload(spec, 1, input_size)
+
+
+def linear(rows: int, in_features: int, out_features: int, dtype: str = "float32") -> Workload:
+    spec = LayerSpec(in_features, out_features, (), (), (), (), (), 1, False, False, "zeros")
+    return Workload(spec, rows, dtype=dtype)
+
+
+def traced(model: nn.Module, x: Tensor) -> list[LabeledWorkload]:
+    return [layer for _, layer in layer_workloads(couple(trace_modes(model.eval(), x)).tapes[0])]
 
 
 def test_layers_are_what_the_modules_say() -> None:
-    dense, depthwise, grouped, up, linear = found(Mixed(), torch.randn(2, 3, 16, 16))
-    assert dense.geometry.key == "convolution 2x3x16x16 to 32 k3x3 s2x2 p1x1 d1x1 g1 plain float32"
-    assert depthwise.geometry.key == "convolution 2x32x8x8 to 32 k5x5 s1x1 p4x4 d2x2 g32 bias float32"
-    assert grouped.geometry.key == "convolution 2x32x8x8 to 64 k1x1 s1x1 p0x0 d1x1 g4 bias float32"
-    assert up.geometry.key == "transposed 2x64x8x8 to 24 k2x2 s2x2 p0x0 d2x2 o1x1 g1 bias float32"
-    assert linear.geometry.key == "linear 2x24 to 10 g1 bias float32"
-    assert [layer.geometry.whole for layer in (dense, depthwise, grouped)] == [False, True, False]
-    assert dense.made is not None
-    assert np.array_equal(dense.made, depthwise.read)
-    # Pictures and answers stay.
-    assert dense.read is None or len(dense.read) == 3
-    assert depthwise.geometry.at(20, 99).weight_shape == (20, 1, 5, 5)
-    assert grouped.geometry.at(18, 31).weight_shape == (28, 4, 1, 1)
-    assert up.geometry.at(10, 6).weight_shape == (10, 6, 2, 2)
+    dense, depthwise, grouped, up, linear_ = traced(Mixed(), torch.randn(2, 3, 16, 16))
+    assert dense.workload.key == "convolution 2x3x16x16 to 32 k3x3 s2x2 p1x1 d1x1 g1 plain float32"
+    assert depthwise.workload.key == "convolution 2x32x8x8 to 32 k5x5 s1x1 p4x4 d2x2 g32 bias float32"
+    assert grouped.workload.key == "convolution 2x32x8x8 to 64 k1x1 s1x1 p0x0 d1x1 g4 bias float32"
+    assert up.workload.key == "transposed 2x64x8x8 to 24 k2x2 s2x2 p0x0 d2x2 o1x1 g1 bias float32"
+    assert linear_.workload.key == "linear 2x24 to 10 g1 bias float32"
+    assert [layer.workload.removes_groups for layer in (dense, depthwise, grouped)] == [False, True, False]
+    assert np.array_equal(dense.out_classes, depthwise.in_classes)
+    # Images and outputs can't be cut.
+    assert [layer.cuts_inputs for layer in (dense, depthwise, linear_)] == [False, True, True]
+    assert depthwise.workload.with_channels(20, 99).weight_shape == (20, 1, 5, 5)
+    assert grouped.workload.with_channels(18, 31).weight_shape == (28, 4, 1, 1)
+    assert up.workload.with_channels(10, 6).weight_shape == (10, 6, 2, 2)
 
 
 @pytest.mark.parametrize(("width", "points"), [
     (3, (2, 3)), (10, (2, 4, 8, 10)), (24, (8, 16, 24)), (64, (8, 16, 32, 48, 64)), (100, (16, 32, 48, 80, 100)),
     (1024, (16, 128, 256, 512, 768, 1024))])
 def test_layers_are_measured_at_few_widths(width: int, points: tuple[int, ...]) -> None:
-    assert grid(width) == points
+    assert sampled_widths(width) == points
 
 
 def test_between_the_points_times_are_read_in_blocks() -> None:
     classes = np.arange(64)
-    layer = Layer(Geometry("convolution", 1, 64, 64, (8, 8), (1, 1), (1, 1), (0, 0), (1, 1)), classes, classes)
+    layer = LabeledWorkload(conv(64, 64, (8, 8), (1, 1)), classes, classes)
 
-    def time(geometry: Geometry) -> float:
-        if geometry.reads % 8 or geometry.makes % 8:
-            return time(layer.geometry.at(-(-geometry.reads // 16) * 16, -(-geometry.makes // 16) * 16)) * 3
-        if geometry.reads % 16 and geometry.reads > 8:
-            return time(layer.geometry.at(geometry.reads + 8, geometry.makes)) * 0.75
-        return 100.0 * geometry.reads + 7.0 * geometry.reads * geometry.makes
+    def time(workload: Workload) -> float:
+        reads, makes = workload.spec.inputs, workload.spec.outputs
+        if reads % 8 or makes % 8:
+            return time(layer.workload.with_channels(-(-reads // 16) * 16, -(-makes // 16) * 16)) * 3
+        if reads % 16 and reads > 8:
+            return time(layer.workload.with_channels(reads + 8, makes)) * 0.75
+        return 100.0 * reads + 7.0 * reads * makes
 
-    times = {geometry: time(geometry) for geometry in wanted(layer)}
-    beside = factors([layer], times)
-    assert beside["convolution, pointwise", "reads"].half == pytest.approx(0.75)
-    assert beside["convolution, pointwise", "makes"].odd == pytest.approx(3)
-    surface = Surface(layer, times, beside)
+    times = {workload: time(workload) for workload in sampled_workloads(layer)}
+    penalties = width_penalties([layer], times)
+    assert penalties["convolution, pointwise", "in"].half_block == pytest.approx(0.75)
+    assert penalties["convolution, pointwise", "out"].unaligned == pytest.approx(3)
+    latency = LayerLatency(layer, times, penalties)
 
-    def at(reads: int, makes: int) -> float:
-        return float(surface(np.array([reads]), np.array([makes]))[0])
+    def at(in_channels: int, out_channels: int) -> float:
+        return float(latency(np.array([in_channels]), np.array([out_channels]))[0])
 
-    for reads, makes in ((64, 64), (48, 16), (8, 32), (16, 8)):  # measured
-        assert at(reads, makes) == time(layer.geometry.at(reads, makes))
-    assert at(24, 64) == pytest.approx(0.75 * time(layer.geometry.at(32, 64)))
-    assert at(64, 41) == pytest.approx(3 * time(layer.geometry.at(64, 48)))
-    assert at(64, 24) == pytest.approx(time(layer.geometry.at(64, 32)) * beside["convolution, pointwise", "makes"].half)
+    for widths in ((64, 64), (48, 16), (8, 32), (16, 8)):  # measured
+        assert at(*widths) == time(layer.workload.with_channels(*widths))
+    assert at(24, 64) == pytest.approx(0.75 * time(layer.workload.with_channels(32, 64)))
+    assert at(64, 41) == pytest.approx(3 * time(layer.workload.with_channels(64, 48)))
+    half_block = penalties["convolution, pointwise", "out"].half_block
+    assert at(64, 24) == pytest.approx(time(layer.workload.with_channels(64, 32)) * half_block)
     assert at(5, 64) == at(8, 64)
     assert at(100, 64) == at(64, 64)
 
 
 def test_factors_are_medians_and_small_ones_are_noise() -> None:
     classes = np.arange(64)
-    own = [Layer(Geometry("linear", rows, 64, 64), classes, classes) for rows in (1, 2, 3)]
-    for ratios, settled in (((1.02, 0.97, 1.04), 1.0), ((1.5, 1.0, 9.0), 1.5), ((0.5, 0.6, 0.7), 1.0)):
-        times = {geometry: 100.0 for layer in own for geometry in wanted(layer)}
-        for layer, ratio in zip(own, ratios, strict=True):
-            times[layer.geometry.at(47, 64)] = 100 * ratio
-        assert factors(own, times)["linear", "reads"].odd == settled
+    layers = [LabeledWorkload(linear(rows, 64, 64), classes, classes) for rows in (1, 2, 3)]
+    for ratios, expected in (((1.02, 0.97, 1.04), 1.0), ((1.5, 1.0, 9.0), 1.5), ((0.5, 0.6, 0.7), 1.0)):
+        times = {workload: 100.0 for layer in layers for workload in sampled_workloads(layer)}
+        for layer, ratio in zip(layers, ratios, strict=True):
+            times[layer.workload.with_channels(47, 64)] = 100 * ratio
+        assert width_penalties(layers, times)["linear", "in"].unaligned == expected
 
 
 # --- the cache -----------------------------------------------------------------------------------------------
@@ -115,117 +130,121 @@ class Counting:
 
     name = "counting"
 
-    def __init__(self, setting: str = "here") -> None:
-        self.setting: Mapping[str, str] = {"machine": setting}
+    def __init__(self, machine: str = "here") -> None:
+        self.environment: Mapping[str, str] = {"machine": machine}
         self.count = 0
 
-    def layers(self, wanted: Sequence[Geometry]) -> list[float]:
-        self.count += len(wanted)
-        return [float(prod(geometry.weight_shape)) for geometry in wanted]
+    def time_layers(self, workloads: Sequence[Workload]) -> list[float]:
+        self.count += len(workloads)
+        return [float(prod(workload.weight_shape)) for workload in workloads]
+
+    def time_networks(self, models: Sequence[nn.Module], inputs: object) -> list[list[float]]:
+        raise NotImplementedError
 
 
-LAYERS = [Geometry("linear", 1, width, 8) for width in (4, 6, 8)]
+LAYERS = [linear(1, width, 8) for width in (4, 6, 8)]
 
 
 def test_times_are_measured_once(tmp_path: Path) -> None:
     clock = Counting()
-    table = Timetable(clock, tmp_path)
-    assert table.times([*LAYERS, *LAYERS]) == {layer: layer.reads * 8.0 for layer in LAYERS}
-    assert Timetable(clock, tmp_path).times(LAYERS) == table.times(LAYERS)
+    table = LatencyCache(clock, tmp_path)
+    assert table.layer_times([*LAYERS, *LAYERS]) == {layer: layer.spec.inputs * 8.0 for layer in LAYERS}
+    assert LatencyCache(clock, tmp_path).layer_times(LAYERS) == table.layer_times(LAYERS)
     assert clock.count == 3
-    Timetable(Counting("there"), tmp_path).times(LAYERS)
-    assert len(list(tmp_path.iterdir())) == 2
+    LatencyCache(Counting("there"), tmp_path).layer_times(LAYERS)
+    assert len(list(tmp_path.glob("*.json"))) == 2
 
 
 def test_two_processes_add_to_one_file(tmp_path: Path) -> None:
-    one, other = Timetable(Counting(), tmp_path), Timetable(Counting(), tmp_path)
-    one.times(LAYERS[:1])
-    other.times(LAYERS[1:])
+    one, other = LatencyCache(Counting(), tmp_path), LatencyCache(Counting(), tmp_path)
+    one.layer_times(LAYERS[:1])
+    other.layer_times(LAYERS[1:])
     clock = Counting()
-    Timetable(clock, tmp_path).times(LAYERS)
+    LatencyCache(clock, tmp_path).layer_times(LAYERS)
     assert clock.count == 0
 
 
 @pytest.mark.parametrize("text", [
-    "", "{", "[]", "null", '"times"', '{"times": {}}', '{"format": 1, "setting": {"machine": "else"}, "times": {}}',
-    '{"format": 9, "setting": {"machine": "here"}, "times": {}}',
-    '{"format": 1, "setting": {"machine": "here"}, "times": {"a": "fast"}}',
-    '{"format": 1, "setting": {"machine": "here"}, "times": {"a": -1}}',
-    '{"format": 1, "setting": {"machine": "here"}, "times": {"a": NaN}}', "[" * 100_000])
+    "", "{", "[]", "null", '"times"', '{"times": {}}', '{"format": 2, "environment": {"machine": "else"}, "times": {}}',
+    '{"format": 9, "environment": {"machine": "here"}, "times": {}}',
+    '{"format": 2, "environment": {"machine": "here"}, "times": {"a": "fast"}}',
+    '{"format": 2, "environment": {"machine": "here"}, "times": {"a": -1}}',
+    '{"format": 2, "environment": {"machine": "here"}, "times": {"a": NaN}}', "[" * 100_000])
 def test_what_is_no_cache_is_set_aside(tmp_path: Path, text: str) -> None:
-    path = Timetable(Counting(), tmp_path).path
+    path = LatencyCache(Counting(), tmp_path).path
     path.write_text(text, encoding="utf-8")
     with pytest.warns(TorchslimWarning, match="no cache of measured times .*set aside"):
-        table = Timetable(Counting(), tmp_path)
+        table = LatencyCache(Counting(), tmp_path)
     assert path.with_suffix(".broken").read_text(encoding="utf-8") == text
-    assert table.times(LAYERS)[LAYERS[0]] == 32.0
+    assert table.layer_times(LAYERS)[LAYERS[0]] == 32.0
     assert json.loads(path.read_text(encoding="utf-8"))["times"][LAYERS[0].key] == 32.0
 
 
 def test_a_folder_that_can_not_be_written_costs_the_cache_alone(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
-    table = Timetable(Counting(), tmp_path / "file" / "folder")
+    table = LatencyCache(Counting(), tmp_path / "file" / "folder")
     with pytest.warns(TorchslimWarning, match="measured times could not be kept .*set XDG_CACHE_HOME"):
-        assert table.times(LAYERS)[LAYERS[0]] == 32.0
+        assert table.layer_times(LAYERS)[LAYERS[0]] == 32.0
 
 
 def test_the_folder_is_the_users_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert folder_of_caches() == tmp_path / "torchslim"
+    assert default_folder() == tmp_path / "torchslim"
     monkeypatch.setenv("XDG_CACHE_HOME", "not/absolute")  # to be ignored, says the specification
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     if os.name == "posix":
-        assert folder_of_caches() == tmp_path / "home" / ".cache" / "torchslim"
+        assert default_folder() == tmp_path / "home" / ".cache" / "torchslim"
 
 
 # --- the clocks ----------------------------------------------------------------------------------------------
 
-EVERY_KIND = [*(layer.geometry for layer in found(Mixed(), torch.randn(2, 3, 16, 16))),
-              Geometry("convolution", 1, 8, 8, (20,), (3,), (1,), (1,), (1,)),
-              Geometry("convolution", 1, 4, 6, (5, 6, 7), (3, 1, 2), (1, 2, 1), (1, 0, 0), (1, 1, 1))]
+EVERY_KIND = [*(layer.workload for layer in traced(Mixed(), torch.randn(2, 3, 16, 16))),
+              conv(8, 8, (20,), (3,), padding=(1,)),
+              conv(4, 6, (5, 6, 7), (3, 1, 2), stride=(1, 2, 1), padding=(1, 0, 0))]
 
 
 @pytest.mark.parametrize("backend", ["eager", "channels-last", "onnxruntime", "openvino"])
 def test_every_kind_of_layer_is_timed(backend: str) -> None:
     if backend in ("onnxruntime", "openvino"):
         pytest.importorskip(backend)
-    times = watch(backend, torch.randn(1)).layers(EVERY_KIND)
+    times = LocalBackend.create(backend, torch.randn(1)).time_layers(EVERY_KIND)
     assert len(times) == len(EVERY_KIND)
     assert all(time > 0 for time in times)
 
 
 def test_the_file_of_layers_computes_what_torch_does() -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
-    session = onnxruntime.InferenceSession(stopwatches._file(EVERY_KIND), providers=["CPUExecutionProvider"])
-    outputs = session.run(None, stopwatches._feeds(EVERY_KIND))
-    for geometry, output in zip(EVERY_KIND, outputs, strict=True):
-        expected = stopwatches._call(geometry, torch.device("cpu"), last=False)()
+    session = onnxruntime.InferenceSession(layer_benchmark._onnx_file(EVERY_KIND), providers=["CPUExecutionProvider"])
+    outputs = session.run(None, layer_benchmark._feeds(EVERY_KIND))
+    for workload, output in zip(EVERY_KIND, outputs, strict=True):
+        expected = layer_benchmark._torch_call(workload, torch.device("cpu"), channels_last=False)()
         assert torch.allclose(torch.from_numpy(output), expected, atol=1e-6)
 
 
 def test_layers_are_timed_in_portions_that_memory_holds() -> None:
-    large = Geometry("linear", 1, 4096, 4096)  # 64 MiB
-    assert [len(part) for part in stopwatches._portions([large, large, *LAYERS, large])] == [1, 1, 3, 1]
-    assert [len(part) for part in stopwatches._portions([*LAYERS])] == [3]
+    large = linear(1, 4096, 4096)  # 64 MiB
+    assert [len(part) for part in layer_benchmark._batches([large, large, *LAYERS, large])] == [1, 1, 3, 1]
+    assert [len(part) for part in layer_benchmark._batches([*LAYERS])] == [3]
 
 
 def test_types_that_runtimes_are_not_timed_in_are_refused() -> None:
     pytest.importorskip("onnxruntime")
     with pytest.raises(RequestError, match="a layer in bfloat16 found"):
-        watch("onnxruntime", torch.randn(1)).layers([Geometry("linear", 1, 8, 8, dtype="bfloat16")])
+        LocalBackend.create("onnxruntime", torch.randn(1)).time_layers([linear(1, 8, 8, "bfloat16")])
 
 
-def test_layers_that_the_runtime_does_not_name_are_an_error() -> None:
-    with pytest.raises(ExportError, match="1 of 2 layers were not timed"):
-        stopwatches._checked([[1.0], []], "onnxruntime")
+def test_layers_that_the_runtime_does_not_name_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(layer_benchmark.LAYER_TIMERS, "onnxruntime", lambda workloads, threads: [[1.0], []])
+    with pytest.raises(ExportError, match="backend onnxruntime: 1 of 2 layers were not timed"):
+        layer_benchmark.time_layers(LAYERS[:2], "onnxruntime", torch.device("cpu"), 1)
 
 
 def test_of_each_network_one_time() -> None:
-    clock = watch("eager", torch.randn(1))
+    backend = LocalBackend.create("eager", torch.randn(1))
     models = [nn.Conv2d(3, width, 3) for width in (8, 64)]
-    times = clock.networks(models, torch.randn(1, 3, 32, 32))
+    times = backend.time_networks(models, torch.randn(1, 3, 32, 32))
     assert len(times) == 2
     assert len(times[0]) == len(times[1]) >= 20
     assert all(time > 0 for own in times for time in own)
-    assert clock.setting["backend"] == "eager"
-    assert clock.setting["threads"] == str(torch.get_num_threads())
+    assert backend.environment["backend"] == "eager"
+    assert backend.environment["threads"] == str(torch.get_num_threads())

@@ -13,7 +13,7 @@ from torch.nn.modules import module as machinery
 
 import torchslim
 from torchslim.errors import RequestError
-from torchslim.latency.per_layer import REASONS, Stopwatch, layer_times, pace, timed_layers
+from torchslim.latency.per_layer import REASONS, HookTimer, seconds_per_mac, time_modules
 
 IMAGE = torch.rand(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -82,10 +82,10 @@ class Block(nn.Module):
 
 
 def spent(model: nn.Module, x: Tensor = IMAGE) -> dict[str, float]:
-    watch = Stopwatch(model, lambda: None)
+    timer = HookTimer(model, lambda: None)
     with torch.no_grad():
-        watch(x)
-    return {name: found.seconds for name, found in watch.records[-1].items()}
+        timer(x)
+    return {name: time.seconds for name, time in timer.records[-1].items()}
 
 
 def test_a_module_has_its_own_time_without_that_of_its_children(clock: Clock) -> None:
@@ -93,7 +93,7 @@ def test_a_module_has_its_own_time_without_that_of_its_children(clock: Clock) ->
     model = nn.Sequential(Block(clock, work), Work(clock, 32), Block(clock, nn.Sequential(work, Work(clock, 64))))
     expected = {"": 0, "0": 7, "0.child": 16 * 4, "1": 32, "2": 7, "2.child": 0, "2.child.1": 64 * 2}
     assert spent(model) == expected
-    found = timed_layers(model, IMAGE, rounds=3, threads=1)
+    found = time_modules(model, IMAGE, rounds=3, threads=1)
     assert {layer.name: layer.ms for layer in found.layers} == {name: 1e3 * s for name, s in expected.items()}
     assert {layer.name: layer.calls for layer in found.layers} == {
         "": 1, "0": 1, "0.child": 4, "1": 1, "2": 1, "2.child": 2, "2.child.1": 2}
@@ -143,7 +143,7 @@ def test_everything_is_put_back_when_a_round_fails(clock: Clock) -> None:
     model = nn.Sequential(Tiring(clock, 1)).train()
     model[0].eval()
     with pytest.raises(ValueError, match="tired"):
-        layer_times(model, IMAGE, threads=torch.get_num_threads() + 1)
+        time_modules(model, IMAGE, threads=torch.get_num_threads() + 1)
     assert (model.training, model[0].training) == (True, False)
 
 
@@ -178,7 +178,7 @@ def test_what_the_hooks_take_is_deducted(clock: Clock) -> None:
     model = nn.Sequential(Block(clock, work), work)
     clock.reading = 1.0
     assert spent(model) == {"": 3, "0": 7 + 3, "0.child": 3 * (16 + 1)}
-    found = timed_layers(model, IMAGE, rounds=2)
+    found = time_modules(model, IMAGE, rounds=2)
     times = {layer.name: layer.ms / 1e3 for layer in found.layers}
     assert times["0.child"] == 48
     assert times["0"] == pytest.approx(7, abs=0.1)
@@ -219,7 +219,7 @@ def test_marks_and_their_reasons(clock: Clock) -> None:
     for name, (layer, seconds, _) in layers.items():
         layer.register_forward_pre_hook(ticking(clock, seconds))
         model.add_module(name, layer)
-    found = {layer.name: layer for layer in layer_times(model, torch.rand(1, 64, 32, 32), rounds=1, warmup=1)}
+    found = {layer.name: layer for layer in time_modules(model, torch.rand(1, 64, 32, 32), rounds=1, warmup=1).layers}
     assert {name: found[name].reason for name in layers} == {name: reason for name, (_, _, reason) in layers.items()}
     assert {layer.reason for layer in found.values()} == {"", *REASONS}
     assert {name: found[name].ms for name in layers} == pytest.approx({name: 1e3 * s for name, (_, s, _)
@@ -228,19 +228,19 @@ def test_marks_and_their_reasons(clock: Clock) -> None:
 
 def test_without_macs_nothing_is_marked(clock: Clock) -> None:
     model = nn.Sequential(nn.ReLU(), Work(clock, 5))
-    assert {(layer.reason, layer.macs_share) for layer in layer_times(model, IMAGE, rounds=1)} == {("", 0.0)}
+    assert {(layer.reason, layer.macs_share) for layer in time_modules(model, IMAGE, rounds=1).layers} == {("", 0.0)}
 
 
 def test_the_pace_is_that_of_the_median_mac() -> None:
-    assert pace({"a": 1.0, "b": 10.0, "c": 6.0}, {"a": 10, "b": 10, "c": 30}) == 0.2
-    assert pace({"a": 1.0, "b": 100.0, "c": 5.0}, {"a": 10, "b": 1, "c": 0}) == 0.1
-    assert pace({"a": 1.0}, {"a": 0}) == 0.0
+    assert seconds_per_mac({"a": 1.0, "b": 10.0, "c": 6.0}, {"a": 10, "b": 10, "c": 30}) == 0.2
+    assert seconds_per_mac({"a": 1.0, "b": 100.0, "c": 5.0}, {"a": 10, "b": 1, "c": 0}) == 0.1
+    assert seconds_per_mac({"a": 1.0}, {"a": 0}) == 0.0
 
 
 @pytest.mark.parametrize("name", ["shufflenet_v2_x0_5", "densenet121"])
 def test_layers_and_costs_are_those_of_the_profile(name: str) -> None:
     model, image = torchslim.create_model(name), torch.rand(1, 3, 64, 64)
-    found = {layer.name: layer for layer in layer_times(model, image, rounds=1, warmup=1)}
+    found = {layer.name: layer for layer in time_modules(model, image, rounds=1, warmup=1).layers}
     profile = torchslim.profile(model, image)
     assert sum(layer.macs for layer in found.values()) == profile.macs
     assert sum(layer.memory_access for layer in found.values()) == profile.memory_access
@@ -251,11 +251,11 @@ def test_layers_and_costs_are_those_of_the_profile(name: str) -> None:
 
 def test_wrappers_are_looked_through_and_wrong_requests_refused() -> None:
     model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU())
-    assert {layer.name for layer in layer_times(nn.DataParallel(model), IMAGE, rounds=1)} == {"", "0", "1"}
+    assert {layer.name for layer in time_modules(nn.DataParallel(model), IMAGE, rounds=1).layers} == {"", "0", "1"}
     with pytest.raises(RequestError, match="rounds=0 found, at least 1 wanted"):
-        layer_times(model, IMAGE, rounds=0)
+        time_modules(model, IMAGE, rounds=0)
     with pytest.raises(RequestError, match="failed while the model was run"):
-        layer_times(model, IMAGE[:, :2])
+        time_modules(model, IMAGE[:, :2])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -264,5 +264,5 @@ def test_accelerators_are_waited_for_at_each_look(monkeypatch: pytest.MonkeyPatc
     real = torch.accelerator.synchronize
     monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: (waits.append(device), real(device)))
     model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU()).cuda()
-    assert len(layer_times(model, IMAGE.cuda(), rounds=1, warmup=1)) == 3
+    assert len(time_modules(model, IMAGE.cuda(), rounds=1, warmup=1).layers) == 3
     assert len(waits) > 6

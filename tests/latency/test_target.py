@@ -57,8 +57,8 @@ def test_the_meter_is_the_sum_over_the_layers_and_the_rest_goes_by_bytes() -> No
     clock = Blocky(fixed=9000.0)
     coupling = couple(trace_modes(model, x))
     wanted = list(required_workloads(coupling))
-    today = min(clock.networks([model], x)[0])
-    meter = LatencyPredictor(coupling, dict(zip(wanted, clock.layers(wanted), strict=True)), today)
+    today = min(clock.time_networks([model], x)[0])
+    meter = LatencyPredictor(coupling, dict(zip(wanted, clock.time_layers(wanted), strict=True)), today)
     shares = np.ones(coupling.classes)
     assert meter(shares) == meter.total == round(today)
     first, second = (group.classes for group in coupling.groups if not group.frozen)
@@ -128,8 +128,8 @@ def test_an_unsteady_clock_is_not_believed() -> None:
     model, x = chain(3, 128, 128, 128, 128, 8), torch.randn(1, 3, 16, 16)
 
     class Unsteady(Blocky):
-        def networks(self, models: Sequence[nn.Module], inputs: Tensor) -> list[list[float]]:
-            found = super().networks(models, inputs)
+        def time_networks(self, models: Sequence[nn.Module], inputs: Tensor) -> list[list[float]]:
+            found = super().time_networks(models, inputs)
             return [[time * (1 + 0.2 * place * number) for number, time in enumerate(times)]
                     for place, times in enumerate(found)]
 
@@ -143,8 +143,8 @@ def test_an_unsteady_clock_is_followed_where_it_is_further_off_than_it_is_unstea
     model, x = chain(3, 128, 128, 128, 128, 8), torch.randn(1, 3, 16, 16)
 
     class Unsteady(Blocky):
-        def networks(self, models: Sequence[nn.Module], inputs: Tensor) -> list[list[float]]:
-            found = super().networks(models, inputs)
+        def time_networks(self, models: Sequence[nn.Module], inputs: Tensor) -> list[list[float]]:
+            found = super().time_networks(models, inputs)
             return [[time * (1 + 0.08 * place * (number > 0)) for number, time in enumerate(times)]
                     for place, times in enumerate(found)]
 
@@ -160,11 +160,11 @@ def test_an_unsteady_clock_is_looked_at_again_until_it_is_steady() -> None:
 
     class Calming(Blocky):
         @property
-        def setting(self) -> Mapping[str, str]:
+        def environment(self) -> Mapping[str, str]:
             return {"backend": "calming"}  # its times are its own
 
-        def networks(self, models: Sequence[nn.Module], inputs: Tensor) -> list[list[float]]:
-            found = super().networks(models, inputs)
+        def time_networks(self, models: Sequence[nn.Module], inputs: Tensor) -> list[list[float]]:
+            found = super().time_networks(models, inputs)
             busy = len(models) == 2 and self.asked[1] == 3  # while the cut network is measured for the first time
             return [[time * (1 + 0.3 * place * (number < 6) * busy) for number, time in enumerate(times)]
                     for place, times in enumerate(found)]
@@ -277,7 +277,7 @@ def test_all_of_the_time_cuts_nothing() -> None:
 
 
 def test_what_is_no_clock_is_refused() -> None:
-    with pytest.raises(RequestError, match="backend: got list without name, setting, layers, networks; wanted one of"):
+    with pytest.raises(RequestError, match="list without name, environment, time_layers, time_networks; wanted one"):
         ts.plan(chain(3, 32, 8), torch.randn(1, 3, 8, 8), latency=0.5, backend=["eager"])  # type: ignore[arg-type]
 
 

@@ -23,7 +23,7 @@ from helpers import Call, heeds_ctrl_c
 from torchslim import cli
 from torchslim.cli.progress import ProgressBars, ProgressLines
 from torchslim.errors import ProofError, RequestError, TrainingError
-from torchslim.latency import target as deadlines
+from torchslim.latency.local_backend import LocalBackend
 from torchslim.pipeline import phases
 from torchslim.pipeline import runner as slim
 from torchslim.pipeline.runner import PhaseEvent, run_slim
@@ -251,14 +251,14 @@ def test_a_budget_of_time_is_met_on_the_backends_clock(ask: Ask, tmp_path: Path,
                                                        monkeypatch: pytest.MonkeyPatch, call: Call) -> None:
     asked: list[object] = []
 
-    def watch(name: object, _: object) -> Blocky:
+    def create(name: object, _: object) -> Blocky:
         asked.append(name)
         return Blocky()
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with pytest.raises(RequestError, match="backend 'abacus': there is none of that name"):
         run_slim(ask(tmp_path / "other", backend="abacus"))
-    monkeypatch.setattr(deadlines, "watch", watch)
+    monkeypatch.setattr(LocalBackend, "create", create)
     record = run_slim(ask(tmp_path / "run", macs=None, latency=0.9, backend="onnxruntime", baseline_epochs=1,
                           sparsify_epochs=0, finetune_epochs=1, importance="l2"))
     assert set(asked) == {"onnxruntime"}

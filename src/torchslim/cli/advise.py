@@ -38,9 +38,9 @@ def advise(
     network, inputs = build(source), example_inputs(source, shapes)
     ms: dict[str, float] = {}
     if timed:
-        from torchslim.latency.per_layer import layer_times
+        from torchslim.latency.per_layer import time_modules
 
-        ms = {layer.name: layer.ms for layer in layer_times(network, inputs)}
+        ms = {layer.name: layer.ms for layer in time_modules(network, inputs).layers}
     command = " ".join([shlex.quote(str(source)), *(f"--input {shape}" for shape in shapes or [])])
     findings = find(network, inputs, ms=ms, name=command)
     if as_json:

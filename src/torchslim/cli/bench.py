@@ -81,17 +81,17 @@ def _split(backends: Sequence[str] | None) -> list[str]:
 
 def _backends(backends: Sequence[str] | None, device: str) -> list[str]:
     """The names asked for, each once; for `all` those that can run here, with a remark on the others."""
-    from torchslim.latency.backends import available, require
+    from torchslim.latency.backends import backend_problems, check_backend
 
     names = list(dict.fromkeys(_split(backends)))
     if ALL not in names:
         for name in names:
-            require(name, device)
+            check_backend(name, device)
         return names
-    reasons = available(device)
+    reasons = backend_problems(device)
     for name in names:
         if name != ALL and name not in reasons:
-            require(name, device)
+            check_backend(name, device)
     for reason in filter(None, reasons.values()):
         say(f"left out: {reason}")
     return [name for name, reason in reasons.items() if not reason]
@@ -135,7 +135,7 @@ def _first_source(models: list[str], shapes: list[str] | None) -> Source:
 def _candidates(models: Sequence[str], backends: Sequence[str], inputs: Any, device: str, threads: int,
                 lenient: bool) -> list[_Entry]:
     """Every model in every backend; lenient, without those that fail."""
-    from torchslim.latency.backends import RUNNERS, prepared
+    from torchslim.latency.backends import FILE_RUNTIMES, prepare_model
 
     entries: list[_Entry] = []
     for number, spec in enumerate(models, start=1):
@@ -145,15 +145,16 @@ def _candidates(models: Sequence[str], backends: Sequence[str], inputs: Any, dev
         if spec.endswith(ONNX):
             if device != "cpu":
                 raise RequestError(f"{spec}: ONNX files run on the CPU here, --device {device} found; leave it out")
-            readers = [backend for backend in backends if backend in RUNNERS] or ["onnxruntime"]
-            entries += [_Entry(name, backend, RUNNERS[backend](spec, inputs, threads)) for backend in readers]
+            readers = [backend for backend in backends if backend in FILE_RUNTIMES] or ["onnxruntime"]
+            entries += [_Entry(name, backend, FILE_RUNTIMES[backend].open(spec, inputs, threads))
+                        for backend in readers]
             continue
         model = _built(spec, device)
         for backend in backends:
             if backend not in ("eager", "channels-last"):
                 say(f"preparing {name}: {backend}")
             try:
-                entries.append(_Entry(name, backend, prepared(model, inputs, backend, threads=threads)))
+                entries.append(_Entry(name, backend, prepare_model(model, inputs, backend, threads=threads)))
             except TorchslimError as error:
                 if not lenient or backend == "eager":
                     raise
@@ -234,9 +235,9 @@ def _print_setting(setting: dict[str, Any], mode: str) -> None:
 def _bench_layers(spec: str, inputs: Any, device: str, rounds: int, threads: int, as_json: bool) -> None:
     from dataclasses import asdict
 
-    from torchslim.latency.per_layer import timed_layers
+    from torchslim.latency.per_layer import time_modules
 
-    times = timed_layers(_built(spec, device), inputs, rounds=rounds, threads=threads)
+    times = time_modules(_built(spec, device), inputs, rounds=rounds, threads=threads)
     setting = _setting((), inputs, device, rounds, threads)
     if as_json:
         print_json({"model": spec, **setting, "whole_ms": times.whole.median_ms, "p10_ms": times.whole.p10_ms,

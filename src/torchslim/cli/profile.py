@@ -89,9 +89,9 @@ def check_output_form(as_json: bool, as_csv: bool) -> None:
 
 def _times(network: Any, inputs: Any, costs: Profile) -> dict[str, float]:
     """Milliseconds of each module with all that is in it, by name."""
-    from torchslim.latency.per_layer import layer_times
+    from torchslim.latency.per_layer import time_modules
 
-    own_ms = {layer.name: layer.ms for layer in layer_times(network, inputs)}
+    own_ms = {layer.name: layer.ms for layer in time_modules(network, inputs).layers}
     return {module.name: sum(ms for name, ms in own_ms.items() if _inside(name, module.name))
             for module in costs.modules}
 

@@ -1,4 +1,4 @@
-"""Model + inputs -> files for other runtimes, run and compared before they get their name.
+"""Model + inputs -> files for other runtimes, run and compared with the model before they get their name.
 
 Open `exporting.py` first; `runtimes.py` opens the files.
 """

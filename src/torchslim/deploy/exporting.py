@@ -1,6 +1,7 @@
-"""A model as a file for other runtimes: ONNX, torch.export, OpenVINO.
+"""Export of a model to a file for other runtimes: ONNX, torch.export, OpenVINO.
 
-Nothing gets its final name before it was loaded again, run, and found to agree with the eager model.
+A file gets its final name only after it was loaded, run, and compared with the eager model. A new format is a row of
+`_FORMATS`.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ from torchslim.utils.eval_mode import evaluating
 from torchslim.utils.inputs import Inputs, arguments, map_tensors, tensors_in, unwrap
 from torchslim.utils.text import describe_error, format_shape
 
-Call = tuple[tuple[Any, ...], dict[str, Any]]
+ModelCall = tuple[tuple[Any, ...], dict[str, Any]]
 
 _PROTOBUF_LIMIT = 1_900_000_000  # bytes; a message, hence a self-contained ONNX file, may have 2 GB
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportResult:
     """An exported model.
 
     Attributes:
@@ -46,8 +47,8 @@ class Exported:
 
 
 def export(model: nn.Module, inputs: Inputs, path: str | Path, *, tolerance: float | None = None,
-           dynamic_batch: bool = False) -> Exported:
-    """Write a model in the format of the path's suffix: `.onnx`, `.pt2` (torch.export) or `.xml` (OpenVINO).
+           dynamic_batch: bool = False) -> ExportResult:
+    """Export a model in the format of the path's suffix: `.onnx`, `.pt2` (torch.export) or `.xml` (OpenVINO).
 
     The model is exported in eval mode and on the CPU (from a copy, when it lies elsewhere), so that the file
     needs no accelerator; mode, device and hooks of the given one stay as they are. The file is run and
@@ -57,80 +58,92 @@ def export(model: nn.Module, inputs: Inputs, path: str | Path, *, tolerance: flo
         model: any module.
         inputs: a tensor, a tuple of arguments, a list (the one argument) or a dict of keywords.
         path: the file; one that exists is replaced.
-        tolerance: largest error allowed (see `Exported`); None means 1e-4, or 1e-2 in half precision.
+        tolerance: largest error allowed (see `ExportResult`); None means 1e-4, or 1e-2 in half precision.
         dynamic_batch: dimension 0 of every input tensor may take any size; otherwise it is that of `inputs`.
 
     Raises:
         RequestError: an unknown suffix, a missing folder, inputs without a batch dimension to make dynamic.
         MissingExtra: a package that writes or runs this format is not installed.
         ExportError: the model can't be written in this format, or the written one disagrees.
+
+    Example:
+        >>> import tempfile, torch, torchslim as ts
+        >>> model, images = torch.nn.Conv2d(3, 8, 3).eval(), torch.zeros(1, 3, 16, 16)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     result = ts.export(model, images, f"{folder}/model.pt2")
+        ...     exported = torch.export.load(result.path).module()
+        >>> exported(images).shape, result.error < 1e-4
+        (torch.Size([1, 8, 14, 14]), True)
     """
     path = Path(path)
-    chosen = _format(path)
+    export_format = _format_of(path)
     model, call = _on_cpu(unwrap(model), arguments(inputs))
-    calls = [call, _doubled(call)] if dynamic_batch else [call]
-    limit = _tolerance(model, call) if tolerance is None else tolerance
+    calls = [call, _twice_the_batch(call)] if dynamic_batch else [call]
+    tolerance = _default_tolerance(model, call) if tolerance is None else tolerance
     with evaluating(model), torch.no_grad(), \
             TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
         draft = Path(folder) / path.name
         try:
-            with quiet():
-                chosen.write(model, calls[-1], _any_batch(call) if dynamic_batch else None, draft)
-                results = [(list(tensors_in(model(*args, **kwargs))), chosen.run(draft, (args, kwargs)))
+            with suppress_output():
+                export_format.write(model, calls[-1], _dynamic_shapes(call) if dynamic_batch else None, draft)
+                results = [(list(tensors_in(model(*args, **kwargs))), export_format.run(draft, (args, kwargs)))
                            for args, kwargs in calls]
-        except Exception as error:
+        except Exception as cause:
             hint = "dynamic_batch=False" if dynamic_batch else "another format, or fixed control flow"
-            raise ExportError(f"{path}: the export failed: {describe_error(_root(error))}; try {hint}") from error
-        worst = max(_difference(path, eager, exported) for eager, exported in results)
-        if not worst <= limit:
-            raise ExportError(f"{path}: differs from the eager model by {worst:.1e} of its largest output, "
-                              f"at most {limit:.1e} wanted; nothing was written; try another format or "
+            raise ExportError(f"{path}: the export failed: {describe_error(_root_cause(cause))}; try {hint}") from cause
+        error = max(_difference(path, eager, exported) for eager, exported in results)
+        if not error <= tolerance:
+            raise ExportError(f"{path}: differs from the eager model by {error:.1e} of its largest output, "
+                              f"at most {tolerance:.1e} wanted; nothing was written; try another format or "
                               "tolerance=")
         for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name):
             file.replace(path.parent / file.name)  # what the file refers to comes first
-    return Exported(path, worst)
+    return ExportResult(path, error)
 
 
-def _format(path: Path) -> _Format:
+def _format_of(path: Path) -> _Format:
     if path.suffix not in _FORMATS:
         raise RequestError(f"{path}: suffix {path.suffix!r} found, one of {', '.join(_FORMATS)} wanted")
     if not path.parent.is_dir():
         raise RequestError(f"{path}: lies in a folder that does not exist; make {path.parent} first")
-    chosen = _FORMATS[path.suffix]
-    for package, extra in chosen.needs:
+    export_format = _FORMATS[path.suffix]
+    for package in export_format.packages:
         if find_spec(package) is None:
-            raise MissingExtra(package, extra, f"export to {path.suffix}")
-    return chosen
+            raise MissingExtra(package, export_format.extra, f"export to {path.suffix}")
+    return export_format
 
 
 # --- the formats --------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class _Format:
-    needs: tuple[tuple[str, str], ...]
-    write: Callable[[nn.Module, Call, Any, Path], None]
-    run: Callable[[Path, Call], list[Tensor]]
+    """A file format: the extra that installs the packages for it, what writes a file, and what runs one."""
+
+    packages: tuple[str, ...]
+    extra: str
+    write: Callable[[nn.Module, ModelCall, Any, Path], None]
+    run: Callable[[Path, ModelCall], list[Tensor]]
 
 
-def _write_onnx(model: nn.Module, call: Call, dynamic: Any, path: Path) -> None:
+def _write_onnx(model: nn.Module, call: ModelCall, dynamic: Any, path: Path) -> None:
     size = sum(tensor.nbytes for tensor in chain(model.parameters(), model.buffers()))
     torch.onnx.export(model, call[0], path, kwargs=call[1], dynamo=True, verbose=False,
                       dynamic_shapes=dynamic, external_data=size > _PROTOBUF_LIMIT)
 
 
-def _run_onnx(path: Path, call: Call) -> list[Tensor]:
+def _run_onnx(path: Path, call: ModelCall) -> list[Tensor]:
     return [torch.from_numpy(output) for output in onnx_runner(path, call[1] or call[0])()]
 
 
-def _write_pt2(model: nn.Module, call: Call, dynamic: Any, path: Path) -> None:
+def _write_pt2(model: nn.Module, call: ModelCall, dynamic: Any, path: Path) -> None:
     torch.export.save(torch.export.export(model, call[0], call[1], dynamic_shapes=dynamic), path)
 
 
-def _run_pt2(path: Path, call: Call) -> list[Tensor]:
+def _run_pt2(path: Path, call: ModelCall) -> list[Tensor]:
     return list(tensors_in(torch.export.load(path).module()(*call[0], **call[1])))
 
 
-def _write_openvino(model: nn.Module, call: Call, dynamic: Any, path: Path) -> None:
+def _write_openvino(model: nn.Module, call: ModelCall, dynamic: Any, path: Path) -> None:
     import openvino
 
     program = torch.export.export(model, call[0], call[1], dynamic_shapes=dynamic)
@@ -142,48 +155,47 @@ def _write_openvino(model: nn.Module, call: Call, dynamic: Any, path: Path) -> N
     openvino.save_model(converted, path, compress_to_fp16=False)
 
 
-def _run_openvino(path: Path, call: Call) -> list[Tensor]:
+def _run_openvino(path: Path, call: ModelCall) -> list[Tensor]:
     return [torch.from_numpy(output.copy()) for output in openvino_runner(path, call[1] or call[0])()]
 
 
 _FORMATS = {
-    ".onnx": _Format((("onnx", "onnx"), ("onnxscript", "onnx"), ("onnxruntime", "onnx")),
-                     _write_onnx, _run_onnx),
-    ".pt2": _Format((), _write_pt2, _run_pt2),
-    ".xml": _Format((("openvino", "openvino"),), _write_openvino, _run_openvino),
+    ".onnx": _Format(("onnx", "onnxscript", "onnxruntime"), "onnx", _write_onnx, _run_onnx),
+    ".pt2": _Format((), "", _write_pt2, _run_pt2),
+    ".xml": _Format(("openvino",), "openvino", _write_openvino, _run_openvino),
 }
 
 
 # --- inputs -------------------------------------------------------------------------------------------------
 
-def _on_cpu(model: nn.Module, call: Call) -> tuple[nn.Module, Call]:
-    held = chain(model.parameters(), model.buffers(), tensors_in(call))
-    if all(tensor.device.type == "cpu" for tensor in held):
+def _on_cpu(model: nn.Module, call: ModelCall) -> tuple[nn.Module, ModelCall]:
+    tensors = chain(model.parameters(), model.buffers(), tensors_in(call))
+    if all(tensor.device.type == "cpu" for tensor in tensors):
         return model, call
     return copy_model(model).cpu(), map_tensors(Tensor.cpu, call)
 
 
-def _doubled(call: Call) -> Call:
+def _twice_the_batch(call: ModelCall) -> ModelCall:
     """The call at twice the batch: torch.export takes a batch of 1 for a constant."""
     if any(isinstance(arg, list) for arg in call[0]) or any(not tensor.ndim for tensor in tensors_in(call)):
         raise RequestError("dynamic_batch: an input without a batch dimension found, wanted tensors with the "
                            "batch as dimension 0; leave dynamic_batch out")
-    doubled: Call = map_tensors(lambda tensor: torch.cat([tensor, tensor]), call)
+    doubled: ModelCall = map_tensors(lambda tensor: torch.cat([tensor, tensor]), call)
     return doubled
 
 
-def _any_batch(call: Call) -> Any:
+def _dynamic_shapes(call: ModelCall) -> Any:
     batch = torch.export.Dim("batch", min=1)
 
-    def of(tree: Any) -> Any:
+    def axes(tree: Any) -> Any:
         if isinstance(tree, Tensor):
             return {0: batch}
         if isinstance(tree, dict):
-            return {key: of(value) for key, value in tree.items()}
-        return tuple(of(value) for value in tree) if isinstance(tree, tuple) else None
+            return {key: axes(value) for key, value in tree.items()}
+        return tuple(axes(value) for value in tree) if isinstance(tree, tuple) else None
 
     args, kwargs = call
-    return of(kwargs or args)
+    return axes(kwargs or args)
 
 
 # --- the comparison -----------------------------------------------------------------------------------------
@@ -193,10 +205,10 @@ def _difference(path: Path, eager: list[Tensor], exported: list[Tensor]) -> floa
     if found != wanted:
         raise ExportError(f"{path}: outputs {', '.join(found)} found, {', '.join(wanted)} wanted; "
                           "try another format")
-    return max((_relative(*pair) for pair in zip(eager, exported, strict=True)), default=0.0)
+    return max((_relative_error(*pair) for pair in zip(eager, exported, strict=True)), default=0.0)
 
 
-def _relative(eager: Tensor, exported: Tensor) -> float:
+def _relative_error(eager: Tensor, exported: Tensor) -> float:
     eager, exported = eager.double(), exported.double()
     finite = eager.isfinite()
     if not torch.equal(finite, exported.isfinite()):
@@ -208,14 +220,14 @@ def _relative(eager: Tensor, exported: Tensor) -> float:
     return difference / scale if scale else difference
 
 
-def _tolerance(model: nn.Module, call: Call) -> float:
+def _default_tolerance(model: nn.Module, call: ModelCall) -> float:
     halves = (torch.float16, torch.bfloat16)
     return 1e-2 if any(t.dtype in halves for t in chain(model.parameters(), tensors_in(call))) else 1e-4
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """The exporters report progress, guesses and advice to their developers on every channel there is."""
+def suppress_output() -> Iterator[None]:
+    """Neither log, warnings, stdout nor stderr: the exporters use all of them for progress and for advice."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -226,8 +238,8 @@ def quiet() -> Iterator[None]:
         logging.disable(level)
 
 
-def _root(error: BaseException) -> BaseException:
-    """What the exporter's own error was caused by."""
+def _root_cause(error: BaseException) -> BaseException:
+    """The first exception in the chain of causes."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error

@@ -1,57 +1,101 @@
-"""A model as a candidate for the clock in other ways of running it: torch's own, ONNX Runtime, OpenVINO."""
+"""The ways to run a model that can be timed: torch's own, ONNX Runtime and OpenVINO; and the protocol of any other.
+
+A runtime that reads files is a row of `FILE_RUNTIMES` here, and a way to time single layers in `layer_benchmark.py`.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from torchslim.deploy.exporting import export, quiet
+from torchslim.deploy.exporting import export, suppress_output
 from torchslim.deploy.runtimes import onnx_runner, openvino_runner
 from torchslim.errors import ExportError, MissingExtra, RequestError, TorchslimError, UnsupportedModel
-from torchslim.latency.timing import Candidate, conditions
+from torchslim.latency.timing import Runnable, inference_conditions
+from torchslim.latency.workloads import Workload
 from torchslim.utils.copying import copy_model
 from torchslim.utils.inputs import Inputs, arguments, map_tensors, tensors_in, unwrap
 from torchslim.utils.text import describe_error
 
-BACKENDS = ("eager", "channels-last", "compiled", "onnxruntime", "openvino")
 
-# The runtimes for files: the packages that each needs to be given one, the extra that brings them, the format.
-_PACKAGES = {"onnxruntime": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
-_EXTRA = {"onnxruntime": "onnx", "openvino": "openvino"}
-_SUFFIX = {"onnxruntime": ".onnx", "openvino": ".xml"}
-RUNNERS = {"onnxruntime": onnx_runner, "openvino": openvino_runner}
-"""What opens a file as a candidate, by backend: `runner(path, inputs, threads)`; both read ONNX files."""
+class Backend(Protocol):
+    """What times layers and networks. For a device of your own (a phone, say) give an object with these.
 
-_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the number of dimensions
+    Attributes:
+        name: for messages.
+        environment: all that times depend on beside the layers; equal environments share what was measured.
+    """
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+
+    @property
+    def environment(self) -> Mapping[str, str]: ...  # noqa: D102
+
+    def time_layers(self, workloads: Sequence[Workload]) -> Sequence[float]:
+        """The nanoseconds of each layer by itself, in the order given."""
+        ...
+
+    def time_networks(self, models: Sequence[nn.Module], inputs: Inputs) -> Sequence[Sequence[float]]:
+        """The nanoseconds of a call of each network in each round, measured in turns."""
+        ...
 
 
-def available(device: str = "cpu") -> dict[str, str]:
+@dataclass(frozen=True)
+class FileRuntime:
+    """A runtime that runs exported files, on the CPU.
+
+    Attributes:
+        suffix: of the format that models are exported to for it; all read ONNX files.
+        packages: what has to be installed.
+        extra: the extra of this package that installs them.
+        open: opens a file as a callable: `open(path, inputs, threads)`.
+    """
+
+    suffix: str
+    packages: tuple[str, ...]
+    extra: str
+    open: Callable[[str | Path, Inputs, int | None], Callable[..., Any]]
+
+
+FILE_RUNTIMES = {
+    "onnxruntime": FileRuntime(".onnx", ("onnx", "onnxscript", "onnxruntime"), "onnx", onnx_runner),
+    "openvino": FileRuntime(".xml", ("openvino",), "openvino", openvino_runner),
+}
+BACKENDS = ("eager", "channels-last", "compiled", *FILE_RUNTIMES)
+
+MEMORY_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
+"""Channels last, by the number of dimensions."""
+
+
+def backend_problems(device: str = "cpu") -> dict[str, str]:
     """Every backend, and why it can't run here; "" for those that can.
 
     Args:
         device: where the models are, such as "cpu" or "cuda".
     """
-    reasons = {}
+    problems = {}
     for backend in BACKENDS:
         try:
-            require(backend, device)
-            reasons[backend] = ""
+            check_backend(backend, device)
+            problems[backend] = ""
         except RequestError as error:
-            reasons[backend] = str(error)
-    return reasons
+            problems[backend] = str(error)
+    return problems
 
 
-def require(backend: str, device: str = "cpu") -> None:
+def check_backend(backend: str, device: str = "cpu") -> None:
     """Check that a backend can run here.
 
     Raises:
@@ -60,11 +104,13 @@ def require(backend: str, device: str = "cpu") -> None:
     """
     if backend not in BACKENDS:
         raise RequestError(f"backend {backend}: there is none of that name; wanted one of {', '.join(BACKENDS)}")
-    if backend in _PACKAGES and device != "cpu":
-        raise RequestError(f"backend {backend}: runs on the CPU only, {device} asked for; leave it or the device out")
-    for package in _PACKAGES.get(backend, ()):
-        if find_spec(package) is None:
-            raise MissingExtra(package, _EXTRA[backend], f"backend {backend}")
+    if backend in FILE_RUNTIMES:
+        if device != "cpu":
+            raise RequestError(f"backend {backend}: runs on the CPU only, {device} asked for; leave it or the device "
+                               "out")
+        for package in FILE_RUNTIMES[backend].packages:
+            if find_spec(package) is None:
+                raise MissingExtra(package, FILE_RUNTIMES[backend].extra, f"backend {backend}")
     if backend == "compiled" and device == "cpu" and not shutil.which(_compiler()):
         raise RequestError(f"backend compiled: torch.compile needs a C++ compiler, and {_compiler()} was not found; "
                            "install one, or name it in the environment variable CXX")
@@ -73,11 +119,12 @@ def require(backend: str, device: str = "cpu") -> None:
                            "installed: pip install triton")
 
 
-def prepared(model: nn.Module, inputs: Inputs, backend: str = "eager", *, threads: int | None = None) -> Candidate:
-    """A model in a backend, ready to be timed: what `measure` takes as a candidate.
+def prepare_model(model: nn.Module, inputs: Inputs, backend: str = "eager", *,
+                  threads: int | None = None) -> Runnable:
+    """A model in a backend, ready to be timed by `measure`.
 
     The model itself stays as it is, and all that can be done once is done here: a copy is laid out, a graph compiled,
-    a file written (to a folder that is gone afterwards), held against the eager model and opened.
+    a file written (to a folder that is gone afterwards), compared with the eager model and opened.
 
     Args:
         model: any module.
@@ -89,13 +136,13 @@ def prepared(model: nn.Module, inputs: Inputs, backend: str = "eager", *, thread
 
     Raises:
         RequestError: the backend is unknown or can't run here, or the model fails on the inputs.
-        UnsupportedModel: a scripted model, or one that can't be copied where a copy is needed.
+        UnsupportedModel: a scripted model, or one that can't be copy_model where a copy is needed.
         TorchslimError: the model can't be compiled; ExportError: it can't be exported, or the file disagrees with it.
     """
     args, kwargs = arguments(inputs)
-    require(backend, next((t.device.type for t in tensors_in((args, kwargs)) if t.device.type != "cpu"), "cpu"))
+    check_backend(backend, next((t.device.type for t in tensors_in((args, kwargs)) if t.device.type != "cpu"), "cpu"))
     model = unwrap(model)
-    with conditions(model, threads=threads):
+    with inference_conditions(model, threads=threads):
         try:
             model(*args, **kwargs)
         except Exception as error:
@@ -108,31 +155,34 @@ def prepared(model: nn.Module, inputs: Inputs, backend: str = "eager", *, thread
     if backend == "compiled":
         return _compiled(model, args, kwargs, threads)
     with TemporaryDirectory(prefix="torchslim-", ignore_cleanup_errors=True) as folder:
-        path = Path(folder) / f"model{_SUFFIX[backend]}"
+        path = Path(folder) / f"model{FILE_RUNTIMES[backend].suffix}"
         try:
             export(model, inputs, path)
         except ExportError as error:
             raise ExportError(f"backend {backend}: {str(error).removeprefix(f'{path}: ')}") from error
-        return RUNNERS[backend](path, inputs, threads)
+        return FILE_RUNTIMES[backend].open(path, inputs, threads)
 
 
 def _channels_last(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., Any]:
     try:
         copy = copy_model(model)
     except (RuntimeError, TypeError, AttributeError) as error:
-        raise UnsupportedModel(f"backend channels-last: {type(model).__name__} can't be copied ({error}); "
+        raise UnsupportedModel(f"backend channels-last: {type(model).__name__} can't be copy_model ({error}); "
                                "copy.deepcopy(model) must work") from error
     for module in copy.modules():
         module.training = False
     with torch.no_grad():
         for tensor in chain(copy.parameters(), copy.buffers()):
-            tensor.data = _laid_out(tensor.data)
-        args, kwargs = map_tensors(_laid_out, args), map_tensors(_laid_out, kwargs)
+            tensor.data = to_channels_last(tensor.data)
+        args, kwargs = map_tensors(to_channels_last, args), map_tensors(to_channels_last, kwargs)
     return lambda *_args, **_kwargs: copy(*args, **kwargs)
 
 
-def _laid_out(tensor: Tensor) -> Tensor:
-    return tensor.contiguous(memory_format=_LAST[tensor.ndim]) if tensor.ndim in _LAST else tensor
+def to_channels_last(tensor: Tensor) -> Tensor:
+    """The tensor with channels last in memory; one without a map as it is."""
+    if tensor.ndim not in MEMORY_FORMATS:
+        return tensor
+    return tensor.contiguous(memory_format=MEMORY_FORMATS[tensor.ndim])
 
 
 def _compiled(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], threads: int | None) -> nn.Module:
@@ -142,9 +192,9 @@ def _compiled(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], t
     torch runs them eagerly: it is lifted.
     """
     compiled: nn.Module = torch.compile(model, dynamic=False)  # type: ignore[assignment]
-    with conditions(model, threads=threads), torch._dynamo.config.patch(recompile_limit=2**10):
+    with inference_conditions(model, threads=threads), torch._dynamo.config.patch(recompile_limit=2**10):
         try:
-            with quiet():
+            with suppress_output():
                 compiled(*args, **kwargs)
         except Exception as error:
             raise TorchslimError(f"backend compiled: torch.compile failed: {describe_error(error)}; leave this backend "

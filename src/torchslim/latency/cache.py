@@ -1,8 +1,8 @@
-"""What was measured, kept on disk: times of layers and of networks, by machine and backend.
+"""Measured times of layers and networks, kept on disk by machine and backend.
 
-One file for each setting (processor, threads, backend, versions), a text of key and number. What can't be read is set
-aside under another name, and what can't be written is done without: in both cases with a warning, since all that is
-lost is the time of measuring anew.
+One file for each environment (processor, threads, backend, versions), a text of key and number. What can't be read is
+renamed, and what can't be written is done without: both with a warning, since all that is lost is the time of measuring
+again.
 """
 
 from __future__ import annotations
@@ -10,86 +10,73 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, SupportsFloat
+from typing import SupportsFloat
+
+from filelock import FileLock
+from platformdirs import user_cache_path
 
 from torchslim.errors import CheckpointError, RequestError, TorchslimWarning
-from torchslim.latency.workloads import Geometry
+from torchslim.latency.backends import Backend
+from torchslim.latency.workloads import Workload
 from torchslim.utils.files import write_text
 from torchslim.utils.json_values import read_json
 from torchslim.utils.text import describe_error
 
-FORMAT = 1
-
-
-class Stopwatch(Protocol):
-    """What measures, on one machine and in one backend.
-
-    Attributes:
-        name: of the backend, for messages.
-        setting: all that times depend on beside the layers; equal settings share what was measured.
-    """
-
-    @property
-    def name(self) -> str: ...  # noqa: D102
-
-    @property
-    def setting(self) -> Mapping[str, str]: ...  # noqa: D102
-
-    def layers(self, wanted: Sequence[Geometry]) -> Sequence[float]:
-        """The nanoseconds of each layer by itself, in the order given."""
-        ...
+FORMAT = 2
+_LOCK_SECONDS = 10.0  # to wait for another process that writes
 
 
 @dataclass(frozen=True)
 class _Stored:
     """What the file holds, beside its format."""
 
-    setting: Mapping[str, str]
+    environment: Mapping[str, str]
     times: Mapping[str, float]
 
 
-class Timetable:
-    """The times that one stopwatch has measured, now or on an earlier day.
+class LatencyCache:
+    """The times that one backend has measured, now or on an earlier day.
 
     Args:
-        stopwatch: what measures.
-        folder: where to keep times; None means the user's folder for caches (`folder_of_caches`).
+        backend: what measures.
+        folder: where to keep times; None means the user's folder for caches (`default_folder`).
 
     Attributes:
-        known: numbers by key: nanoseconds of layers, and what else was kept.
+        entries: numbers by key: nanoseconds of layers and networks, and what cut networks take of the uncut one's.
     """
 
-    def __init__(self, stopwatch: Stopwatch, folder: Path | None = None) -> None:
-        self.stopwatch = stopwatch
-        text = json.dumps(dict(stopwatch.setting), sort_keys=True)
-        name = "".join(c if c.isalnum() else "-" for c in stopwatch.name)
-        self.path = (folder or folder_of_caches()) / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
-        self.known = self._read()
+    def __init__(self, backend: Backend, folder: Path | None = None) -> None:
+        self.backend = backend
+        text = json.dumps(dict(backend.environment), sort_keys=True)
+        name = "".join(c if c.isalnum() else "-" for c in backend.name)
+        self.path = (folder or default_folder()) / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+        self.entries = self._read()
 
-    def times(self, wanted: Iterable[Geometry]) -> dict[Geometry, float]:
-        """The nanoseconds of each geometry; those that are not known are measured, together."""
-        distinct = list(dict.fromkeys(wanted))
-        missing = [geometry for geometry in distinct if geometry.key not in self.known]
+    def layer_times(self, workloads: Iterable[Workload]) -> dict[Workload, float]:
+        """The nanoseconds of each workload; those that are not known are measured, together."""
+        distinct = list(dict.fromkeys(workloads))
+        missing = [workload for workload in distinct if workload.key not in self.entries]
         if missing:
-            source = f"backend {self.stopwatch.name}: layers()"
-            found = times_of(self.stopwatch.layers(missing), source, len(missing))
-            self.keep({geometry.key: time for geometry, time in zip(missing, found, strict=True)})
-        return {geometry: self.known[geometry.key] for geometry in distinct}
+            source = f"backend {self.backend.name}: time_layers()"
+            times = checked_times(self.backend.time_layers(missing), source, len(missing))
+            self.add({workload.key: time for workload, time in zip(missing, times, strict=True)})
+        return {workload: self.entries[workload.key] for workload in distinct}
 
-    def keep(self, found: Mapping[str, float]) -> None:
-        """Add to what is known and to the file, where another process may have added meanwhile."""
-        self.known |= found
+    def add(self, entries: Mapping[str, float]) -> None:
+        """Add to the entries and to the file, to which another process may have added meanwhile."""
+        self.entries |= entries
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.known = {**self._read(), **self.known}
-            write_text(self.path, json.dumps({"format": FORMAT, "setting": dict(self.stopwatch.setting),
-                                              "times": self.known}, indent=0, sort_keys=True))
-        except (OSError, CheckpointError) as error:
+            with FileLock(self.path.with_suffix(".lock"), timeout=_LOCK_SECONDS):
+                self.entries = {**self._read(), **self.entries}
+                write_text(self.path, json.dumps(
+                    {"format": FORMAT, "environment": dict(self.backend.environment), "times": self.entries},
+                    indent=0, sort_keys=True))
+        except (OSError, NotImplementedError, CheckpointError) as error:  # a file system may have no locks
             warnings.warn(f"{self.path}: measured times could not be kept ({describe_error(error)}); they will be "
                           "measured again; set XDG_CACHE_HOME to a folder that can be written", TorchslimWarning,
                           stacklevel=2)
@@ -97,39 +84,39 @@ class Timetable:
     def _read(self) -> dict[str, float]:
         try:
             stored = read_json(_Stored, self.path.read_bytes(), str(self.path), "it is measured again", FORMAT)
-            if stored.setting != dict(self.stopwatch.setting):
-                raise ValueError("it was made in another setting")
+            if stored.environment != dict(self.backend.environment):
+                raise ValueError("it was made in another environment")
             if not all(time >= 0 for time in stored.times.values()):
                 raise ValueError("it holds numbers that are no times")
             return dict(stored.times)
         except (FileNotFoundError, NotADirectoryError):
             return {}
         except (OSError, ValueError, CheckpointError) as error:
-            aside = self.path.with_suffix(".broken")
+            broken = self.path.with_suffix(".broken")
             try:
-                self.path.replace(aside)
-                done = f"it was set aside as {aside.name}"
+                self.path.replace(broken)
+                action = f"it was set aside as {broken.name}"
             except OSError:
-                done = "it is left where it is"
-            warnings.warn(f"{self.path}: no cache of measured times ({describe_error(error)}); {done}, and what it "
+                action = "it is left where it is"
+            warnings.warn(f"{self.path}: no cache of measured times ({describe_error(error)}); {action}, and what it "
                           "should have held is measured again", TorchslimWarning, stacklevel=2)
             return {}
 
 
-def times_of(found: object, source: str, count: int | None = None) -> list[float]:
-    """Times as a clock gave them.
+def checked_times(times: object, source: str, count: int | None = None) -> list[float]:
+    """Times as a backend gave them.
 
     Args:
-        found: the numbers.
+        times: the numbers.
         source: what gave them, for the message.
         count: how many there have to be; None for one or more.
 
     Raises:
         RequestError: they are not as many, or one is no finite number above 0.
     """
-    numbers = list(found) if isinstance(found, Iterable) and not isinstance(found, str | bytes) else None
+    numbers = list(times) if isinstance(times, Iterable) and not isinstance(times, str | bytes) else None
     if numbers is None or len(numbers) != (count or max(1, len(numbers))):
-        given = type(found).__name__ if numbers is None else f"{len(numbers)} numbers"
+        given = type(times).__name__ if numbers is None else f"{len(numbers)} numbers"
         raise RequestError(f"{source} gave {given}, wanted {count or 'one or more'} numbers of nanoseconds")
     for number in numbers:
         if not isinstance(number, SupportsFloat) or not 0 < float(number) < math.inf:
@@ -137,7 +124,6 @@ def times_of(found: object, source: str, count: int | None = None) -> list[float
     return [float(number) for number in numbers]
 
 
-def folder_of_caches() -> Path:
-    """Where measured times are kept: `$XDG_CACHE_HOME/torchslim`, else `~/.cache/torchslim`."""
-    root = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(root) if root and Path(root).is_absolute() else Path.home() / ".cache") / "torchslim"
+def default_folder() -> Path:
+    """The user's folder for caches: on Linux `$XDG_CACHE_HOME/torchslim`, else `~/.cache/torchslim`."""
+    return user_cache_path("torchslim", appauthor=False)

@@ -1,9 +1,9 @@
-"""The time of a layer at any widths, from the few that were measured.
+"""The time of a layer at any widths, interpolated between the few that were measured.
 
-Kernels work on blocks of channels, 8 or 16 mostly, and a width that is no multiple costs as much as the next one, or
+Kernels work on blocks of channels, mostly 8 or 16, and a width that is no multiple costs as much as the next one, or
 more. So layers are measured at multiples of 16, between which the time is interpolated. What an odd multiple of 8, and
-what any other width, costs over the next multiple of 16 is measured at two more widths of each layer, and is the median
-over the layers of a kind: a factor of one layer alone would be mostly noise.
+what any other width, costs over the next multiple of 16 is measured at two more widths of each layer. The median over
+the layers of a family of kernels is used, since a ratio of two measurements of a single layer is mostly noise.
 """
 
 from __future__ import annotations
@@ -14,127 +14,144 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from torchslim.latency.workloads import Geometry, Layer
+from torchslim.latency.workloads import LabeledWorkload, Workload
 
-Times = Mapping[Geometry, float]
+Times = Mapping[Workload, float]
 Array = NDArray[np.float64]
 
-BLOCK, HALF = 16, 8
-"""Channels that a kernel works on at once, and the smaller number that some work on as well."""
-_NOISE = 0.05  # factors nearer to 1 than this are taken for 1
-
-
-def grid(width: int) -> tuple[int, ...]:
-    """The widths at which a layer of so many channels is measured, ascending, the last its own."""
-    if width <= BLOCK:
-        smaller = {2, 4, HALF}
-    else:
-        parts = {max(BLOCK, round(width * share / BLOCK) * BLOCK) for share in (0.125, 0.25, 0.5, 0.75)}
-        smaller = {BLOCK} | parts | ({HALF} if width <= 4 * BLOCK else set())
-    return (*sorted(each for each in smaller if each < width), width)
+BLOCK, HALF_BLOCK = 16, 8
+"""Channels that a kernel works on at once, and the smaller number that some kernels work on as well."""
+_MIN_PENALTY = 0.05  # measured penalties nearer to 1 than this are noise
 
 
 @dataclass(frozen=True)
-class Factors:
-    """What a width costs over the next multiple of 16: an odd multiple of 8, and a width that is no multiple of 8."""
+class WidthPenalty:
+    """The time at a width over that at the next multiple of 16.
 
-    half: float = 1.0
-    odd: float = 1.0
+    Attributes:
+        half_block: for odd multiples of 8.
+        unaligned: for widths that are no multiple of 8.
+    """
+
+    half_block: float = 1.0
+    unaligned: float = 1.0
 
 
-def kind(layer: Geometry) -> str:
+Penalties = Mapping[tuple[str, str], WidthPenalty]
+"""By family of kernels and side, "in" or "out"."""
+
+
+def sampled_widths(width: int) -> tuple[int, ...]:
+    """The widths at which a layer of so many channels is measured, ascending, the last its own."""
+    if width <= BLOCK:
+        smaller = {2, 4, HALF_BLOCK}
+    else:
+        shares = {max(BLOCK, round(width * share / BLOCK) * BLOCK) for share in (0.125, 0.25, 0.5, 0.75)}
+        smaller = {BLOCK} | shares | ({HALF_BLOCK} if width <= 4 * BLOCK else set())
+    return (*sorted(each for each in smaller if each < width), width)
+
+
+def kernel_family(workload: Workload) -> str:
     """Layers whose kernels treat widths alike: linear, depthwise, grouped, pointwise and other convolutions."""
-    if layer.kind == "linear":
-        return layer.kind
-    if layer.groups > 1:
-        return f"{layer.kind}, {'whole groups' if layer.whole else 'grouped'}"
-    return f"{layer.kind}, {'pointwise' if set(layer.kernel) == {1} else 'dense'}"
+    if workload.kind == "linear":
+        return workload.kind
+    if workload.spec.groups > 1:
+        return f"{workload.kind}, {'whole groups' if workload.removes_groups else 'grouped'}"
+    return f"{workload.kind}, {'pointwise' if set(workload.spec.kernel) == {1} else 'dense'}"
 
 
-def wanted(layer: Layer) -> Iterator[Geometry]:
-    """The geometries at which a layer is measured: on the grid, and beside it."""
-    own = layer.geometry
-    reads, makes = _grids(layer)
-    yield from (own.at(i, o) for i in reads for o in makes)
-    for _, beside, _ in _probes(layer):
-        yield beside
+def sampled_workloads(layer: LabeledWorkload) -> Iterator[Workload]:
+    """The workloads to measure for a layer: those to interpolate between, and those that give the penalties."""
+    in_widths, out_widths = _sampled_channels(layer)
+    yield from (layer.workload.with_channels(i, o) for i in in_widths for o in out_widths)
+    for _, between, _ in _penalty_pairs(layer):
+        yield between
 
 
-def _grids(layer: Layer) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    own = layer.geometry
-    reads = grid(own.reads) if layer.read is not None else (own.reads,)
-    makes = grid(own.makes) if layer.made is not None and not own.whole else (own.makes,)
-    return reads, makes
+def _sampled_channels(layer: LabeledWorkload) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    spec = layer.workload.spec
+    in_widths = sampled_widths(spec.inputs) if layer.cuts_inputs else (spec.inputs,)
+    cuts_outputs = layer.cuts_outputs and not layer.workload.removes_groups
+    return in_widths, sampled_widths(spec.outputs) if cuts_outputs else (spec.outputs,)
 
 
-def _probes(layer: Layer) -> Iterator[tuple[tuple[str, str], Geometry, Geometry]]:
-    """Pairs that tell a factor: its side and name, the geometry beside the grid, and the one on it."""
-    own = layer.geometry
-    for side, widths in zip(("reads", "makes"), _grids(layer), strict=True):
-        middle = [width for width in widths if width % BLOCK == 0 and 2 * BLOCK <= width <= 0.75 * widths[-1]]
-        if not middle or (own.groups > 1 and not own.whole):
+def _penalty_pairs(layer: LabeledWorkload) -> Iterator[tuple[tuple[str, str], Workload, Workload]]:
+    """Pairs whose ratio is a penalty: its side and name, the workload of that width, and of the next multiple of 16."""
+    workload, spec = layer.workload, layer.workload.spec
+    for side, widths in zip(("in", "out"), _sampled_channels(layer), strict=True):
+        aligned = [width for width in widths if width % BLOCK == 0 and 2 * BLOCK <= width <= 0.75 * widths[-1]]
+        if not aligned or (spec.groups > 1 and not workload.removes_groups):
             continue
-        for name, less in (("half", HALF), ("odd", 1)):
-            beside, on = ({"reads": (width, own.makes), "makes": (own.reads, width)}[side]
-                          for width in (middle[-1] - less, middle[-1]))
-            yield (side, name), own.at(*beside), own.at(*on)
+        for name, less in (("half_block", HALF_BLOCK), ("unaligned", 1)):
+            between, on = (workload.with_channels(width, spec.outputs) if side == "in" else
+                           workload.with_channels(spec.inputs, width) for width in (aligned[-1] - less, aligned[-1]))
+            yield (side, name), between, on
 
 
-def factors(layers: Iterable[Layer], times: Times) -> dict[tuple[str, str], Factors]:
-    """By kind of layer and side ("reads", "makes") what widths beside the grid cost."""
-    found: dict[tuple[str, str], dict[str, list[float]]] = {}
+def width_penalties(layers: Iterable[LabeledWorkload], times: Times) -> Penalties:
+    """The penalties of the families of kernels that occur."""
+    ratios: dict[tuple[str, str], dict[str, list[float]]] = {}
     for layer in layers:
-        for (side, name), beside, on in _probes(layer):
-            own = found.setdefault((kind(layer.geometry), side), {"half": [], "odd": []})
-            own[name].append(times[beside] / max(times[on], 1e-9))
-    return {key: Factors(_settled(own["half"], 0.5), _settled(own["odd"], 1.0)) for key, own in found.items()}
+        for (side, name), between, on in _penalty_pairs(layer):
+            by_name = ratios.setdefault((kernel_family(layer.workload), side), {"half_block": [], "unaligned": []})
+            by_name[name].append(times[between] / max(times[on], 1e-9))
+    return {key: WidthPenalty(_median_penalty(by_name["half_block"], 0.5), _median_penalty(by_name["unaligned"], 1.0))
+            for key, by_name in ratios.items()}
 
 
-def _settled(ratios: list[float], least: float) -> float:
-    """The median of measured factors; 1 where that may be noise."""
-    middle = float(np.median(ratios)) if ratios else 1.0
-    return 1.0 if abs(middle - 1) < _NOISE else max(least, middle)
+def _median_penalty(ratios: list[float], least: float) -> float:
+    """The median of measured ratios; 1 where that may be noise."""
+    median = float(np.median(ratios)) if ratios else 1.0
+    return 1.0 if abs(median - 1) < _MIN_PENALTY else max(least, median)
 
 
-class Surface:
-    """The time of one layer by what it reads and makes, in nanoseconds."""
+class LayerLatency:
+    """The time of one layer by its numbers of input and output channels, in nanoseconds.
 
-    def __init__(self, layer: Layer, times: Times, beside: Mapping[tuple[str, str], Factors]) -> None:
-        own = layer.geometry
-        reads, makes = _grids(layer)
-        self.values: Array = np.array([[times[own.at(i, o)] for o in makes] for i in reads], dtype=np.float64)
-        self.reads = _Axis(reads, beside.get((kind(own), "reads"), Factors()))
-        self.makes = _Axis(makes, beside.get((kind(own), "makes"), Factors()))
+    Args:
+        layer: the layer.
+        times: of every workload in `sampled_workloads(layer)`.
+        penalties: of widths that are no multiples of 16.
+    """
 
-    def __call__(self, reads: Array, makes: Array) -> Array:
+    def __init__(self, layer: LabeledWorkload, times: Times, penalties: Penalties) -> None:
+        in_widths, out_widths = _sampled_channels(layer)
+        family = kernel_family(layer.workload)
+        self.values: Array = np.array([[times[layer.workload.with_channels(i, o)] for o in out_widths]
+                                       for i in in_widths], dtype=np.float64)
+        self.in_axis = _WidthAxis(in_widths, penalties.get((family, "in"), WidthPenalty()))
+        self.out_axis = _WidthAxis(out_widths, penalties.get((family, "out"), WidthPenalty()))
+
+    def __call__(self, in_channels: Array, out_channels: Array) -> Array:
         """The times at widths of equal shape; a width above the layer's own counts as that."""
-        row, across, first = self.reads.at(reads)
-        column, along, second = self.makes.at(makes)
+        row, row_fraction, in_penalty = self.in_axis.locate(in_channels)
+        column, column_fraction, out_penalty = self.out_axis.locate(out_channels)
         values = self.values
-        below, above = np.minimum(row + 1, values.shape[0] - 1), np.minimum(column + 1, values.shape[1] - 1)
-        near = values[row, column] * (1 - along) + values[row, above] * along
-        far = values[below, column] * (1 - along) + values[below, above] * along
-        return np.asarray((near * (1 - across) + far * across) * first * second)
+        next_row, next_column = np.minimum(row + 1, values.shape[0] - 1), np.minimum(column + 1, values.shape[1] - 1)
+        near = values[row, column] * (1 - column_fraction) + values[row, next_column] * column_fraction
+        far = values[next_row, column] * (1 - column_fraction) + values[next_row, next_column] * column_fraction
+        return np.asarray((near * (1 - row_fraction) + far * row_fraction) * in_penalty * out_penalty)
 
 
-class _Axis:
-    """Where each width lies on a grid, worked out once for all widths."""
+class _WidthAxis:
+    """Where each width lies between the sampled ones, computed once for all widths."""
 
-    def __init__(self, points: tuple[int, ...], beside: Factors) -> None:
-        own, widths = points[-1], np.arange(points[-1] + 1)
-        even = np.minimum(-(-widths // HALF) * HALF, own)
-        base = np.minimum(-(-widths // BLOCK) * BLOCK, own)
-        if points[0] <= HALF:  # small widths cost what the next one that was measured does
-            next_point = np.array(points)[np.searchsorted(points, np.minimum(widths, HALF))]
-            base = np.where(widths <= HALF, next_point, base)
-        place = np.interp(base, points, np.arange(len(points), dtype=np.float64))
-        self.whole = np.floor(place).astype(np.int64)
-        self.part = place - self.whole
-        beyond = (widths > HALF) & (widths < own)
-        half, odd = beyond & (even % BLOCK == HALF) & (even < own), beyond & (widths % HALF != 0)
-        self.factor = np.where(half, beside.half, 1.0) * np.where(odd, beside.odd, 1.0)
+    def __init__(self, samples: tuple[int, ...], penalty: WidthPenalty) -> None:
+        full, widths = samples[-1], np.arange(samples[-1] + 1)
+        half_blocks = np.minimum(-(-widths // HALF_BLOCK) * HALF_BLOCK, full)
+        rounded = np.minimum(-(-widths // BLOCK) * BLOCK, full)
+        if samples[0] <= HALF_BLOCK:  # small widths cost what the next sampled one does
+            next_sample = np.array(samples)[np.searchsorted(samples, np.minimum(widths, HALF_BLOCK))]
+            rounded = np.where(widths <= HALF_BLOCK, next_sample, rounded)
+        position = np.interp(rounded, samples, np.arange(len(samples), dtype=np.float64))
+        self.index = np.floor(position).astype(np.int64)
+        self.fraction = position - self.index
+        penalized = (widths > HALF_BLOCK) & (widths < full)
+        is_half = penalized & (half_blocks % BLOCK == HALF_BLOCK) & (half_blocks < full)
+        is_unaligned = penalized & (widths % HALF_BLOCK != 0)
+        self.penalty = np.where(is_half, penalty.half_block, 1.0) * np.where(is_unaligned, penalty.unaligned, 1.0)
 
-    def at(self, widths: Array) -> tuple[NDArray[np.int64], Array, Array]:
-        """The point of the grid below each width, the way from there to the next, and the width's factor."""
-        index = np.clip(np.rint(widths).astype(np.int64), 0, len(self.whole) - 1)
-        return self.whole[index], self.part[index], self.factor[index]
+    def locate(self, widths: Array) -> tuple[NDArray[np.int64], Array, Array]:
+        """The sample at or below each width, the fraction of the way to the next, and the width's penalty."""
+        index = np.clip(np.rint(widths).astype(np.int64), 0, len(self.index) - 1)
+        return self.index[index], self.fraction[index], self.penalty[index]

@@ -1,9 +1,9 @@
-"""Where the time of a call goes: the time of each module by itself, beside what it costs on paper.
+"""The time of each module by itself, beside its multiply-adds and memory accesses.
 
-While the model runs, hooks look at the clock whenever a module begins or ends; the time since the last look belongs to
-the innermost module that was running, as operations do in a profile. What the hooks cost is measured on a module that
-does nothing, and deducted. On an accelerator each look waits until the work is done: layers can't overlap there as they
-otherwise do.
+While the model runs, hooks read the clock whenever a module begins or ends; the time since the last reading belongs to
+the innermost module that was running, as operations do in a profile. The time of the hooks is measured on a module that
+does nothing, and deducted. On an accelerator each reading waits until the work is done, so layers don't overlap there
+as they otherwise do.
 
 A layer is marked where its multiply-adds do not explain its time: where it takes more than `SLOW` times what they would
 take at the network's pace, and more than the mean layer. The pace is that of the network's median multiply-add.
@@ -23,7 +23,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 from torchslim.costs.memory import accessed
 from torchslim.costs.profiler import Layer, profiled
-from torchslim.latency.timing import Latency, measure, waiter
+from torchslim.latency.timing import Latency, measure, synchronizer
 from torchslim.rules import is_arithmetic, preserves_values
 from torchslim.tracing.graph import Op
 from torchslim.tracing.trace import trace
@@ -42,7 +42,7 @@ REASONS = {
     "memory-bound": f"fewer than {BOUND} multiply-adds for each element that is read or written",
     "slow kernel": "neither multiply-adds nor memory explain the time: a kernel that suits these sizes badly",
     "element-wise": "no multiply-adds: arithmetic on each element",
-    "moves data": "no multiply-adds: elements are copied, joined or reordered",
+    "moves data": "no multiply-adds: elements are copy_model, joined or reordered",
     "no MACs": "no multiply-adds: pooling, norms, reductions, resizing",
     "no ops": "Python code, and memory that is freed",
 }
@@ -80,12 +80,12 @@ class LayerTime:
 
 @dataclass(frozen=True)
 class LayerTimes:
-    """The layers of a model, and what it cost to measure them.
+    """The times of a model's layers.
 
     Attributes:
         layers: the slowest first.
-        whole: the call of the model without hooks, in turns with those that were looked into.
-        hooks_ms: what the hooks took of one call, and was deducted from the layers.
+        whole: the call of the model without hooks, in turns with those with hooks.
+        hooks_ms: the time of the hooks in one call, deducted from the layers.
     """
 
     layers: tuple[LayerTime, ...]
@@ -98,17 +98,11 @@ class LayerTimes:
         return sum(layer.ms for layer in self.layers)
 
 
-def layer_times(model: nn.Module, inputs: Inputs, *, rounds: int = 20, warmup: int = 3,
-                threads: int | None = None) -> tuple[LayerTime, ...]:
-    """The time of each module by itself, the slowest first; see `timed_layers` for arguments and errors."""
-    return timed_layers(model, inputs, rounds=rounds, warmup=warmup, threads=threads).layers
-
-
-def timed_layers(model: nn.Module, inputs: Inputs, *, rounds: int = 20, warmup: int = 3,
+def time_modules(model: nn.Module, inputs: Inputs, *, rounds: int = 20, warmup: int = 3,
                  threads: int | None = None) -> LayerTimes:
-    """Time each module by itself, and the whole call without hooks in turns with that.
+    """Time each module by itself, in turns with the whole call without hooks.
 
-    The model runs eagerly, in eval mode and without gradients; modes, hooks and thread counts are put back.
+    The model runs eagerly, in eval mode and without gradients; modes, hooks and thread counts are restored.
 
     Args:
         model: any module; compiled and data-parallel wrappers are looked through.
@@ -129,82 +123,91 @@ def timed_layers(model: nn.Module, inputs: Inputs, *, rounds: int = 20, warmup: 
     for op in graph.ops:
         if op.inputs and accessed(op):
             operations.setdefault(op.module, []).append(op)
-    wait, nest = waiter(arguments(inputs)), _Nest()
-    layers, hooks = Stopwatch(model, wait), Stopwatch(nest, wait)
-    times = measure({"whole": model, "layers": layers, "plain": nest, "hooks": hooks}, inputs, rounds=rounds,
-                    warmup=warmup, threads=threads, min_seconds=0, settle_seconds=0)
-    inside, outside = _overhead(hooks.records[warmup:], times["plain"])
-    records = layers.records[warmup:]
-    seconds = {name: statistics.median(record[name].net(inside, outside) for record in records if name in record)
+    synchronize, empty_calls = synchronizer(arguments(inputs)), _EmptyCalls()
+    timer, overhead_timer = HookTimer(model, synchronize), HookTimer(empty_calls, synchronize)
+    latencies = measure({"model": model, "hooked": timer, "empty": empty_calls, "hooked empty": overhead_timer},
+                        inputs, rounds=rounds, warmup=warmup, threads=threads, min_seconds=0, settle_seconds=0)
+    overhead = _hook_overhead(overhead_timer.records[warmup:], latencies["empty"])
+    records = timer.records[warmup:]
+    seconds = {name: statistics.median(record[name].without(overhead) for record in records if name in record)
                for name in dict.fromkeys(name for record in records for name in record)}
     last = records[-1]
-    kinds = {name: type(module).__name__ for module, name in layers.names.items()}
-    return LayerTimes(_rows(seconds, last, kinds, costs, operations), times["whole"],
-                      sum(spent.calls * inside + spent.children * outside for spent in last.values()) * 1e3)
+    kinds = {name: type(module).__name__ for module, name in timer.names.items()}
+    hooks = sum(time.calls * overhead.in_module + time.children * overhead.in_caller for time in last.values())
+    return LayerTimes(_rows(seconds, last, kinds, costs, operations), latencies["model"], hooks * 1e3)
 
 
-# --- the clock in hooks -------------------------------------------------------------------------------------
+# --- timing with hooks --------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class HookOverhead:
+    """Seconds that hooks add, for each call of a module, to its own time and to that of the module that called it."""
+
+    in_module: float
+    in_caller: float
+
 
 @dataclass(slots=True)
-class Spent:
-    """What one call of the model took in one module: seconds by itself, its calls, and the calls it made."""
+class ModuleTime:
+    """Seconds that one call of the model spent in one module itself, how often that was called, and the calls it made.
+    """
 
     seconds: float = 0.0
     calls: int = 0
     children: int = 0
 
-    def net(self, inside: float, outside: float) -> float:
-        """The seconds without what hooks take inside of a call, and outside of one."""
-        return max(0.0, self.seconds - self.calls * inside - self.children * outside)
+    def without(self, overhead: HookOverhead) -> float:
+        """The seconds without those of the hooks."""
+        return max(0.0, self.seconds - self.calls * overhead.in_module - self.children * overhead.in_caller)
 
 
 @dataclass
-class Stopwatch:
-    """A model that, called, notes what each of its modules took by itself.
+class HookTimer:
+    """A callable that runs the model and records the time that each of its modules took by itself.
 
     Attributes:
-        records: what was noted, by name of the module, for each call of the model that came to its end.
+        records: by name of the module, for each call of the model that did not fail.
     """
 
     model: nn.Module
-    wait: Callable[[], None]
-    records: list[Mapping[str, Spent]] = field(default_factory=list)
+    synchronize: Callable[[], None]
+    records: list[Mapping[str, ModuleTime]] = field(default_factory=list)
     names: Mapping[nn.Module, str] = field(init=False)
 
     def __post_init__(self) -> None:
         self.names = names_of_modules(self.model)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's output, after noting."""
-        names, wait, clock, thread = self.names, self.wait, time.perf_counter, threading.get_ident()
-        found: dict[str, Spent] = {}
-        running: list[tuple[nn.Module, Spent]] = []
-        then = 0.0
+        """The model's output."""
+        names, synchronize, clock, thread = self.names, self.synchronize, time.perf_counter, threading.get_ident()
+        record: dict[str, ModuleTime] = {}
+        running: list[tuple[nn.Module, ModuleTime]] = []
+        last_reading = 0.0
 
         def enter(module: nn.Module, _args: Any) -> None:
-            nonlocal then
+            nonlocal last_reading
             if module not in names or threading.get_ident() != thread:
                 return
-            wait()
+            synchronize()
             now = clock()
             if running:
-                parent = running[-1][1]
-                parent.seconds += now - then
-                parent.children += 1
-            spent = found.setdefault(names[module], Spent())
-            spent.calls += 1
-            running.append((module, spent))
-            then = clock()
+                caller = running[-1][1]
+                caller.seconds += now - last_reading
+                caller.children += 1
+            module_time = record.setdefault(names[module], ModuleTime())
+            module_time.calls += 1
+            running.append((module, module_time))
+            last_reading = clock()
 
         def leave(module: nn.Module, _args: Any, _output: Any) -> None:
-            nonlocal then
+            nonlocal last_reading
             if not running or running[-1][0] is not module or threading.get_ident() != thread:
                 return
-            wait()
-            running.pop()[1].seconds += clock() - then
-            then = clock()
+            synchronize()
+            running.pop()[1].seconds += clock() - last_reading
+            last_reading = clock()
 
-        # Those of all modules: they run before a module's own, so that what these do counts as the module's.
+        # Global hooks run before a module's own, so the time of those counts as the module's.
         handles = [register_module_forward_pre_hook(enter)]
         try:
             handles.append(register_module_forward_hook(leave, always_call=True))
@@ -212,11 +215,11 @@ class Stopwatch:
         finally:
             for handle in handles:
                 handle.remove()
-        self.records.append(found)
+        self.records.append(record)
         return output
 
 
-class _Nest(nn.Module):
+class _EmptyCalls(nn.Module):
     """Calls a module that does nothing, many times."""
 
     def __init__(self) -> None:
@@ -233,42 +236,42 @@ class _Empty(nn.Module):
         return None
 
 
-def _overhead(records: Sequence[Mapping[str, Spent]], plain: Latency) -> tuple[float, float]:
-    """Seconds that the hooks add to a module's own time at each of its calls, and at each call that it makes."""
-    inside = statistics.median(record["empty"].seconds for record in records) / _CALLS
-    outside = statistics.median(record[""].seconds for record in records) / _CALLS
-    return inside, max(0.0, outside - plain.median_ms / 1e3 / _CALLS)
+def _hook_overhead(records: Sequence[Mapping[str, ModuleTime]], plain: Latency) -> HookOverhead:
+    """The overhead by `_EmptyCalls` with hooks and without."""
+    in_module = statistics.median(record["empty"].seconds for record in records) / _CALLS
+    in_caller = statistics.median(record[""].seconds for record in records) / _CALLS
+    return HookOverhead(in_module, max(0.0, in_caller - plain.median_ms / 1e3 / _CALLS))
 
 
-# --- what the times say -------------------------------------------------------------------------------------
+# --- times beside costs -------------------------------------------------------------------------------------
 
-def _rows(seconds: Mapping[str, float], spent: Mapping[str, Spent], kinds: Mapping[str, str],
+def _rows(seconds: Mapping[str, float], module_times: Mapping[str, ModuleTime], kinds: Mapping[str, str],
           costs: Mapping[str, Layer], operations: Mapping[str, Sequence[Op]]) -> tuple[LayerTime, ...]:
     total = sum(seconds.values())
     macs = {name: costs[name].macs if name in costs else 0 for name in seconds}
-    all_macs, usual = sum(macs.values()), pace(seconds, macs)
+    all_macs, pace = sum(macs.values()), seconds_per_mac(seconds, macs)
     rows = []
-    for name, time_ in seconds.items():
+    for name, own in seconds.items():
         memory = costs[name].memory_access if name in costs else 0
-        slow = usual and time_ * len(seconds) > total and time_ > SLOW * usual * macs[name]
+        slow = pace and own * len(seconds) > total and own > SLOW * pace * macs[name]
         reason = _reason(macs[name], memory, operations.get(name, ())) if slow else ""
-        rows.append(LayerTime(name, kinds[name], time_ * 1e3, time_ / total if total else 0.0, macs[name],
+        rows.append(LayerTime(name, kinds[name], own * 1e3, own / total if total else 0.0, macs[name],
                               macs[name] / all_macs if all_macs else 0.0, memory,
-                              spent[name].calls if name in spent else 0, reason))
+                              module_times[name].calls if name in module_times else 0, reason))
     return tuple(sorted(rows, key=lambda row: -row.ms))
 
 
-def pace(seconds: Mapping[str, float], macs: Mapping[str, int]) -> float:
-    """Seconds of the median multiply-add: half of all are in layers that need less for each of theirs; 0 without any.
+def seconds_per_mac(seconds: Mapping[str, float], macs: Mapping[str, int]) -> float:
+    """The median over all multiply-adds of their time; 0 without any.
 
     The median, and not the mean, because the few layers that waste their time are what is looked for.
     """
     paces = sorted((seconds[name] / count, count) for name, count in macs.items() if count)
-    seen, half = 0, sum(macs.values()) / 2
-    for each, count in paces:
-        seen += count
-        if seen >= half:
-            return each
+    counted, half = 0, sum(macs.values()) / 2
+    for pace, count in paces:
+        counted += count
+        if counted >= half:
+            return pace
     return 0.0
 
 

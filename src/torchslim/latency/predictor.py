@@ -10,14 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-import numpy as np
-
-from torchslim.costs.cost_models import STAYS, CostModel, KeptShare, Shares
+from torchslim.costs.cost_models import CostModel, KeptShare, Shares
 from torchslim.costs.memory import accessed, size
 from torchslim.coupling.coupling import Coupling
 from torchslim.coupling.tape import Index, Tape
-from torchslim.latency.interpolation import BLOCK, Surface, factors, wanted
-from torchslim.latency.workloads import Geometry, Layer, layers
+from torchslim.latency.interpolation import BLOCK, LayerLatency, sampled_workloads, width_penalties
+from torchslim.latency.workloads import LabeledWorkload, Workload, classes_along, layer_workloads
 from torchslim.rules.labels import Tracks
 
 
@@ -36,20 +34,21 @@ class LatencyPredictor(CostModel):
         full_cost: the sum where nothing is cut.
     """
 
-    def __init__(self, coupling: Coupling, times: Mapping[Geometry, float], baseline_ns: float,
+    def __init__(self, coupling: Coupling, times: Mapping[Workload, float], baseline_ns: float,
                  correction: float = 1.0) -> None:
         super().__init__()
         self.baseline_ns, self.correction = baseline_ns, correction
         tape = coupling.tapes[0]
-        found = dict(layers(tape, coupling.options.whole_groups))
-        beside = factors(found.values(), times)
-        alike: dict[tuple[Geometry, bytes, bytes], list[Layer]] = {}
-        for layer in found.values():
-            read, made = _along(layer)
-            alike.setdefault((layer.geometry, read.tobytes(), made.tobytes()), []).append(layer)
-        for same in alike.values():
-            self.add(len(same), _along(same[0]), Surface(same[0], times, beside))
-        self._add_remainder(tape, {op.index for op in found})
+        layers = dict(layer_workloads(tape, coupling.options.whole_groups))
+        penalties = width_penalties(layers.values(), times)
+        equal: dict[tuple[Workload, bytes, bytes], list[LabeledWorkload]] = {}
+        for layer in layers.values():
+            key = layer.workload, layer.in_classes.tobytes(), layer.out_classes.tobytes()
+            equal.setdefault(key, []).append(layer)
+        for first, *others in equal.values():
+            self.add(1 + len(others), (first.in_classes, first.out_classes),
+                     LayerLatency(first, times, penalties))
+        self._add_remainder(tape, {op.index for op in layers})
         self.full_cost = self.at_widths(self.full_widths())
 
     def _add_remainder(self, tape: Tape, timed: set[int]) -> None:
@@ -87,25 +86,17 @@ class LatencyPredictor(CostModel):
         return round(self.to_nanoseconds(self.at_shares(shares)))
 
 
-def required_workloads(coupling: Coupling) -> Iterable[Geometry]:
-    """The geometries whose times a `LatencyPredictor` is made of."""
-    return [each for _, layer in layers(coupling.tapes[0], coupling.options.whole_groups) for each in wanted(layer)]
-
-
-def _along(layer: Layer) -> tuple[Index, Index]:
-    """The classes of what a layer reads and makes."""
-    own = layer.geometry
-    read, made = (np.full(width, STAYS) if labels is None else labels
-                  for labels, width in ((layer.read, own.reads), (layer.made, own.makes)))
-    return read, made
+def required_workloads(coupling: Coupling) -> Iterable[Workload]:
+    """The workloads whose times a `LatencyPredictor` needs."""
+    return [workload for _, layer in layer_workloads(coupling.tapes[0], coupling.options.whole_groups)
+            for workload in sampled_workloads(layer)]
 
 
 def _dimensions(tracks: Tracks) -> list[Index]:
-    """The dimensions of a value along which it can be cut, each once: the classes along them."""
-    found: dict[int, Index] = {}
+    """The classes along each dimension of a value that can be cut."""
+    by_dim: dict[int, Index] = {}
     for track in tracks:
-        for dim in range(track.ndim):
-            if track.shape[dim] > 1 and dim not in found:
-                found[dim] = np.moveaxis(track, dim, -1).reshape(-1, track.shape[dim])[0]
-                break
-    return list(found.values())
+        dim = next((dim for dim in range(track.ndim) if track.shape[dim] > 1 and dim not in by_dim), None)
+        if dim is not None:
+            by_dim[dim] = classes_along(track, dim)
+    return list(by_dim.values())

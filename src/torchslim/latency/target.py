@@ -7,14 +7,14 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 from torch import nn
 
 from torchslim.coupling.coupling import Coupling
 from torchslim.errors import RequestError
-from torchslim.latency.cache import Stopwatch, Timetable, times_of
-from torchslim.latency.layer_benchmark import NAMES, watch
+from torchslim.latency.backends import Backend
+from torchslim.latency.cache import LatencyCache, checked_times
+from torchslim.latency.local_backend import LOCAL_BACKENDS, LocalBackend
 from torchslim.latency.predictor import LatencyPredictor, required_workloads
 from torchslim.surgery.plans import Plan
 from torchslim.tracing.graph import Graph
@@ -30,14 +30,6 @@ _CORRECTIONS = 0.5, 2.0  # factors outside come from a busy machine, and would s
 _MAX_PLANS = 4  # each with the correction that the measurement of the one before gave
 
 _UNITS = {"ns": 1.0, "us": 1e3, "µs": 1e3, "μs": 1e3, "ms": 1e6, "s": 1e9}
-
-
-class Backend(Stopwatch, Protocol):
-    """What times layers and networks. A backend of your own (a phone, say) is an object with these."""
-
-    def networks(self, models: Sequence[nn.Module], inputs: Inputs) -> Sequence[Sequence[float]]:
-        """The nanoseconds of a call of each network in each round, measured in turns."""
-        ...
 
 
 def parse_latency(requested: object) -> float | int:
@@ -83,9 +75,9 @@ class LatencyTarget:
     Attributes:
         model, inputs: what is planned for.
         backend: what measures.
-        table: times measured before.
+        cache: times that it measured before.
         baseline_ns: nanoseconds of the uncut network.
-        network_key: of the uncut network in the table.
+        network_key: of the uncut network in the cache.
         budget_ns: nanoseconds asked for; None where other budgets are met by cuts that save time.
         correction: see `LatencyPredictor`.
         plans_measured: how many plans led to this correction.
@@ -94,7 +86,7 @@ class LatencyTarget:
     model: nn.Module
     inputs: Inputs
     backend: Backend
-    table: Timetable
+    cache: LatencyCache
     baseline_ns: int
     network_key: str
     budget_ns: int | None = None
@@ -103,7 +95,7 @@ class LatencyTarget:
 
     def predictor(self, coupling: Coupling) -> LatencyPredictor:
         """The predictor for a coupling of the network; layers that were not timed before are timed now."""
-        return LatencyPredictor(coupling, self.table.times(required_workloads(coupling)), self.baseline_ns,
+        return LatencyPredictor(coupling, self.cache.layer_times(required_workloads(coupling)), self.baseline_ns,
                                 self.correction)
 
     def measure_and_update(self, plan: Plan, make_slim: Callable[[], nn.Module]) -> tuple[Plan, LatencyTarget | None]:
@@ -135,14 +127,14 @@ class LatencyTarget:
         """The cut network's share of the original's time, and the spread of that measurement (0 if remembered)."""
         widths = [f"{name} {dim} {len(index)}" for name, dims in plan.kept.items() for dim, index in dims.items()]
         key = f"cut {self.network_key} {_digest(widths)}"
-        if key in self.table.known:
-            return self.table.known[key], 0.0
+        if key in self.cache.entries:
+            return self.cache.entries[key], 0.0
         slim, results = make_slim(), list[tuple[float, float]]()
         while len(results) < _MAX_REPEATS and all(spread > MAX_SPREAD for _, spread in results):
             results.append(_ratio_and_spread(*_time_networks(self.backend, [self.model, slim], self.inputs)))
         ratio, spread = min(results, key=lambda result: result[1])
         if spread <= MAX_SPREAD:
-            self.table.keep({key: ratio})
+            self.cache.add({key: ratio})
         return ratio, spread
 
     def _note(self, measured_ns: float, spread: float, predicted_ns: float) -> str:
@@ -165,7 +157,7 @@ def latency_target(model: nn.Module, inputs: Inputs, graph: Graph, latency: floa
         inputs: what it is called with.
         graph: its run.
         latency: the time asked for, if any.
-        backend: a name of `NAMES`, or a backend of one's own; None means "eager".
+        backend: one of `LOCAL_BACKENDS`, or a backend of your own; None means "eager".
         folder: where to keep times; None means the user's folder for caches.
 
     Raises:
@@ -177,29 +169,30 @@ def latency_target(model: nn.Module, inputs: Inputs, graph: Graph, latency: floa
     if latency is not None:
         parse_latency(latency)  # before anything is measured
     requested = "eager" if backend is None else backend
-    timer: Backend = watch(requested, inputs) if isinstance(requested, str) else requested
-    missing = [name for name in ("name", "setting", "layers", "networks") if not hasattr(timer, name)]
+    timer: Backend = LocalBackend.create(requested, inputs) if isinstance(requested, str) else requested
+    missing = [name for name in ("name", "environment", "time_layers", "time_networks") if not hasattr(timer, name)]
     if missing:
         raise RequestError(f"backend: got {type(timer).__name__} without {', '.join(missing)}; wanted one of "
-                           f"{', '.join(NAMES)}, or a backend of your own (`torchslim.latency.target.Backend`)")
-    table = Timetable(timer, folder)
+                           f"{', '.join(LOCAL_BACKENDS)}, or a backend of your own "
+                           "(`torchslim.latency.backends.Backend`)")
+    cache = LatencyCache(timer, folder)
     network_key = _digest([f"{op.name} {op.args} {dict(op.kwargs)}" for op in graph.ops])
-    fastest = table.known.get(f"network {network_key}")
+    fastest = cache.entries.get(f"network {network_key}")
     if fastest is None:
         [times] = _time_networks(timer, [model], inputs)
         fastest = min(times)
         if _ratio_and_spread([fastest] * len(times), times)[1] <= MAX_SPREAD:
-            table.keep({f"network {network_key}": fastest})
+            cache.add({f"network {network_key}": fastest})
     baseline_ns = max(1, round(fastest))
     budget_ns = None if latency is None else to_nanoseconds(latency, baseline_ns)
-    return LatencyTarget(model, inputs, timer, table, baseline_ns, network_key, budget_ns)
+    return LatencyTarget(model, inputs, timer, cache, baseline_ns, network_key, budget_ns)
 
 
 def _time_networks(backend: Backend, models: Sequence[nn.Module], inputs: Inputs) -> list[list[float]]:
     """The nanoseconds of each network in each round, as many rounds for all."""
-    source = f"backend {backend.name}: networks()"
-    given = backend.networks(models, inputs)
-    times = [times_of(runs, f"{source} for a network") for runs in given] if isinstance(given, Iterable) else []
+    source = f"backend {backend.name}: time_networks()"
+    given = backend.time_networks(models, inputs)
+    times = [checked_times(runs, f"{source} for a network") for runs in given] if isinstance(given, Iterable) else []
     if len(times) != len(models) or len({len(runs) for runs in times}) != 1:
         raise RequestError(f"{source} gave times of {len(times)} networks in {[len(runs) for runs in times]} rounds, "
                            f"wanted those of {len(models)}, each in equally many rounds")

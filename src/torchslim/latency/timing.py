@@ -1,9 +1,9 @@
-"""The one clock: how long models take, measured side by side.
+"""Wall-clock time of callables, measured side by side.
 
-Candidates take turns (A B A B ...), so that whatever slows the machine down for a while slows all of them;
-compare two by the ratio of their times within each round, not by times of different moments. A turn begins with calls
-that do not count: another candidate's data is in the caches, and its threads may be spinning. Runtimes let idle threads
-spin for some milliseconds, which has doubled the time of the candidate that came next.
+Callables take turns (A B A B ...), so that whatever slows the machine down for a while slows all of them; compare two
+by the ratio of their times within each round. A turn begins with calls that are not counted: another callable's data
+is in the caches, and its threads may be spinning. Runtimes let idle threads spin for some milliseconds, which has
+doubled the time of the callable that came next.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import math
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,9 +25,10 @@ from torchslim.errors import RequestError
 from torchslim.utils.eval_mode import evaluating
 from torchslim.utils.inputs import Inputs, arguments, tensors_in
 
-Candidate = nn.Module | Callable[..., Any]
+Runnable = nn.Module | Callable[..., Any]
 
-_SETTLING = 0.1  # seconds; a while longer than the threads of torch, ONNX Runtime and OpenVINO spin
+SETTLE_SECONDS = 0.1
+"""A while longer than the threads of torch, ONNX Runtime and OpenVINO spin."""
 
 
 @dataclass(frozen=True)
@@ -53,29 +55,29 @@ class Latency:
         return f"{self.median_ms:.3g} ms ({self.p10_ms:.3g} to {self.p90_ms:.3g}, {len(self.runs)} rounds)"
 
 
-def measure(models: Mapping[str, Candidate], inputs: Inputs, *, rounds: int = 20, warmup: int = 3,
+def measure(models: Mapping[str, Runnable], inputs: Inputs, *, rounds: int = 20, warmup: int = 3,
             threads: int | None = None, min_seconds: float = 0.01,
             settle_seconds: float | None = None) -> dict[str, Latency]:
-    """Time candidates on the same inputs, in turns.
+    """Time models on the same inputs, in turns.
 
-    Modules run in eval mode, and everything without gradients; modes and thread counts are put back.
+    Modules run in eval mode, and everything without gradients; modes and thread counts are restored.
 
     Args:
         models: name to module, or to anything that can be called with `inputs`.
         inputs: a tensor, a tuple of arguments, a list (the one argument) or a dict of keywords.
-        rounds: how often each candidate has its turn.
-        warmup: calls of each candidate before the first round, which are not counted.
+        rounds: how often each model has its turn.
+        warmup: calls of each model before the first round, which are not counted.
         threads: CPU threads of torch; None leaves them.
-        min_seconds: a turn repeats the call until it lasts about this long, so that fast models are not lost
-            in the clock's noise.
-        settle_seconds: with several candidates, a turn begins with at least one call that is not counted, and with as
+        min_seconds: a turn repeats the call until it lasts about this long, since the clock is too coarse for a single
+            call of a fast model.
+        settle_seconds: with several models, a turn begins with at least one call that is not counted, and with as
             many as take this long; None means 0.1 if one of them is no module and may have threads of its own, else 0.
 
     Returns:
         The latencies under the same names, in the same order.
 
     Raises:
-        RequestError: no candidate, or fewer than one round, warm-up call or thread.
+        RequestError: no model, or fewer than one round, warm-up call or thread.
     """
     if not models:
         raise RequestError("measure: no candidate; give {'name': model}")
@@ -83,27 +85,20 @@ def measure(models: Mapping[str, Candidate], inputs: Inputs, *, rounds: int = 20
         if value is not None and value < 1:
             raise RequestError(f"measure: {name}={value} found, at least 1 wanted")
     args, kwargs = arguments(inputs)
-    wait = waiter((args, kwargs))
-    modules = [candidate for candidate in models.values() if isinstance(candidate, nn.Module)]
-    if settle_seconds is None:
-        settle_seconds = 0.0 if len(modules) == len(models) else _SETTLING
-    times: dict[str, list[float]] = {name: [] for name in models}
-    with conditions(*modules, threads=threads):
-        calls = {}
-        for name, candidate in models.items():
-            each = min(_turn(candidate, args, kwargs, 1, wait) for _ in range(warmup))
-            calls[name] = max(1, math.ceil(min_seconds / max(each, 1e-9)))
-        for _ in range(rounds):
-            for name, candidate in models.items():
-                settled = 0.0  # a clock that stands still settles at once
-                while len(models) > 1 and settled <= settle_seconds:
-                    settled += _turn(candidate, args, kwargs, 1, wait) or math.inf
-                times[name].append(_turn(candidate, args, kwargs, calls[name], wait) * 1e3)
-    return {name: _summary(runs) for name, runs in times.items()}
+    modules = [model for model in models.values() if isinstance(model, nn.Module)]
+    if len(models) == 1:
+        settle_seconds = None
+    elif settle_seconds is None:
+        settle_seconds = 0.0 if len(modules) == len(models) else SETTLE_SECONDS
+    with inference_conditions(*modules, threads=threads):
+        times = time_in_turns([partial(model, *args, **kwargs) for model in models.values()], rounds=rounds,
+                              warmup=warmup, min_seconds=min_seconds, settle_seconds=settle_seconds,
+                              synchronize=synchronizer(inputs))
+    return {name: _summarize([seconds * 1e3 for seconds in runs]) for name, runs in zip(models, times, strict=True)}
 
 
 def ratio(before: Latency, after: Latency) -> float:
-    """How much of `before` the candidate `after` takes: the median over rounds of the ratio within a round.
+    """The median over the rounds of `after`'s share of `before`'s time within a round.
 
     Below 1 is faster. Both must come from one call of `measure`.
 
@@ -116,6 +111,45 @@ def ratio(before: Latency, after: Latency) -> float:
     return statistics.median(b / a for a, b in zip(before.runs, after.runs, strict=True))
 
 
+def time_in_turns(calls: Sequence[Callable[[], object]], *, rounds: int, warmup: int = 1, min_calls: int = 1,
+                  min_seconds: float = 0.0, max_seconds: float = math.inf, settle_seconds: float | None = None,
+                  synchronize: Callable[[], object] = lambda: None) -> list[list[float]]:
+    """Seconds of one call of each callable in each round, in which each has one turn.
+
+    Args:
+        calls: what is timed.
+        rounds: how many, at most.
+        warmup: calls of each before the first round, which are not counted.
+        min_calls: calls of a turn, at least; their mean counts.
+        min_seconds: about how long a turn lasts at least.
+        max_seconds: see `limited_rounds`.
+        settle_seconds: calls at the beginning of a turn that are not counted: at least one, and as many as take this
+            long; None means none.
+        synchronize: waits for the accelerator.
+    """
+    times: list[list[float]] = [[] for _ in calls]
+    repeats = []
+    for call in calls:
+        fastest = min(_time(call, 1, synchronize) for _ in range(warmup))
+        repeats.append(max(min_calls, math.ceil(min_seconds / max(fastest, 1e-9))))
+    for _ in limited_rounds(rounds, max_seconds):
+        for call, repeat, runs in zip(calls, repeats, times, strict=True):
+            settled = 0.0
+            while settle_seconds is not None and settled <= settle_seconds:
+                settled += _time(call, 1, synchronize) or math.inf  # on a clock that stands still one call is enough
+            runs.append(_time(call, repeat, synchronize))
+    return times
+
+
+def limited_rounds(rounds: int, max_seconds: float) -> Iterator[int]:
+    """The numbers of the rounds; after so many seconds it ends early, if there were three rounds."""
+    start = time.perf_counter()
+    for number in range(rounds):
+        if number >= 3 and time.perf_counter() - start > max_seconds:
+            return
+        yield number
+
+
 def processor() -> str:
     """The name of the CPU, as far as the system tells it."""
     try:
@@ -126,46 +160,40 @@ def processor() -> str:
 
 
 @contextmanager
-def conditions(*models: nn.Module, threads: int | None = None) -> Iterator[None]:
-    """How candidates run: in eval mode, without gradients, on so many threads of torch (None leaves them)."""
-    with evaluating(*models), _threads(threads), torch.inference_mode():
-        yield
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
+def inference_conditions(*models: nn.Module, threads: int | None = None) -> Iterator[None]:
+    """Eval mode, no gradients, and so many CPU threads of torch (None leaves them)."""
+    threads_before = torch.get_num_threads()
+    if threads is not None:
+        torch.set_num_threads(threads)
     try:
-        yield
+        with evaluating(*models), torch.inference_mode():
+            yield
     finally:
-        if count is not None:
-            torch.set_num_threads(before)
+        if threads is not None:
+            torch.set_num_threads(threads_before)
 
 
-def waiter(inputs: Any) -> Callable[[], None]:
-    """What waits for the accelerator that the inputs are on: its calls return before the work is done."""
+def synchronizer(inputs: Any) -> Callable[[], None]:
+    """A callable that waits for the accelerator of the inputs, where calls return before the work is done."""
     devices = {tensor.device for tensor in tensors_in(inputs) if tensor.device.type != "cpu"}
 
-    def wait() -> None:
+    def synchronize() -> None:
         for device in devices:
             torch.accelerator.synchronize(device)
 
-    return wait
+    return synchronize
 
 
-def _turn(candidate: Candidate, args: tuple[Any, ...], kwargs: dict[str, Any], calls: int,
-          wait: Callable[[], None]) -> float:
+def _time(call: Callable[[], object], repeats: int, synchronize: Callable[[], object]) -> float:
     """Seconds of one call, as the mean of several."""
-    wait()
+    synchronize()
     start = time.perf_counter()
-    for _ in range(calls):
-        candidate(*args, **kwargs)
-    wait()
-    return (time.perf_counter() - start) / calls
+    for _ in range(repeats):
+        call()
+    synchronize()
+    return (time.perf_counter() - start) / repeats
 
 
-def _summary(runs: list[float]) -> Latency:
+def _summarize(runs: list[float]) -> Latency:
     tenths = statistics.quantiles(runs, n=10, method="inclusive") if len(runs) > 1 else [runs[0]] * 9
     return Latency(statistics.median(runs), tenths[0], tenths[8], tuple(runs))

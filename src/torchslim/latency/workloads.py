@@ -1,4 +1,4 @@
-"""What a layer is to a clock: its sizes and strides, without names and weights; and at other widths."""
+"""What the time of a layer depends on, at its own widths and at others."""
 
 from __future__ import annotations
 
@@ -8,83 +8,88 @@ from typing import Any
 
 import numpy as np
 
+from torchslim.costs.cost_models import STAYS
 from torchslim.coupling.tape import Index, Tape
 from torchslim.tracing.graph import Op
+from torchslim.utils.layer_spec import LayerSpec
 
 
 @dataclass(frozen=True)
-class Geometry:
-    """A convolution or a linear layer, as far as its time depends on it.
+class Workload:
+    """A convolution or a linear layer on inputs of one size.
 
     Attributes:
-        kind: "convolution", "transposed" (a transposed convolution) or "linear".
-        batch: pictures; of a linear layer all rows.
-        reads: input channels, over all groups.
-        makes: output channels, over all groups.
-        map: sizes of the input map; none for a linear layer.
-        kernel, stride, padding, dilation, output_padding: one a dimension of the map.
-        groups: of a convolution.
-        whole: with fewer channels there are fewer groups, each as wide as before: so depthwise convolutions shrink.
-        bias: whether there is one.
+        spec: channels, kernel, stride and the like.
+        batch: images; for a linear layer all rows.
+        input_size: sizes of the input map; empty for a linear layer.
         dtype: such as "float32".
+        removes_groups: cutting channels removes groups, each as wide as before, as in depthwise convolutions.
     """
 
-    kind: str
+    spec: LayerSpec
     batch: int
-    reads: int
-    makes: int
-    map: tuple[int, ...] = ()
-    kernel: tuple[int, ...] = ()
-    stride: tuple[int, ...] = ()
-    padding: tuple[int, ...] = ()
-    dilation: tuple[int, ...] = ()
-    output_padding: tuple[int, ...] = ()
-    groups: int = 1
-    whole: bool = False
-    bias: bool = False
+    input_size: tuple[int, ...] = ()
     dtype: str = "float32"
+    removes_groups: bool = False
 
-    def at(self, reads: int, makes: int) -> Geometry:
-        """The layer at other widths. Groups stay, and share the channels evenly, unless they go as a whole."""
-        if self.whole:
-            groups = max(1, reads * self.groups // self.reads)
-            return replace(self, reads=groups * (self.reads // self.groups),
-                           makes=groups * (self.makes // self.groups), groups=groups)
-        return replace(self, reads=max(1, reads // self.groups) * self.groups,
-                       makes=max(1, makes // self.groups) * self.groups)
+    def with_channels(self, in_channels: int, out_channels: int) -> Workload:
+        """The layer at other widths. The number of groups stays, unless cuts remove groups."""
+        spec = self.spec
+        groups = max(1, in_channels * spec.groups // spec.inputs) if self.removes_groups else spec.groups
+        per_group = (spec.inputs // spec.groups, spec.outputs // spec.groups) if self.removes_groups else \
+            (max(1, in_channels // groups), max(1, out_channels // groups))
+        return replace(self, spec=replace(spec, inputs=groups * per_group[0], outputs=groups * per_group[1],
+                                          groups=groups))
+
+    @property
+    def kind(self) -> str:
+        """Its kind: "convolution", "transposed" (a transposed convolution) or "linear"."""
+        return "transposed" if self.spec.transposed else "convolution" if self.spec.kernel else "linear"
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """The shape of what it reads."""
-        return (self.batch, self.reads, *self.map)
+        """The shape of its input."""
+        return (self.batch, self.spec.inputs, *self.input_size)
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
         """The shape of its weight, as torch has it."""
-        if self.kind == "transposed":
-            return (self.reads, self.makes // self.groups, *self.kernel)
-        return (self.makes, self.reads // self.groups, *self.kernel)
+        spec = self.spec
+        if spec.transposed:
+            return (spec.inputs, spec.outputs // spec.groups, *spec.kernel)
+        return (spec.outputs, spec.inputs // spec.groups, *spec.kernel)
 
     @property
     def key(self) -> str:
-        """All of it as a short text, equal for equal geometries."""
+        """All of it as a short text, the same for layers that take the same time."""
+        spec = self.spec
         options = [f"{letter}{'x'.join(map(str, sizes))}" for letter, sizes in (
-            ("k", self.kernel), ("s", self.stride), ("p", self.padding), ("d", self.dilation),
-            ("o", self.output_padding)) if sizes]
-        return " ".join([self.kind, "x".join(map(str, self.input_shape)), f"to {self.makes}", *options,
-                         f"g{self.groups}", "bias" if self.bias else "plain", self.dtype])
+            ("k", spec.kernel), ("s", spec.stride), ("p", spec.padding), ("d", spec.dilation),
+            ("o", spec.output_padding)) if sizes]
+        return " ".join([self.kind, "x".join(map(str, self.input_shape)), f"to {spec.outputs}", *options,
+                         f"g{spec.groups}", "bias" if spec.bias else "plain", self.dtype])
 
 
 @dataclass(frozen=True, eq=False)
-class Layer:
-    """A layer of a run: its geometry, and the class of each channel that it reads and makes (None: they stay)."""
+class LabeledWorkload:
+    """A layer of a graph, and the class of each of its input and output channels (`STAYS`: it can't be cut)."""
 
-    geometry: Geometry
-    read: Index | None
-    made: Index | None
+    workload: Workload
+    in_classes: Index
+    out_classes: Index
+
+    @property
+    def cuts_inputs(self) -> bool:
+        """Whether any of its input channels can be cut."""
+        return bool((self.in_classes != STAYS).any())
+
+    @property
+    def cuts_outputs(self) -> bool:
+        """Whether any of its output channels can be cut."""
+        return bool((self.out_classes != STAYS).any())
 
 
-def layers(tape: Tape, whole_groups: bool = False) -> Iterator[tuple[Op, Layer]]:
+def layer_workloads(tape: Tape, whole_groups: bool = False) -> Iterator[tuple[Op, LabeledWorkload]]:
     """The convolutions and the products with weights of a run, in its order.
 
     Args:
@@ -93,38 +98,44 @@ def layers(tape: Tape, whole_groups: bool = False) -> Iterator[tuple[Op, Layer]]
     """
     for op in tape.graph.ops:
         if op.name in ("aten.convolution", "aten._convolution"):
-            yield op, Layer(_convolution(op, whole_groups), _along(tape, op.args[0].id, 1),
-                            _along(tape, op.output.id, 1))
+            x, workload = op.args[0], _convolution(op, whole_groups)
         elif op.name in ("aten.addmm", "aten.mm") and op.args[-1].static and not op.args[-2].static:
             x, weight = op.args[-2:]
-            found = Geometry("linear", x.shape[0], x.shape[1], weight.shape[1], bias=op.name == "aten.addmm",
-                             dtype=_dtype(x))
-            yield op, Layer(found, _along(tape, x.id, 1), _along(tape, op.output.id, 1))
+            bias = op.name == "aten.addmm"
+            spec = LayerSpec(x.shape[1], weight.shape[1], (), (), (), (), (), 1, bias, False, "zeros")
+            workload = Workload(spec, x.shape[0], dtype=_dtype(x))
+        else:
+            continue
+        yield op, LabeledWorkload(workload, _channel_classes(tape, x), _channel_classes(tape, op.output))
 
 
-def _convolution(op: Op, whole_groups: bool) -> Geometry:
-    x, weight, bias = op.args[:3]
-    stride, padding, dilation, transposed, output_padding, groups = op.args[3:9]
-    sizes = len(x.shape) - 2
+def classes_along(track: Index, dim: int) -> Index:
+    """The class of each index along a dimension of a value."""
+    return np.asarray(np.moveaxis(track, dim, -1).reshape(-1, track.shape[dim])[0])
+
+
+def _convolution(op: Op, whole_groups: bool) -> Workload:
+    x, weight, bias, stride, padding, dilation, transposed, output_padding, groups = op.args[:9]
+    dims = len(x.shape) - 2
 
     def each(option: Any) -> tuple[int, ...]:
         numbers = tuple(option) if isinstance(option, list | tuple) else (option,)
-        return numbers * sizes if len(numbers) == 1 else numbers
+        return numbers * dims if len(numbers) == 1 else numbers
 
+    spec = LayerSpec(x.shape[1], op.output.shape[1], tuple(weight.shape[2:]), each(stride), each(padding),
+                     each(dilation), each(output_padding) if transposed else (), groups, bias is not None, transposed,
+                     "zeros")
     depthwise = groups == x.shape[1] and weight.shape[1] == 1
-    return Geometry("transposed" if transposed else "convolution", x.shape[0], x.shape[1], op.output.shape[1],
-                    x.shape[2:], weight.shape[2:], each(stride), each(padding), each(dilation),
-                    each(output_padding) if transposed else (), groups, groups > 1 and (depthwise or whole_groups),
-                    bias is not None, _dtype(x))
+    return Workload(spec, x.shape[0], tuple(x.shape[2:]), _dtype(x), groups > 1 and (depthwise or whole_groups))
 
 
 def _dtype(value: Any) -> str:
     return str(value.dtype).removeprefix("torch.")
 
 
-def _along(tape: Tape, value: int, dim: int) -> Index | None:
-    """The class of each index along a dimension; None where none of them can be cut."""
-    for track in tape.tracks.get(value, ()):
-        if track.shape[dim] > 1:
-            return np.asarray(np.moveaxis(track, dim, -1).reshape(-1, track.shape[dim])[0])
-    return None
+def _channel_classes(tape: Tape, value: Any) -> Index:
+    """The class of each channel of a value; all `STAYS` where none can be cut."""
+    for track in tape.tracks.get(value.id, ()):
+        if track.shape[1] > 1:
+            return classes_along(track, 1)
+    return np.full(value.shape[1], STAYS)

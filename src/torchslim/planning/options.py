@@ -10,7 +10,7 @@ from typing import Any, TypedDict
 from torchslim.errors import RequestError
 from torchslim.importance import Criterion, Importance, criterion
 from torchslim.importance.gradients import Loss
-from torchslim.latency.target import Backend
+from torchslim.latency.backends import Backend
 from torchslim.rules.options import CouplingOptions
 
 Scope = str | Mapping[str, float]

@@ -21,7 +21,7 @@ from torchslim.compensation.compensate import compensate as refitted
 from torchslim.errors import ProofError, RequestError
 from torchslim.importance import Evidence, Importance
 from torchslim.importance.gradients import Loss
-from torchslim.latency.target import Backend
+from torchslim.latency.backends import Backend
 from torchslim.planning.assembly import assemble_plan
 from torchslim.planning.failures import FailureLog
 from torchslim.planning.feasible_cuts import find_feasible_cut
@@ -54,8 +54,8 @@ def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params:
             What keeps the plan from meeting them closely is in its notes, with the nearest feasible budget.
         latency: the time kept of one call, measured: a share, an int of nanoseconds or a text such as "3ms".
         backend: where the network is to be fast, and is timed: "eager" (the default where a latency is asked for),
-            "channels-last", "compiled", "onnxruntime", "openvino", "cuda", or a clock of your own
-            (`torchslim.latency.target.Backend`). With other budgets alone it says to meet them by cuts that save time
+            "channels-last", "compiled", "onnxruntime", "openvino", "cuda", or a backend of your own
+            (`torchslim.latency.backends.Backend`). With other budgets alone it says to meet them by cuts that save time
             there.
         importance: what ranks the channels: "l2", "l1", "bn_scale", "fpgm", "lamp", "activation", "taylor", "hessian",
             "random", a name with options ("l2:max"), an instance of a criterion (`torchslim.importance`), or a
