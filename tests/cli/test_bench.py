@@ -112,7 +112,7 @@ def test_a_backend_that_fails_is_left_out_of_all_and_an_error_by_name(call: Call
         raise ExportError("model.onnx: no")
 
     monkeypatch.setattr(backends, "export", fail)
-    monkeypatch.setattr(backends, "available", lambda device: {"eager": "", "onnxruntime": ""})
+    monkeypatch.setattr(backends, "backend_problems", lambda device: {"eager": "", "onnxruntime": ""})
     status, out, err = call("bench", SMALL, *SIZE, "--rounds", "1", "--backend", "all", "--json")
     assert status == 0
     assert [row["backend"] for row in json.loads(out)["candidates"]] == ["eager"]

@@ -224,22 +224,22 @@ class Wrong(Blocky):
         self.given = layers, networks
 
     @property
-    def setting(self) -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
         return {"backend": repr(self.given)}
 
-    def layers(self, wanted: Any) -> Any:
-        return super().layers(wanted) if self.given[0] is None else self.given[0][0]
+    def time_layers(self, wanted: Any) -> Any:
+        return super().time_layers(wanted) if self.given[0] is None else self.given[0][0]
 
-    def networks(self, models: Any, inputs: Any) -> Any:
-        return super().networks(models, inputs) if self.given[1] is None else self.given[1][0]
+    def time_networks(self, models: Any, inputs: Any) -> Any:
+        return super().time_networks(models, inputs) if self.given[1] is None else self.given[1][0]
 
 
 @pytest.mark.parametrize(("clock", "message"), [
-    (Wrong(layers=(None,)), "backend blocky: layers() gave NoneType, wanted"),
-    (Wrong(layers=([5.0],)), "layers() gave 1 numbers, wanted"),
-    (Wrong(layers=(np.full(1000, np.nan),)), "layers() gave 1000 numbers, wanted"),
-    (Wrong(networks=(None,)), "networks() gave times of 0 networks"),
-    (Wrong(networks=([],)), "networks() gave times of 0 networks"),
+    (Wrong(layers=(None,)), "backend blocky: time_layers() gave NoneType, wanted"),
+    (Wrong(layers=([5.0],)), "time_layers() gave 1 numbers, wanted"),
+    (Wrong(layers=(np.full(1000, np.nan),)), "time_layers() gave 1000 numbers, wanted"),
+    (Wrong(networks=(None,)), "time_networks() gave times of 0 networks"),
+    (Wrong(networks=([],)), "time_networks() gave times of 0 networks"),
     (Wrong(networks=([[]],)), "for a network gave 0 numbers"),
     (Wrong(networks=([1e6],)), "for a network gave float, wanted one or more"),
     (Wrong(networks=([[0.0]],)), "gave 0.0 for a time, wanted nanoseconds above 0"),

@@ -271,9 +271,9 @@ class _CouplingBuilder:
         """
         has_dims = signatures != 0
         for index, (graph, tracks) in enumerate(zip(self.graphs, self.tracks, strict=True)):
-            changing = (op for op in graph.ops if graph.device == "meta"
-                        and differentiates_channels(op, [track for value in op.inputs for track in tracks.get(value.id, ())]))
-            for op in changing:
+            for op in graph.ops if graph.device == "meta" else ():
+                if not differentiates_channels(op, [track for v in op.inputs for track in tracks.get(v.id, ())]):
+                    continue
                 for position, value in enumerate(op.inputs):
                     change = stable_hash(op.name, op.index, index, position)
                     for track in tracks.get(value.id, ()):

@@ -136,7 +136,7 @@ def prepare_model(model: nn.Module, inputs: Inputs, backend: str = "eager", *,
 
     Raises:
         RequestError: the backend is unknown or can't run here, or the model fails on the inputs.
-        UnsupportedModel: a scripted model, or one that can't be copy_model where a copy is needed.
+        UnsupportedModel: a scripted model, or one that can't be copied where a copy is needed.
         TorchslimError: the model can't be compiled; ExportError: it can't be exported, or the file disagrees with it.
     """
     args, kwargs = arguments(inputs)
@@ -167,7 +167,7 @@ def _channels_last(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
     try:
         copy = copy_model(model)
     except (RuntimeError, TypeError, AttributeError) as error:
-        raise UnsupportedModel(f"backend channels-last: {type(model).__name__} can't be copy_model ({error}); "
+        raise UnsupportedModel(f"backend channels-last: {type(model).__name__} can't be copied ({error}); "
                                "copy.deepcopy(model) must work") from error
     for module in copy.modules():
         module.training = False

@@ -42,7 +42,7 @@ REASONS = {
     "memory-bound": f"fewer than {BOUND} multiply-adds for each element that is read or written",
     "slow kernel": "neither multiply-adds nor memory explain the time: a kernel that suits these sizes badly",
     "element-wise": "no multiply-adds: arithmetic on each element",
-    "moves data": "no multiply-adds: elements are copy_model, joined or reordered",
+    "moves data": "no multiply-adds: elements are copied, joined or reordered",
     "no MACs": "no multiply-adds: pooling, norms, reductions, resizing",
     "no ops": "Python code, and memory that is freed",
 }
