@@ -60,6 +60,16 @@ def compensate(model: nn.Module, slim: nn.Module, plan: Plan, data: Iterable[Inp
         RequestError: no batch, one that the model fails on, or a ridge that is not positive.
         PlanError: `slim` is not what the plan makes of the model.
         TraceError: the model runs other layers on one batch than on another.
+
+    Example:
+        >>> import torch, torchslim as ts
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 3)).eval()
+        >>> batches = [torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(4)]
+        >>> slim, plan = ts.prune(model, batches[0], macs=0.5)
+        >>> better = ts.compensate(model, slim, plan, batches)
+        >>> error = lambda network: (network(batches[0]) - model(batches[0])).square().mean()
+        >>> bool(error(better) < error(slim))
+        True
     """
     model, new = unwrap(model), copy_model(unwrap(slim))
     batches = list_batches(data)
