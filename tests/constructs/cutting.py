@@ -23,7 +23,7 @@ class Cut:
 
     Attributes:
         model, plan, slim: the three of them.
-        mends: "module.attribute" -> (old, new); what torch's own layers remember of their widths aside.
+        attribute_updates: "module.attribute" -> (old, new); what torch's own layers remember of their widths aside.
     """
 
     def __init__(self, model: nn.Module, *inputs: Tensor, oracle: bool = True, **request: Any) -> None:
@@ -33,8 +33,9 @@ class Cut:
         self.slim = ts.apply(self.model, self.plan)
         before.check()
         self.check(oracle)
-        self.mends = {f"{mend.module}.{mend.attribute}".strip("."): (mend.old, mend.new) for mend in self.plan.mends
-                      if mend.attribute not in OWN_LAYERS}
+        self.attribute_updates = {f"{update.module}.{update.attribute}".strip("."): (update.old, update.new)
+                                  for update in self.plan.attribute_updates
+                      if update.attribute not in OWN_LAYERS}
 
     def check(self, oracle: bool) -> None:
         assert ts.verify(self.model, self.slim, self.plan, self.inputs) < EXACT

@@ -108,7 +108,7 @@ def test_layer_scale_on_channels_last() -> None:
     cut = Cut(Next(), X)
     assert cut.kept("gamma") == cut.kept("stem.weight") == cut.kept("down.weight")
     assert cut.size("up.weight") == cut.size("down.weight", 1)
-    assert cut.mends == {"depthwise.groups": (16, cut.size("gamma"))}
+    assert cut.attribute_updates == {"depthwise.groups": (16, cut.size("gamma"))}
 
 
 # nn.Sequential of lambdas

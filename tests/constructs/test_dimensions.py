@@ -58,14 +58,14 @@ def test_grouped_convolutions(ndim: int) -> None:
 @pytest.mark.parametrize("times", [1, 2])
 def test_depthwise_convolutions(ndim: int, times: int) -> None:
     cut = Cut(chain(ndim, CONV[ndim](16, 16 * times, 3, padding=1, groups=16), 16 * times), maps(ndim))
-    assert cut.mends == {"3.groups": (16, cut.size("0.weight"))}
+    assert cut.attribute_updates == {"3.groups": (16, cut.size("0.weight"))}
     assert cut.size("3.weight") == times * cut.size("0.weight") == cut.size("6.weight", 1)
 
 
 @pytest.mark.parametrize("ndim", [1, 2, 3])
 def test_depthwise_transposed_convolutions(ndim: int) -> None:
     cut = Cut(chain(ndim, TRANSPOSED[ndim](16, 16, 2, stride=2, groups=16), 16), maps(ndim))
-    assert cut.mends == {"3.groups": (16, cut.size("0.weight"))}
+    assert cut.attribute_updates == {"3.groups": (16, cut.size("0.weight"))}
     assert cut.kept("3.weight") == cut.kept("0.weight") == cut.kept("6.weight", 1)
 
 

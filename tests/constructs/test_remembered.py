@@ -127,14 +127,14 @@ def refusing(x: Tensor, width: int) -> Tensor:
 @pytest.mark.parametrize("case", MENDED)
 @pytest.mark.parametrize("share", [0.5, 0.3])
 def test_what_is_remembered_is_mended(case: str, share: float) -> None:
-    remember, middle, mends = MENDED[case]
+    remember, middle, attribute_updates = MENDED[case]
     model = built(remember, middle)
     functional_layer, plain = hasattr(model, "weight"), hasattr(model, "offset")
     cut = Cut(model, X, macs=share, oracle=not functional_layer and not plain)
     assert cut.size("stem.weight") < 16
     assert cut.size("mix.weight") < 24
-    assert set(cut.mends) == mends
-    for name, (old, new) in cut.mends.items():
+    assert set(cut.attribute_updates) == attribute_updates
+    for name, (old, new) in cut.attribute_updates.items():
         assert getattr(cut.slim, name) == (list(new) if isinstance(getattr(model, name), list) else new) != old
     for name in ("kernel", "mean"):
         if hasattr(model, name):
@@ -183,14 +183,14 @@ def test_what_cannot_be_mended_stays_with_its_reason(case: str) -> None:
     cut = Cut(built(remember, middle), X, macs=0.6)
     assert cut.uncut("stem.weight", "stem.bias")
     assert cut.size("mix.weight") < 24
-    assert cut.mends == {}
+    assert cut.attribute_updates == {}
     assert any(found.startswith(reason) for found in cut.reasons("stem")), cut.reasons("stem")
 
 
 def test_a_shift_of_the_first_channels_by_a_remembered_part() -> None:
     """How temporal shift modules are written: an eighth of the channels comes from the picture before."""
     cut = Cut(built(keeping(part=4), lambda s, x: shift(x, s.part)), X)
-    assert cut.mends["part"] == (4, sum(one < 4 for one in cut.kept("stem.weight")))
+    assert cut.attribute_updates["part"] == (4, sum(one < 4 for one in cut.kept("stem.weight")))
 
 
 def test_a_mend_reaches_every_module_of_the_kind() -> None:
@@ -205,7 +205,7 @@ def test_a_mend_reaches_every_module_of_the_kind() -> None:
 
     model = nn.Sequential(Block(3, 12), Block(12, 16), Block(16, 8), conv(8, 4))
     cut = Cut(model, X)
-    assert {name.rpartition(".")[0] for name in cut.mends} == {"0", "1", "2"}
+    assert {name.rpartition(".")[0] for name in cut.attribute_updates} == {"0", "1", "2"}
     for place in (0, 1, 2):
         assert cut.slim[place].width * 2 == cut.size(f"{place}.layer.weight")
 
@@ -221,4 +221,4 @@ def test_a_width_of_a_parent_that_its_child_reads() -> None:
             return self.c(self.b(self.a(x).relu().reshape(-1, self.width, 8, 8)).relu())
 
     cut = Cut(nn.Sequential(nn.Sequential(Parent())), X)
-    assert cut.mends == {"0.0.width": (16, cut.size("0.0.a.weight"))}
+    assert cut.attribute_updates == {"0.0.width": (16, cut.size("0.0.a.weight"))}

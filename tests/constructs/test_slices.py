@@ -151,7 +151,7 @@ def test_a_stage_that_joins_all_its_steps() -> None:
     cut = Cut(nn.Sequential(conv(3, 16), Stage(), nn.ReLU(), conv(20, 4)), X)
     assert cut.size("1.out.weight", 1) == sum(
         cut.after(name)[0] for name in ("1.into.weight", "1.blocks.0.0.weight", "1.blocks.1.0.weight"))
-    assert cut.mends["1.width"] == (8, cut.size("1.into.weight") // 2)
+    assert cut.attribute_updates["1.width"] == (8, cut.size("1.into.weight") // 2)
 
 
 def test_two_shuffled_halves() -> None:

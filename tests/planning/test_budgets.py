@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import torchslim as ts
 from helpers import Calls, conv, count, counted_macs, random_statistics
 from torchslim.costs.cost_models import CostModel
-from torchslim.coupling.coupling import Scaling
+from torchslim.coupling.coupling import CostTerm
 from torchslim.coupling.groups import ChannelGroup
 from torchslim.errors import RequestError, TraceError
 from torchslim.planning.budgets import as_count
@@ -539,7 +539,7 @@ def test_a_model_that_fails_is_a_trace_error() -> None:
 
 def test_a_cost_is_a_sum_of_products_of_shares() -> None:
     a, b = np.array([0, 1, 2, 3]), np.array([4, 5])
-    cost = CostModel([Scaling(100, (a, b)), Scaling(10, (b,)), Scaling(7, ())])
+    cost = CostModel([CostTerm(100, (a, b)), CostTerm(10, (b,)), CostTerm(7, ())])
     shares = np.ones(6)
     assert cost.total == cost(shares) == 117
     shares[[1, 5]] = 0

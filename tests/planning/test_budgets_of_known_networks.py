@@ -52,7 +52,7 @@ def test_a_plan_that_says_nothing_or_less_than_is_wanted_fails() -> None:
 
 
 def planned(*met: Budget, notes: Any = ()) -> Plan:
-    return Plan(kept={}, readers={}, grouped={}, mends=(), budgets=met, predicted={}, left_alone=(),
+    return Plan(kept={}, readers={}, grouped={}, attribute_updates=(), budgets=met, predicted={}, left_alone=(),
                 notes=tuple(notes), settings={})
 
 

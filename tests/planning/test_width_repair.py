@@ -106,13 +106,13 @@ def test_remembered_widths_are_mended_and_listed(kind: type[Remembering], share:
     inputs = torch.randn(2, 3, 8, 8)
     slim, plan = torchslim.prune(model, inputs, macs=share, only=["stem"])
     assert slim.stem.out_channels < 16, plan.left_alone
-    assert {mend.attribute for mend in plan.mends if mend.module == ""} - OWN_LAYERS == MENDED[kind]
+    assert {update.attribute for update in plan.attribute_updates if update.module == ""} - OWN_LAYERS == MENDED[kind]
     assert torchslim.verify(model, slim, plan, inputs) < 1e-12
     if kind is not PlainTensorAttribute:  # which .double() does not convert
         assert oracle_error(model, slim, plan, inputs) < 1e-12
-    for mend in plan.mends:
-        assert getattr(model.get_submodule(mend.module), mend.attribute) in (mend.old, list(
-            mend.old) if isinstance(mend.old, tuple) else mend.old)
+    for update in plan.attribute_updates:
+        assert getattr(model.get_submodule(update.module), update.attribute) in (update.old, list(
+            update.old) if isinstance(update.old, tuple) else update.old)
 
 
 class Hardcoded(Remembering):
@@ -163,6 +163,7 @@ def test_a_width_that_sister_modules_keep_is_not_mended_for_another_of_the_same_
     slim = torchslim.apply(model, plan)
     assert [tuple(len(slim.get_parameter(f"{n}.{layer}.weight")) for layer in ("first", "inner"))
             for n in (1, 2, 3)] == [(8, 8), (8, 8), (16, 4)]
-    assert {str(mend) for mend in plan.mends if mend.attribute == "width"} == {"1.width: 8 -> 4", "2.width: 8 -> 4"}
+    assert {str(update) for update in plan.attribute_updates if update.attribute == "width"} == {
+        "1.width: 8 -> 4", "2.width: 8 -> 4"}
     assert {entry.name for entry in plan.left_alone} == {"0", "4"}
     assert oracle_error(model, slim, plan, x) < 1e-12

@@ -52,7 +52,8 @@ def test_a_wrong_channel_of_a_norm_shows_at_the_norm() -> None:
 
 def test_a_reader_that_was_not_silenced_shows() -> None:
     model, slim, plan, inputs = pruned("resnet18")
-    fewer = Plan(kept=plan.kept, readers=plan.readers[1:], grouped=plan.grouped, mends=plan.mends)
+    fewer = Plan(kept=plan.kept, readers=plan.readers[1:], grouped=plan.grouped,
+                 attribute_updates=plan.attribute_updates)
     assert torchslim.verify(model, slim, fewer, inputs) > 1e-3
 
 
@@ -178,7 +179,7 @@ def test_a_wrong_index_in_any_one_place_of_the_plan_shows(name: str, dim: int) -
     wrong = next(i for i in range(block) if i not in index)
     changed = (wrong, *(i for i in index if i != index[0]))
     other = Plan(kept={**plan.kept, name: {**plan.kept[name], dim: changed}}, readers=plan.readers,
-                 grouped=plan.grouped, mends=plan.mends)
+                 grouped=plan.grouped, attribute_updates=plan.attribute_updates)
     assert torchslim.verify(model, torchslim.apply(model, other), plan, X) > 1e-3
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import torchslim
 from helpers import bits, random_statistics
 from torchslim.errors import PlanError, UnsupportedModel
-from torchslim.surgery.plans import Mend, Plan
+from torchslim.surgery.plans import AttributeUpdate, Plan
 
 
 class Small(nn.Module):
@@ -131,8 +131,10 @@ def test_wrappers_are_looked_through_and_scripted_models_refused() -> None:
                                                "has 16"),
     (Plan(kept={"stem.weight": {4: (0,)}}), "dimension 4, which has 0"),
     (Plan(kept={"stem.weight": {0: ()}}), "`stem.weight`: the plan keeps indices up to -1"),
-    (Plan(kept={}, mends=(Mend("stem", "out_channels", 8, 4),)), "`stem.out_channels`: is 16, the plan expects 8"),
-    (Plan(kept={}, mends=(Mend("stem", "width", 8, 4),)), "`stem.width`: the plan mends this attribute and the model"),
+    (Plan(kept={}, attribute_updates=(AttributeUpdate("stem", "out_channels", 8, 4),)),
+     "`stem.out_channels`: is 16, the plan expects 8"),
+    (Plan(kept={}, attribute_updates=(AttributeUpdate("stem", "width", 8, 4),)),
+     "`stem.width`: the plan updates this attribute and the model"),
     (Plan(kept={"grouped.weight": {0: (0, 1, 4), 1: (0, 4)}}, grouped={"grouped.weight": (4, 4)}),
      "`grouped.weight`: 3 filters on 2 channels cannot be split into 4 groups"),
     (Plan(kept={"grouped.weight": {0: (0, 4, 8, 9), 1: (0, 4, 8, 12)}}, grouped={"grouped.weight": (4, 4)}),

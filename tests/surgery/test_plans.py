@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torchslim.errors import CheckpointError
-from torchslim.surgery.plans import Budget, LeftAlone, Mend, Plan
+from torchslim.surgery.plans import AttributeUpdate, Budget, LeftAlone, Plan
 
 names = st.text(max_size=20)
 counts = st.integers(0, 2**50)
@@ -25,7 +25,7 @@ plans = st.builds(
         st.integers(0, 5), st.lists(st.integers(0, 4096), max_size=6).map(tuple), max_size=2), max_size=4),
     readers=st.lists(st.tuples(names, st.integers(0, 5)), max_size=3).map(tuple),
     grouped=st.dictionaries(names, st.tuples(counts, counts), max_size=2),
-    mends=st.lists(st.builds(Mend, names, names, widths, widths), max_size=2).map(tuple),
+    attribute_updates=st.lists(st.builds(AttributeUpdate, names, names, widths, widths), max_size=2).map(tuple),
     budgets=st.lists(st.builds(Budget, names, counts, counts, counts), max_size=2).map(tuple),
     predicted=st.dictionaries(names, counts, max_size=2),
     left_alone=st.lists(st.builds(LeftAlone, names, counts, names), max_size=2).map(tuple),
@@ -36,7 +36,7 @@ PLAN = Plan(
     kept={"stem.weight": {0: (0, 2, 5)}, "head.weight": {1: (0, 2, 5)}},
     readers=(("head.weight", 1),),
     grouped={"mix.weight": (4, 2)},
-    mends=(Mend("stem", "out_channels", 8, 3), Mend("mix", "sizes", (4, 4), (2, 1))),
+    attribute_updates=(AttributeUpdate("stem", "out_channels", 8, 3), AttributeUpdate("mix", "sizes", (4, 4), (2, 1))),
     budgets=(Budget("macs", 2_000_000, 1_000_000, 990_000),),
     predicted={"macs": 990_000, "params": 40},
     left_alone=(LeftAlone("head", 10, "the network's output"),),
@@ -56,7 +56,7 @@ def test_json_is_plain_and_says_its_format() -> None:
     raw = json.loads(PLAN.to_json())
     assert raw["format"] == 1
     assert raw["kept"]["stem.weight"] == {"0": [0, 2, 5]}
-    assert raw["mends"][1] == {"module": "mix", "attribute": "sizes", "old": [4, 4], "new": [2, 1]}
+    assert raw["attribute_updates"][1] == {"module": "mix", "attribute": "sizes", "old": [4, 4], "new": [2, 1]}
 
 
 @pytest.mark.parametrize("cut", [0, 1, 20, -1])
@@ -88,6 +88,12 @@ def test_a_missing_field_is_named(field: str) -> None:
         Plan.from_json(json.dumps(raw))
 
 
+def test_the_earlier_key_of_attribute_updates_is_read() -> None:
+    raw = json.loads(PLAN.to_json())
+    raw["mends"] = raw.pop("attribute_updates")
+    assert Plan.from_json(json.dumps(raw)) == PLAN
+
+
 def test_a_newer_format_is_refused() -> None:
     with pytest.raises(CheckpointError, match=r"format 2 found, 1 wanted; install a matching torchslim"):
         Plan.from_json(damaged(format=2))
@@ -101,8 +107,8 @@ def test_str_shows_every_part() -> None:
         "  macs: 2,000,000 -> 990,000 (49.5%; asked for at most 1,000,000)",
         "  stem.weight: dim 0 keeps 3",
         "  head.weight: dim 1 keeps 3",
-        "  mend stem.out_channels: 8 -> 3",
-        "  mend mix.sizes: (4, 4) -> (2, 1)",
+        "  updates stem.out_channels: 8 -> 3",
+        "  updates mix.sizes: (4, 4) -> (2, 1)",
         "  left alone: head (10 channels): the network's output",
         "  note: approximate: layer norm",
     ]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchslim.costs.memory import lives, size
-from torchslim.coupling.coupling import Scaling
+from torchslim.coupling.coupling import CostTerm
 from torchslim.coupling.tape import Index, Tape
 
 Array = NDArray[np.float64]
@@ -70,7 +70,7 @@ class CostModel:
         terms: what is summed.
     """
 
-    def __init__(self, counts: Iterable[Scaling] = ()) -> None:
+    def __init__(self, counts: Iterable[CostTerm] = ()) -> None:
         self.dims: list[Index] = []
         self._numbers: dict[bytes, int] = {}
         self._counts: dict[tuple[int, ...], float] = {}

@@ -28,7 +28,7 @@ from torchslim.utils.inputs import Inputs
 
 
 @dataclass(frozen=True, eq=False)
-class Scaling:
+class CostTerm:
     """A count (multiply-adds, parameters) and, for each dimension that scales it, the class of each index."""
 
     amount: int
@@ -56,8 +56,8 @@ class Coupling:
     classes: int
     constraints: tuple[EqualCountConstraint, ...]
     sub_tensors: tuple[Index, ...]
-    macs: tuple[Scaling, ...]
-    params: tuple[Scaling, ...]
+    macs: tuple[CostTerm, ...]
+    params: tuple[CostTerm, ...]
     labeled_dims: tuple[LabeledDim, ...]
     reading: frozenset[tuple[str, int]]
     options: CouplingOptions
@@ -203,7 +203,7 @@ class _CouplingBuilder:
             classes=self.num_classes,
             constraints=self._constraints(),
             sub_tensors=tuple({labels.tobytes(): class_of[labels] for labels in space.sub_tensors}.values()),
-            macs=tuple(Scaling(c.macs, tuple(class_of[labels] for labels in c.along)) for c in space.mac_costs),
+            macs=tuple(CostTerm(c.macs, tuple(class_of[labels] for labels in c.along)) for c in space.mac_costs),
             params=self._params(),
             labeled_dims=self.labeled_dims,
             reading=self._reading(),
@@ -226,13 +226,13 @@ class _CouplingBuilder:
                 constraints[key] = EqualCountConstraint(rows, max(constraint.min_kept, same.min_kept), same.index)
         return tuple(constraints.values())
 
-    def _params(self) -> tuple[Scaling, ...]:
+    def _params(self) -> tuple[CostTerm, ...]:
         along: dict[str, list[Index]] = {}
         for labeled in self.labeled_dims:
             # With whole groups, filters go and those that stay read as many channels as before.
             if labeled.groups == 1 or not self.space.options.whole_groups:
                 along.setdefault(labeled.name, []).append(labeled.labels)
-        return tuple(Scaling(value.numel, tuple(along.get(name, ())))
+        return tuple(CostTerm(value.numel, tuple(along.get(name, ())))
                      for name, value in self.graphs[0].state.items() if value.source == "parameter")
 
     def _reading(self) -> frozenset[tuple[str, int]]:

@@ -44,8 +44,9 @@ def assemble_plan(feasible: FeasibleCut, options: PlanOptions, original: Couplin
     predicted = {"macs": CostModel(coupling.macs)(shares), "params": CostModel(coupling.params)(shares)}
     if feasible.predictor is not None:
         predicted["latency"] = feasible.predictor(shares)
-    return Plan(kept=cut.kept, readers=cut.readers, grouped=cut.grouped, mends=cut.mends, budgets=budgets,
-                predicted=predicted, left_alone=_left_alone(coupling, _reasons(feasible, options)), notes=tuple(notes),
+    return Plan(kept=cut.kept, readers=cut.readers, grouped=cut.grouped,
+                attribute_updates=cut.attribute_updates, budgets=budgets, predicted=predicted,
+                left_alone=_left_alone(coupling, _reasons(feasible, options)), notes=tuple(notes),
                 settings=_settings(options, bool(approximate), original))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from torchslim.costs.cost_models import CostModel, PeakMemory, Shares
-from torchslim.coupling.coupling import Coupling, Scaling
+from torchslim.coupling.coupling import CostTerm, Coupling
 from torchslim.errors import RequestError
 from torchslim.rules.labels import LabeledDim
 
@@ -32,7 +32,7 @@ def made_dimensions(coupling: Coupling) -> list[LabeledDim]:
 
 
 def _channels(coupling: Coupling) -> CostModel:
-    return CostModel([Scaling(len(dim.labels), (dim.labels,)) for dim in made_dimensions(coupling)])
+    return CostModel([CostTerm(len(dim.labels), (dim.labels,)) for dim in made_dimensions(coupling)])
 
 
 COUNTED: dict[str, Callable[[Coupling], CostModel]] = {

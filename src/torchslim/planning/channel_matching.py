@@ -24,7 +24,7 @@ from torchslim.planning.selection import Selection
 from torchslim.planning.width_repair import Sizes, repair_widths
 from torchslim.rules.labels import LabeledDim
 from torchslim.surgery.cutting import resized
-from torchslim.surgery.plans import Mend
+from torchslim.surgery.plans import AttributeUpdate
 from torchslim.surgery.width_attributes import outdated_attributes
 from torchslim.tracing.width_reads import has_parametrizations
 from torchslim.utils.inputs import Inputs
@@ -42,14 +42,14 @@ class Cut:
         kept: the indices that stay of each tensor and dimension, in the slim network's order.
         grouped: the groups of each grouped convolution that is cut, before and after.
         readers: the dimensions in `kept` that read channels.
-        mends: what remembers a width, and its new value.
+        attribute_updates: what remembers a width, and its new value.
     """
 
     stays: NDArray[np.bool_]
     kept: Kept
     grouped: dict[str, tuple[int, int]]
     readers: tuple[tuple[str, int], ...]
-    mends: tuple[Mend, ...]
+    attribute_updates: tuple[AttributeUpdate, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +133,8 @@ def _groups_left(touch: LabeledDim, stays: NDArray[np.bool_]) -> int:
     return int(np.count_nonzero(stays[touch.labels].reshape(touch.groups, -1).any(1))) if touch.groups > 1 else 1
 
 
-def _attribute_updates(model: nn.Module, sizes: Sizes, grouped: Mapping[str, tuple[int, int]]) -> list[Mend]:
+def _attribute_updates(model: nn.Module, sizes: Sizes,
+                       grouped: Mapping[str, tuple[int, int]]) -> list[AttributeUpdate]:
     """What torch's own layers remember that the cut makes outdated; what contradicts its tensors now is left alone."""
     state = tensors_of(model)
     shapes = {id(state[name]): [dims.get(dim, size) for dim, size in enumerate(state[name].shape)]
@@ -141,15 +142,15 @@ def _attribute_updates(model: nn.Module, sizes: Sizes, grouped: Mapping[str, tup
     groups = {name: after for name, (_, after) in grouped.items()}
     if not has_parametrizations(model.modules()):
         return outdated_attributes(model, lambda tensor: shapes.get(id(tensor)) or tensor.shape, groups)
-    always = {(mend.module, mend.attribute) for mend in outdated_attributes(model)}
+    always = {(update.module, update.attribute) for update in outdated_attributes(model)}
     with resized(model, sizes, ()):  # a computed weight has its shape from those that it is computed of
-        return [mend for mend in outdated_attributes(model, groups=groups)
-                if (mend.module, mend.attribute) not in always]
+        return [update for update in outdated_attributes(model, groups=groups)
+                if (update.module, update.attribute) not in always]
 
 
 def _trace_and_match(model: nn.Module, inputs: Inputs, coupling: Coupling, selection: Selection,
                     scores: Scores) -> Cut | Failure:
-    """Run the network at the selected widths, mending what remembers the old ones, and match its channels."""
+    """Run the network at the selected widths, updating what remembers the old ones, and match its channels."""
     shares = selection.shares(coupling.classes)
     sizes: dict[str, dict[int, int]] = {}
     grouped: dict[str, tuple[int, int]] = {}
@@ -161,7 +162,8 @@ def _trace_and_match(model: nn.Module, inputs: Inputs, coupling: Coupling, selec
             sizes.setdefault(touch.name, {})[touch.dim] = counts[id(touch.labels)] // groups
             if touch.groups > 1:
                 grouped[touch.name] = touch.groups, groups
-    run, mends = repair_widths(model, inputs, coupling, shares, sizes, _attribute_updates(model, sizes, grouped))
+    run, attribute_updates = repair_widths(model, inputs, coupling, shares, sizes,
+                                           _attribute_updates(model, sizes, grouped))
     if run.op is not None and run.tape is not None:
         values = (*run.op.inputs, *(value for value in run.op.outputs if value is not None))
         return Failure(run.reason, run.op.where, frozenset(int(one) for value in values
@@ -180,7 +182,7 @@ def _trace_and_match(model: nn.Module, inputs: Inputs, coupling: Coupling, selec
         where, classes = astray
         return Failure(f"in the slim network its channels would come in another order{f' in {where}' if where else ''}",
                        where, classes)
-    return Cut(stays, kept, groups_of, readers, mends)
+    return Cut(stays, kept, groups_of, readers, attribute_updates)
 
 
 def _mismatched_classes(coupling: Coupling, slim: Coupling, shares: Shares) -> frozenset[int]:

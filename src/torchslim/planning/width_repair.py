@@ -21,7 +21,7 @@ from torchslim.coupling.tape import Tape
 from torchslim.errors import TraceError
 from torchslim.rules import is_arithmetic
 from torchslim.surgery.cutting import resized
-from torchslim.surgery.plans import Mend
+from torchslim.surgery.plans import AttributeUpdate
 from torchslim.tracing.graph import Graph, Op, Value
 from torchslim.tracing.runs import retrace
 from torchslim.utils.inputs import Inputs
@@ -49,13 +49,13 @@ class SlimRun:
 
 
 def run_at_widths(model: nn.Module, inputs: Inputs, coupling: Coupling, shares: Shares, sizes: Sizes,
-            mends: Sequence[Mend]) -> SlimRun:
+            attribute_updates: Sequence[AttributeUpdate]) -> SlimRun:
     """Run the model at slim widths and compare every shape with what the labels foresee."""
     graphs: list[Graph] = []
     for place, tape in enumerate(coupling.tapes):
         reason = ""
         ops: Sequence[Op]
-        with resized(model, sizes, mends):
+        with resized(model, sizes, attribute_updates):
             try:
                 graph = retrace(model, inputs, tape.graph)
                 ops = graph.ops
@@ -105,9 +105,9 @@ def _numbers(op: Op) -> list[Any]:
 
 
 def repair_widths(model: nn.Module, inputs: Inputs, coupling: Coupling, shares: Shares, sizes: Sizes,
-           mends: Sequence[Mend]) -> tuple[SlimRun, tuple[Mend, ...]]:
-    """Mend attributes until the run at slim widths goes as expected, or no mend helps any further."""
-    current = list(mends)
+           attribute_updates: Sequence[AttributeUpdate]) -> tuple[SlimRun, tuple[AttributeUpdate, ...]]:
+    """Update attributes until the run at slim widths goes as expected, or no update helps any further."""
+    current = list(attribute_updates)
     run = run_at_widths(model, inputs, coupling, shares, sizes, current)
     while run.op is not None and run.tape is not None:
         better = None
@@ -125,16 +125,16 @@ def repair_widths(model: nn.Module, inputs: Inputs, coupling: Coupling, shares: 
 
 
 def _repair_sister_modules(model: nn.Module, inputs: Inputs, coupling: Coupling, shares: Shares, sizes: Sizes,
-                           run: SlimRun, current: list[Mend], found: Sequence[Mend],
-                           strayed: Op) -> tuple[SlimRun, list[Mend]]:
-    """What one module needed, others of its class will: mend them in one go, if that helps.
+                           run: SlimRun, current: list[AttributeUpdate], found: Sequence[AttributeUpdate],
+                           strayed: Op) -> tuple[SlimRun, list[AttributeUpdate]]:
+    """What one module needed, others of its class will: update them together, if that helps.
 
     By what an operation like the one that strayed sees there: elsewhere the same width may be another's.
     """
     if run.op is None:
         return run, current
-    kinds = {(type(model.get_submodule(mend.module)), mend.attribute) for mend in found}
-    extra: list[Mend] = []
+    kinds = {(type(model.get_submodule(update.module)), update.attribute) for update in found}
+    extra: list[AttributeUpdate] = []
     for tape in coupling.tapes:
         for op in tape.graph.ops:
             module = model.get_submodule(op.module)
@@ -144,7 +144,7 @@ def _repair_sister_modules(model: nn.Module, inputs: Inputs, coupling: Coupling,
                 new = _new_value(getattr(module, attribute, None), pool)
                 known = any((m.module, m.attribute) == (op.module, attribute) for m in (*current, *extra))
                 if new is not None and not known:
-                    extra.append(Mend(op.module, attribute, _plain(getattr(module, attribute)), new))
+                    extra.append(AttributeUpdate(op.module, attribute, _plain(getattr(module, attribute)), new))
     if extra:
         all_at_once = run_at_widths(model, inputs, coupling, shares, sizes, [*current, *extra])
         if all_at_once.progress > run.progress:
@@ -153,16 +153,16 @@ def _repair_sister_modules(model: nn.Module, inputs: Inputs, coupling: Coupling,
 
 
 def _possible_updates(model: nn.Module, tape: Tape, op: Op, shares: Shares,
-                      done: Sequence[Mend]) -> Iterator[list[Mend]]:
+                      done: Sequence[AttributeUpdate]) -> Iterator[list[AttributeUpdate]]:
     """Mends that could help, most likely first: each attribute alone, from the innermost module out, then together."""
     pool = _widths_seen(tape, op, shares)
-    taken = {(mend.module, mend.attribute) for mend in done}
+    taken = {(update.module, update.attribute) for update in done}
     path = op.module
     while True:
         module = model.get_submodule(path)
-        found = [Mend(path, key, _plain(item), new) for key, item in module.__dict__.items()
+        found = [AttributeUpdate(path, key, _plain(item), new) for key, item in module.__dict__.items()
                  if (path, key) not in taken and (new := _new_value(item, pool)) is not None]
-        yield from ([mend] for mend in found)
+        yield from ([update] for update in found)
         if len(found) > 1:
             yield found
         if not path:

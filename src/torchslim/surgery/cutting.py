@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from torchslim.errors import PlanError, UnsupportedModel
-from torchslim.surgery.plans import Mend, Plan
+from torchslim.surgery.plans import AttributeUpdate, Plan
 from torchslim.surgery.width_attributes import tensors_computed_by_hooks
 from torchslim.utils.copying import copy_model
 from torchslim.utils.inputs import unwrap
@@ -56,8 +56,8 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
     except (RuntimeError, TypeError, AttributeError) as error:
         raise UnsupportedModel(f"model: {type(model).__name__} can't be copied ({error}); "
                                "copy.deepcopy(model) must work") from error
-    for mend in plan.mends:
-        _mend(slim, mend)
+    for update in plan.attribute_updates:
+        _update_attribute(slim, update)
     return slim
 
 
@@ -156,21 +156,21 @@ def _memory_format(tensor: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
-def _mend(model: nn.Module, mend: Mend) -> None:
+def _update_attribute(model: nn.Module, update: AttributeUpdate) -> None:
     try:
-        owner = model.get_submodule(mend.module)
-        found = getattr(owner, mend.attribute)
+        owner = model.get_submodule(update.module)
+        found = getattr(owner, update.attribute)
     except AttributeError as error:
-        raise PlanError(f"`{mend.module}.{mend.attribute}`: the plan mends this attribute and the model has none; "
-                        "apply the plan to the model that it was made for") from error
+        raise PlanError(f"`{update.module}.{update.attribute}`: the plan updates this attribute and the model has "
+                        "none; apply the plan to the model that it was made for") from error
     plain = tuple(found) if isinstance(found, list | tuple) else found
-    if plain != mend.old:
-        raise PlanError(f"`{mend.module}.{mend.attribute}`: is {found}, the plan expects {mend.old}; "
+    if plain != update.old:
+        raise PlanError(f"`{update.module}.{update.attribute}`: is {found}, the plan expects {update.old}; "
                         "apply the plan to the model that it was made for")
-    new: Any = mend.new
-    if isinstance(found, list | tuple) and isinstance(mend.new, tuple):
-        new = type(found)(mend.new) if type(found) in (list, tuple, torch.Size) else mend.new
-    setattr(owner, mend.attribute, new)
+    new: Any = update.new
+    if isinstance(found, list | tuple) and isinstance(update.new, tuple):
+        new = type(found)(update.new) if type(found) in (list, tuple, torch.Size) else update.new
+    setattr(owner, update.attribute, new)
 
 
 def _narrow(tensor: Tensor, dims: Mapping[int, int]) -> Tensor:
@@ -186,7 +186,8 @@ def _narrow(tensor: Tensor, dims: Mapping[int, int]) -> Tensor:
 
 
 @contextmanager
-def resized(model: nn.Module, sizes: Mapping[str, Mapping[int, int]], mends: Sequence[Mend]) -> Iterator[None]:
+def resized(model: nn.Module, sizes: Mapping[str, Mapping[int, int]],
+            attribute_updates: Sequence[AttributeUpdate]) -> Iterator[None]:
     """The model itself with narrower tensors while the block runs: views of their storage, nothing is copied.
 
     A trace of it has the shapes of the slim model; values are meaningless.
@@ -201,13 +202,13 @@ def resized(model: nn.Module, sizes: Mapping[str, Mapping[int, int]], mends: Seq
     for _, module in named_modules(model):
         spaces += [module._parameters, module._buffers, module.__dict__]
     replaced = [(space, key, item) for space in spaces for key, item in space.items() if id(item) in views]
-    old = [(model.get_submodule(mend.module), mend) for mend in mends]
-    values = [(owner, mend.attribute, getattr(owner, mend.attribute)) for owner, mend in old]
+    old = [(model.get_submodule(update.module), update) for update in attribute_updates]
+    values = [(owner, update.attribute, getattr(owner, update.attribute)) for owner, update in old]
     try:
         for space, key, item in replaced:
             space[key] = views[id(item)]
-        for mend in mends:
-            _mend(model, mend)
+        for update in attribute_updates:
+            _update_attribute(model, update)
         yield
     finally:
         for space, key, item in replaced:

@@ -21,7 +21,7 @@ _REMEDY = "give the text that Plan.to_json wrote"
 
 
 @dataclass(frozen=True)
-class Mend:
+class AttributeUpdate:
     """An attribute of a module that stores a width (`groups`, `num_features`, ...), and its value after the cut."""
 
     module: str
@@ -75,7 +75,7 @@ class Plan:
         readers: the `(parameter, dimension)` pairs of `kept` that *read* channels (a convolution's input dimension):
             zeroing their missing indices in the original silences exactly what was removed.
         grouped: for the weight of each grouped convolution that is cut, its groups before and after.
-        mends: module attributes that store a width, before and after.
+        attribute_updates: module attributes that store a width, before and after.
         budgets: the requested limits and what is met.
         predicted: `params` and `macs` of the slim network, as predicted for the given inputs, and where it
             was planned for a backend `latency`, in nanoseconds.
@@ -87,7 +87,7 @@ class Plan:
     kept: Kept
     readers: tuple[tuple[str, int], ...] = ()
     grouped: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    mends: tuple[Mend, ...] = ()
+    attribute_updates: tuple[AttributeUpdate, ...] = ()
     budgets: tuple[Budget, ...] = ()
     predicted: Mapping[str, int] = field(default_factory=dict)
     left_alone: tuple[LeftAlone, ...] = ()
@@ -109,6 +109,8 @@ class Plan:
         Raises:
             CheckpointError: the values are not a plan, or one of another format.
         """
+        if isinstance(values, Mapping) and "mends" in values:  # the key in earlier files of this format
+            values = {"attribute_updates" if key == "mends" else key: value for key, value in values.items()}
         return read_values(cls, values, where, _REMEDY, FORMAT)
 
     @classmethod
@@ -123,7 +125,7 @@ class Plan:
         for name, dims in self.kept.items():
             cuts = ", ".join(f"dim {dim} keeps {len(index)}" for dim, index in dims.items())
             lines.append(f"  {name}: {cuts}")
-        lines += [f"  mend {mend}" for mend in self.mends]
+        lines += [f"  updates {update}" for update in self.attribute_updates]
         lines += [f"  left alone: {entry.name} ({entry.channels} channels): {entry.reason}"
                   for entry in self.left_alone]
         lines += [f"  note: {note}" for note in self.notes]

@@ -14,7 +14,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from torchslim.surgery.plans import Mend
+from torchslim.surgery.plans import AttributeUpdate
 from torchslim.utils.modules import named_modules, names_of_modules
 
 Attributes = dict[str, int | tuple[int, ...]]
@@ -127,7 +127,7 @@ def _current_shape(tensor: Tensor) -> Sequence[int]:
 
 
 def outdated_attributes(model: nn.Module, shape: Shape = _current_shape,
-                        groups: Mapping[str, int] | None = None) -> list[Mend]:
+                        groups: Mapping[str, int] | None = None) -> list[AttributeUpdate]:
     """The attributes of torch's layers in `model` that contradict the shapes of their tensors.
 
     Args:
@@ -137,7 +137,7 @@ def outdated_attributes(model: nn.Module, shape: Shape = _current_shape,
         groups: the groups that are left of convolutions that lost whole groups, by the name of the weight; no shape
             shows them.
     """
-    mends = []
+    attribute_updates = []
     kinds = tuple(_layers())
     for module, name in names_of_modules(model).items():
         for kind, attributes_of in kinds:
@@ -151,5 +151,5 @@ def outdated_attributes(model: nn.Module, shape: Shape = _current_shape,
                     old = tuple(old) if isinstance(old, list | tuple) else old
                     if old != new and (shape is _current_shape
                                        or attributes_of(module, _current_shape)[attribute] == old):
-                        mends.append(Mend(name, attribute, old, new))
-    return mends
+                        attribute_updates.append(AttributeUpdate(name, attribute, old, new))
+    return attribute_updates
