@@ -56,7 +56,7 @@ def linear(rows: int, in_features: int, out_features: int, dtype: str = "float32
 
 
 def traced(model: nn.Module, x: Tensor) -> list[LabeledWorkload]:
-    return [layer for _, layer in layer_workloads(couple(trace_modes(model.eval(), x)).tapes[0])]
+    return [layer for _, layer in layer_workloads(couple(trace_modes(model.eval(), x)).labeled_graphs[0])]
 
 
 def test_layers_are_what_the_modules_say() -> None:

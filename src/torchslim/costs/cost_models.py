@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from torchslim.costs.memory import lives, size
 from torchslim.coupling.coupling import CostTerm
-from torchslim.coupling.tape import Index, Tape
+from torchslim.coupling.labeled_graph import Index, LabeledGraph
 
 Array = NDArray[np.float64]
 Shares = NDArray[np.float64]
@@ -170,12 +170,12 @@ class _CountArrays:
 class PeakMemory(CostModel):
     """The most bytes of activations that are alive at once, as a function of which channels stay (see `lives`)."""
 
-    def __init__(self, tape: Tape) -> None:
+    def __init__(self, labeled: LabeledGraph) -> None:
         super().__init__()
-        alive = lives(tape.graph)
+        alive = lives(labeled.graph)
         keys = []
         for life in alive:
-            along = tuple(track.ravel() for track in _distinct_dimensions(tape.tracks.get(life.value.id, ())))
+            along = tuple(track.ravel() for track in _distinct_dimensions(labeled.tracks.get(life.value.id, ())))
             self.add(1.0, along)
             keys.append(tuple(self._number(labels) for labels in along))
         numbers = {key: number for number, key in enumerate(self._counts)}

@@ -17,7 +17,7 @@ from torch import nn
 
 from torchslim.coupling.grouping import group_channels, stable_hash
 from torchslim.coupling.groups import ChannelGroups
-from torchslim.coupling.tape import Index, Tape
+from torchslim.coupling.labeled_graph import Index, LabeledGraph
 from torchslim.coupling.unreached import freeze_widths_of_unreached_layers, unreached_parameters
 from torchslim.rules import differentiates_channels, move_labels
 from torchslim.rules.labels import EqualCountConstraint, LabeledDim, Labels, LabelSpace, MixedLabels, Tracks
@@ -72,9 +72,9 @@ class Coupling:
         return self.builder.groups()
 
     @cached_property
-    def tapes(self) -> tuple[Tape, ...]:
+    def labeled_graphs(self) -> tuple[LabeledGraph, ...]:
         """The graphs, with the classes of each value's elements."""
-        return self.builder.tapes()
+        return self.builder.labeled_graphs()
 
     @cached_property
     def signatures(self) -> NDArray[np.uint64]:
@@ -184,8 +184,8 @@ class _CouplingBuilder:
             source_of[np.maximum(left, right).ravel()] = np.minimum(left, right).ravel()
         return source_of
 
-    def tapes(self) -> tuple[Tape, ...]:
-        return tuple(Tape(graph, {value: tuple(self.class_of[track] for track in tracks)
+    def labeled_graphs(self) -> tuple[LabeledGraph, ...]:
+        return tuple(LabeledGraph(graph, {value: tuple(self.class_of[track] for track in tracks)
                                   for value, tracks in tracks_of_graph.items()})
                      for graph, tracks_of_graph in zip(self.graphs, self.tracks, strict=True))
 

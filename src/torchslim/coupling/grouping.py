@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchslim.coupling.groups import ChannelGroup, ChannelGroups, Member
-from torchslim.coupling.tape import Index
+from torchslim.coupling.labeled_graph import Index
 from torchslim.rules.labels import LabeledDim, Labels, LabelSpace
 
 

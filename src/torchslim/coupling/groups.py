@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torchslim.coupling.tape import Index
+from torchslim.coupling.labeled_graph import Index
 
 ROLES = ("makes", "gates", "follows", "reads")
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from torchslim.costs.cost_models import CostModel, KeptShare, Shares
 from torchslim.costs.memory import accessed, size
 from torchslim.coupling.coupling import Coupling
-from torchslim.coupling.tape import Index, Tape
+from torchslim.coupling.labeled_graph import Index, LabeledGraph
 from torchslim.latency.interpolation import BLOCK, LayerLatency, sampled_workloads, width_penalties
 from torchslim.latency.workloads import LabeledWorkload, Workload, classes_along, layer_workloads
 from torchslim.rules.labels import Tracks
@@ -38,8 +38,8 @@ class LatencyPredictor(CostModel):
                  correction: float = 1.0) -> None:
         super().__init__()
         self.baseline_ns, self.correction = baseline_ns, correction
-        tape = coupling.tapes[0]
-        layers = dict(layer_workloads(tape, coupling.options.whole_groups))
+        labeled = coupling.labeled_graphs[0]
+        layers = dict(layer_workloads(labeled, coupling.options.whole_groups))
         penalties = width_penalties(layers.values(), times)
         equal: dict[tuple[Workload, bytes, bytes], list[LabeledWorkload]] = {}
         for layer in layers.values():
@@ -48,16 +48,16 @@ class LatencyPredictor(CostModel):
         for first, *others in equal.values():
             self.add(1 + len(others), (first.in_classes, first.out_classes),
                      LayerLatency(first, times, penalties))
-        self._add_remainder(tape, {op.index for op in layers})
+        self._add_remainder(labeled, {op.index for op in layers})
         self.full_cost = self.at_widths(self.full_widths())
 
-    def _add_remainder(self, tape: Tape, timed: set[int]) -> None:
+    def _add_remainder(self, labeled: LabeledGraph, timed: set[int]) -> None:
         """Add what the network takes beyond its layers, by the bytes that its other operations move."""
         moved: dict[tuple[bytes, ...], tuple[float, list[Index]]] = {}
-        for op in tape.graph.ops:
+        for op in labeled.graph.ops:
             for value in accessed(op) if op.index not in timed else ():
                 if not value.static:
-                    along = _dimensions(tape.tracks.get(value.id, ()))
+                    along = _dimensions(labeled.tracks.get(value.id, ()))
                     key = tuple(labels.tobytes() for labels in along)
                     moved[key] = moved.get(key, (0.0, along))[0] + size(value), along
         remainder = self.baseline_ns - self.at_widths(self.full_widths())
@@ -88,7 +88,7 @@ class LatencyPredictor(CostModel):
 
 def required_workloads(coupling: Coupling) -> Iterable[Workload]:
     """The workloads whose times a `LatencyPredictor` needs."""
-    return [workload for _, layer in layer_workloads(coupling.tapes[0], coupling.options.whole_groups)
+    return [workload for _, layer in layer_workloads(coupling.labeled_graphs[0], coupling.options.whole_groups)
             for workload in sampled_workloads(layer)]
 
 

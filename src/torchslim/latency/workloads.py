@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from torchslim.costs.cost_models import STAYS
-from torchslim.coupling.tape import Index, Tape
+from torchslim.coupling.labeled_graph import Index, LabeledGraph
 from torchslim.tracing.graph import Op
 from torchslim.utils.layer_spec import LayerSpec
 
@@ -89,14 +89,14 @@ class LabeledWorkload:
         return bool((self.out_classes != STAYS).any())
 
 
-def layer_workloads(tape: Tape, whole_groups: bool = False) -> Iterator[tuple[Op, LabeledWorkload]]:
+def layer_workloads(labeled: LabeledGraph, whole_groups: bool = False) -> Iterator[tuple[Op, LabeledWorkload]]:
     """The convolutions and the products with weights of a run, in its order.
 
     Args:
-        tape: the run.
+        labeled: the run.
         whole_groups: grouped convolutions lose whole groups.
     """
-    for op in tape.graph.ops:
+    for op in labeled.graph.ops:
         if op.name in ("aten.convolution", "aten._convolution"):
             x, workload = op.args[0], _convolution(op, whole_groups)
         elif op.name in ("aten.addmm", "aten.mm") and op.args[-1].static and not op.args[-2].static:
@@ -106,7 +106,7 @@ def layer_workloads(tape: Tape, whole_groups: bool = False) -> Iterator[tuple[Op
             workload = Workload(spec, x.shape[0], dtype=_dtype(x))
         else:
             continue
-        yield op, LabeledWorkload(workload, _channel_classes(tape, x), _channel_classes(tape, op.output))
+        yield op, LabeledWorkload(workload, _channel_classes(labeled, x), _channel_classes(labeled, op.output))
 
 
 def classes_along(track: Index, dim: int) -> Index:
@@ -133,9 +133,9 @@ def _dtype(value: Any) -> str:
     return str(value.dtype).removeprefix("torch.")
 
 
-def _channel_classes(tape: Tape, value: Any) -> Index:
+def _channel_classes(labeled: LabeledGraph, value: Any) -> Index:
     """The class of each channel of a value; all `STAYS` where none can be cut."""
-    for track in tape.tracks.get(value.id, ()):
+    for track in labeled.tracks.get(value.id, ()):
         if track.shape[1] > 1:
             return classes_along(track, 1)
     return np.full(value.shape[1], STAYS)

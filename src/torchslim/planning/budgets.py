@@ -39,7 +39,7 @@ COUNTED: dict[str, Callable[[Coupling], CostModel]] = {
     "macs": lambda coupling: CostModel(coupling.macs),
     "params": lambda coupling: CostModel(coupling.params),
     "channels": _channels,
-    "memory": lambda coupling: PeakMemory(coupling.tapes[0]),
+    "memory": lambda coupling: PeakMemory(coupling.labeled_graphs[0]),
 }
 """The resources that are counted, and the cost of each. (`latency=` is measured: see `torchslim.latency.target`.)"""
 

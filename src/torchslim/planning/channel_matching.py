@@ -17,7 +17,7 @@ from torch import nn
 
 from torchslim.costs.cost_models import Shares
 from torchslim.coupling.coupling import Coupling, couple
-from torchslim.coupling.tape import Index
+from torchslim.coupling.labeled_graph import Index
 from torchslim.importance import Scores
 from torchslim.planning.channel_order import out_of_order
 from torchslim.planning.selection import Selection
@@ -164,10 +164,11 @@ def _trace_and_match(model: nn.Module, inputs: Inputs, coupling: Coupling, selec
                 grouped[touch.name] = touch.groups, groups
     run, attribute_updates = repair_widths(model, inputs, coupling, shares, sizes,
                                            _attribute_updates(model, sizes, grouped))
-    if run.op is not None and run.tape is not None:
+    if run.op is not None and run.labeled is not None:
         values = (*run.op.inputs, *(value for value in run.op.outputs if value is not None))
-        return Failure(run.reason, run.op.where, frozenset(int(one) for value in values
-                                             for track in run.tape.tracks.get(value.id, ()) for one in track.ravel()))
+        tracks = [track for value in values for track in run.labeled.tracks.get(value.id, ())]
+        classes = frozenset(label for track in tracks for label in track.ravel().tolist())
+        return Failure(run.reason, run.op.where, classes)
     slim = couple(run.graphs, replace(coupling.options, grouped_weights=coupling.grouped))
     mismatched = _mismatched_classes(coupling, slim, shares)
     if mismatched:
@@ -177,9 +178,9 @@ def _trace_and_match(model: nn.Module, inputs: Inputs, coupling: Coupling, selec
     stays = coupling.signatures == 0
     stays[chosen[chosen >= 0]] = True
     kept, groups_of, readers = _kept_indices(coupling, slim, chosen)
-    astray = out_of_order(coupling, slim, stays, kept)
-    if astray is not None:
-        where, classes = astray
+    misplaced = out_of_order(coupling, slim, stays, kept)
+    if misplaced is not None:
+        where, classes = misplaced
         return Failure(f"in the slim network its channels would come in another order{f' in {where}' if where else ''}",
                        where, classes)
     return Cut(stays, kept, groups_of, readers, attribute_updates)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchslim.coupling.coupling import Coupling
-from torchslim.coupling.tape import Index
+from torchslim.coupling.labeled_graph import Index
 from torchslim.rules.labels import Labels, widest_dim
 
 

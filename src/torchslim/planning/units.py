@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from torchslim.costs.cost_models import Shares
 from torchslim.coupling.groups import ChannelGroup
-from torchslim.coupling.tape import Index
+from torchslim.coupling.labeled_graph import Index
 from torchslim.importance import Scores
 from torchslim.rules.labels import EqualCountConstraint
 

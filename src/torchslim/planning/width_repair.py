@@ -1,9 +1,9 @@
-"""Widths that a model's code remembers: found where the slim run strays, repair_widths on the module that was running.
+"""Widths that a model's code remembers: found where the slim run differs, updated on the module that was running.
 
-`x.view(b, self.groups, self.width // self.groups, h, w)` and `torch.split(x, self.sizes)` leave no trace of their own
-on the tape, but their arguments do: at slim widths the operation fails, or gives another shape than the labels
-foretell. The attribute that remembers the old width is then looked for on the modules that were running, set to the
-new one, and listed in the plan. What can't be repair_widths so is a result too: the operation where the run strayed.
+`x.view(b, self.groups, self.width // self.groups, h, w)` and `torch.split(x, self.sizes)` leave no operation of their
+own in the graph, but their arguments do: at slim widths the operation fails, or gives another shape than the labels
+predict. The attribute that remembers the old width is then looked for on the modules that were running, set to the new
+one, and listed in the plan. Where no update helps, the operation at which the run differs is returned.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import nn
 
 from torchslim.costs.cost_models import Shares
 from torchslim.coupling.coupling import Coupling
-from torchslim.coupling.tape import Tape
+from torchslim.coupling.labeled_graph import LabeledGraph
 from torchslim.errors import TraceError
 from torchslim.rules import is_arithmetic
 from torchslim.surgery.cutting import resized
@@ -31,18 +31,18 @@ Sizes = Mapping[str, Mapping[int, int]]
 
 @dataclass(frozen=True, eq=False)
 class SlimRun:
-    """A run at slim widths: its tapes, and the first operation that strays (None if none does).
+    """A run at slim widths, and the first operation that differs from what is expected (None if none does).
 
     Attributes:
-        graphs: the finished tapes.
-        tape: which of the original's tapes the mismatch operation is on.
+        graphs: of the finished runs.
+        labeled: which of the original's runs the operation is in.
         op: the original's operation there.
         reason: what was wrong.
         progress: how far the run came; more is better.
     """
 
     graphs: tuple[Graph, ...]
-    tape: Tape | None
+    labeled: LabeledGraph | None
     op: Op | None
     reason: str
     progress: tuple[int, int]
@@ -52,36 +52,36 @@ def run_at_widths(model: nn.Module, inputs: Inputs, coupling: Coupling, shares: 
             attribute_updates: Sequence[AttributeUpdate]) -> SlimRun:
     """Run the model at slim widths and compare every shape with what the labels foresee."""
     graphs: list[Graph] = []
-    for place, tape in enumerate(coupling.tapes):
+    for place, labeled in enumerate(coupling.labeled_graphs):
         reason = ""
         ops: Sequence[Op]
         with resized(model, sizes, attribute_updates):
             try:
-                graph = retrace(model, inputs, tape.graph)
+                graph = retrace(model, inputs, labeled.graph)
                 ops = graph.ops
             except TraceError as error:
                 graph, ops, reason = None, error.ops, f"the slim network fails: {error}"
-        mismatch = _first_mismatch(tape, ops, shares) if tape.graph.device == "meta" else None
+        mismatch = _first_mismatch(labeled, ops, shares) if labeled.graph.device == "meta" else None
         if mismatch is None and reason:
-            mismatch = min(len(ops), len(tape.graph.ops) - 1)
+            mismatch = min(len(ops), len(labeled.graph.ops) - 1)
         if mismatch is not None or graph is None:
-            op = tape.graph.ops[mismatch or 0]
-            return SlimRun(tuple(graphs), tape, op, reason or f"remembers a width in {op.where}", (place, op.index))
+            op = labeled.graph.ops[mismatch or 0]
+            return SlimRun(tuple(graphs), labeled, op, reason or f"remembers a width in {op.where}", (place, op.index))
         graphs.append(graph)
     return SlimRun(tuple(graphs), None, None, "", (len(graphs), 0))
 
 
-def _first_mismatch(tape: Tape, ops: Sequence[Op], shares: Shares) -> int | None:
+def _first_mismatch(labeled: LabeledGraph, ops: Sequence[Op], shares: Shares) -> int | None:
     """The first operation whose result has another shape than expected, or that is another operation."""
-    for place, (original, op) in enumerate(zip(tape.graph.ops, ops, strict=False)):
+    for place, (original, op) in enumerate(zip(labeled.graph.ops, ops, strict=False)):
         if original.name != op.name or len(original.outputs) != len(op.outputs):
-            return _before_whole_views(tape.graph.ops, place)
+            return _before_whole_views(labeled.graph.ops, place)
         if is_arithmetic(op) and _numbers(original) != _numbers(op):
             return place
         for before, after in zip(original.outputs, op.outputs, strict=True):
             if before is None or after is None:
                 continue
-            expected = tape.shape(before, shares) if before.id in tape.tracks else before.shape
+            expected = labeled.shape(before, shares) if before.id in labeled.tracks else before.shape
             if expected != after.shape and not before.static:
                 return place
     return None
@@ -109,37 +109,38 @@ def repair_widths(model: nn.Module, inputs: Inputs, coupling: Coupling, shares: 
     """Update attributes until the run at slim widths goes as expected, or no update helps any further."""
     current = list(attribute_updates)
     run = run_at_widths(model, inputs, coupling, shares, sizes, current)
-    while run.op is not None and run.tape is not None:
+    while run.op is not None and run.labeled is not None:
         better = None
-        for candidates in _possible_updates(model, run.tape, run.op, shares, current):
+        for candidates in _possible_updates(model, run.labeled, run.op, shares, current):
             found = run_at_widths(model, inputs, coupling, shares, sizes, [*current, *candidates])
             if found.progress > run.progress:
                 better = found, candidates
                 break
         if better is None:
             break
-        strayed, run = run.op, better[0]
+        failed_op, run = run.op, better[0]
         current += better[1]
-        run, current = _repair_sister_modules(model, inputs, coupling, shares, sizes, run, current, better[1], strayed)
+        run, current = _repair_sister_modules(model, inputs, coupling, shares, sizes, run, current, better[1],
+                                              failed_op)
     return run, tuple(current)
 
 
 def _repair_sister_modules(model: nn.Module, inputs: Inputs, coupling: Coupling, shares: Shares, sizes: Sizes,
                            run: SlimRun, current: list[AttributeUpdate], found: Sequence[AttributeUpdate],
-                           strayed: Op) -> tuple[SlimRun, list[AttributeUpdate]]:
+                           failed_op: Op) -> tuple[SlimRun, list[AttributeUpdate]]:
     """What one module needed, others of its class will: update them together, if that helps.
 
-    By what an operation like the one that strayed sees there: elsewhere the same width may be another's.
+    By what an operation like the one that failed sees there: elsewhere the same width may be another's.
     """
     if run.op is None:
         return run, current
     kinds = {(type(model.get_submodule(update.module)), update.attribute) for update in found}
     extra: list[AttributeUpdate] = []
-    for tape in coupling.tapes:
-        for op in tape.graph.ops:
+    for labeled in coupling.labeled_graphs:
+        for op in labeled.graph.ops:
             module = model.get_submodule(op.module)
-            wanted = [attribute for kind, attribute in kinds if type(module) is kind and op.name == strayed.name]
-            pool = _widths_seen(tape, op, shares) if wanted else _WidthsSeen({}, {})
+            wanted = [attribute for kind, attribute in kinds if type(module) is kind and op.name == failed_op.name]
+            pool = _widths_seen(labeled, op, shares) if wanted else _WidthsSeen({}, {})
             for attribute in wanted:
                 new = _new_value(getattr(module, attribute, None), pool)
                 known = any((m.module, m.attribute) == (op.module, attribute) for m in (*current, *extra))
@@ -152,10 +153,10 @@ def _repair_sister_modules(model: nn.Module, inputs: Inputs, coupling: Coupling,
     return run, current
 
 
-def _possible_updates(model: nn.Module, tape: Tape, op: Op, shares: Shares,
+def _possible_updates(model: nn.Module, labeled: LabeledGraph, op: Op, shares: Shares,
                       done: Sequence[AttributeUpdate]) -> Iterator[list[AttributeUpdate]]:
     """Mends that could help, most likely first: each attribute alone, from the innermost module out, then together."""
-    pool = _widths_seen(tape, op, shares)
+    pool = _widths_seen(labeled, op, shares)
     taken = {(update.module, update.attribute) for update in done}
     path = op.module
     while True:
@@ -178,31 +179,31 @@ class _WidthsSeen:
     parts: Mapping[tuple[int, ...], tuple[int, ...]]
 
 
-def _widths_seen(tape: Tape, op: Op, shares: Shares) -> _WidthsSeen:
+def _widths_seen(labeled: LabeledGraph, op: Op, shares: Shares) -> _WidthsSeen:
     pool: dict[int, int] = {}
     for value in (*(v for v in op.outputs if v is not None), *op.inputs):
-        for old, new in zip(value.shape, tape.shape(value, shares), strict=True):
+        for old, new in zip(value.shape, labeled.shape(value, shares), strict=True):
             if old != new:
                 pool.setdefault(old, new)
     if op.name == "aten.slice":
         for number in op.args[2:4]:
             if isinstance(number, int) and 0 < number < op.args[0].shape[op.args[1]]:
-                pool[number] = _kept_before(tape, op.args[0], op.args[1], number, shares)
-    return _WidthsSeen({old: new for old, new in pool.items() if old != new and old > 1}, _parts(tape, op, shares))
+                pool[number] = _kept_before(labeled, op.args[0], op.args[1], number, shares)
+    return _WidthsSeen({old: new for old, new in pool.items() if old != new and old > 1}, _parts(labeled, op, shares))
 
 
-def _parts(tape: Tape, op: Op, shares: Shares) -> dict[tuple[int, ...], tuple[int, ...]]:
+def _parts(labeled: LabeledGraph, op: Op, shares: Shares) -> dict[tuple[int, ...], tuple[int, ...]]:
     """Sizes of the parts of a split: parts of one size may lose differently many, which no single number tells."""
     outputs = [value for value in op.outputs if value is not None]
     if len(outputs) < 2 or len({len(value.shape) for value in outputs}) > 1:
         return {}
     old, new = zip(*(value.shape for value in outputs), strict=True), zip(
-        *(tape.shape(value, shares) for value in outputs), strict=True)
+        *(labeled.shape(value, shares) for value in outputs), strict=True)
     return {before: after for before, after in zip(old, new, strict=True) if before != after}
 
 
-def _kept_before(tape: Tape, value: Value, dim: int, place: int, shares: Shares) -> int:
-    for track in tape.tracks.get(value.id, ()):
+def _kept_before(labeled: LabeledGraph, value: Value, dim: int, place: int, shares: Shares) -> int:
+    for track in labeled.tracks.get(value.id, ()):
         if track.shape[dim] > 1:
             rows = np.moveaxis(shares[track], dim, -1).reshape(-1, track.shape[dim])
             return round(float(rows[0, :place].sum()))

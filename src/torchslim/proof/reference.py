@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchslim.coupling.coupling import Coupling, couple
-from torchslim.coupling.tape import Index, Tape
+from torchslim.coupling.labeled_graph import Index, LabeledGraph
 from torchslim.errors import ProofError
 from torchslim.rules import multiplies, preserves_values
 from torchslim.rules.options import CouplingOptions
@@ -70,14 +70,14 @@ class KeptChannelsMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, coupling: Coupling, kept: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.tape: Tape = coupling.tapes[0]
+        self.labeled: LabeledGraph = coupling.labeled_graphs[0]
         self.labeled_dims = coupling.by_dimension
         self.kept = kept
         self.mixing = {m.op for m in coupling.mixed if not kept[m.labels].all()}
-        self.reading = {op.index for op in self.tape.graph.ops
+        self.reading = {op.index for op in self.labeled.graph.ops
                         if multiplies(op) and any(map(self._computed, op.inputs))}
         # torch makes some views internally, depending on the active modes.
-        self.ops = [op for op in self.tape.graph.ops if op.name not in _INCIDENTAL]
+        self.ops = [op for op in self.labeled.graph.ops if op.name not in _INCIDENTAL]
         self.last = max(self.mixing | self.reading, default=-1)
         self.count = 0
 
@@ -103,12 +103,12 @@ class KeptChannelsMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _computed(self, value: Value) -> bool:
         """True for a computed weight that has removed channels."""
-        tracks = self.tape.tracks.get(value.id, ())
+        tracks = self.labeled.tracks.get(value.id, ())
         return value.static and not value.name and not all(self.kept[track].all() for track in tracks)
 
     def _silenced(self, tensor: Any, recorded: Any) -> Any:
         if isinstance(recorded, Value) and self._computed(recorded):
-            for track in self.tape.tracks[recorded.id]:
+            for track in self.labeled.tracks[recorded.id]:
                 tensor = tensor.masked_fill(torch.from_numpy(~self.kept[track]).to(tensor.device), 0)
         return tensor
 
@@ -126,7 +126,7 @@ class KeptChannelsMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return {dim: np.flatnonzero(self.kept[touch.labels]) for (name, dim), touch in self.labeled_dims.items()
                     if name == value.name}
         found: dict[int, Index] = {}
-        for track in self.tape.tracks.get(value.id, ()):
+        for track in self.labeled.tracks.get(value.id, ()):
             for dim in range(track.ndim):
                 if track.shape[dim] > 1:
                     rows = np.moveaxis(self.kept[track], dim, -1).reshape(-1, track.shape[dim])

@@ -15,7 +15,7 @@ Index = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
-class Tape:
+class LabeledGraph:
     """A graph and, for each of its values that has labels, the classes of its elements."""
 
     graph: Graph
