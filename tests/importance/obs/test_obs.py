@@ -14,9 +14,9 @@ from torchslim.errors import RequestError
 from torchslim.importance import OBS, Evidence
 from torchslim.importance.obs import criterion as surgeon
 from torchslim.importance.obs import readers as readings
-from torchslim.importance.obs import statistics as probing
-from torchslim.importance.obs.criterion import Face, _prices
-from torchslim.importance.obs.statistics import probe
+from torchslim.importance.obs import statistics as statistics_module
+from torchslim.importance.obs.criterion import ReaderBlock, _prices
+from torchslim.importance.obs.statistics import collect_statistics
 from torchslim.utils.layer_spec import spec_from_attributes
 
 
@@ -35,10 +35,10 @@ def test_each_price_is_what_the_best_refit_without_the_channel_adds(taps: int) -
     roots = [chance.normal(size=(60, channels * taps)), chance.normal(size=(60, 4 * taps))]
     weights = [chance.normal(size=(5, channels * taps)), chance.normal(size=(3, 4 * taps))]
     homes = [np.arange(channels), np.array([0, 2, 3, 6])]
-    faces = [Face(home, torch.from_numpy(weight).reshape(-1, len(home), taps),
+    blocks = [ReaderBlock(home, torch.from_numpy(weight).reshape(-1, len(home), taps),
                   torch.linalg.inv(torch.from_numpy(root.T @ root)).reshape(len(home), taps, len(home), taps))
              for root, weight, home in zip(roots, weights, homes, strict=True)]
-    found = _prices(channels, faces)
+    found = _prices(channels, blocks)
 
     def lost(gone: list[int]) -> float:
         return sum(refitted(root, weight, [list(home).index(c) for c in gone if c in home], taps)
@@ -122,12 +122,12 @@ def test_what_is_measured_is_what_numpy_says() -> None:
     x = torch.randn(5, 3, 4, 5)
     spec = spec_from_attributes(conv)
     assert spec is not None
-    seen = probe(model, [x[:2], x[2:]], {"0": (spec, [torch.arange(6)])}, 0)["0"]
+    seen = collect_statistics(model, [x[:2], x[2:]], {"0": (spec, [torch.arange(6)])}, 0)["0"]
     windows = np.lib.stride_tricks.sliding_window_view(x.numpy(), (2, 1), (2, 3))[:, :, :, ::2]
     rows = windows.transpose(0, 2, 3, 1, 4, 5).reshape(-1, 6)
     np.testing.assert_allclose(seen.moments(0)[0], np.cov(rows.T, bias=True), rtol=1e-4, atol=1e-5)
     # The outputs feel an error of the convolution where its ReLU is open, with a gradient of 1 or -1.
-    np.testing.assert_allclose(seen.felt, (conv(x) > 0).sum((0, 2, 3)).numpy())
+    np.testing.assert_allclose(seen.squared_gradients, (conv(x) > 0).sum((0, 2, 3)).numpy())
 
 
 def test_moments_of_channels_that_hardly_vary_about_a_large_mean_are_exact() -> None:
@@ -137,7 +137,8 @@ def test_moments_of_channels_that_hardly_vary_about_a_large_mean_are_exact() -> 
     x[2:, 1] += 500
     spec = spec_from_attributes(conv)
     assert spec is not None
-    seen = probe(nn.Sequential(conv), [x[:2].float(), x[2:].float()], {"0": (spec, [torch.arange(2)])}, 0)["0"]
+    halves = [x[:2].float(), x[2:].float()]
+    seen = collect_statistics(nn.Sequential(conv), halves, {"0": (spec, [torch.arange(2)])}, 0)["0"]
     wanted = np.cov(x.float().double().transpose(0, 1).flatten(1).numpy(), bias=True)
     np.testing.assert_allclose(seen.moments(0)[0], wanted, rtol=1e-3)
 
@@ -153,13 +154,13 @@ def test_how_loud_the_pictures_are_does_not_matter_behind_batch_norms() -> None:
 
 def test_it_is_measured_once_and_the_same_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    original = probing.probe
+    original = statistics_module.collect_statistics
 
     def counted(*args: Any) -> Any:
         calls.append(1)
         return original(*args)
 
-    monkeypatch.setattr(surgeon, "probe", counted)
+    monkeypatch.setattr(surgeon, "collect_statistics", counted)
     torch.manual_seed(5)
     model = Twins(*READERS["3x3"]()).eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}

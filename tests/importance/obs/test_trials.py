@@ -16,9 +16,9 @@ from torchslim.coupling.groups import ChannelGroup
 from torchslim.errors import RequestError
 from torchslim.importance import OBS, Evidence
 from torchslim.importance.activations import readers_of
-from torchslim.importance.obs.readers import Reading, readings_in
-from torchslim.importance.obs.statistics import Probed, probe
-from torchslim.importance.obs.trials import Rehearsal, refitted
+from torchslim.importance.obs.readers import WeightReader, weight_readers
+from torchslim.importance.obs.statistics import LayerStatistics, collect_statistics
+from torchslim.importance.obs.trials import TrialCuts, refitted
 
 DAMP = 0.1
 
@@ -51,14 +51,15 @@ READERS = {
 }
 
 
-def rehearsed(model: nn.Module, batches: list[Tensor]) -> tuple[Rehearsal, list[Reading], dict[str, Probed]]:
-    """A rehearsal, and what reads the first layer's channels."""
+def trial_cuts_of(model: nn.Module,
+                  batches: list[Tensor]) -> tuple[TrialCuts, list[WeightReader], dict[str, LayerStatistics]]:
+    """Trial cuts, and what reads the first layer's channels."""
     evidence = Evidence(model.eval(), batches[0][:1], batches, gains=lambda _: 1.0)
     [group] = [one for one in ts.groups(model, batches[0][:1]) if "first" in one.makers]
-    readings = list(readings_in(group, evidence, readers_of(model)))
+    readings = list(weight_readers(group, evidence, readers_of(model)))
     layers = {one.layer: (one.spec, one.columns) for one in readings}
-    probed = probe(model, batches, layers, 0)
-    return Rehearsal(model, batches, probed, DAMP), readings, probed
+    statistics = collect_statistics(model, batches, layers, 0)
+    return TrialCuts(model, batches, statistics, DAMP), readings, statistics
 
 
 def columns_of(model: Any, x: Tensor) -> list[np.ndarray]:
@@ -91,9 +92,9 @@ def test_the_refit_is_ridge_regression_on_one_half_of_the_batches(name: str, hal
     torch.manual_seed(1)
     model = READERS[name]().eval()
     batches = list(torch.randn(3, 24, 2, 4, 4))
-    _, readings, probed = rehearsed(model, batches)
+    _, readings, statistics = trial_cuts_of(model, batches)
     gone = np.array([1, 6])
-    found = refitted(readings, probed["reader"], gone, half, DAMP)
+    found = refitted(readings, statistics["reader"], gone, half, DAMP)
     seen = columns_of(model, torch.cat(batches[half::2]))
     per = seen[0].shape[1] * len(seen) // 8
     before = readings[0].weight
@@ -120,10 +121,10 @@ def test_what_is_lost_is_what_a_network_cut_by_hand_loses_on_the_other_half() ->
     torch.manual_seed(2)
     model: Any = READERS["pointwise"]().eval()
     batches = list(torch.randn(4, 16, 2, 5, 5))
-    rehearsal, readings, probed = rehearsed(model, batches)
+    trial_cuts, readings, statistics = trial_cuts_of(model, batches)
     gone = np.array([0, 3, 4])
-    fitted = refitted(readings, probed["reader"], gone, 0, DAMP)
-    lost = {place: rehearsal.lost(readings, gone, 0, trial) for trial, place in [(0, 1), (1, 3), (2, 1)]}
+    fitted = refitted(readings, statistics["reader"], gone, 0, DAMP)
+    lost = {place: trial_cuts.lost(readings, gone, 0, trial) for trial, place in [(0, 1), (1, 3), (2, 1)]}
     with torch.no_grad():
         wanted = [model(x) for x in batches]
         model.reader.weight.copy_(fitted.weight)
@@ -155,10 +156,10 @@ def test_computed_weights_are_replaced_too(wrap: Any) -> None:
         plain.reader.weight.copy_(model.reader.weight)
         plain.reader.bias.copy_(model.reader.bias)
     batches, gone = list(torch.randn(2, 16, 2, 5, 5)), np.array([0, 3, 4])
-    rehearsal, readings, _ = rehearsed(plain, batches)
-    lost = rehearsal.lost(readings, gone, 0, 0)
+    trial_cuts, readings, _ = trial_cuts_of(plain, batches)
+    lost = trial_cuts.lost(readings, gone, 0, 0)
     assert lost
-    again, readings, _ = rehearsed(model, batches)
+    again, readings, _ = trial_cuts_of(model, batches)
     for _ in range(2):  # and put back behind each trial
         assert again.lost(readings, gone, 0, 0) == pytest.approx(lost, rel=1e-3)
     with torch.no_grad():
@@ -212,9 +213,9 @@ def test_outputs_whose_shapes_hang_on_their_values_leave_prices_as_they_are() ->
     model = Counting().eval()
     batches = list(torch.randn(2, 4, 2, 6, 6))
     evidence = Evidence(model, batches[0][:1], batches, gains=lambda _: 1.0)
-    rehearsal, readings, _ = _of(model, evidence)
-    assert rehearsal.lost(readings, np.array([0, 1]), 0, 0) is None
-    assert rehearsal.law(readings, np.arange(1.0, 9.0), (0.3,)) is None
+    trial_cuts, readings, _ = _of(model, evidence)
+    assert trial_cuts.lost(readings, np.array([0, 1]), 0, 0) is None
+    assert trial_cuts.law(readings, np.arange(1.0, 9.0), (0.3,)) is None
 
 
 class Half(nn.Module):
@@ -250,19 +251,20 @@ def _group(names: dict[str, str]) -> ChannelGroup:
         for each in group.members))
 
 
-def _of(model: nn.Module, evidence: Evidence) -> tuple[Rehearsal, list[Reading], dict[str, Probed]]:
-    readings = list(readings_in(_group({"first": "first", "reader": "reader"}), evidence, readers_of(model)))
-    probed = probe(model, evidence.batches, {one.layer: (one.spec, one.columns) for one in readings}, 0)
-    return Rehearsal(model, evidence.batches, probed, DAMP), readings, probed
+def _of(model: nn.Module, evidence: Evidence) -> tuple[TrialCuts, list[WeightReader], dict[str, LayerStatistics]]:
+    readings = list(weight_readers(_group({"first": "first", "reader": "reader"}), evidence, readers_of(model)))
+    layers = {reader.layer: (reader.spec, reader.columns) for reader in readings}
+    statistics = collect_statistics(model, evidence.batches, layers, 0)
+    return TrialCuts(model, evidence.batches, statistics, DAMP), readings, statistics
 
 
 def test_one_batch_is_fitted_and_tried_on() -> None:
     torch.manual_seed(6)
     model = READERS["3x3"]().eval()
-    rehearsal, readings, _ = rehearsed(model, [torch.randn(16, 2, 5, 5)])
-    lost, prices = rehearsal.lost(readings, np.arange(4), 0, 0), np.arange(1.0, 9.0)
+    trial_cuts, readings, _ = trial_cuts_of(model, [torch.randn(16, 2, 5, 5)])
+    lost, prices = trial_cuts.lost(readings, np.arange(4), 0, 0), np.arange(1.0, 9.0)
     assert lost
-    found = rehearsal.law(readings, prices, (0.5,))
+    found = trial_cuts.law(readings, prices, (0.5,))
     assert found is not None
     assert found.power == 1
     assert found.costs(prices)[:4].sum() == pytest.approx(-np.log1p(-lost))
@@ -272,8 +274,8 @@ def test_a_reader_that_loses_all_that_it_reads_gives_its_mean() -> None:
     torch.manual_seed(8)
     model: Any = Small(nn.Conv2d(8, 6, 1), pooled(6)).eval()
     batches = list(torch.randn(2, 16, 2, 5, 5))
-    rehearsal, readings, _ = rehearsed(model, batches)
-    lost = rehearsal.lost(readings, np.arange(8), 0, 0)
+    trial_cuts, readings, _ = trial_cuts_of(model, batches)
+    lost = trial_cuts.lost(readings, np.arange(8), 0, 0)
     with torch.no_grad():
         wanted = model(batches[1])
         mean = model.reader(model.first(batches[0]).tanh()).mean((0, 2, 3))
@@ -302,12 +304,12 @@ def test_outputs_that_are_ruled_out_say_nothing_and_nan_is_told() -> None:
     plain: Any = READERS["pointwise"]().eval()
     masked, broken = (Masked(value).eval() for value in (-torch.inf, torch.nan))
     masked.inner.load_state_dict(plain.state_dict())
-    wanted, readings, probed = rehearsed(plain, batches)
-    found = Rehearsal(masked, batches, {f"inner.{name}": one for name, one in probed.items()}, DAMP)
+    wanted, readings, statistics = trial_cuts_of(plain, batches)
+    found = TrialCuts(masked, batches, {f"inner.{name}": one for name, one in statistics.items()}, DAMP)
     inner = [one._replace(layer=f"inner.{one.layer}") for one in readings]
     assert found.lost(inner, gone, 0, 0) == pytest.approx(wanted.lost(readings, gone, 0, 0))
     with pytest.raises(RequestError, match="the model gives NaN on batch 1 of the data"):
-        Rehearsal(broken, batches, {}, DAMP).lost([], gone, 0, 0)
+        TrialCuts(broken, batches, {}, DAMP).lost([], gone, 0, 0)
 
 
 @pytest.mark.parametrize("tried", [(0.0,), (1.1,), ("a",), (0.2, float("nan"))])

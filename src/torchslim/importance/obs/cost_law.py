@@ -11,9 +11,9 @@ import numpy as np
 
 from torchslim.importance.types import Scores
 
-STEEPEST = 3.0
+MAX_POWER = 3.0
 """The most that a few trials are believed: costs that grow with the third power of prices."""
-SAME = 1e-6
+MIN_SPREAD = 1e-6
 """Prices whose logarithms differ by less are one price."""
 TINY = float(np.finfo(np.float64).tiny)
 _LARGEST = 600.0  # of logarithms: the largest number that scores can hold is e to the power of 709
@@ -27,7 +27,7 @@ class Trial(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Law:
+class PowerLaw:
     """What channels cost that go together: a power of their prices' sum.
 
     A price is what a channel's going adds to the error of the layers that read it. The first channels cost the outputs
@@ -43,17 +43,17 @@ class Law:
     power: float
 
     @classmethod
-    def through(cls, trials: Sequence[Trial]) -> Law:
+    def through(cls, trials: Sequence[Trial]) -> PowerLaw:
         """The nearest one to trials, one at least and all above 0: least squares of logarithms, within bounds.
 
-        The power is from 1 to `STEEPEST`. What is tried is measured on few pictures. Where small cuts lose more on
+        The power is from 1 to `MAX_POWER`. What is tried is measured on few pictures. Where small cuts lose more on
         these than they should, the power would come out below 1, and the last channels would be the cheapest: they
         never are. Trials of one price tell no power; it is 1.
         """
         prices, costs = np.log(np.asarray(trials, dtype=np.float64)).T
         spread, power = prices - prices.mean(), 1.0
-        if np.ptp(prices) > SAME:
-            power = float(np.clip(spread @ costs / (spread @ spread), 1.0, STEEPEST))
+        if np.ptp(prices) > MIN_SPREAD:
+            power = float(np.clip(spread @ costs / (spread @ spread), 1.0, MAX_POWER))
         return cls(float((costs - power * prices).mean()), power)
 
     def costs(self, prices: Scores) -> Scores:
@@ -73,5 +73,5 @@ class Law:
         return found
 
 
-AS_PRICED = Law(0.0, 1.0)
+IDENTITY_LAW = PowerLaw(0.0, 1.0)
 """Costs are prices."""

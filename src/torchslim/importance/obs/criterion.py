@@ -16,10 +16,10 @@ from torchslim.errors import RequestError
 from torchslim.importance.activations import readers_of
 from torchslim.importance.criterion import Criterion, Needs
 from torchslim.importance.evidence import Evidence
-from torchslim.importance.obs.cost_law import AS_PRICED, Law
-from torchslim.importance.obs.readers import Index, Reading, readings_in
-from torchslim.importance.obs.statistics import Probed, probe
-from torchslim.importance.obs.trials import Rehearsal
+from torchslim.importance.obs.cost_law import IDENTITY_LAW, PowerLaw
+from torchslim.importance.obs.readers import Index, WeightReader, weight_readers
+from torchslim.importance.obs.statistics import LayerStatistics, collect_statistics
+from torchslim.importance.obs.trials import TrialCuts
 from torchslim.importance.types import Scores
 from torchslim.utils.layer_spec import LayerSpec
 
@@ -46,8 +46,9 @@ class OBS(Criterion):
     Prices order the channels of a group; between groups they mislead, because a refit on few pictures looks good on
     these, the more so the deeper in the network. So some cuts of each group are tried: its cheapest channels are
     silenced, their readers refitted on every other batch, and the outputs compared on the other batches. What they
-    lose tells what prices are worth, and by what power of them costs grow (`Law`). Give two batches or more, each of
-    other pictures (photographs of one place in one batch, of another in the next), or what is tried is what was fitted.
+    lose tells what prices are worth, and by what power of them costs grow (`PowerLaw`). Give two batches or more, each
+    of other pictures (photographs of one place in one batch, of another in the next), or what is tried is what was
+    fitted.
 
     Attributes:
         damp: added to the moments, in mean squares of each input: a few pictures do not tell all.
@@ -78,44 +79,44 @@ class OBS(Criterion):
     def __call__(self, groups: Sequence[ChannelGroup], evidence: Evidence) -> Sequence[Scores]:
         """See `Criterion`."""
         readers = readers_of(evidence.model)
-        readings = [list(readings_in(group, evidence, readers)) for group in groups]
-        probed = _probed(evidence, readings)
-        known = {name: Inverses(name, one, self.damp) for name, one in probed.items()}
+        readings = [list(weight_readers(group, evidence, readers)) for group in groups]
+        statistics = _layer_statistics(evidence, readings)
+        known = {name: InverseMoments(name, one, self.damp) for name, one in statistics.items()}
         found = []
         for group, own in zip(groups, readings, strict=True):
-            faces = [face for reading in own if reading.layer in known for face in _faces(reading, known)]
-            if not faces:
+            blocks = [block for reading in own if reading.layer in known for block in _reader_blocks(reading, known)]
+            if not blocks:
                 raise RequestError(f"importance 'obs': no convolution or linear layer that ran on the data, and that "
                                    f"the outputs depend on, reads the channels of `{group.name}`; leave it alone with "
                                    "exclude=, or use importance='l2'")
-            prices = _prices(group.channels, faces)
+            prices = _prices(group.channels, blocks)
             if not np.isfinite(prices).all():
                 raise RequestError(f"importance 'obs': layers that read the channels of `{group.name}` have weights or "
                                    "gradients that are not finite; look for NaN in the weights")
             found.append(prices)
-        laws = self._tried(evidence, probed, readings, found)
+        laws = self._fit_laws(evidence, statistics, readings, found)
         return [law.costs(prices) / max(evidence.gains(group), 1.0)
                 for group, prices, law in zip(groups, found, laws, strict=True)]
 
-    def _tried(self, evidence: Evidence, probed: Mapping[str, Probed], readings: Sequence[Sequence[Reading]],
-               prices: Sequence[Scores]) -> list[Law]:
+    def _fit_laws(self, evidence: Evidence, statistics: Mapping[str, LayerStatistics],
+                  readings: Sequence[Sequence[WeightReader]], prices: Sequence[Scores]) -> list[PowerLaw]:
         """What cuts of each group cost by their prices; for all groups as priced if one of them can't be tried."""
-        rehearsal = Rehearsal(evidence.model, evidence.batches, probed, self.damp)
+        trial_cuts = TrialCuts(evidence.model, evidence.batches, statistics, self.damp)
         found = []
         for own, reckoned in zip(readings, prices, strict=True) if self.tried else ():
             key = ("tried", self, *((one.layer, one.seen.tobytes()) for one in own))
             if key not in evidence.memo:
-                evidence.memo[key] = rehearsal.law(own, reckoned, self.tried)
+                evidence.memo[key] = trial_cuts.law(own, reckoned, self.tried)
             if evidence.memo[key] is None:
                 break
             found.append(evidence.memo[key])
-        return found if len(found) == len(prices) else [AS_PRICED] * len(prices)
+        return found if len(found) == len(prices) else [IDENTITY_LAW] * len(prices)
 
 
 # --- what was measured ----------------------------------------------------------------------------------------
 
-def _probed(evidence: Evidence, readings: Sequence[Sequence[Reading]]) -> dict[str, Probed]:
-    """What was seen and felt at all layers that the outputs depend on; measured once, unless others are asked for."""
+def _layer_statistics(evidence: Evidence, readings: Sequence[Sequence[WeightReader]]) -> dict[str, LayerStatistics]:
+    """Statistics of all layers that the outputs depend on; measured once, unless others are asked for."""
     wanted: dict[str, tuple[LayerSpec, list[Tensor]]] = {}
     for reading in (one for own in readings for one in own):
         columns = wanted.setdefault(reading.layer, (reading.spec, []))[1]
@@ -123,8 +124,9 @@ def _probed(evidence: Evidence, readings: Sequence[Sequence[Reading]]) -> dict[s
     before = evidence.memo.get("probed")
     if before is None or not all(name in before[0] and _among(columns, before[0][name][1])
                                  for name, (_, columns) in wanted.items()):
-        found = probe(evidence.model, evidence.batches, wanted, evidence.seed)
-        evidence.memo["probed"] = before = wanted, {name: one for name, one in found.items() if one.felt is not None}
+        found = collect_statistics(evidence.model, evidence.batches, wanted, evidence.seed)
+        evidence.memo["probed"] = before = wanted, {
+            name: one for name, one in found.items() if one.squared_gradients is not None}
     return dict(before[1])
 
 
@@ -132,11 +134,11 @@ def _among(columns: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
     return all(any(torch.equal(one, other) for other in others) for one in columns)
 
 
-class Inverses:
+class InverseMoments:
     """Inverses of the moments of what a layer reads, made when they are asked for."""
 
-    def __init__(self, name: str, probed: Probed, damp: float) -> None:
-        self.name, self.probed, self.damp = name, probed, damp
+    def __init__(self, name: str, statistics: LayerStatistics, damp: float) -> None:
+        self.name, self.statistics, self.damp = name, statistics, damp
         self.made: dict[int, Tensor] = {}
 
     def of(self, columns: Tensor) -> Tensor:
@@ -145,9 +147,9 @@ class Inverses:
         Raises:
             RequestError: what the layer read is not finite, or the damp is too little.
         """
-        place = next(i for i, own in enumerate(self.probed.columns) if torch.equal(own, columns))
+        place = next(i for i, own in enumerate(self.statistics.columns) if torch.equal(own, columns))
         if place not in self.made:
-            moments = self.probed.moments(place)
+            moments = self.statistics.moments(place)
             squares = moments.diagonal(dim1=1, dim2=2)
             ridge = self.damp * squares + TINY * squares.mean(1, keepdim=True).clamp_min(TINY)
             if not moments.isfinite().all():
@@ -164,7 +166,7 @@ class Inverses:
 # --- the prices ---------------------------------------------------------------------------------------------
 
 @dataclass(eq=False)
-class Face:
+class ReaderBlock:
     """Filters that see some of a group's channels, each by equally many numbers K.
 
     Attributes:
@@ -183,7 +185,7 @@ class Face:
         weight = self.weight.permute(1, 2, 0)
         return np.asarray((weight * torch.linalg.solve(blocks, weight)).sum((1, 2)).clamp_min(0))
 
-    def lose(self, gone: Index) -> None:
+    def eliminate(self, gone: Index) -> None:
         """Refit the filters without some channels, and forget these."""
         lost = torch.from_numpy(np.isin(self.channels, gone))
         if not lost.any():
@@ -199,7 +201,7 @@ class Face:
         self.channels = self.channels[stays.numpy()]
 
 
-def _faces(reading: Reading, known: Mapping[str, Inverses]) -> Iterator[Face]:
+def _reader_blocks(reading: WeightReader, known: Mapping[str, InverseMoments]) -> Iterator[ReaderBlock]:
     """A face for each set of columns, and each group of filters that sees some of the channels in it.
 
     Of a group's channels a filter sees inputs (`seen % fan_in`), each through all taps; `spot` says where among the
@@ -210,9 +212,9 @@ def _faces(reading: Reading, known: Mapping[str, Inverses]) -> Iterator[Face]:
     # Together what each channel is to one group of filters; one by one where it is part of several.
     whole = bool((home == home[:, :1]).all())
     parts = [reading.seen] if whole else [place[:, None] for place in reading.seen.T]
-    felt = inverses.probed.felt
-    assert felt is not None
-    roots = felt.reshape(spec.groups, -1).sqrt()
+    squared_gradients = inverses.statistics.squared_gradients
+    assert squared_gradients is not None
+    roots = squared_gradients.reshape(spec.groups, -1).sqrt()
     for columns in reading.columns:
         spot = np.full(spec.fan_in * taps, -1)
         spot[columns.numpy()] = np.arange(len(columns))
@@ -228,21 +230,21 @@ def _faces(reading: Reading, known: Mapping[str, Inverses]) -> Iterator[Face]:
                 at = torch.from_numpy(own.ravel())
                 weight = reading.weight[group][:, columns[at]] * roots[group][:, None]
                 size = own.shape
-                yield Face(channels, weight.reshape(-1, *size), inverse[group][at][:, at].reshape(*size, *size))
+                yield ReaderBlock(channels, weight.reshape(-1, *size), inverse[group][at][:, at].reshape(*size, *size))
 
 
-def _prices(channels: int, faces: Sequence[Face]) -> Scores:
+def _prices(channels: int, blocks: Sequence[ReaderBlock]) -> Scores:
     """The price of each channel when its turn comes, not decreasing in that order."""
     left, found, dearest = np.arange(channels), np.zeros(channels), 0.0
     while len(left):
         price = np.zeros(channels)
-        for face in faces:
-            price[face.channels] += face.prices()
+        for block in blocks:
+            price[block.channels] += block.prices()
         going = left[np.argsort(price[left], kind="stable")][:max(1, len(left) // STEP)]
         for one in going.tolist():
             # What goes later is dearer, if only by a hair: the order is part of what was found.
             dearest = found[one] = max(price[one], dearest * (1 + 1e-12))
         left = left[~np.isin(left, going)]
-        for face in faces if len(left) else ():
-            face.lose(going)
+        for block in blocks if len(left) else ():
+            block.eliminate(going)
     return found

@@ -21,7 +21,7 @@ WIDE = 2048
 Index = NDArray[np.int64]
 
 
-class Reading(NamedTuple):
+class WeightReader(NamedTuple):
     """A layer that reads a group's channels.
 
     Attributes:
@@ -48,7 +48,7 @@ class Reading(NamedTuple):
         return [channels * taps + tap for channels in own for tap in range(taps)]
 
 
-def readings_in(group: ChannelGroup, evidence: Evidence, readers: Mapping[int, list[str]]) -> Iterator[Reading]:
+def weight_readers(group: ChannelGroup, evidence: Evidence, readers: Mapping[int, list[str]]) -> Iterator[WeightReader]:
     """Of one group.
 
     Args:
@@ -62,4 +62,5 @@ def readings_in(group: ChannelGroup, evidence: Evidence, readers: Mapping[int, l
             spec = spec_from_attributes(layer)
             if spec is not None and member.indices.max() < spec.inputs:
                 weight = filters_first(layer.weight.detach().double().cpu(), spec.groups, spec.transposed)
-                yield Reading(name, spec, weight.reshape(spec.groups, spec.outputs // spec.groups, -1), member.indices)
+                filters = weight.reshape(spec.groups, spec.outputs // spec.groups, -1)
+                yield WeightReader(name, spec, filters, member.indices)

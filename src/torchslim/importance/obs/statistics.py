@@ -36,7 +36,7 @@ class Sums:
 
 
 @dataclass
-class Probed:
+class LayerStatistics:
     """What a layer was seen to read, and how the network's outputs feel what it gives.
 
     Attributes:
@@ -44,14 +44,14 @@ class Probed:
         columns: sets of what its filters see; each filter of a group of channels sees fan-in x taps numbers.
         views: of the network as it is, and of the copy whose norms are settled, if there is one: what the batches in
             even places tell, and those in odd ones.
-        felt: (N,): squared gradients of a random projection of the network's outputs, summed over
+        squared_gradients: (N,): squared gradients of a random projection of the network's outputs, summed over
             maps and items; None where no gradient reaches the layer.
     """
 
     spec: LayerSpec
     columns: Sequence[Tensor]
     views: tuple[tuple[Sums, Sums], ...]
-    felt: Tensor | None = None
+    squared_gradients: Tensor | None = None
 
     def __post_init__(self) -> None:
         self.looks = [Sampler(self.spec, PLACES) for _ in self.views]
@@ -68,7 +68,7 @@ class Probed:
         """What is seen on average in the network as it is, (G, F), of a set of columns on a half of the batches."""
         return _mean(place, _of_half(self.views[0], half))
 
-    def see(self, x: Tensor, view: int, half: int) -> None:
+    def add_input(self, x: Tensor, view: int, half: int) -> None:
         """Count what the layer reads; nothing at all where the data leave it no rows (a detector that finds none)."""
         if not x.numel():
             return
@@ -91,11 +91,11 @@ class Probed:
                 own.squares[place] += squares
                 own.sums[place] += sums
 
-    def feel(self, gradient: Tensor) -> None:
+    def add_gradient(self, gradient: Tensor) -> None:
         """Count how the outputs feel the layer's, (B, N, *map) or (*, N)."""
         dim = gradient.dim() - 1 - self.spec.dims
         squares = gradient.double().square().movedim(dim, 0).flatten(1).sum(1).cpu()
-        self.felt = squares if self.felt is None else self.felt + squares
+        self.squared_gradients = squares if self.squared_gradients is None else self.squared_gradients + squares
 
 
 def _of_half(view: Sequence[Sums], half: int) -> Sequence[Sums]:
@@ -114,7 +114,8 @@ def _central(place: int, sums: Sequence[Sums]) -> Tensor:
     return squares - means.unsqueeze(2) * means.unsqueeze(1)
 
 
-def probe(model: nn.Module, batches: Sequence[Inputs], layers: Layers, seed: int) -> dict[str, Probed]:
+def collect_statistics(model: nn.Module, batches: Sequence[Inputs], layers: Layers,
+                       seed: int) -> dict[str, LayerStatistics]:
     """Run all batches forth and back in a copy whose batch norms have their statistics, and forth in the model itself.
 
     On a few pictures many channels are silent that speak on others. In that copy every channel is as active as it was
@@ -133,7 +134,7 @@ def probe(model: nn.Module, batches: Sequence[Inputs], layers: Layers, seed: int
     networks = [copy_model(model)]
     if any(counts(module) for module in model.modules()):
         networks.append(settled(model, batches))
-    found = {name: Probed(spec, columns, tuple((Sums(), Sums()) for _ in networks))
+    found = {name: LayerStatistics(spec, columns, tuple((Sums(), Sums()) for _ in networks))
              for name, (spec, columns) in layers.items()}
     chance = torch.Generator().manual_seed(seed)
     for parameter in networks[-1].parameters():
@@ -142,22 +143,22 @@ def probe(model: nn.Module, batches: Sequence[Inputs], layers: Layers, seed: int
         for place, batch in enumerate(batches):
             for view, network in enumerate(networks):
                 given: list[tuple[str, Tensor]] = []
-                felt = network is networks[-1]
-                with torch.set_grad_enabled(felt), _watched(network, found, given, view, place % 2):
+                with_gradients = network is networks[-1]
+                with torch.set_grad_enabled(with_gradients), _hooks_on(network, found, given, view, place % 2):
                     outputs = call_on_batch(network, batch, place)
-                for name, gradient in _gradients(outputs, given, chance) if felt else ():
-                    found[name].feel(gradient)
+                for name, gradient in _gradients(outputs, given, chance) if with_gradients else ():
+                    found[name].add_gradient(gradient)
     return {name: one for name, one in found.items() if all(any(half.places for half in view) for view in one.views)}
 
 
 @contextmanager
-def _watched(network: nn.Module, found: Mapping[str, Probed], given: list[tuple[str, Tensor]], view: int,
+def _hooks_on(network: nn.Module, found: Mapping[str, LayerStatistics], given: list[tuple[str, Tensor]], view: int,
              half: int) -> Iterator[None]:
     with ExitStack() as stack:
-        for name, probed in found.items():
+        for name, statistics in found.items():
             def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor, name: str = name,
-                     probed: Probed = probed) -> Tensor:
-                probed.see(next(iter((*args, *kwargs.values()))), view, half)
+                     statistics: LayerStatistics = statistics) -> Tensor:
+                statistics.add_input(next(iter((*args, *kwargs.values()))), view, half)
                 given.append((name, y))
                 return y.clone()  # what comes next may write into it, and the gradient would be that of what it wrote
 
@@ -167,11 +168,11 @@ def _watched(network: nn.Module, found: Mapping[str, Probed], given: list[tuple[
 
 def _gradients(outputs: Any, given: Sequence[tuple[str, Tensor]], chance: torch.Generator) -> list[tuple[str, Tensor]]:
     """Of a projection of all outputs with random signs, with respect to what layers gave that they depend on."""
-    felt = [y for y in tensors_in(outputs) if y.requires_grad]
-    if not felt:
+    differentiable = [y for y in tensors_in(outputs) if y.requires_grad]
+    if not differentiable:
         raise RequestError("importance 'obs': no output of the model is differentiable, so that nothing says what its "
                            "layers' errors cost; use importance='activation'")
-    signs = [torch.randint(0, 2, y.shape, generator=chance).to(y) * 2 - 1 for y in felt]
+    signs = [torch.randint(0, 2, y.shape, generator=chance).to(y) * 2 - 1 for y in differentiable]
     ways = [(name, y) for name, y in given if y.requires_grad]
-    found = torch.autograd.grad(felt, [y for _, y in ways], signs, allow_unused=True) if ways else ()
+    found = torch.autograd.grad(differentiable, [y for _, y in ways], signs, allow_unused=True) if ways else ()
     return [(name, gradient) for (name, _), gradient in zip(ways, found, strict=True) if gradient is not None]

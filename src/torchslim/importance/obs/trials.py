@@ -20,27 +20,27 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from torchslim.errors import RequestError
-from torchslim.importance.obs.cost_law import TINY, Law, Trial
-from torchslim.importance.obs.readers import Index, Reading
-from torchslim.importance.obs.statistics import Probed
+from torchslim.importance.obs.cost_law import TINY, PowerLaw, Trial
+from torchslim.importance.obs.readers import Index, WeightReader
+from torchslim.importance.obs.statistics import LayerStatistics
 from torchslim.importance.types import Scores
 from torchslim.utils.copying import copy_model
 from torchslim.utils.eval_mode import evaluating
 from torchslim.utils.inputs import Inputs, call_on_batch, tensors_in
 from torchslim.utils.layer_spec import LayerSpec, torch_layout
 
-NOTHING = 1e-9
+NEGLIGIBLE_LOSS = 1e-9
 """Of the outputs' variance: a loss below that is rounding."""
-DEAD = 1e-6
+MIN_SCORE_SHARE = 1e-6
 """Of the dearest channel's price: a channel of less is dead, or as good as that."""
 RIDGE = 1e-9
 """Of the mean square of what a layer sees: added, so that what it sees too little of is solved for."""
-MOST = 0.99
+MAX_LOSS = 0.99
 """Of the outputs' variance: as good as all of it, which no finite cost stands for."""
 
 
 @dataclass(frozen=True)
-class Fitted:
+class RefittedLayer:
     """A reader's weight without some channels, as torch stores it, and what is added to its outputs, (N,)."""
 
     spec: LayerSpec
@@ -48,7 +48,7 @@ class Fitted:
     shift: Tensor
 
 
-class Rehearsal:
+class TrialCuts:
     """Trials of cuts in a copy of a network.
 
     Args:
@@ -58,8 +58,9 @@ class Rehearsal:
         damp: what it costs a weight to move, in mean squares of what it sees.
     """
 
-    def __init__(self, model: nn.Module, batches: Sequence[Inputs], probed: Mapping[str, Probed], damp: float) -> None:
-        self.model, self.batches, self.probed, self.damp = model, batches, probed, damp
+    def __init__(self, model: nn.Module, batches: Sequence[Inputs], statistics: Mapping[str, LayerStatistics],
+                 damp: float) -> None:
+        self.model, self.batches, self.statistics, self.damp = model, batches, statistics, damp
         self.before: dict[int, list[Tensor]] = {}
 
     @cached_property
@@ -67,7 +68,7 @@ class Rehearsal:
         """The copy."""
         return copy_model(self.model).requires_grad_(False)
 
-    def law(self, readings: Sequence[Reading], prices: Scores, shares: Sequence[float]) -> Law | None:
+    def law(self, readings: Sequence[WeightReader], prices: Scores, shares: Sequence[float]) -> PowerLaw | None:
         """What cuts of a group cost by their prices, of trials of the channels that are cheapest.
 
         Args:
@@ -76,12 +77,13 @@ class Rehearsal:
             shares: of the channels, one for each trial; those that come to as many channels are tried once.
 
         Returns:
-            The law of the trials that lose more than `NOTHING`; `NOTHING` for the price of all that was tried if none
-            does. Dead channels, of no price, are not tried: they say nothing of the others. None where the outputs'
-            shapes hang on their values (boxes that a detector finds), so that they can't be compared.
+            The law of the trials that lose more than `NEGLIGIBLE_LOSS`; if none does, `NEGLIGIBLE_LOSS` for the price
+            of all that was tried. Dead channels, of no price, are not tried: they say nothing of the others. None
+            where the outputs' shapes hang on their values (boxes that a detector finds), so that they can't be
+            compared.
         """
         order = np.argsort(prices, kind="stable")
-        order = order[prices[order] > DEAD * prices.max()]
+        order = order[prices[order] > MIN_SCORE_SHARE * prices.max()]
         found, dearest = [], TINY
         counts = dict.fromkeys(max(1, int(len(order) * share)) for share in shares) if len(order) else ()
         for trial, count in enumerate(counts):
@@ -92,12 +94,14 @@ class Rehearsal:
                     return None
                 price = max(float(prices[gone].sum()), TINY)
                 dearest = max(dearest, price)
-                if lost > NOTHING:
+                if lost > NEGLIGIBLE_LOSS:
                     # Of cuts one behind another the shares that are left multiply: so their logarithms add up.
-                    found.append(Trial(price, -log1p(-min(lost, MOST))))
-        return Law.through(found) if found else Law(log(NOTHING) - log(max(dearest, NOTHING)), 1.0)
+                    found.append(Trial(price, -log1p(-min(lost, MAX_LOSS))))
+        if found:
+            return PowerLaw.through(found)
+        return PowerLaw(log(NEGLIGIBLE_LOSS) - log(max(dearest, NEGLIGIBLE_LOSS)), 1.0)
 
-    def lost(self, readings: Sequence[Reading], gone: Index, half: int, trial: int) -> float | None:
+    def lost(self, readings: Sequence[WeightReader], gone: Index, half: int, trial: int) -> float | None:
         """What the outputs lose with some channels, in their variances; None if their shapes are others then.
 
         Args:
@@ -130,15 +134,16 @@ class Rehearsal:
             outputs = call_on_batch(self.network, self.batches[place], place)
         return [one for one in tensors_in(outputs) if one.is_floating_point() and one.numel()]
 
-    def _refitted(self, readings: Sequence[Reading], gone: Index, half: int) -> dict[str, Fitted]:
+    def _refitted(self, readings: Sequence[WeightReader], gone: Index, half: int) -> dict[str, RefittedLayer]:
         found = {}
-        for name in dict.fromkeys(reading.layer for reading in readings if reading.layer in self.probed):
+        for name in dict.fromkeys(reading.layer for reading in readings if reading.layer in self.statistics):
             own = [reading for reading in readings if reading.layer == name]
-            found[name] = refitted(own, self.probed[name], gone, half, self.damp)
+            found[name] = refitted(own, self.statistics[name], gone, half, self.damp)
         return found
 
 
-def refitted(readings: Sequence[Reading], probed: Probed, gone: Index, half: int, damp: float) -> Fitted:
+def refitted(readings: Sequence[WeightReader], statistics: LayerStatistics, gone: Index, half: int,
+             damp: float) -> RefittedLayer:
     """A layer's best weight without some channels, on a half of the batches: ridge regression from all that is left.
 
     Args:
@@ -149,12 +154,12 @@ def refitted(readings: Sequence[Reading], probed: Probed, gone: Index, half: int
         damp: what it costs a weight to move, in mean squares of what it sees.
     """
     spec, before = readings[0].spec, readings[0].weight
-    weight, lost, level = before.clone(), _lost(readings, gone), torch.zeros_like(before[:, 0])
-    for place, columns in enumerate(probed.columns):
-        level[:, columns] = probed.level(place, half)
+    weight, lost, level = before.clone(), _lost_outputs(readings, gone), torch.zeros_like(before[:, 0])
+    for place, columns in enumerate(statistics.columns):
+        level[:, columns] = statistics.level(place, half)
         if not lost[:, columns].any():
             continue
-        moments = probed.moments_of_half(place, half)
+        moments = statistics.moments_of_half(place, half)
         for group in range(spec.groups):
             out, left = (mask[columns].nonzero().flatten() for mask in (lost[group], ~lost[group]))
             seen, squares = moments[group][left], moments[group].diagonal()
@@ -164,10 +169,10 @@ def refitted(readings: Sequence[Reading], probed: Probed, gone: Index, half: int
     weight[lost.unsqueeze(1).expand_as(weight)] = 0
     shift = ((before - weight) @ level.unsqueeze(2)).flatten()
     stacked = weight.reshape(spec.outputs, spec.fan_in, *spec.kernel)
-    return Fitted(spec, torch_layout(stacked, spec), shift)
+    return RefittedLayer(spec, torch_layout(stacked, spec), shift)
 
 
-def _lost(readings: Sequence[Reading], gone: Index) -> Tensor:
+def _lost_outputs(readings: Sequence[WeightReader], gone: Index) -> Tensor:
     """Which of what the filters of each group see is gone: (G, fan-in x taps)."""
     spec = readings[0].spec
     lost = torch.zeros(spec.groups, spec.fan_in, prod(spec.kernel), dtype=torch.bool)
@@ -189,7 +194,7 @@ class _Held(nn.Module):
 
 
 @contextmanager
-def _replaced(layer: Any, fitted: Fitted) -> Iterator[None]:
+def _replaced(layer: Any, fitted: RefittedLayer) -> Iterator[None]:
     """A layer with another weight, and something added to what it gives."""
     weight = fitted.weight.to(layer.weight)
     shift = fitted.shift.to(layer.weight).reshape(-1, *[1] * fitted.spec.dims)
@@ -225,6 +230,6 @@ def _distance(found: Tensor, wanted: Tensor) -> float:
     found, wanted = found[told].double(), wanted[told].double()
     size = wanted.square().mean()
     spread = (wanted - wanted.mean()).square().mean()
-    unit = spread if spread > NOTHING * size else size
+    unit = spread if spread > NEGLIGIBLE_LOSS * size else size
     error = float((found - wanted).square().mean() / (unit if unit > 0 else 1))
     return error if isfinite(error) else inf
