@@ -65,7 +65,7 @@ class RunFolder:
             raise RequestError(f"{self.path}: is a file; choose another folder with --out")
         state = self._read()
         wanted = json.loads(json.dumps(settings.identity()))
-        # A run that never got anywhere, for its model was misspelt say, is in nobody's way.
+        # A run with no finished phase and no checkpoint may be overwritten (its model was misspelt, say).
         if state is None or not (state.found or any((self.path / WORK).glob("*.checkpoint"))):
             self._identity, self.threads = wanted, None
             return

@@ -1,9 +1,9 @@
-"""The last word on a matched cut: at every operation the slim network has the channels that stay, in their order.
+"""Checks channel order at every operation: the slim network must have the channels that stay, in their order.
 
-A slim run's channels are matched with the original's by what they touch. That leaves a choice where several channels
-touch the same, and after flips, shuffles and slices in a row not every choice is right. So the choice is checked, value
-by value, along the whole tape: label by label, since channels of one class (copies that met their mirror image) may
-still be different ones.
+A slim run's channels are matched with the original's by the dimensions that they touch. That leaves a choice where
+several channels touch the same, and after flips, shuffles and slices in a row not every choice is right. So the choice
+is checked, value by value, along the whole graph: label by label, since channels of one class (copies that met their
+mirror image) may still be different ones.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ class LabeledDim:
 
     For a grouped convolution's input dimension `groups` is above 1, and the labels count the input channels over all
     groups, of which each group's filters hold their own. Where a channel comes several times (a map and its mirror
-    image joined, say), `copies` tells its copies apart: by what arrived there, and not by where.
+    image joined, say), `copies` identifies each copy by its source label, not its position.
     """
 
     name: str

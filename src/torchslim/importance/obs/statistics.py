@@ -1,4 +1,4 @@
-"""What errors cost that layers make: second moments of what each reads, and how the outputs feel what it gives."""
+"""Input moments and squared output gradients of layers: what errors of a layer cost the network's outputs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Sums:
 
 @dataclass
 class LayerStatistics:
-    """What a layer was seen to read, and how the network's outputs feel what it gives.
+    """Input moments and squared output gradients of a layer.
 
     Attributes:
         spec: the layer.

@@ -32,11 +32,11 @@ from torchslim.utils.layer_spec import LayerSpec, torch_layout
 NEGLIGIBLE_LOSS = 1e-9
 """Of the outputs' variance: a loss below that is rounding."""
 MIN_SCORE_SHARE = 1e-6
-"""Of the dearest channel's price: a channel of less is dead, or as good as that."""
+"""Below this share of the group's highest score a channel counts as dead."""
 RIDGE = 1e-9
 """Of the mean square of what a layer sees: added, so that what it sees too little of is solved for."""
 MAX_LOSS = 0.99
-"""Of the outputs' variance: as good as all of it, which no finite cost stands for."""
+"""Loss, a share of the outputs' variance, is clipped here so its logarithm stays finite."""
 
 
 @dataclass(frozen=True)
