@@ -29,8 +29,9 @@ import torch
 from _pytest.runner import runtestprotocol
 
 from torchslim import rules
-from torchslim.rules.labels import LabelSpace, widest_dim
+from torchslim.rules.labels import LabelSpace
 from torchslim.rules.row import Row
+from torchslim.rules.tracks import widest_dim
 from torchslim.tracing.graph import Op
 
 TESTS = Path(__file__).parent

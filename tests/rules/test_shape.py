@@ -15,8 +15,8 @@ from movement import Movement
 from torch import Tensor
 from torch.nn import functional
 
-from torchslim.rules.labels import Labels, squeeze_equal
 from torchslim.rules.shape import reshape_track
+from torchslim.rules.tracks import Labels, squeeze_equal
 
 Function = Callable[[Any, Tensor], Any]
 Case = tuple[Labels, tuple[int, ...], tuple[int, ...]]

@@ -20,8 +20,9 @@ from torchslim.coupling.groups import ChannelGroups
 from torchslim.coupling.labeled_graph import Index, LabeledGraph
 from torchslim.coupling.unreached import freeze_widths_of_unreached_layers, unreached_parameters
 from torchslim.rules import differentiates_channels, move_labels
-from torchslim.rules.labels import EqualCountConstraint, LabeledDim, Labels, LabelSpace, MixedLabels, Tracks
+from torchslim.rules.labels import EqualCountConstraint, LabeledDim, LabelSpace, MixedLabels
 from torchslim.rules.options import DEFAULTS, CouplingOptions
+from torchslim.rules.tracks import Labels, Tracks
 from torchslim.tracing.graph import Graph
 from torchslim.tracing.runs import trace_modes
 from torchslim.utils.inputs import Inputs

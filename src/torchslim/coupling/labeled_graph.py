@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from torchslim.rules.labels import widest_dim
+from torchslim.rules.tracks import widest_dim
 from torchslim.tracing.graph import Graph, Value
 
 Index = NDArray[np.int64]

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from torchslim.rules.labels import LabelSpace, Tracks
+from torchslim.rules.labels import LabelSpace
+from torchslim.rules.tracks import Tracks
 from torchslim.tracing.graph import Graph
 
 

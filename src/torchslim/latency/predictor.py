@@ -16,7 +16,7 @@ from torchslim.coupling.coupling import Coupling
 from torchslim.coupling.labeled_graph import Index, LabeledGraph
 from torchslim.latency.interpolation import BLOCK, LayerLatency, sampled_workloads, width_penalties
 from torchslim.latency.workloads import LabeledWorkload, Workload, classes_along, layer_workloads
-from torchslim.rules.labels import Tracks
+from torchslim.rules.tracks import Tracks
 
 
 class LatencyPredictor(CostModel):

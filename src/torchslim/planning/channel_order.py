@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from torchslim.coupling.coupling import Coupling
 from torchslim.coupling.labeled_graph import Index
-from torchslim.rules.labels import Labels, widest_dim
+from torchslim.rules.tracks import Labels, widest_dim
 
 
 def out_of_order(coupling: Coupling, slim: Coupling, stays: NDArray[np.bool_],

@@ -55,8 +55,7 @@ def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params:
         latency: the time kept of one call, measured: a share, an int of nanoseconds or a text such as "3ms".
         backend: where the network is to be fast, and is timed: "eager" (the default where a latency is asked for),
             "channels-last", "compiled", "onnxruntime", "openvino", "cuda", or a backend of your own
-            (`torchslim.latency.backends.Backend`). With other budgets alone it says to meet them by cuts that save time
-            there.
+            (`torchslim.latency.backends.Backend`). With other budgets alone: meet them by cuts that save time there.
         importance: what ranks the channels: "l2", "l1", "bn_scale", "fpgm", "lamp", "activation", "taylor", "hessian",
             "random", a name with options ("l2:max"), an instance of a criterion (`torchslim.importance`), or a
             callable(group) -> one score a channel, higher for channels that matter more.

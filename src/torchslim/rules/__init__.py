@@ -14,8 +14,9 @@ from torchslim.errors import RequestError
 from torchslim.rules import elementwise, linear, mixing, shape, spatial
 from torchslim.rules import flops as counting
 from torchslim.rules import indexing as positions
-from torchslim.rules.labels import Labels, LabelSpace, unnamed
+from torchslim.rules.labels import LabelSpace, unnamed
 from torchslim.rules.row import Row, is_pointwise, out_arguments, plain_name
+from torchslim.rules.tracks import Labels
 from torchslim.rules.within_channel import moves_within_channels
 from torchslim.tracing.graph import Op, Value
 

@@ -15,13 +15,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from torchslim.rules.options import DEFAULTS, CouplingOptions
+from torchslim.rules.tracks import Labels, Tracks, along_dim, widest_dim
 from torchslim.tracing.graph import Op, Value
-
-Labels = NDArray[np.int64]
-Tracks = tuple[Labels, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -331,34 +328,3 @@ class LabelSpace:
 def unnamed(value: Value) -> Value:
     """A value like this one that is nobody's parameter and has no labels yet."""
     return replace(value, id=-1 - value.id, source="operation", name="")
-
-
-def along_dim(labels: Labels, dim: int, ndim: int) -> Labels:
-    """Labels of one dimension as a track of an `ndim`-dimensional tensor."""
-    shape = [1] * ndim
-    shape[dim] = len(labels)
-    return labels.reshape(shape)
-
-
-def widest_dim(track: Labels) -> int:
-    """The dimension along which a track's rows lie: the largest, the last of equal ones."""
-    return max(range(track.ndim), key=lambda dim: (track.shape[dim], dim))
-
-
-def spread(track: Labels, shape: Sequence[int], dims: Iterable[int]) -> Labels:
-    """A track made full along the given dimensions."""
-    full = list(track.shape)
-    for dim in dims:
-        full[dim] = shape[dim]
-    return np.broadcast_to(track, full)
-
-
-def squeeze_equal(track: Labels, dims: Iterable[int] | None = None) -> Labels:
-    """A track with the dimensions along which it does not change brought to size 1."""
-    for dim in range(track.ndim) if dims is None else dims:
-        if track.shape[dim] > 1:
-            first = track.take([0], axis=dim)
-            if track.strides[dim] == 0 or bool((track == first).all()):
-                track = first
-    return track
-

@@ -7,8 +7,9 @@ from math import prod
 
 import numpy as np
 
-from torchslim.rules.labels import Labels, LabelSpace, Tracks
+from torchslim.rules.labels import LabelSpace
 from torchslim.rules.row import Row
+from torchslim.rules.tracks import Labels, Tracks
 from torchslim.tracing.graph import Op, Value
 
 

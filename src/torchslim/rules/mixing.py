@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from torchslim.rules.labels import Labels, LabelSpace, along_dim, squeeze_equal
+from torchslim.rules.labels import LabelSpace
 from torchslim.rules.row import Row
+from torchslim.rules.tracks import Labels, along_dim, squeeze_equal
 from torchslim.tracing.graph import Op, Value
 
 

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from torchslim.rules.labels import Labels, LabelSpace, along_dim, spread, squeeze_equal, unnamed
+from torchslim.rules.labels import LabelSpace, unnamed
 from torchslim.rules.row import Row, plain_name
+from torchslim.rules.tracks import Labels, along_dim, spread, squeeze_equal
 from torchslim.tracing.graph import Op, Value
 
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from torchslim.rules.labels import Labels
 from torchslim.rules.row import plain_name
+from torchslim.rules.tracks import Labels
 from torchslim.tracing.graph import Op, Value
 
 # Where each of these names the dimensions along which it picks or moves.

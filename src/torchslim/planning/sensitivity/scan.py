@@ -117,16 +117,7 @@ def sensitivity(model: nn.Module, inputs: Inputs, data: Any, *, ratios: Sequence
         "model": fingerprint(model), "data": metric.digest, "measure": metric.measure, "importance": str(scores),
         "ranking": scores.ranking(), **options})
     scan = _Scan(problem, {**options, "importance": scores}, metric, uncut.predicted["macs"])
-    entries: dict[str, list[dict[str, Any]]] = {unit.name: [] for unit in units}
-    for index, (unit, ratio) in enumerate(product(units, widths)):
-        name, known = f"{unit.name} {ratio!r}", entries[unit.name]
-        if name not in saved.entries:
-            saved.put(name, scan.measure(unit, ratio, known))
-        entry = saved.entries[name]
-        known.append(entry)
-        if progress is not None:
-            progress(Measured(unit.name, ratio, entry["kept"], unit.channels, entry["value"], index + 1,
-                              len(units) * len(widths)))
+    entries = scan.measure_all(units, widths, saved, progress)
     whole = [unit for unit in units if entries[unit.name][-1]["kept"] == unit.channels]
     groups = tuple(GroupSensitivity(unit.name, unit.layers, unit.channels,
                                     *(tuple(entry[key] for entry in entries[unit.name])
@@ -253,6 +244,21 @@ class _Scan:
     options: dict[str, Any]
     metric: OutputMetric
     macs: int
+
+    def measure_all(self, units: Sequence[_Unit], ratios: Sequence[float], saved: ScanCheckpoint,
+                    progress: Callable[[Measured], None] | None) -> dict[str, list[dict[str, Any]]]:
+        """By unit, an entry a ratio: from the checkpoint, or measured and put there."""
+        entries: dict[str, list[dict[str, Any]]] = {unit.name: [] for unit in units}
+        for index, (unit, ratio) in enumerate(product(units, ratios)):
+            name, known = f"{unit.name} {ratio!r}", entries[unit.name]
+            if name not in saved.entries:
+                saved.put(name, self.measure(unit, ratio, known))
+            entry = saved.entries[name]
+            known.append(entry)
+            if progress is not None:
+                progress(Measured(unit.name, ratio, entry["kept"], unit.channels, entry["value"], index + 1,
+                                  len(units) * len(ratios)))
+        return entries
 
     def measure(self, unit: _Unit, ratio: float, known: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Channels kept, share of the MACs and the measure where one unit alone keeps a share of its channels."""
