@@ -144,7 +144,7 @@ def start_and(settings: Settings, signal_: int, when: Callable[[Path], bool]) ->
             time.sleep(0.005)
         assert process.poll() is None, process.stderr.read() if process.stderr else ""
         process.send_signal(signal_)
-        return process.communicate()[1]
+        return process.communicate(timeout=600)[1]
 
 
 def found(out: Path) -> set[str]:
@@ -165,7 +165,7 @@ def test_killed_at_many_moments_it_ends_with_the_same_bits(ask: Ask, finished: F
     for moment in moments:
         start_and(settings, signal.SIGKILL, moment)
         assert not (settings.out / "slim.safetensors").exists()
-    done = subprocess.run(command(settings), capture_output=True, text=True, check=False)
+    done = subprocess.run(command(settings), capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     assert "[1/8] baseline: done before" in done.stderr
     assert "[2/8] sparsify: done before" in done.stderr

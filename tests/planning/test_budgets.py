@@ -14,10 +14,10 @@ from torch import Tensor, nn
 import torchslim as ts
 from helpers import Calls, conv, count, counted_macs, random_statistics
 from torchslim.costs.cost_models import CostModel
-from torchslim.coupling.coupling import CostTerm
 from torchslim.coupling.groups import ChannelGroup
 from torchslim.errors import RequestError, TraceError
 from torchslim.planning.budgets import as_count
+from torchslim.rules.labels import CostTerm
 from torchslim.surgery.plans import Plan
 from torchslim.utils.patterns import all_match
 

@@ -105,6 +105,14 @@ def test_budgets_of_time_are_met_and_an_exchange_loses_no_more(data: st.DataObje
     times = {levels: clock(Selection(tuple(units), levels).shares(first))
              for levels in product(*(range(len(each.widths)) for each in units))}
     assert times[selection.levels] <= max(budget, min(times.values()))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(greedy, "_exchange", lambda *_: None)
+        plain = select_by_time(first, units, [Limit("latency", clock, budget)], clock)
+
+    def loss(levels: tuple[int, ...]) -> float:
+        return sum(float(each.log_damped_score()[level]) for each, level in zip(units, levels, strict=True))
+
+    assert loss(selection.levels) <= loss(plain.levels) + 1e-9
     if min(times.values()) <= budget:
         for index, level in enumerate(selection.levels):
             if level:

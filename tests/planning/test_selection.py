@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torchslim.costs.cost_models import CostModel
-from torchslim.coupling.coupling import CostTerm
 from torchslim.errors import RequestError
 from torchslim.planning.budgets import Limit, as_count
 from torchslim.planning.selection import restore, select_by_score
 from torchslim.planning.units import PrunableUnit
+from torchslim.rules.labels import CostTerm
 
 
 def unit(first: int, widths: list[int], losses: list[float], tied: bool = False) -> PrunableUnit:

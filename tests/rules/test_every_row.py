@@ -278,7 +278,7 @@ def test_weights_read_and_make(name: str) -> None:
     readers = [(moved.of[labels].tolist(), size) for labels, size in space.readers[1:]]
     assert (moved.classes.tolist(), reading) in readers
     cost = space.mac_costs[-1]
-    assert cost.macs == macs
+    assert cost.amount == macs
     assert sorted(moved.of[labels].tolist() for labels in cost.along) == sorted([made, moved.classes.tolist()])
     for other in ("bias", "g"):
         assert touched.get((f"w.{other}", 0), made) == made

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import torchslim as ts
-from helpers import count, counted_macs
+from helpers import count, counted_macs, run_in_two_processes
 from torchslim.errors import CheckpointError, RequestError
 from torchslim.planning.schedules import CURVES, shares
 from torchslim.train import GradualResult, Progress, fit, fit_gradually
@@ -273,13 +270,7 @@ torch.save([weights, [plan.kept for plan in found.plans]], f"{sys.argv[1]}.{rank
 
 def test_two_processes_make_the_same_cuts(tmp_path: Path) -> None:
     """Each sees other pictures, and by itself would choose other channels."""
-    (tmp_path / "together.py").write_text(TOGETHER)
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-         str(tmp_path / "together.py"), str(tmp_path / "c")],
-        capture_output=True, text=True, check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""})
-    assert done.returncode == 0, done.stderr
+    run_in_two_processes(TOGETHER, tmp_path / "c")
     first, second = (torch.load(tmp_path / f"c.{rank}") for rank in (0, 1))
     assert first[1] == second[1]
     assert all(torch.equal(one, two) for one, two in zip(first[0], second[0], strict=True))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
+from helpers import run_in_two_processes
 from torchslim.errors import CheckpointError, MissingExtra, RequestError, TrainingError
 from torchslim.train import Data, History, Progress, Slimming, evaluate, fit
 
@@ -412,13 +411,7 @@ torch.save([model[1].weight.detach(), history.loss, history.accuracy], sys.argv[
 
 
 def test_two_processes_train_one_model(tmp_path: Path) -> None:
-    (tmp_path / "together.py").write_text(TOGETHER)
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-         str(tmp_path / "together.py"), str(tmp_path / "c")],
-        capture_output=True, text=True, check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""})
-    assert done.returncode == 0, done.stderr
+    run_in_two_processes(TOGETHER, tmp_path / "c")
     first, second = (torch.load(tmp_path / f"c.{rank}") for rank in (0, 1))
     assert torch.equal(first[0], second[0])
     assert first[1:] == second[1:]

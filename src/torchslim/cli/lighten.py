@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from torchslim.cli.loading import build_model, example_inputs, load_pictures, warn_if_random
+from torchslim.cli.loading import build_model, example_inputs, load_pictures
 from torchslim.cli.options import Json, Model, Pictures, Seed, Shapes, check_out, fraction
 from torchslim.cli.output import print_json
 from torchslim.cli.tables import Column, print_fitted
@@ -66,14 +66,13 @@ def lighten(
     source = resolve(model)
     if out is not None:
         check_out(out)
-        warn_if_random(source)
     labelled = load_pictures(data, shapes, pictures, seed)
     batches = None if labelled is None else [images for images, _ in labelled]
     inputs = batches[0][:1] if batches is not None and not shapes else example_inputs(source, shapes)
     result = lighten_with_report(
-        build_model(source, seed), [rule.strip() for rule in rules.split(",")], inputs, only=only or (),
-        exclude=exclude or (), kernels=kernels or (), min_channels=min_channels, min_share=min_share, ends=ends,
-        fresh=fresh, data=batches, seed=seed)
+        build_model(source, seed, warn=out is not None), [rule.strip() for rule in rules.split(",")], inputs,
+        only=only or (), exclude=exclude or (), kernels=kernels or (), min_channels=min_channels, min_share=min_share,
+        ends=ends, fresh=fresh, data=batches, seed=seed)
     saved = None if out is None else str(torchslim.save(result.model, out, plan=result.steps, source=source))
     if as_json:
         print_json({"model": str(source), "out": saved, **result.to_dict()})

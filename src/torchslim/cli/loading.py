@@ -15,18 +15,20 @@ if TYPE_CHECKING:
     from torchslim.zoo.sources import Source
 
 
-def build_model(source: Source, seed: int) -> nn.Module:
-    """The model of a source; random weights are drawn from the seed."""
+def build_model(source: Source, seed: int, warn: bool = True) -> nn.Module:
+    """The model of a source; random weights are drawn from the seed, with a remark unless `warn` is False."""
     import torch
 
     from torchslim.store.loading import build
 
+    if warn:
+        _warn_if_random(source)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return build(source)
 
 
-def warn_if_random(source: Source) -> None:
+def _warn_if_random(source: Source) -> None:
     """A remark on stderr where a library's network has random weights."""
     if source.kind in ("torchvision", "torchslim", "timm") and not source.options.get("weights"):
         from torchslim.zoo.libraries import has_weights

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from torchslim.cli.loading import build_model, example_inputs, load_pictures, warn_if_random
+from torchslim.cli.loading import build_model, example_inputs, load_pictures
 from torchslim.cli.options import (
     Backend,
     Exclude,
@@ -130,7 +130,7 @@ def prune(
         min_channels=min_channels, min_kept=min_kept, seed=seed)
     labelled = _labelled_pictures(importance, compensate, data, shapes, pictures, seed)
     inputs = example_inputs(source, shapes, seed) if labelled is None or shapes else labelled[0][0][:1]
-    original = _build_with_warning(source, seed)
+    original = build_model(source, seed)
     plan = None if options is None else _plan(options, original, inputs, labelled)
     result: dict[str, Any] = {"model": str(source)}
     if show:
@@ -141,13 +141,6 @@ def prune(
         result |= _carry_out(plan, original, inputs, images, source, out, as_json)
     if as_json:
         print_json(result)
-
-
-def _build_with_warning(source: Source, seed: int) -> nn.Module:
-    """The model, with a warning if its weights are random."""
-    model = build_model(source, seed)
-    warn_if_random(source)
-    return model
 
 
 def _budgets(latency: str | None, **counted: str | None) -> dict[str, Any]:

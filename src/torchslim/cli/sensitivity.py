@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from torchslim.cli.loading import build_model, picture_size, warn_if_random
+from torchslim.cli.loading import build_model, picture_size
 from torchslim.cli.options import (
     PICTURES,
     Exclude,
@@ -85,7 +85,6 @@ def sensitivity(
     source = resolve(model)
     dataset = load_data(data, size=picture_size(data, shapes), seed=seed)
     network = build_model(source, seed)
-    warn_if_random(source)
     held_out = labelled(replace(dataset, train=dataset.test), pictures or PICTURES, seed)
     inputs = held_out[0][0][:1]
     if measure == "accuracy":

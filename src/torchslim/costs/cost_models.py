@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchslim.costs.memory import lives, size
-from torchslim.coupling.coupling import CostTerm
 from torchslim.coupling.labeled_graph import Index, LabeledGraph
+from torchslim.rules.labels import CostTerm
 
 Array = NDArray[np.float64]
 Shares = NDArray[np.float64]

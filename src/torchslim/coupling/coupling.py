@@ -20,20 +20,12 @@ from torchslim.coupling.groups import ChannelGroups
 from torchslim.coupling.labeled_graph import Index, LabeledGraph
 from torchslim.coupling.unreached import freeze_widths_of_unreached_layers, unreached_parameters
 from torchslim.rules import differentiates_channels, move_labels
-from torchslim.rules.labels import EqualCountConstraint, LabeledDim, LabelSpace, MixedLabels
+from torchslim.rules.labels import CostTerm, EqualCountConstraint, LabeledDim, LabelSpace, MixedLabels
 from torchslim.rules.options import DEFAULTS, CouplingOptions
 from torchslim.rules.tracks import Labels, Tracks
 from torchslim.tracing.graph import Graph
 from torchslim.tracing.runs import trace_modes
 from torchslim.utils.inputs import Inputs
-
-
-@dataclass(frozen=True, eq=False)
-class CostTerm:
-    """A count (multiply-adds, parameters) and, for each dimension that scales it, the class of each index."""
-
-    amount: int
-    along: tuple[Index, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,7 +196,7 @@ class _CouplingBuilder:
             classes=self.num_classes,
             constraints=self._constraints(),
             sub_tensors=tuple({labels.tobytes(): class_of[labels] for labels in space.sub_tensors}.values()),
-            macs=tuple(CostTerm(c.macs, tuple(class_of[labels] for labels in c.along)) for c in space.mac_costs),
+            macs=tuple(CostTerm(c.amount, tuple(class_of[labels] for labels in c.along)) for c in space.mac_costs),
             params=self._params(),
             labeled_dims=self.labeled_dims,
             reading=self._reading(),

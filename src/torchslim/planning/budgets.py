@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from torchslim.costs.cost_models import CostModel, PeakMemory, Shares
-from torchslim.coupling.coupling import CostTerm, Coupling
+from torchslim.coupling.coupling import Coupling
 from torchslim.errors import RequestError
-from torchslim.rules.labels import LabeledDim
+from torchslim.rules.labels import CostTerm, LabeledDim
 
 
 @dataclass(frozen=True, eq=False)

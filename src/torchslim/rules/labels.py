@@ -67,11 +67,10 @@ class EqualCountConstraint:
 
 
 @dataclass(frozen=True, eq=False)
-class MacCost:
-    """Multiply-adds of one operation and the labels along each dimension that scale them."""
+class CostTerm:
+    """A count (multiply-adds, parameters) and, for each dimension that scales it, the label or class of each index."""
 
-    op: int
-    macs: int
+    amount: int
     along: tuple[Labels, ...]
 
 
@@ -100,7 +99,7 @@ class LabelSpace:
     readers: list[tuple[Labels, int]] = field(default_factory=list)
     producers: list[tuple[Labels, int]] = field(default_factory=list)
     joined_branches: list[Labels] = field(default_factory=list)
-    mac_costs: list[MacCost] = field(default_factory=list)
+    mac_costs: list[CostTerm] = field(default_factory=list)
     norm_scales: set[str] = field(default_factory=set)
     unknown_ops: set[str] = field(default_factory=set)
     mixed: list[MixedLabels] = field(default_factory=list)
@@ -268,7 +267,7 @@ class LabelSpace:
     def meter(self, op: Op, macs: int, along: Iterable[Labels | None]) -> None:
         """An operation's multiply-adds and what scales them; those of a second tape are not counted."""
         if not self.skip_costs:
-            self.mac_costs.append(MacCost(op.index, macs, tuple(labels for labels in along if labels is not None)))
+            self.mac_costs.append(CostTerm(macs, tuple(labels for labels in along if labels is not None)))
 
     def grouped_input_labels(self, value: Value, groups: int) -> Labels:
         """Labels for the input channels of a grouped convolution, counted over all groups."""

@@ -328,8 +328,7 @@ def generic(*positions: int) -> Callable[[LabelSpace, Op], None]:
 _ROWS: dict[tuple[str, ...], Callable[[LabelSpace, Op], None]] = {
     ("view", "_unsafe_view", "_reshape", "_reshape_alias"): view,
     ("permute",): moved(np.transpose),
-    ("transpose",): moved(_transpose),
-    ("t",): moved(_transpose),
+    ("transpose", "t"): moved(_transpose),
     ("unsqueeze",): moved(_unsqueeze),
     ("squeeze",): squeeze,
     ("expand",): expand,

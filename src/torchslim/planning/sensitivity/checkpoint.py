@@ -42,7 +42,7 @@ class ScanCheckpoint:
     """Entries by name, kept in a file where there is one.
 
     Args:
-        path: the file (see `torchslim.utils.files.writable`); None to keep them in memory only.
+        path: the file (see `torchslim.utils.files.check_writable`); None to keep them in memory only.
         identity: what a measurement depends on, as JSON values: entries of another one are not taken up.
 
     Raises:

@@ -108,22 +108,18 @@ def sensitivity(model: nn.Module, inputs: Inputs, data: Any, *, ratios: Sequence
     uncut, coupling = decide(problem, keep_all), problem.coupling
     units = _units(coupling, [group for group in coupling.groups if _may_go(group, keep_all)])
     if not units:
-        why = "; ".join(dict.fromkeys(entry.reason for entry in uncut.left_alone))
-        raise RequestError(f"sensitivity: no channel group can be cut: {why}")
-    scores = _CachedScores(model, inputs, coupling, units, importance, seed,
-                           batches if scoring is None else batches_in(scoring), loss)
+        raise RequestError("sensitivity: no channel group can be cut: "
+                           + "; ".join(dict.fromkeys(entry.reason for entry in uncut.left_alone)))
+    scores = _CachedScores(problem, units, importance, batches if scoring is None else batches_in(scoring), loss)
     metric = OutputMetric(model, batches, measure)
     saved = ScanCheckpoint(path, {
         "model": fingerprint(model), "data": metric.digest, "measure": metric.measure, "importance": str(scores),
         "ranking": scores.ranking(), **options})
-    scan = _Scan(problem, {**options, "importance": scores}, metric, uncut.predicted["macs"])
-    entries = scan.measure_all(units, widths, saved, progress)
+    entries = _Scan(problem, {**options, "importance": scores}, metric, uncut.predicted["macs"]).measure_all(
+        units, widths, saved, progress)
     whole = [unit for unit in units if entries[unit.name][-1]["kept"] == unit.channels]
-    groups = tuple(GroupSensitivity(unit.name, unit.layers, unit.channels,
-                                    *(tuple(entry[key] for entry in entries[unit.name])
-                                      for key in ("kept", "macs", "value"))) for unit in units if unit not in whole)
-    left = (*uncut.left_alone, *(LeftAlone(unit.name, unit.channels, f"loses none, not even where {widths[-1]:g} "
-                                           "of them would do") for unit in whole))
+    groups = tuple(unit.result(entries[unit.name]) for unit in units if unit not in whole)
+    left = (*uncut.left_alone, *(unit.left_alone(widths[-1]) for unit in whole))
     return Sensitivity(metric.measure, metric.base, metric.items, widths, str(scores), groups, left)
 
 
@@ -154,6 +150,15 @@ class _Unit:
     @property
     def channels(self) -> int:
         return sum(group.channels for group in self.groups)
+
+    def result(self, entries: Sequence[dict[str, Any]]) -> GroupSensitivity:
+        """What was measured, an entry a ratio."""
+        kept, macs, values = (tuple(entry[key] for entry in entries) for key in ("kept", "macs", "value"))
+        return GroupSensitivity(self.name, self.layers, self.channels, kept, macs, values)
+
+    def left_alone(self, ratio: float) -> LeftAlone:
+        """A unit that no ratio narrows, this smallest one included."""
+        return LeftAlone(self.name, self.channels, f"loses none, not even where {ratio:g} of them would do")
 
     def kept(self, decided: Plan) -> int:
         """How many of the channels stay."""
@@ -194,11 +199,11 @@ def _units(coupling: Coupling, free: Sequence[ChannelGroup]) -> list[_Unit]:
 class _CachedScores:
     """A criterion's scores, found once for all groups: those that look at data run the network for them."""
 
-    def __init__(self, model: nn.Module, inputs: Inputs, coupling: Coupling, units: Sequence[_Unit],
-                 importance: Importance, seed: int, data: Iterable[Any], loss: Loss | None) -> None:
+    def __init__(self, problem: PlanningProblem, units: Sequence[_Unit], importance: Importance, data: Iterable[Any],
+                 loss: Loss | None) -> None:
         self._criterion = criterion(importance)
-        self._evidence = Evidence(model, inputs, *_data_for(self._criterion, data, loss), seed,
-                                  macs_per_channel(coupling))
+        self._evidence = Evidence(problem.model, problem.inputs, *_data_for(self._criterion, data, loss),
+                                  problem.evidence.seed, macs_per_channel(problem.coupling))
         self._criterion.check(self._evidence)
         groups = tuple(group for unit in units for group in unit.groups)
         self._scores = dict(zip(map(_key, groups), score(groups, self._criterion, self._evidence), strict=True))
