@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from types import SimpleNamespace
 from typing import Any
 
@@ -56,8 +57,21 @@ def test_several_culprits_are_found(monkeypatch: pytest.MonkeyPatch, runs: list[
     assert find(monkeypatch, runs, {1}, {6}) == [1, 6]
 
 
-def test_a_pair_that_fails_together_only_is_found_as_such(monkeypatch: pytest.MonkeyPatch, runs: list[Any]) -> None:
-    assert find(monkeypatch, runs, {4, 5}) == [4, 5]
+@pytest.mark.parametrize("culprits", [
+    [{4, 5}], [{1, 6}], [{3, 4}], [{0, 7}], [{0, 2, 4}], [{1, 6}, {3}], [{1, 2}, {3, 4}], [{0, 3}, {3, 7}]])
+def test_units_that_fail_together_only_are_found_as_such(monkeypatch: pytest.MonkeyPatch, runs: list[Any],
+                                                         culprits: list[set[int]]) -> None:
+    found = set(find(monkeypatch, runs, *culprits))
+    assert found <= set.union(*culprits)
+    assert all(found & together for together in culprits)  # without them nothing is left that fails
+
+
+def test_any_units_that_fail_are_found_in_few_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    for size in (1, 2):
+        for culprits in combinations(range(len(UNITS)), size):
+            runs: list[Any] = []
+            assert find(monkeypatch, runs, set(culprits)) == list(culprits)
+            assert len(runs) <= 8 * size
 
 
 def test_a_single_unit_that_is_blamed_is_taken_at_once(monkeypatch: pytest.MonkeyPatch, runs: list[Any]) -> None:
@@ -106,6 +120,19 @@ def test_free_channels_stay_and_sister_modules_share_the_verdict() -> None:
     assert log.protected(coupling(*DIMS)) == dict.fromkeys(range(8), "remembers a width")
     assert log.known_culprits(selection, FAILURE) == [0]
     assert log.known_culprits(Selection(selection.units, (0, 2, 1)), FAILURE) == []
+
+
+def test_sisters_that_are_blamed_together_are_recorded_once() -> None:
+    rows = tuple(EqualCountConstraint(np.arange(4 * n, 4 * n + 4).reshape(2, 2), 1, index=n) for n in range(2))
+    sisters = tuple(PrunableUnit("rows", np.arange(4 * n, 4 * n + 4), np.arange(8, 1, -1), np.ones(6), tied=True,
+                                 min_width=2) for n in range(2))
+    whole, log = coupling(*DIMS[:2], rows=rows), FailureLog()
+    for level in range(1, MAX_WIDTHS_TRIED + 1):
+        log = log.record(whole, Selection(sisters, (level, level)), [0, 1], FAILURE)
+        assert len(log.infeasible_widths) == 2 * level
+    assert (log.ties, log.stays) == (frozenset(), ())
+    log = log.record(whole, Selection(sisters, (5, 5)), [0, 1], FAILURE)
+    assert (log.ties, log.stays) == ({0, 1}, ())
 
 
 def test_a_sister_that_is_not_cut_is_left_as_it_is() -> None:

@@ -84,7 +84,7 @@ def test_an_exchange_undoes_a_step_that_overshoots(monkeypatch: pytest.MonkeyPat
     coarse = PrunableUnit(coarse.name, coarse.classes, np.array([16, 6]), np.array([9.0]), False, 2)
     limits = [Limit("latency", clock, 19)]
     exchanged = select_by_time(20, [coarse, fine], limits, clock)
-    monkeypatch.setattr(greedy, "_exchange", lambda *_: None)
+    monkeypatch.setattr(greedy, "_exchange", lambda *_: [])
     plain = select_by_time(20, [coarse, fine], limits, clock)
     assert plain.levels == (1, 0)
     assert exchanged.levels == (0, 1)
@@ -106,7 +106,7 @@ def test_budgets_of_time_are_met_and_an_exchange_loses_no_more(data: st.DataObje
              for levels in product(*(range(len(each.widths)) for each in units))}
     assert times[selection.levels] <= max(budget, min(times.values()))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(greedy, "_exchange", lambda *_: None)
+        patch.setattr(greedy, "_exchange", lambda *_: [])
         plain = select_by_time(first, units, [Limit("latency", clock, budget)], clock)
 
     def loss(levels: tuple[int, ...]) -> float:

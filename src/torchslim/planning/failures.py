@@ -56,11 +56,10 @@ class FailureLog:
         """The log with a failure of some of the selection's units, by their indices, added."""
         blamed = frozenset(_first_class(selection.units[index]) for index in failing)
         log = replace(self, culprits={**self.culprits, failure.key: blamed})
-        for failing_index in failing:
-            kind = _kind(coupling, selection.units[failing_index])
-            for index, (unit, level) in enumerate(zip(selection.units, selection.levels, strict=True)):
-                if index == failing_index or (level and _kind(coupling, unit) == kind):
-                    log = log._without(coupling, unit, level, failure.reason)
+        kinds = {_kind(coupling, selection.units[index]) for index in failing}
+        for index, (unit, level) in enumerate(zip(selection.units, selection.levels, strict=True)):
+            if index in failing or (level and _kind(coupling, unit) in kinds):
+                log = log._without(coupling, unit, level, failure.reason)
         # With new ties classes are numbered anew, so what goes by their numbers is dropped.
         return log if log.ties == self.ties else replace(log, infeasible_widths=frozenset(), culprits={})
 

@@ -79,7 +79,8 @@ def bisect_failing_units(problem: PlanningProblem, coupling: Coupling, selection
     """Indices of the units that can't be cut as selected.
 
     Those known from an earlier failure of the same operation; where no single operation fails, if the rest goes well
-    without them. Else those that the failure blames, halved as long as both halves go wrong by themselves.
+    without them. Else, of those that the failure blames, smallest sets that fail, one after the other until the rest
+    works (QuickXplain, Junker 2004: a few runs for each culprit and each halving of the units).
     """
 
     def works(indices: Sequence[int]) -> bool:
@@ -88,13 +89,22 @@ def bisect_failing_units(problem: PlanningProblem, coupling: Coupling, selection
         part = Selection(selection.units, levels)
         return isinstance(resolve_cut(problem.model, problem.inputs, coupling, part, scores), Cut)
 
-    def failing(indices: list[int]) -> list[int]:
-        if not indices or works(indices):
-            return []
+    def smallest_failing(others: list[int], indices: list[int]) -> list[int]:
+        """Of some units that fail together with others, those without which they would not."""
         if len(indices) == 1:
             return indices
-        half = len(indices) // 2
-        return failing(indices[:half]) + failing(indices[half:]) or indices  # both together fail where each half works
+        left, right = indices[:len(indices) // 2], indices[len(indices) // 2:]
+        from_right = smallest_failing(others + left, right) if works(others + left) else []
+        if from_right and not works(others + from_right):
+            return from_right
+        return smallest_failing(others + from_right, left) + from_right
+
+    def failing(indices: list[int]) -> list[int]:
+        culprits: list[int] = []
+        while indices and not works(indices):
+            culprits += smallest_failing([], indices)
+            indices = [index for index in indices if index not in culprits]
+        return sorted(culprits)
 
     cut = [index for index, level in enumerate(selection.levels) if level]
     if known and (failure.where or works([index for index in cut if index not in known])):

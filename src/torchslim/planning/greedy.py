@@ -200,12 +200,13 @@ def _descend(classes: int, units: Sequence[PrunableUnit], limits: Sequence[Limit
         return replace(rest, last_unit=taken[-1], shares_before_last_step=before_last) if taken else rest
     if met():
         latest_first = list(dict.fromkeys(reversed(taken)))
-        give_back = partial(restore, latest_first, state.levels, start.__getitem__, move, met)
-        give_back()
+        restore(latest_first, state.levels, start.__getitem__, move, met)
         if budget_ns is not None and (
                 predictor.to_nanoseconds(state.total) < budget_ns - CLOSE * predictor.baseline_ns):
-            _exchange(state, latest_first, start, predictor.to_cost(budget_ns), met, move)
-            give_back()
+            for index, before in _exchange(state, latest_first, start, predictor.to_cost(budget_ns), met, move, shares):
+                taken.append(index)
+                before_last = before
+            restore(dict.fromkeys(reversed(taken)), state.levels, start.__getitem__, move, met)
     return Selection(tuple(units), tuple(state.levels), taken[-1] if taken else None, before_last)
 
 
@@ -243,8 +244,13 @@ def _take_steps(state: GreedyState, met: Callable[[], bool], move: Callable[[int
 
 
 def _exchange(state: GreedyState, latest_first: Sequence[int], start: Sequence[int], maximum: float,
-              met: Callable[[], bool], move: Callable[[int, int], None]) -> None:
-    """Where steps are large the last ones overshoot: undo each by one level if some other step does for less."""
+              met: Callable[[], bool], move: Callable[[int, int], None], shares: Shares) -> list[tuple[int, Shares]]:
+    """Where steps are large the last ones overshoot: undo each by one level if some other step does for less.
+
+    Returns:
+        Of each step taken instead its unit and the shares before it.
+    """
+    taken = []
     for index in latest_first:
         level = state.levels[index]
         if level == start[index]:
@@ -260,8 +266,11 @@ def _exchange(state: GreedyState, latest_first: Sequence[int], start: Sequence[i
                 loss = float(state.scores[other][lower] - state.scores[other][own])
                 if loss < cheapest:
                     cheapest, replacement = loss, (other, lower)
-        before = state.levels[replacement[0]]
+        before, shares_before = state.levels[replacement[0]], shares.copy()
         move(*replacement)
         if not met():
             move(replacement[0], before)
             move(index, level)
+        elif replacement[0] != index:
+            taken.append((replacement[0], shares_before))
+    return taken
