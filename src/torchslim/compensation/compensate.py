@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from itertools import chain
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from torchslim.compensation.moments import Pair, moments_of, wide
-from torchslim.compensation.recalibration import arriving, calls_of, counts, settled, together
+from torchslim.compensation.layerwise import call_counts, has_running_statistics, visit_in_order
+from torchslim.compensation.moments import PLACES, InputSampler, OutputSampler, Pairs, moments_of, wide
+from torchslim.compensation.recalibration import recalibrated
 from torchslim.errors import PlanError, RequestError
 from torchslim.surgery.cutting import apply
 from torchslim.surgery.plans import Plan
 from torchslim.utils.copying import copy_model
 from torchslim.utils.eval_mode import evaluating
-from torchslim.utils.inputs import Inputs, list_batches, unwrap
-from torchslim.utils.layer_spec import filters_first, spec_of, torch_layout
+from torchslim.utils.inputs import Inputs, call_on_batch, list_batches, unwrap
+from torchslim.utils.layer_spec import LayerSpec, filters_first, spec_of, torch_layout
 
 RIDGE = 0.3
 """What it costs to leave the weights of the cut, in mean squares of what each weight reads."""
+
+MAX_STORED_BYTES = 2**31
+"""Outputs of the original that are in memory at a time; more layers take a further pass of both networks."""
 
 TINY = torch.finfo(torch.float64).tiny
 
@@ -82,30 +88,53 @@ def compensate(model: nn.Module, slim: nn.Module, plan: Plan, data: Iterable[Inp
 
 
 def _refit_all(model: nn.Module, new: nn.Module, plan: Plan, batches: Sequence[Inputs], ridge: float) -> None:
-    """Solve layer after layer while the original and the slim network run side by side on all batches."""
-    layers, norms = _order(model, batches[0])
-    first = next((place for place, name in enumerate(layers) if _inputs_lost(model, new, name)), len(layers))
+    """Refit layer after layer of the slim network to what the original's give; as many layers in a pass as fit."""
+    layers, norms, sizes = _order(model, batches[0])
+    first = next((index for index, name in enumerate(layers) if _inputs_lost(model, new, name)), len(layers))
     fits = [name for name in layers[first:] if _fits(model, new, name)]
-    views = [(model, new)]
-    if any(counts(module) for module in model.modules()):
-        active = settled(model, batches)
-        views.append((active, _sharing(new, apply(active, plan))))
-    networks = [network for view in views for network in view]
-    count = len(batches)
+    originals, cuts = [model], [new]
+    if any(has_running_statistics(module) for module in model.modules()):
+        originals.append(recalibrated(model, batches))
+        cuts.append(_sharing(new, apply(originals[1], plan)))
+    for chunk in _chunks(fits, {name: size * len(batches) * len(cuts) for name, size in sizes.items()}):
+        outputs = _outputs(originals, chunk, plan, batches)
 
-    def meet(name: str, brought: list[Tensor]) -> None:
-        pairs: list[Pair] = []
-        for place in range(0, len(brought), 2 * count):
-            outputs, inputs = brought[place:place + count], brought[place + count:place + 2 * count]
-            pairs += [(wide(x), _kept(wide(y), model.get_submodule(name), plan, name))
-                      for x, y in zip(inputs, outputs, strict=True)]
-        _solve([cut for _, cut in views], name, norms.get(name), pairs, ridge)
+        def refit_layer(name: str, inputs: list[Tensor], outputs: dict[str, list[Tensor]] = outputs) -> None:
+            _solve(cuts, name, norms.get(name), inputs, outputs.pop(name), ridge)
 
-    with ExitStack() as stack:
-        stack.enter_context(evaluating(*networks))
-        watched = [stack.enter_context(arriving(network, fits, inside=place % 2 == 1))
-                   for place, network in enumerate(networks)]
-        together(list(zip(watched, networks, strict=True)), batches, meet)
+        visit_in_order(cuts, chunk, batches, refit_layer)
+
+
+def _chunks(names: Sequence[str], sizes: Mapping[str, int]) -> Iterator[list[str]]:
+    """The layers in order, as many at a time as may be stored."""
+    chunk: list[str] = []
+    for name in names:
+        if chunk and sum(sizes[each] for each in chunk) + sizes[name] > MAX_STORED_BYTES:
+            yield chunk
+            chunk = []
+        chunk.append(name)
+    yield chunk
+
+
+def _outputs(networks: Sequence[nn.Module], names: Sequence[str], plan: Plan,
+             batches: Sequence[Inputs]) -> dict[str, list[Tensor]]:
+    """What layers give on the batches, in each network in turn: rows (places, N) of the channels that are kept."""
+    outputs: dict[str, list[Tensor]] = {name: [] for name in names}
+    samplers = {name: OutputSampler(_spec(networks[0], name)) for name in names}
+    for network in networks:
+        with ExitStack() as stack:
+            for name, sampler in samplers.items():
+                def record(_: nn.Module, args: tuple[Any, ...], y: Tensor, name: str = name,
+                           sampler: OutputSampler = sampler) -> None:
+                    # Clones: what comes next may write into it.
+                    outputs[name].extend(_kept(wide(rows), sampler.spec, plan, name).clone() for rows in sampler(y)
+                                         if y.numel())
+
+                stack.enter_context(network.get_submodule(name).register_forward_hook(record))
+            stack.enter_context(evaluating(network))
+            for index, batch in enumerate(batches):
+                call_on_batch(network, batch, index)
+    return outputs
 
 
 # --- what there is to fit -----------------------------------------------------------------------------------
@@ -120,29 +149,30 @@ def _check(model: nn.Module, slim: nn.Module, plan: Plan) -> None:
                         "apply(model, plan) gave")
 
 
-def _order(model: nn.Module, inputs: Inputs) -> tuple[list[str], dict[str, str]]:
-    """Layers in the order in which they run, those that run once, and the batch norm that reads each."""
+def _order(model: nn.Module, inputs: Inputs) -> tuple[list[str], dict[str, str], dict[str, int]]:
+    """Layers in the order in which they run, those that run once; the batch norm that reads each, and bytes of rows."""
     made: dict[int, tuple[str, Tensor]] = {}
     norms: dict[str, str] = {}
-    handles = []
-    for name, module in model.named_modules():
-        if spec_of(module) is not None:
-            handles.append(module.register_forward_hook(
-                lambda _, args, output, name=name: made.__setitem__(id(output), (name, output))))
-        elif isinstance(module, _BatchNorm):
-            def note(_: nn.Module, args: tuple[Any, ...], name: str = name) -> None:
-                if args and id(args[0]) in made:
-                    norms[made[id(args[0])][0]] = name
-            handles.append(module.register_forward_pre_hook(note))
-    try:
-        calls = calls_of(model, [name for name, module in model.named_modules() if spec_of(module) is not None], inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    shared = Counter(id(module.weight) for module in model.modules() if spec_of(module) is not None)
+    sizes: dict[str, int] = {}
+    specs = {name: spec for name, module in model.named_modules() if (spec := spec_of(module)) is not None}
+    with ExitStack() as stack:
+        for name, module in model.named_modules():
+            if name in specs:
+                def note_output(_: nn.Module, args: tuple[Any, ...], y: Tensor, name: str = name) -> None:
+                    made[id(y)] = name, y
+                    positions = prod(y.shape[y.dim() - specs[name].dims:])
+                    sizes[name] = y.numel() * min(positions, PLACES) // max(positions, 1) * wide(y[:0]).element_size()
+                stack.enter_context(module.register_forward_hook(note_output))
+            elif isinstance(module, _BatchNorm):
+                def note_reader(_: nn.Module, args: tuple[Any, ...], name: str = name) -> None:
+                    if args and id(args[0]) in made:
+                        norms[made[id(args[0])][0]] = name
+                stack.enter_context(module.register_forward_pre_hook(note_reader))
+        calls = call_counts(model, list(specs), inputs)
+    shared = Counter(id(model.get_submodule(name).weight) for name in specs)
     layers = [name for name, count in calls.items()
               if count == 1 and shared[id(model.get_submodule(name).weight)] == 1]
-    return layers, norms
+    return layers, norms, sizes
 
 
 def _inputs_lost(model: nn.Module, slim: nn.Module, name: str) -> bool:
@@ -166,25 +196,33 @@ def _sharing(slim: nn.Module, other: nn.Module) -> nn.Module:
 
 # --- the fit ------------------------------------------------------------------------------------------------
 
-def _kept(y: Tensor, layer: nn.Module, plan: Plan, name: str) -> Tensor:
-    """Of what the original's layer gave, the channels that the slim one still makes."""
-    spec = spec_of(layer)
+def _spec(model: nn.Module, name: str) -> LayerSpec:
+    spec = spec_of(model.get_submodule(name))
     assert spec is not None
+    return spec
+
+
+def _kept(rows: Tensor, spec: LayerSpec, plan: Plan, name: str) -> Tensor:
+    """Of rows of what the original's layer gives, (places, N), the channels that the slim one still makes."""
     kept = plan.kept.get(f"{name}.weight", {}).get(1 if spec.transposed else 0)
-    if kept is None:
-        return y
-    return y.index_select(-spec.dims - 1 if spec.dims else -1, torch.tensor(kept, device=y.device))
+    return rows if kept is None else rows.index_select(1, torch.tensor(kept, device=rows.device))
 
 
-def _solve(cuts: Sequence[nn.Module], name: str, norm: str | None, pairs: Sequence[Pair], ridge: float) -> None:
+def _solve(cuts: Sequence[nn.Module], name: str, norm: str | None, inputs: Sequence[Tensor], wanted: Sequence[Tensor],
+           ridge: float) -> None:
     """Refit a layer, and where it has no bias the means of the norm that reads it; all cuts share the weights."""
-    pairs = [(x, y) for x, y in pairs if x.numel() or y.numel()]
-    if not pairs or any(x.shape[:1] != y.shape[:1] for x, y in pairs):
+    spec = _spec(cuts[0], name)
+    inputs = [wide(x) for x in inputs if x.numel()]
+    if not spec.dims and inputs and wanted:
+        inputs, wanted = [torch.cat([x.reshape(-1, x.shape[-1]) for x in inputs])], [torch.cat(list(wanted))]
+    items = sum(x.shape[:x.dim() - 1 - spec.dims].numel() for x in inputs)
+    if not inputs or items != (len(wanted) if spec.dims else sum(map(len, wanted))):
         return  # the data decides how many there are (a detector's regions), and may leave none
+    rows = zip(chain.from_iterable(map(InputSampler(spec), inputs)), wanted, strict=True)
     layer: Any = cuts[0].get_submodule(name)
     readers: list[Any] = [] if norm is None else [cut.get_submodule(norm) for cut in cuts]
-    means = layer.bias is None and all(counts(reader) for reader in readers) and bool(readers)
-    moved = refit(layer, pairs, ridge, centred=means)
+    means = layer.bias is None and bool(readers) and all(map(has_running_statistics, readers))
+    moved = _refit(layer, rows, ridge, centred=means)
     if not layer.weight.isfinite().all():
         raise RequestError(f"compensate: `{name}` reads or gives values that are not finite on the data; look for NaN "
                            "in the batches and the weights")
@@ -192,15 +230,14 @@ def _solve(cuts: Sequence[nn.Module], name: str, norm: str | None, pairs: Sequen
         reader.running_mean.sub_(moved.to(reader.running_mean.dtype))
 
 
-@torch.no_grad()
-def refit(layer: Any, pairs: Sequence[Pair], ridge: float, *, centred: bool) -> Tensor:
+def _refit(layer: Any, rows: Pairs, ridge: float, *, centred: bool) -> Tensor:
     """Give a layer the weights, and the bias if it has one, that bring it nearest to the outputs.
 
     Args:
         layer: a convolution or linear layer; changed in place.
-        pairs: batches of what it reads and what it should give.
+        rows: of what its filters see and of what it should give (see `sampled`).
         ridge: times the mean square of what each weight reads.
-        centred: what the outputs are on average is seen to elsewhere.
+        centred: whether something else corrects the mean of the outputs.
 
     Returns:
         The mean of what it should give less that of what it gives without a bias, (N,); 0 unless there is a bias or
@@ -209,12 +246,12 @@ def refit(layer: Any, pairs: Sequence[Pair], ridge: float, *, centred: bool) -> 
     spec = spec_of(layer)
     assert spec is not None
     weight = filters_first(layer.weight, spec.groups, spec.transposed)
-    rows = weight.double().reshape(spec.groups, spec.outputs // spec.groups, -1)
-    moments = moments_of(spec, rows, pairs, spec.bias or centred)
+    filters = weight.double().reshape(spec.groups, spec.outputs // spec.groups, -1)
+    moments = moments_of(filters, rows, spec.bias or centred)
     squares = moments.squares
     # A weight that reads nothing stays as it was.
     costs = ridge * squares + torch.finfo(torch.float32).eps * squares.mean(1, keepdim=True) + TINY
-    best = moments.best(rows, costs)
+    best = moments.best(filters, costs)
     layer.weight.copy_(torch_layout(best.reshape(weight.shape), spec))
     moved = moments.missing(best)
     if spec.bias:

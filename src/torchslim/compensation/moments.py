@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from torchslim.compensation.ridge import solve_ridge
 from torchslim.utils.layer_spec import LayerSpec, torch_layout
 
 PLACES = 256
@@ -46,9 +47,8 @@ class Moments(NamedTuple):
         """Weights (G, N / G, F) near to `weight`, which it costs so much to leave."""
         read = (self.squares != 0).any(0).nonzero().flatten()  # no filter sees anything elsewhere: nothing changes
         best = weight.clone()
-        seen, both, kept = self.seen[:, read[:, None], read], self.both[..., read], costs[:, read]
-        best[..., read] = torch.linalg.solve(seen + torch.diag_embed(kept),
-                                             (both + kept.unsqueeze(1) * weight[..., read]).mT).mT
+        best[..., read] = solve_ridge(self.seen[:, read[:, None], read], self.both[..., read], costs[:, read],
+                                      weight[..., read])
         return best
 
     def missing(self, weight: Tensor) -> Tensor:
@@ -56,12 +56,18 @@ class Moments(NamedTuple):
         return (self.wanted - (weight @ self.means.unsqueeze(2)).squeeze(2)).flatten()
 
 
-def moments_of(spec: LayerSpec, weight: Tensor, pairs: Pairs, centred: bool) -> Moments:
-    """Of what a layer's filters see in some inputs; a weight (G, N / G, F) says how many they are."""
+def moments_of(weight: Tensor, rows: Pairs, centred: bool) -> Moments:
+    """Of what a layer's filters see and what they should give, (rows, G x F) and (rows, N), in some batches of rows.
+
+    Args:
+        weight: (G, N / G, F); says how many filters there are.
+        rows: see `sampled`.
+        centred: about the means.
+    """
     groups, share, width = weight.shape
     seen, both = weight.new_zeros(groups, width, width), torch.zeros_like(weight)
     means, wanted, places = weight.new_zeros(groups, width), weight.new_zeros(groups, share), 0
-    for x, y in _together(sampled(spec, pairs), PLACES):
+    for x, y in _together(rows, PLACES):
         a, b = x.reshape(len(x), groups, width).transpose(0, 1), y.reshape(len(y), groups, share).transpose(0, 1)
         read = a.any(1).any(0).nonzero().flatten()
         if 2 * len(read) < width:  # filters on small maps see padding for the most part
@@ -95,32 +101,50 @@ def _together(pairs: Pairs, least: int) -> Iterator[Pair]:
 
 def sampled(spec: LayerSpec, pairs: Pairs) -> Iterator[Pair]:
     """At some places of each input: what the filters see there, channel by channel, and what they should give."""
-    look = Sampler(spec)
+    inputs, outputs = InputSampler(spec), OutputSampler(spec)
     for x, y in pairs:
-        wanted = y.reshape(-1, y.shape[-1]) if not spec.dims else y.reshape(-1, *y.shape[-spec.dims - 1:]).flatten(2)
-        for place, (views, some) in enumerate(look(x)):
-            yield views, wanted if some is None else wanted[place][:, some].T
+        yield from zip(inputs(x), outputs(y), strict=True)
 
 
-class Sampler:
-    """Looks at what a layer's filters see at some places of its inputs; always the same ones."""
+class _PlaceSampler:
+    """Chooses the places of maps that are looked at; the same ones for maps of the same sizes in the same order."""
 
     def __init__(self, spec: LayerSpec, places: int | None = None) -> None:
         self.spec, self.places = spec, PLACES if places is None else places
         self.chance = torch.Generator().manual_seed(0)
-        self.unfold: nn.Module | None = None
 
-    def __call__(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Of each item what filters see, (places, inputs x taps), and where; of a linear layer all, and None."""
+    def choose(self, size: int, device: torch.device) -> Tensor:
+        """Indices of places of a map of this size."""
+        return torch.randperm(size, generator=self.chance)[:self.places].to(device)
+
+
+class InputSampler(_PlaceSampler):
+    """What a layer's filters see of its inputs."""
+
+    unfold: nn.Module | None = None
+
+    def __call__(self, x: Tensor) -> Iterator[Tensor]:
+        """At some places of each item, (places, inputs x taps); of a linear layer all rows at once."""
         if not self.spec.dims:
-            yield x.reshape(-1, x.shape[-1]), None
+            yield x.reshape(-1, x.shape[-1])
             return
         if self.unfold is None:
             self.unfold = (_Strided(self.spec) if _pointwise(self.spec) else _unfold(self.spec)).to(x.device, x.dtype)
-        for one in x.reshape(-1, *x.shape[-self.spec.dims - 1:]):
-            views = self.unfold(one[None])[0].flatten(1)
-            some = torch.randperm(views.shape[1], generator=self.chance)[:self.places].to(x.device)
-            yield views[:, some].T, some
+        for item in x.reshape(-1, *x.shape[-self.spec.dims - 1:]):
+            views = self.unfold(item[None])[0].flatten(1)
+            yield views[:, self.choose(views.shape[1], x.device)].T
+
+
+class OutputSampler(_PlaceSampler):
+    """What a layer gives at the places that `InputSampler` chooses."""
+
+    def __call__(self, y: Tensor) -> Iterator[Tensor]:
+        """Of each item, (places, N); of a linear layer all rows at once."""
+        if not self.spec.dims:
+            yield y.reshape(-1, y.shape[-1])
+            return
+        for item in y.reshape(-1, *y.shape[-self.spec.dims - 1:]).flatten(2):
+            yield item[:, self.choose(item.shape[1], y.device)].T
 
 
 def _unfold(spec: LayerSpec) -> nn.Module:
@@ -150,8 +174,8 @@ class _Strided(nn.Module):
         return x[self.places]
 
 
-class Tally:
-    """Mean and variance of each channel of all that a norm reads."""
+class ChannelStatistics:
+    """Mean and variance of each channel of a norm's inputs."""
 
     def __init__(self) -> None:
         self.count, self.sum, self.squares = 0, torch.zeros(()), torch.zeros(())

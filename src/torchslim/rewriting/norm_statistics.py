@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
-from torchslim.compensation.moments import Tally
+from torchslim.compensation.layerwise import has_running_statistics
+from torchslim.compensation.moments import ChannelStatistics
 
 INITIAL_BIAS = 2.0
 """The bias of a fresh norm, in standard deviations: the ReLU behind it passes nearly all, so that the parts start out
@@ -25,17 +25,17 @@ linear, which is what the old weights were factored for."""
 def running_norms(model: nn.Module) -> dict[str, Any]:
     """Batch norms with running statistics, by name."""
     return {name: module for name, module in model.named_modules()
-            if isinstance(module, _BatchNorm) and module.running_mean is not None}
+            if has_running_statistics(module)}
 
 
-def collect_statistics(model: nn.Module) -> tuple[dict[str, Tally], list[RemovableHandle]]:
+def collect_statistics(model: nn.Module) -> tuple[dict[str, ChannelStatistics], list[RemovableHandle]]:
     """Input statistics of all norms, and the hooks that collect them while the model runs."""
-    statistics = {name: Tally() for name in running_norms(model)}
+    statistics = {name: ChannelStatistics() for name in running_norms(model)}
     return statistics, [norm.register_forward_pre_hook(lambda _, args, name=name: statistics[name].add(args[0]))
                         for name, norm in running_norms(model).items()]
 
 
-def move_statistics(model: nn.Module, before: Mapping[str, Tally], moved: set[str],
+def move_statistics(model: nn.Module, before: Mapping[str, ChannelStatistics], moved: set[str],
                     until: nn.Module | None = None) -> list[RemovableHandle]:
     """Hooks that move the norms' running statistics while the model runs on the batches that `before` was collected on.
 
@@ -54,7 +54,7 @@ def move_statistics(model: nn.Module, before: Mapping[str, Tally], moved: set[st
         ignoring = value
 
     def register(name: str, norm: Any) -> RemovableHandle:
-        tally, mean, var = Tally(), norm.running_mean.clone(), norm.running_var.clone()
+        tally, mean, var = ChannelStatistics(), norm.running_mean.clone(), norm.running_var.clone()
 
         def move(_: nn.Module, args: tuple[Tensor, ...]) -> None:
             if ignoring:
@@ -79,9 +79,10 @@ def move_statistics(model: nn.Module, before: Mapping[str, Tally], moved: set[st
 @torch.no_grad()
 def initialise_norms(chain: nn.Sequential, batches: Sequence[Tensor]) -> None:
     """Give each norm in a chain of layers the statistics of its input, and the bias `INITIAL_BIAS`."""
+    norm: Any
     for index, norm in enumerate(chain):
-        if isinstance(norm, _BatchNorm) and norm.running_mean is not None and norm.running_var is not None:
-            tally = Tally()
+        if has_running_statistics(norm):
+            tally = ChannelStatistics()
             for x in batches:
                 tally.add(chain[:index](x))
             mean, var = tally.moments

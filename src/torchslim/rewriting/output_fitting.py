@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from torchslim.compensation.moments import Pair, Tally, wide
+from torchslim.compensation.moments import ChannelStatistics, Pair, wide
 from torchslim.rewriting.building import FireLayer, GhostLayer
 from torchslim.rewriting.norm_statistics import collect_statistics, initialise_norms, move_statistics
 from torchslim.rewriting.regression import copied_state, fit_layer, fit_low_rank, mean_squared_error
@@ -94,7 +94,7 @@ def record_layer(model: nn.Module, layer: nn.Module, batches: Sequence[Inputs]) 
     return pairs
 
 
-def _move_norms(model: nn.Module, batches: Sequence[Inputs], statistics: dict[str, Tally], moved: set[str],
+def _move_norms(model: nn.Module, batches: Sequence[Inputs], statistics: dict[str, ChannelStatistics], moved: set[str],
                 until: nn.Module | None = None) -> None:
     """Move the statistics of the norms that run before a layer does."""
     if handles := move_statistics(model, statistics, moved, until):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchslim.compensation.moments import Pair, Pairs, moments_of
+from torchslim.compensation.moments import Pair, Pairs, moments_of, sampled
 from torchslim.rewriting.decomposition import leading_directions
 from torchslim.utils.layer_spec import LayerSpec, filters_first, spec_of, torch_layout
 
@@ -34,7 +34,7 @@ def fit_layer(layer: nn.Module, pairs: Pairs, held_out: Sequence[Pair] = ()) -> 
     spec, weights = _spec(layer), _parameters(layer)
     weight = filters_first(weights.weight, spec.groups, spec.transposed)
     rows = weight.double().reshape(spec.groups, spec.outputs // spec.groups, -1)
-    moments = moments_of(spec, rows, pairs, spec.bias)
+    moments = moments_of(rows, sampled(spec, pairs), spec.bias)
 
     def set_weights(ridge: float) -> None:
         best = moments.best(rows, moments.even(ridge))
@@ -60,7 +60,7 @@ def fit_low_rank(first: nn.Module, last: nn.Module, weight: Tensor, pairs: Pairs
     """
     spec, last_spec = _spec(first), _spec(last)
     rows = weight.double().flatten(1)[None]
-    moments = moments_of(spec, rows, pairs, last_spec.bias)
+    moments = moments_of(rows, sampled(spec, pairs), last_spec.bias)
     shape = spec.outputs, spec.inputs, *spec.kernel
 
     def set_weights(ridge: float) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchslim.compensation.moments import Sampler, wide
-from torchslim.compensation.recalibration import counts, settled
+from torchslim.compensation.layerwise import has_running_statistics
+from torchslim.compensation.moments import InputSampler, wide
+from torchslim.compensation.recalibration import recalibrated
 from torchslim.errors import RequestError
 from torchslim.utils.copying import copy_model
 from torchslim.utils.eval_mode import evaluating
@@ -54,7 +55,7 @@ class LayerStatistics:
     squared_gradients: Tensor | None = None
 
     def __post_init__(self) -> None:
-        self.looks = [Sampler(self.spec, PLACES) for _ in self.views]
+        self.looks = [InputSampler(self.spec, PLACES) for _ in self.views]
 
     def moments(self, place: int) -> Tensor:
         """Second moments about the means of one set of columns, (G, F, F), where norms are settled if any are."""
@@ -72,7 +73,7 @@ class LayerStatistics:
         """Count what the layer reads; nothing at all where the data leave it no rows (a detector that finds none)."""
         if not x.numel():
             return
-        views = torch.cat([one for one, _ in self.looks[view](wide(x.detach()))])
+        views = torch.cat(list(self.looks[view](wide(x.detach()))))
         rows, own = views.reshape(len(views), self.spec.groups, -1).transpose(0, 1), self.views[view][half]
         own.places += len(views)
         # Squares about nought lose what is small beside a large mean: in single precision about the batch's mean, the
@@ -132,8 +133,8 @@ def collect_statistics(model: nn.Module, batches: Sequence[Inputs], layers: Laye
         TraceError: it runs other layers on one batch than on another.
     """
     networks = [copy_model(model)]
-    if any(counts(module) for module in model.modules()):
-        networks.append(settled(model, batches))
+    if any(has_running_statistics(module) for module in model.modules()):
+        networks.append(recalibrated(model, batches))
     found = {name: LayerStatistics(spec, columns, tuple((Sums(), Sums()) for _ in networks))
              for name, (spec, columns) in layers.items()}
     chance = torch.Generator().manual_seed(seed)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from torchslim.compensation.ridge import solve_ridge
 from torchslim.errors import RequestError
 from torchslim.importance.obs.cost_law import TINY, PowerLaw, Trial
 from torchslim.importance.obs.readers import Index, WeightReader
@@ -164,8 +165,8 @@ def refitted(readings: Sequence[WeightReader], statistics: LayerStatistics, gone
             out, left = (mask[columns].nonzero().flatten() for mask in (lost[group], ~lost[group]))
             seen, squares = moments[group][left], moments[group].diagonal()
             ridge = damp * squares[left] + RIDGE * squares.mean().clamp_min(RIDGE)
-            moves = torch.linalg.solve(seen[:, left] + torch.diag(ridge), seen[:, out])
-            weight[group][:, columns[left]] += before[group][:, columns[out]] @ moves.mT
+            moves = solve_ridge(seen[:, left], seen[:, out].mT, ridge)
+            weight[group][:, columns[left]] += before[group][:, columns[out]] @ moves
     weight[lost.unsqueeze(1).expand_as(weight)] = 0
     shift = ((before - weight) @ level.unsqueeze(2)).flatten()
     stacked = weight.reshape(spec.outputs, spec.fan_in, *spec.kernel)
