@@ -182,12 +182,12 @@ def test_wrong_requests_are_refused_in_one_line() -> None:
     slim, plan = halved(model, "0")
     wrong: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
         ([], {}, RequestError, "no batch in it"),
-        (X, {}, RequestError, "got Tensor, wanted an iterable of batches"),
-        (5, {}, RequestError, "got int, wanted"),
+        (X, {}, RequestError, "float32, wanted an iterable of batches"),
+        (5, {}, RequestError, "got int 5, wanted"),
         ([X], {"ridge": 0}, RequestError, "ridge=0 found, a number above 0"),
         ([X], {"ridge": "a"}, RequestError, "a number above 0"),
-        ([X[:, :2]], {}, RequestError, "data: batch 0 fails: RuntimeError"),
-        ([X, X[:, :2]], {}, RequestError, "data: batch 1 fails: RuntimeError"),
+        ([X[:, :2]], {}, RequestError, "data: batch 0 is tensor .* on which the model fails: RuntimeError"),
+        ([X, X[:, :2]], {}, RequestError, "data: batch 1 is tensor .* on which the model fails: RuntimeError"),
         (["a"], {}, RequestError, "wanted a tensor")]
     for data, options, kind, said in wrong:
         with pytest.raises(kind, match=said) as caught:

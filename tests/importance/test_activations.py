@@ -123,8 +123,8 @@ def test_well_known_networks_are_scored(name: str) -> None:
 
 @pytest.mark.parametrize(("data", "said"), [
     (None, "'activation' asks for data=, batches of inputs without labels"), ([], "no batch in it"),
-    (X, "got Tensor, wanted an iterable of batches of inputs"), ([(X, torch.tensor([0, 1]))], "batch 0 fails"),
-    ([X, X[:, :2]], "batch 1 fails"), ([5], "inputs: got int"),
+    (X, "float32, wanted an iterable of batches of inputs"), ([(X, torch.tensor([0, 1]))], "on which the model fails"),
+    ([X, X[:, :2]], "batch 1 is"), ([5], "batch 0 is int 5; inputs: got int"),
     ([X * float("nan")], "scores of shape (6,) with values that are not finite")])
 def test_data_that_says_nothing_is_refused_in_one_line(data: Any, said: str) -> None:
     with pytest.raises(RequestError) as caught:

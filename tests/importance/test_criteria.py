@@ -173,9 +173,9 @@ def test_data_and_loss_reach_the_plan_and_leave_the_model_as_it_was() -> None:
 
 @pytest.mark.parametrize(("data", "loss", "said"), [
     (None, cross_entropy, "'taylor' asks for data="), ([(X, torch.tensor([0, 1]))], None, "and loss="),
-    ([], cross_entropy, "no batch in it"), (X, cross_entropy, "got Tensor, wanted an iterable"),
-    ([X], cross_entropy, "batch 0 is a Tensor, wanted batches of (inputs, targets)"),
-    ([(X, 1, 2)], cross_entropy, "batch 0 is a tuple of 3"), ([(X, torch.tensor([0, 1]))], 5, "loss: got int"),
+    ([], cross_entropy, "no batch in it"), (X, cross_entropy, "float32, wanted an iterable"),
+    ([X], cross_entropy, "batch 0 is tensor 2x3x8x8 float32, wanted a pair (inputs, targets)"),
+    ([(X, 1, 2)], cross_entropy, "batch 0 is tuple of 3"), ([(X, torch.tensor([0, 1]))], 5, "loss: got int"),
     ([(X, torch.tensor([0, 7]))], cross_entropy, "batch 0 fails"),
     ([(X, None)], lambda out, y: out, "loss: gave Tensor of 4 numbers, wanted a scalar"),
     ([(X, None)], lambda out, y: (out * float("nan")).sum(), "loss: nan on batch 0"),

@@ -16,7 +16,8 @@ import torchslim as ts
 from clocks import Blocky
 from torchslim.errors import RequestError, TraceError
 from torchslim.importance import OBS, Evidence
-from torchslim.utils.inputs import list_batches, tensors_in
+from torchslim.utils.data import list_batches
+from torchslim.utils.inputs import tensors_in
 
 
 class Net(nn.Module):

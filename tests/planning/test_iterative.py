@@ -133,7 +133,7 @@ def test_networks_with_rows_and_depthwise_layers_go_down_in_steps(name: str) -> 
     ({"macs": 0.5, "compensate": True}, "schedule: compensate=True asks for data="),
     ({"macs": 0.5, "original": nn.ReLU()}, "original= is the model itself"),
     ({"scope": {"0": 0.1}, "min_kept": 0.2}, "below min_kept"),
-    ({"macs": 0.5, "importance": "activation", "data": X}, "data: got Tensor")])
+    ({"macs": 0.5, "importance": "activation", "data": X}, "data: got tensor ")])
 def test_what_can_not_be_is_refused_before_any_step(options: dict[str, Any], said: str) -> None:
     with pytest.raises(RequestError, match=said):
         ts.schedule(chain(), X, **options)

@@ -37,9 +37,9 @@ def failing() -> Any:
     (loader, "batch 0 is list of 2 (tensor 8x3x8x8 float32, tensor 8 int64), on which the model fails: TypeError"),
     (loader, "try data=(x for x, *_ in loader)"),
     (lambda: [(IMAGES, LABELS)], "tuple of 2 (tensor 16x3x8x8 float32, tensor 16 int64)"),
-    (lambda: IMAGES, "is a single tensor 16x3x8x8 float32; wanted an iterable of inputs"),
-    (lambda: IMAGES, "try data=[x]"), (lambda: 5, "data= is int 5"), (lambda: "digits", "data= is str 'digits'"),
-    (lambda: {"x": IMAGES}, "data= is dict of 'x'"), (lambda: ["a"], "batch 0 is str 'a'"),
+    (lambda: IMAGES, "got tensor 16x3x8x8 float32, wanted an iterable of batches of inputs"),
+    (lambda: IMAGES, "try data=[x]"), (lambda: 5, "data: got int 5"), (lambda: "digits", "data: got str 'digits'"),
+    (lambda: {"x": IMAGES}, "data: got dict of 'x'"), (lambda: ["a"], "batch 0 is str 'a'"),
     (lambda: [IMAGES, torch.zeros(2, 5, 8, 8)], "batch 1 is tensor 2x5x8x8 float32, on which the model fails: Runtime"),
     (lambda: [torch.zeros(2, 3, 8, 8, dtype=torch.uint8)], "batch 0 is tensor 2x3x8x8 uint8, on which"),
     (lambda: [IMAGES, IMAGES[:0]], "batch 1 has an empty tensor 0x3x8x8"),
@@ -53,7 +53,7 @@ def test_what_the_model_does_not_take_is_refused_in_one_line(data: Callable[[], 
 
 
 def test_a_model_without_weights_is_refused() -> None:
-    with pytest.raises(RequestError, match="data= needs a model with weights, and this one is on the meta device"):
+    with pytest.raises(RequestError, match="data: needs a model with weights, and this one is on the meta device"):
         ts.lighten(network().to("meta"), "separable", data=[IMAGES])
 
 

@@ -331,9 +331,9 @@ def test_an_iterator_that_is_used_up() -> None:
 
 
 @pytest.mark.parametrize(("data", "words"), [
-    (7, "data is int, wanted a dataset or batches"),
-    ([torch.zeros(4, 3, 8, 8)], "a batch is Tensor, wanted a pair"),
-    ([(1, 2, 3)], "a batch is tuple, wanted a pair"),
+    (7, "data: got int 7, wanted an iterable of batches"),
+    ([torch.zeros(4, 3, 8, 8)], "a batch is tensor 4x3x8x8 float32, wanted a pair"),
+    ([(1, 2, 3)], "a batch is tuple of 3 .*, wanted a pair"),
 ])
 def test_data_of_another_kind(data: Any, words: str) -> None:
     with pytest.raises(RequestError, match=words):

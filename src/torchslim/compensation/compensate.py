@@ -20,8 +20,9 @@ from torchslim.errors import PlanError, RequestError
 from torchslim.surgery.cutting import apply
 from torchslim.surgery.plans import Plan
 from torchslim.utils.copying import copy_model
+from torchslim.utils.data import call_on_batch, list_batches
 from torchslim.utils.eval_mode import evaluating
-from torchslim.utils.inputs import Inputs, call_on_batch, list_batches, unwrap
+from torchslim.utils.inputs import Inputs, unwrap
 from torchslim.utils.layer_spec import LayerSpec, filters_first, spec_of, torch_layout
 
 RIDGE = 0.3

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from torchslim.errors import RequestError, TraceError
+from torchslim.utils.data import call_on_batch
 from torchslim.utils.eval_mode import evaluating
-from torchslim.utils.inputs import Inputs, call_on_batch, tensors_in
+from torchslim.utils.inputs import Inputs, tensors_in
 
 Visit = Callable[[str, list[Tensor]], None]
 """Called with a layer's name and its inputs on all batches, of each view in turn; may change the layer."""

@@ -18,8 +18,9 @@ from torchslim.importance.criterion import Criterion, Needs, Normalize
 from torchslim.importance.evidence import Evidence
 from torchslim.importance.types import Scores
 from torchslim.utils.copying import copy_model
+from torchslim.utils.data import call_on_batch
 from torchslim.utils.eval_mode import evaluating
-from torchslim.utils.inputs import Inputs, call_on_batch
+from torchslim.utils.inputs import Inputs
 from torchslim.utils.modules import BLOCK_ELEMENTS, names_of_modules
 
 Statistic = Literal["mean_abs", "rms", "variance", "apoz"]

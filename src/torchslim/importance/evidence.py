@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from torchslim.coupling.groups import ChannelGroup, Member
 from torchslim.errors import RequestError
-from torchslim.importance.gradients import Gradients, Loss, pair, totals
+from torchslim.importance.gradients import Gradients, Loss, totals
 from torchslim.importance.types import Scores
-from torchslim.utils.inputs import Inputs, list_batches
+from torchslim.utils.data import inputs_and_targets, list_batches
+from torchslim.utils.inputs import Inputs
 from torchslim.utils.modules import BLOCK_ELEMENTS, tensors_of
 
 Gains = Callable[[ChannelGroup], float]
@@ -72,7 +73,7 @@ class Evidence:
         """
         if self.loss is None:
             return self.listed
-        return [pair(batch, place)[0] for place, batch in enumerate(self.listed)]
+        return [inputs_and_targets(batch, index)[0] for index, batch in enumerate(self.listed)]
 
     @cached_property
     def gradients(self) -> Gradients:

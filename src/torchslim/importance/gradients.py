@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchslim.coupling.groups import ChannelGroup, Member
 from torchslim.errors import RequestError
 from torchslim.utils.copying import copy_model
+from torchslim.utils.data import inputs_and_targets
 from torchslim.utils.inputs import arguments
 from torchslim.utils.modules import named_modules, tensors_of
 from torchslim.utils.text import describe_error
@@ -20,7 +21,6 @@ from torchslim.utils.text import describe_error
 Loss = Callable[[Any, Any], Tensor]
 Key = tuple[str, int, int]
 Table = NDArray[np.float64]
-WANTED = "batches of (inputs, targets)"
 
 
 class Gradients:
@@ -37,7 +37,7 @@ class Gradients:
             raise RequestError(f"loss: got {type(loss).__name__}, wanted a callable(outputs, targets); try "
                                "torch.nn.functional.cross_entropy")
         self.model, self.loss = model, loss
-        self.batches = [pair(batch, place) for place, batch in enumerate(data)]
+        self.batches = [inputs_and_targets(batch, index) for index, batch in enumerate(data)]
         self._tables: dict[Key, tuple[Table, Table]] = {}
 
     def prepare(self, groups: Sequence[ChannelGroup]) -> None:
@@ -116,15 +116,3 @@ def totals(tensor: Tensor, dim: int, groups: int = 1) -> Tensor:
 
 def _readers(group: ChannelGroup) -> list[Member]:
     return [member for member in group.members if member.role == "reads"]
-
-
-def pair(batch: Any, place: int) -> tuple[Any, Any]:
-    """The inputs and the targets of a batch.
-
-    Raises:
-        RequestError: it is no pair.
-    """
-    if not (isinstance(batch, tuple | list) and len(batch) == 2):
-        many = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
-        raise RequestError(f"data: batch {place} is a {type(batch).__name__}{many}, wanted {WANTED}")
-    return batch[0], batch[1]

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Subset
 
-from torchslim.errors import RequestError, TorchslimError, TrainingError
+from torchslim.errors import TorchslimError, TrainingError
 from torchslim.train.seeding import EpochOrder, SeededItems
-from torchslim.utils.data import is_dataset
+from torchslim.utils.data import inputs_and_targets, is_dataset, iterate_batches
 from torchslim.utils.inputs import map_tensors
+
+LABELLED = "batches (inputs, targets)"
 
 
 class TrainingBatches:
@@ -35,9 +37,8 @@ class TrainingBatches:
             # With a generator of its own the loader draws nothing from the caller's.
             self._batches = DataLoader(SeededItems(data, seed), batch_size, sampler=self._order,
                                        drop_last=single_item_left, num_workers=workers, generator=torch.Generator())
-        elif not isinstance(data, Iterable):
-            raise RequestError(f"fit: data is {type(data).__name__}, wanted a dataset or batches "
-                               "(inputs, targets)")
+        else:
+            iterate_batches(data, LABELLED)
         length = len(self._batches) if hasattr(self._batches, "__len__") else None
         self.steps = length if length is None or self._order is not None else length // world
 
@@ -54,10 +55,7 @@ def batches_of(data: Any, batch_size: int, device: torch.device, rank: int = 0,
     """Pairs `(inputs, targets)` on the device: one process's share of all batches, in order."""
     if is_dataset(data):
         return _to_device(DataLoader(Subset(data, range(rank, len(data), world)), batch_size), device)
-    if not isinstance(data, Iterable):
-        raise RequestError(f"evaluate: data is {type(data).__name__}, wanted a dataset or batches "
-                           "(inputs, targets)")
-    return _to_device(_share_of_batches(data, rank, world, include_rest=True), device)
+    return _to_device(_share_of_batches(iterate_batches(data, LABELLED), rank, world, include_rest=True), device)
 
 
 def _share_of_batches(batches: Iterable[Any], rank: int, world: int, include_rest: bool = False) -> Iterator[Any]:
@@ -87,7 +85,5 @@ def _to_device(batches: Iterable[Any], device: torch.device) -> Iterator[tuple[A
             if len(lines) < 2:
                 raise
             raise type(error)(lines[-1].partition(": ")[2] or lines[-1]) from error
-        if not isinstance(batch, tuple | list) or len(batch) != 2:
-            raise RequestError(f"data: a batch is {type(batch).__name__}, wanted a pair (inputs, targets)")
-        inputs, targets = map_tensors(lambda tensor: tensor.to(device), tuple(batch))
+        inputs, targets = map_tensors(lambda tensor: tensor.to(device), inputs_and_targets(batch))
         yield inputs, targets

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from torchslim.errors import RequestError, TorchslimError, UnsupportedModel
-from torchslim.utils.text import describe_error
+from torchslim.errors import RequestError, UnsupportedModel
 
 Inputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
@@ -38,44 +37,6 @@ def arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if next(tensors_in((args, kwargs)), None) is None:
         raise RequestError("inputs: no tensor in them; try torch.randn(1, 3, 224, 224)")
     return args, kwargs
-
-
-def list_batches(data: Any, wanted: str = "batches of inputs") -> list[Any]:
-    """The batches of `data=`, as they come; tensors of inference mode as ordinary ones, for gradients and writes.
-
-    Raises:
-        RequestError: it is a single batch, or nothing that can be gone through, or holds none.
-    """
-    if isinstance(data, Tensor | Mapping | str) or not isinstance(data, Iterable):
-        raise RequestError(f"data: got {type(data).__name__}, wanted an iterable of {wanted}, such as a list")
-    batches = list(data)  # first: a generator may be in inference mode itself
-    with torch.inference_mode(False):
-        batches = [_ordinary(batch) for batch in batches]
-    if not batches:
-        raise RequestError(f"data: no batch in it; wanted an iterable of {wanted}, such as a list")
-    return batches
-
-
-def _ordinary(batch: Any) -> Any:
-    if not any(tensor.is_inference() for tensor in tensors_in(batch)):
-        return batch
-    return map_tensors(lambda tensor: tensor.clone() if tensor.is_inference() else tensor, batch)
-
-
-def call_on_batch(model: nn.Module, batch: Inputs, place: int) -> Any:
-    """What a model gives on one of the batches of `data=`.
-
-    Raises:
-        RequestError: it fails; the message names the batch.
-    """
-    args, kwargs = arguments(batch)
-    try:
-        return model(*args, **kwargs)
-    except TorchslimError:
-        raise
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        raise RequestError(f"data: batch {place} fails: {describe_error(error)}; wanted what the model is called with; "
-                           "where the batches are (inputs, targets), give data=(x for x, *_ in loader)") from error
 
 
 def tensors_in(tree: Any) -> Iterator[Tensor]:

@@ -15,8 +15,9 @@ from torchslim.compensation.moments import InputSampler, wide
 from torchslim.compensation.recalibration import recalibrated
 from torchslim.errors import RequestError
 from torchslim.utils.copying import copy_model
+from torchslim.utils.data import call_on_batch
 from torchslim.utils.eval_mode import evaluating
-from torchslim.utils.inputs import Inputs, call_on_batch, tensors_in
+from torchslim.utils.inputs import Inputs, tensors_in
 from torchslim.utils.layer_spec import LayerSpec
 
 PLACES = 64

@@ -26,8 +26,9 @@ from torchslim.importance.obs.readers import Index, WeightReader
 from torchslim.importance.obs.statistics import LayerStatistics
 from torchslim.importance.types import Scores
 from torchslim.utils.copying import copy_model
+from torchslim.utils.data import call_on_batch
 from torchslim.utils.eval_mode import evaluating
-from torchslim.utils.inputs import Inputs, call_on_batch, tensors_in
+from torchslim.utils.inputs import Inputs, tensors_in
 from torchslim.utils.layer_spec import LayerSpec, torch_layout
 
 NEGLIGIBLE_LOSS = 1e-9

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from torchslim.errors import RequestError, TorchslimError
+from torchslim.errors import RequestError
 from torchslim.planning.sensitivity.result import MEASURES
-from torchslim.utils.data import EVALUATION_BATCH, Data, is_dataset
+from torchslim.utils.data import Data, call_on_batch, describe, iterate_batches
 from torchslim.utils.eval_mode import evaluating
-from torchslim.utils.inputs import arguments, map_tensors, tensors_in
+from torchslim.utils.inputs import map_tensors, tensors_in
 from torchslim.utils.modules import device_of
 from torchslim.utils.seeding import seeded
-from torchslim.utils.text import describe_error
 
 TINY = torch.finfo(torch.float64).tiny
 
@@ -107,14 +105,7 @@ class OutputMetric:
             for place, batch in enumerate(self._data):
                 moved = map_tensors(lambda tensor: tensor.to(device), batch)
                 inputs, targets = moved if is_labelled(moved) else (moved, None)
-                args, kwargs = arguments(inputs)
-                try:
-                    outputs = list(tensors_in(model(*args, **kwargs)))
-                except TorchslimError:
-                    raise
-                except (RuntimeError, TypeError, ValueError) as error:
-                    raise RequestError(f"data: the model fails on batch {place}: {describe_error(error)}; give inputs "
-                                       "as the model is called with, or pairs of these and integers") from error
+                outputs = list(tensors_in(call_on_batch(model, inputs, place)))
                 if not outputs:
                     raise RequestError(f"data: the model gives no tensor on batch {place}; nothing can be compared")
                 yield inputs, targets, outputs
@@ -128,10 +119,10 @@ def batches_in(data: Any) -> Iterable[Any]:
     """
     if isinstance(data, Data):
         data = data.test
-    if isinstance(data, Tensor | Mapping | str | Iterator) or not (is_dataset(data) or isinstance(data, Iterable)):
-        raise RequestError(f"data: got {type(data).__name__}, wanted batches that can be gone through many times; try "
+    if isinstance(data, Iterator):
+        raise RequestError(f"data: got {describe(data)}, wanted batches that can be gone through many times; try "
                            "[(images, classes)], a DataLoader or a dataset")
-    return DataLoader(data, EVALUATION_BATCH) if is_dataset(data) else data
+    return iterate_batches(data, "batches of inputs, or of (inputs, classes)")
 
 
 def update(digest: Any, tensor: Tensor) -> None:
