@@ -15,9 +15,8 @@ from torchslim.surgery.plans import Plan
 
 # Convolutions throughout: a quarter of the multiply-adds is met to the channel.
 CONVOLUTIONAL = """
-    torchvision:alexnet torchvision:resnet34 torchvision:mnasnet0_5 torchvision:densenet121 torchvision:squeezenet1_0
-    torchvision:regnet_x_400mf torchvision:efficientnet_b1 torchvision:shufflenet_v2_x1_5
-    timm:test_byobnet timm:repvgg_a0 timm:mobileone_s0 timm:gernet_s timm:cs3darknet_focus_s timm:darknet17
+    torchvision:alexnet torchvision:squeezenet1_0 torchvision:regnet_x_400mf
+    timm:test_byobnet timm:repvgg_a0 timm:gernet_s timm:cs3darknet_focus_s timm:darknet17
     timm:cspnext_tiny timm:dla46x_c timm:dpn48b timm:test_efficientnet timm:mixnet_s timm:tinynet_e timm:fbnetc_100
     timm:fasternet_t0 timm:fastvit_t8 timm:ghostnet_050 timm:hardcorenas_b timm:hgnetv2_b0 timm:hrnet_w18_small
     timm:lcnetv2_small timm:mobilenetv3_small_050 timm:lcnet_035 timm:mobilenetv4_conv_small_035 timm:regnetx_002

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import product
-
 import pytest
 import torch
 from torch import nn
@@ -20,10 +18,10 @@ SIDES = {
     "mnasnet0_5": 64, "squeezenet1_1": 64,
 }
 SETTINGS = [(0.5, True, "l2", 0), (0.25, True, "random", 1), (0.5, False, "random", 2), (0.25, False, "l2", 3)]
-# Inception on its large pictures takes its time: it goes through two of the four settings, and is proven on small ones.
-HEAVY = {"inception_v3"}
-PROVEN_ON = {"inception_v3": 112}
-CASES = [(name, *setting) for name, setting in product(SIDES, SETTINGS) if name not in HEAVY or setting[3] in (0, 3)]
+# Every other network goes through the first and the last setting, the ones between through the two in the middle.
+CASES = [(name, *setting) for place, name in enumerate(SIDES) for setting in SETTINGS
+         if (setting[3] in (0, 3)) == (place % 2 == 0) and (name, setting[3]) != ("inception_v3", 1)]
+PROVEN_ON = {"inception_v3": 112}  # its large pictures take their time
 
 
 def build(name: str, seed: int) -> tuple[nn.Module, torch.Tensor]:

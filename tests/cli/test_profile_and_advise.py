@@ -18,8 +18,7 @@ from torchslim import cli
 from torchslim.cli.tables import Column, fitting_columns
 
 SMALL, SIZE = "timm:test_resnet?num_classes=10", ("--input", "1x3x32x32")
-VGG = "torchvision:vgg11?num_classes=10"
-
+VGG, SQUEEZENET = "torchvision:vgg11?num_classes=10", "torchvision:squeezenet1_1?num_classes=10"
 
 
 def small() -> torchslim.Profile:
@@ -78,28 +77,28 @@ def test_a_modules_time_is_that_of_all_in_it() -> None:
 
 
 def test_compare_sets_models_side_by_side(call: Call) -> None:
-    status, out, err = call("compare", SMALL, VGG, *SIZE, "--csv")
+    status, out, err = call("compare", SMALL, SQUEEZENET, *SIZE, "--csv")
     assert (status, err) == (0, "")
     first, second = numbers(out)
     assert (first["name"], first["of first macs"]) == (SMALL, "1.0")
     assert float(second["of first params"]) == pytest.approx(int(second["params"]) / int(first["params"]))
-    data = json.loads(call("compare", SMALL, VGG, *SIZE, "--json", "--sort", "params")[1])
-    assert [row["model"] for row in data] == [VGG, SMALL]
-    assert len(json.loads(call("compare", SMALL, VGG, *SIZE, "--json", "--top", "1")[1])) == 1
-    assert "of first" in call("compare", SMALL, VGG, *SIZE)[1]
-    timed = json.loads(call("compare", SMALL, VGG, *SIZE, "--json", "--time")[1])
+    data = json.loads(call("compare", SMALL, SQUEEZENET, *SIZE, "--json", "--sort", "params")[1])
+    assert [row["model"] for row in data] == [SQUEEZENET, SMALL]
+    assert len(json.loads(call("compare", SMALL, SQUEEZENET, *SIZE, "--json", "--top", "1")[1])) == 1
+    assert "of first" in call("compare", SMALL, SQUEEZENET, *SIZE)[1]
+    timed = json.loads(call("compare", SMALL, SQUEEZENET, *SIZE, "--json", "--time")[1])
     assert all(row["time"] > 0 for row in timed)
 
 
 def test_compare_module_by_module(call: Call) -> None:
-    rows = numbers(call("compare", SMALL, VGG, *SIZE, "--depth", "1", "--csv", "--sort", "macs")[1])
+    rows = numbers(call("compare", SMALL, SQUEEZENET, *SIZE, "--depth", "1", "--csv", "--sort", "macs")[1])
     assert rows[0]["name"] == "(model)"
     assert {"layer1", "features"} <= {row["name"] for row in rows}
     assert next(row for row in rows if row["name"] == "features")[f"macs {SMALL}"] == "0"
-    out = call("compare", SMALL, VGG, *SIZE, "--depth", "1")[1]
-    assert out.splitlines()[:2] == [f"1: {SMALL}", f"2: {VGG}"]
-    data = json.loads(call("compare", SMALL, VGG, *SIZE, "--depth", "1", "--json")[1])
-    assert data["models"] == [SMALL, VGG]
+    out = call("compare", SMALL, SQUEEZENET, *SIZE, "--depth", "1")[1]
+    assert out.splitlines()[:2] == [f"1: {SMALL}", f"2: {SQUEEZENET}"]
+    data = json.loads(call("compare", SMALL, SQUEEZENET, *SIZE, "--depth", "1", "--json")[1])
+    assert data["models"] == [SMALL, SQUEEZENET]
 
 
 def test_charts(call: Call, tmp_path: Path) -> None:

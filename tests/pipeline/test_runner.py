@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -215,7 +216,7 @@ def test_interrupted_by_hand_it_says_how_to_go_on(ask: Ask, tmp_path: Path) -> N
 def test_a_result_that_was_deleted_is_made_again(ask: Ask, finished: Finished, tmp_path: Path, name: str,
                                                  again: list[str]) -> None:
     settings = ask(tmp_path / "run")
-    run_slim(settings)
+    shutil.copytree(finished[0].out, settings.out)
     (settings.out / name).unlink()
     events: list[PhaseEvent] = []
     run_slim(settings, events.append)

@@ -59,7 +59,7 @@ def spent(model: nn.Module, x: Tensor) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("resource", ["macs", "params", "channels"])
-@pytest.mark.parametrize("share", [0.9, 0.62, 0.5, 0.31, 0.12])
+@pytest.mark.parametrize("share", [0.9, 0.5, 0.12])
 @pytest.mark.parametrize("scope", ["global", "uniform"])
 @pytest.mark.parametrize("build", [wide, lambda: residual(10)], ids=["chain", "residual"])
 def test_a_share_is_met_from_below_within_a_hundredth(resource: str, share: float, scope: str, build: Any) -> None:
@@ -410,9 +410,10 @@ def network(name: str) -> nn.Module:
     return random_statistics(ts.create_model(f"torchvision:{name}", num_classes=10)).eval()
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "densenet121"])
-@pytest.mark.parametrize("share", [0.8, 0.5, 0.2, 0.1])
-@pytest.mark.parametrize("importance", ["l2", "l1", "bn_scale", "random"])
+@pytest.mark.parametrize(("name", "share", "importance"), [
+    *(("resnet18", share, "l2") for share in (0.8, 0.5, 0.2, 0.1)),
+    *((name, 0.4, importance) for name in ("resnet18", "mobilenet_v2") for importance in ("l1", "bn_scale", "random")),
+    ("densenet121", 0.5, "l1"), ("densenet121", 0.1, "bn_scale")])
 def test_every_criterion_meets_the_budget(name: str, share: float, importance: str) -> None:
     plan = ts.plan(network(name), PICTURE, macs=share, importance=importance)
     [budget] = plan.budgets

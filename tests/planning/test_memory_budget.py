@@ -20,10 +20,11 @@ def peak(model: nn.Module, x: Tensor) -> int:
     return run.peak()
 
 
-@pytest.mark.parametrize("share", [0.8, 0.5, 0.3])
-@pytest.mark.parametrize("name", ["torchvision:resnet18", "torchvision:mobilenet_v2", "torchvision:shufflenet_v2_x1_0",
-                                  "torchvision:densenet121", "torchvision:regnet_y_400mf", "torchvision:googlenet",
-                                  "timm:cspresnet50", "timm:res2net50_26w_4s", "unet"])
+@pytest.mark.parametrize(("name", "share"), [
+    *((name, share) for name in ("torchvision:resnet18", "torchvision:shufflenet_v2_x1_0", "unet")
+      for share in (0.8, 0.5, 0.3)),
+    *((name, 0.4) for name in ("torchvision:mobilenet_v2", "torchvision:densenet121", "torchvision:regnet_y_400mf",
+                               "torchvision:googlenet", "timm:cspresnet50", "timm:res2net50_26w_4s"))])
 def test_the_budget_is_met_and_is_what_a_real_run_holds(name: str, share: float) -> None:
     torch.manual_seed(0)
     model = random_statistics(ts.create_model(name, **({"width": 0.5} if name == "unet" else {}))).eval()

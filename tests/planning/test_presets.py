@@ -226,7 +226,6 @@ def test_both_settings_of_shortcuts_cut_all_that_they_may(network: str, shortcut
     free = {*inner.cut, *inner.follow, *FREE_TOO.get(network, ())}
     assert narrower(plan) == (norms_of(model) if shortcuts else free)
     slim = torchslim.apply(model, plan)
-    assert torchslim.verify(model, slim, plan, inputs) < 1e-10
     if network.startswith("fasterrcnn"):
         learns_to_detect(slim)
     else:
