@@ -35,6 +35,7 @@ from torch.nn.functional import cross_entropy
 import torchslim as ts
 from pages import into
 from residual import Block
+from torchslim.importance import registry
 from torchslim.train import Data, evaluate, fit, labelled, load_data
 
 # Rows of the first table; a new criterion's name here, or --only NAME, is all that it takes.
@@ -157,13 +158,22 @@ def trained(network: str, seed: int, data: Data) -> nn.Module:
     return model.eval()
 
 
+def named(name: str) -> ts.importance.Criterion:
+    """A criterion by its name and options, each behind a colon."""
+    base, *options = name.split(":")
+    kind = registry.CRITERIA[base]
+    return kind(**{field: option for field, known in kind.all_choices().items()
+                   for option in options if option in known})
+
+
 def accuracies(model: nn.Module, wanted: Sequence[Key], told: list[tuple[Tensor, Tensor]],
                data: Data) -> Iterator[tuple[Key, float]]:
     inputs = told[0][0][:1]
     for key in wanted:
         _, seed, how, share, epochs = key
         how, plus, _ = how.partition(" + ")
-        criterion, _, scope = how.partition(" @ ")
+        name, _, scope = how.partition(" @ ")
+        criterion = named(name) if name else None
         slim = model
         if criterion:
             slim, plan = ts.prune(model, inputs, macs=share, importance=criterion, data=told, loss=cross_entropy,

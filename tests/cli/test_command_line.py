@@ -121,14 +121,14 @@ def test_prune_puts_back_what_is_lost(call: Call, tmp_path: Path) -> None:
 
 
 def test_prune_leaves_each_group_its_least(call: Call, tmp_path: Path) -> None:
-    status, printed, _ = call("prune", SMALL, "--params", "2%", "--importance", "l1:filters:max", "--min-kept", "50%",
+    status, printed, _ = call("prune", SMALL, "--params", "2%", "--importance", "l1:filters", "--min-kept", "50%",
                               "--min-channels", "9", "--out", tmp_path / "slim.safetensors", "--json")
     assert status == 0
     assert "min_kept=" in json.loads(printed)["notes"][0]
     (plan,) = read_header(tmp_path / "slim.safetensors").steps
     assert isinstance(plan, Plan)
     assert (plan.settings["min_kept"], plan.settings["min_channels"]) == (0.5, 9)
-    assert plan.settings["importance"] == "l1:filters:max"
+    assert plan.settings["importance"] == "l1:filters"
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

@@ -293,7 +293,7 @@ def test_a_name_is_short_for_an_instance() -> None:
     model = network()
     assert criterion("l2") == L2() == L2(normalize="mean")
     assert criterion("l2:max") == L2(normalize="max")
-    assert criterion("l1:none:filters") == criterion("l1:filters:none") == L1("filters", normalize="none")
+    assert criterion("l1:filters") == L1("filters")
     assert criterion("lamp:kind") == LAMP(normalize="kind")
     assert criterion(L1()) == L1()
     assert ts.plan(model, X, macs=0.5, importance=L2()) == ts.plan(model, X, macs=0.5)
@@ -320,12 +320,13 @@ def test_criteria_print_as_their_names(name: str) -> None:
 
 def test_criteria_that_no_name_says_print_as_code() -> None:
     assert str(ts.importance.Random(3)) == "Random(seed=3)"
+    assert str(L1("filters", normalize="max")) == "L1(normalize='max', over='filters')"
     assert str(ByGroup(lambda group: [1], normalize="max")) == "callable:max"
 
 
 @pytest.mark.parametrize(("importance", "said"), [
-    ("l2:min", "'l2:min': unknown option 'min'; after l2: wanted filters, weights, all, none, mean, max, kind"),
-    ("l2:max:max", "unknown option 'max'; after l2: wanted filters, weights, all"),
+    ("l2:min", "'l2:min': unknown option 'min'; after l2: wanted one of filters, weights, all, none, mean, max, kind"),
+    ("l2:max:filters", r"unknown option 'max:filters'; .* for several give an instance, torchslim\.importance\.L2\(\)"),
     ("l2:", "unknown option ''"), ("", "unknown criterion ''"), (5, "unknown criterion 5"),
     (None, "unknown criterion None"), (":l2", "unknown criterion ':l2'"),
     (L2, r"L2 is a class; give an instance, L2\(\)")])

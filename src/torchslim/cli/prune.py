@@ -57,7 +57,7 @@ Scope = Annotated[str, typer.Option(
          "layer pattern to share, as `sensitivity` writes it.")]
 Importance = Annotated[str, typer.Option(
     help="What ranks the channels: l2, l1, bn_scale, fpgm, lamp, random; obs, activation, taylor and hessian ask for "
-         "--data. Options follow colons: l2:max, l1:filters.")]
+         "--data. An option follows a colon: l2:max, l1:filters.")]
 Data = Annotated[str | None, typer.Option(
     "--data", metavar="DATA", show_default=False,
     help="Pictures for --compensate, and for the criteria that ask for them: digits, folder:PATH, "

@@ -32,7 +32,7 @@ class Criterion(ABC):
         needs: what it looks at: "nothing", "weights", "inputs" (and weights: `plan` must be given `data=`) or "labels"
             (`data=` of (inputs, targets), and `loss=`).
         name: by which `plan` and the command line know it; empty for criteria of one's own.
-        choices: the fields that a name may settle, with what they may be: "l1:filters".
+        choices: the fields that an option after the name can set, with their values: "l1:filters".
 
     Raises:
         RequestError: a field is none of its choices.
@@ -82,11 +82,11 @@ class Criterion(ABC):
         return {**cls.choices, "normalize": get_args(Normalize)}
 
     def __str__(self) -> str:
-        """As a name with options where one says it all, "l2:max", else as code: "Random(seed=3)"."""
+        """As a name, or a name with one option, "l2:max", where that says it all; else as code: "Random(seed=3)"."""
         changed = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
-        if not self.name or not changed.keys() <= self.all_choices().keys():
+        if not self.name or len(changed) > 1 or not changed.keys() <= self.all_choices().keys():
             return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in changed.items())})"
-        return ":".join([self.name, *(changed[name] for name in self.all_choices() if name in changed)])
+        return ":".join([self.name, *changed.values()])
 
 
 @dataclass(frozen=True)

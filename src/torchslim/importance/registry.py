@@ -1,9 +1,8 @@
-"""Criteria by name: "l2", or with options "l2:max"."""
+"""Criteria by name: "l2", or with one option "l2:max"."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from torchslim.coupling.groups import ChannelGroup
 from torchslim.errors import RequestError
@@ -32,16 +31,14 @@ def criterion(importance: Importance) -> Criterion:
         raise RequestError(f"importance: {importance.__name__} is a class; give an instance, {importance.__name__}()")
     if callable(importance):
         return ByGroup(importance)
-    name, *words = str(importance).split(":")
+    name, colon, word = str(importance).partition(":")
     if not isinstance(importance, str) or name not in CRITERIA:
         raise RequestError(f"importance: unknown criterion {importance!r}; wanted one of "
                            f"{', '.join(sorted(CRITERIA))}, or a callable(group)")
-    kind, options = CRITERIA[name], dict[str, Any]()
-    for word in words:
-        places = [field for field, known in kind.all_choices().items() if word in known and field not in options]
-        if not places:
-            known = [option for field, known in kind.all_choices().items() if field not in options for option in known]
-            raise RequestError(f"importance: {importance!r}: unknown option {word!r}; after {name}: wanted "
-                               f"{', '.join(known) or 'nothing more'}")
-        options[places[0]] = word
-    return kind(**options)
+    kind = CRITERIA[name]
+    options = {option: field for field, known in kind.all_choices().items() for option in known}
+    if colon and word not in options:
+        raise RequestError(f"importance: {importance!r}: unknown option {word!r}; after {name}: wanted one of "
+                           f"{', '.join(options)}; for several give an instance, "
+                           f"torchslim.importance.{kind.__name__}()")
+    return kind(**({options[word]: word} if colon else {}))  # type: ignore[arg-type]

@@ -57,7 +57,7 @@ def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params:
             "channels-last", "compiled", "onnxruntime", "openvino", "cuda", or a backend of your own
             (`torchslim.latency.backends.Backend`). With other budgets alone: meet them by cuts that save time there.
         importance: what ranks the channels: "l2", "l1", "bn_scale", "fpgm", "lamp", "activation", "taylor", "hessian",
-            "random", a name with options ("l2:max"), an instance of a criterion (`torchslim.importance`), or a
+            "random", a name with one option ("l2:max"), an instance of a criterion (`torchslim.importance`), or a
             callable(group) -> one score a channel, higher for channels that matter more.
         scope: "global" compares scores over the whole network, "uniform" keeps the same share of every group; a dict
             of layer-name pattern -> share of channels kept rules the groups whose layers all match (several patterns:
