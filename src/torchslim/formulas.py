@@ -320,8 +320,8 @@ def _along(where: str, law: Callable[..., int], size: Size, **options: Size) -> 
     sizes = _numbers(where, size if isinstance(size, Sequence) else (size,))
     columns = [_each(f"{where}: {name}", value, len(sizes), least=0 if "padding" in name else 1)
                for name, value in options.items()]
-    found = tuple(law(*numbers) for numbers in zip(sizes, *columns, strict=True))
-    return found if isinstance(size, Sequence) else found[0]
+    results = tuple(law(*numbers) for numbers in zip(sizes, *columns, strict=True))
+    return results if isinstance(size, Sequence) else results[0]
 
 
 def _each(what: str, value: Any, dims: int, least: int = 1) -> Shape:

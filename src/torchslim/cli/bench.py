@@ -262,11 +262,11 @@ def _print_layers(times: LayerTimes) -> None:
     if rest:
         rows.append(_row(f"{len(rest)} others", "", rest, ""))
     print_table(_LAYERS, _fitted(rows), text=(0, 1, 7), tight=True)
-    whole, marked = times.whole, [layer for layer in times.layers if layer.reason]
+    total, marked = times.whole, [layer for layer in times.layers if layer.reason]
     print()
     print(wrapped(f"sum of the layers {format_number(times.total_ms)} ms ({format_number(times.hooks_ms)} ms of hooks "
-                  f"deducted), the whole call {format_number(whole.median_ms)} ms ({format_number(whole.p10_ms)} to "
-                  f"{format_number(whole.p90_ms)})", hanging="  "))
+                  f"deducted), the whole call {format_number(total.median_ms)} ms ({format_number(total.p10_ms)} to "
+                  f"{format_number(total.p90_ms)})", hanging="  "))
     if marked:
         time, macs = (format_share(sum(shares)) for shares in zip(*((row.share, row.macs_share) for row in marked),
                                                              strict=True))

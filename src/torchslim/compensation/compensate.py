@@ -142,10 +142,10 @@ def _outputs(networks: Sequence[nn.Module], names: Sequence[str], plan: Plan,
 
 def _check(model: nn.Module, slim: nn.Module, plan: Plan) -> None:
     wanted = {name: value.shape for name, value in apply(model, plan).state_dict().items()}
-    found = {name: value.shape for name, value in slim.state_dict().items()}
-    wrong = next((name for name in {**wanted, **found} if wanted.get(name) != found.get(name)), None)
+    shapes = {name: value.shape for name, value in slim.state_dict().items()}
+    wrong = next((name for name in {**wanted, **shapes} if wanted.get(name) != shapes.get(name)), None)
     if wrong is not None:
-        raise PlanError(f"`{wrong}`: the slim network has {tuple(found.get(wrong, ()))}, the plan makes "
+        raise PlanError(f"`{wrong}`: the slim network has {tuple(shapes.get(wrong, ()))}, the plan makes "
                         f"{tuple(wanted.get(wrong, ()))} of the model's; give the model, its plan, and what "
                         "apply(model, plan) gave")
 

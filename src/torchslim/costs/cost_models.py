@@ -155,7 +155,7 @@ class _CountArrays:
         self.sizes = np.array([*map(len, dims), 1], dtype=np.float64)
         self.starts = np.concatenate([[0], np.cumsum(self.sizes)[:-1]]).astype(np.int64)
         most = max(map(len, counts), default=0)
-        self.dims = np.array([(*own, *(len(dims),) * (most - len(own))) for own in counts],
+        self.dims = np.array([(*term_dims, *(len(dims),) * (most - len(term_dims))) for term_dims in counts],
                              dtype=np.int64).reshape(len(counts), most)
 
     def widths(self, shares: Shares) -> Array:

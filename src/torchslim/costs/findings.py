@@ -191,13 +191,13 @@ def fragmented(run: Run) -> Finding | None:
         return None
     layers = [(float(macs(op)), layer_name(op)) for ops in wide for op in ops]
     share = sum(n for n, _ in layers) / max(run.profile.macs, 1)
-    own = {name for _, name in layers}
+    names = {name for _, name in layers}
     total = sum(run.ms.values())
-    excess = sum(run.ms.get(name, 0.0) for name in own) / total - share if total else 0.0
+    excess = sum(run.ms.get(name, 0.0) for name in names) / total - share if total else 0.0
     return Finding(
         "fragmentation (G3)", max(excess, 0.0), "time",
         f"{pluralize(len(wide), 'tensor')} with up to {max(map(len, wide))} convolutions side by side, which hold "
-        f"{percent(share)} of the MACs{run.time(sorted(own))}",
+        f"{percent(share)} of the MACs{run.time(sorted(names))}",
         worst_first(layers), "join branches of one kernel size into one convolution; see whether a compiler does: "
         f"`torchslim bench {run.model} --backend eager,compiled,onnxruntime`")
 

@@ -60,12 +60,12 @@ def odd_widths(run: Run) -> Finding | None:
     for op in run.convolutions:
         outputs, inputs = op.args[1].shape[:2]
         alone = num_groups(op) > 1
-        whole = (ceil(outputs / 8) * 8 / outputs) * (1.0 if alone else ceil(inputs / 8) * 8 / inputs)
+        rounded_cost = (ceil(outputs / 8) * 8 / outputs) * (1.0 if alone else ceil(inputs / 8) * 8 / inputs)
         if op.args[0].source == "input" or op.output.id in ends:
-            whole = 1.0
-        padded += round(macs(op) * whole)
-        if outputs % 8 and whole > 1:
-            spoiled.append((macs(op) * (whole - 1), f"{layer_name(op)} ({outputs})"))
+            rounded_cost = 1.0
+        padded += round(macs(op) * rounded_cost)
+        if outputs % 8 and rounded_cost > 1:
+            spoiled.append((macs(op) * (rounded_cost - 1), f"{layer_name(op)} ({outputs})"))
     rest = run.profile.macs - sum(map(macs, run.convolutions))
     if not spoiled:
         return None
@@ -106,11 +106,11 @@ def large_kernels(run: Run) -> Finding | None:
 
 def heavy_ends(run: Run) -> list[Finding]:
     """A first layer or classifier that outweighs the rest."""
-    found = []
+    findings = []
     first = next((op for op in run.convolutions if op.args[0].source == "input"), None)
     share = macs(first) / run.profile.macs if first is not None else 0.0
     if first is not None and share > 0.2 and len(run.convolutions) > 1:
-        found.append(Finding(
+        findings.append(Finding(
             "a first layer that dominates", share / 2, "MACs",
             f"{percent(share)} of the MACs, on a map of {'x'.join(map(str, first.output.shape[2:]))}"
             f"{run.time([first.module])}", (layer_name(first),),
@@ -124,13 +124,13 @@ def heavy_ends(run: Run) -> list[Finding]:
     sizes = [(weight.numel, layer_name(op)) for op, weight in linear.values() if weight is not None]
     heavy = sum(number for number, _ in sizes) / run.profile.params if run.profile.params else 0.0
     if heavy > 0.3 and run.convolutions:
-        found.append(Finding(
+        findings.append(Finding(
             "a classifier that dominates", heavy / 2, "parameters",
             f"linear layers hold {percent(heavy)} of the parameters{run.time([name for _, name in sizes])}",
             worst_first(sizes),
             f"`torchslim prune {run.model} --params 0.5 --out slim.safetensors` cuts what they read; or "
             "pool over space before the first of them, and keep only one"))
-    return found
+    return findings
 
 
 def _weight(op: Op) -> Value | None:
@@ -141,7 +141,7 @@ def dilated_padding(run: Run) -> Finding | None:
     """A k x k kernel of dilation d keeps the map's size with a padding of d (k - 1) / 2, not of (k - 1) / 2."""
     wrong = []
     for op in run.convolutions:
-        kernel, (stride, padding, dilation) = op.args[1].shape[2:], (list(op.args[place]) for place in (3, 4, 5))
+        kernel, (stride, padding, dilation) = op.args[1].shape[2:], (list(op.args[position]) for position in (3, 4, 5))
         meant = [k // 2 for k in kernel]
         if set(stride) == {1} and max(dilation) > 1 and max(kernel) > 1 and padding == meant and padding != [
                 d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True)]:

@@ -201,9 +201,10 @@ def _dynamic_shapes(call: ModelCall) -> Any:
 # --- the comparison -----------------------------------------------------------------------------------------
 
 def _difference(path: Path, eager: list[Tensor], exported: list[Tensor]) -> float:
-    found, wanted = ([format_shape(tensor.shape) for tensor in tensors] for tensors in (exported, eager))
-    if found != wanted:
-        raise ExportError(f"{path}: outputs {', '.join(found)} found, {', '.join(wanted)} wanted; "
+    exported_shapes, eager_shapes = (
+        [format_shape(tensor.shape) for tensor in tensors] for tensors in (exported, eager))
+    if exported_shapes != eager_shapes:
+        raise ExportError(f"{path}: outputs {', '.join(exported_shapes)} found, {', '.join(eager_shapes)} wanted; "
                           "try another format")
     return max((_relative_error(*pair) for pair in zip(eager, exported, strict=True)), default=0.0)
 

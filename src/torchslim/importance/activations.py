@@ -78,11 +78,11 @@ _STATISTICS: dict[str, Callable[[Moments], Scores]] = {
 
 def readers_of(model: nn.Module) -> dict[int, list[str]]:
     """By the id of a tensor the layers that read with it: several where it is tied."""
-    found: dict[int, list[str]] = {}
+    readers: dict[int, list[str]] = {}
     for name, layer in _layers(model):
-        for own in (*layer.parameters(), *layer.buffers()):  # what its weight is computed of, too
-            found.setdefault(id(own), []).append(name)
-    return found
+        for tensor in (*layer.parameters(), *layer.buffers()):  # what its weight is computed of, too
+            readers.setdefault(id(tensor), []).append(name)
+    return readers
 
 
 def _moments(group: ChannelGroup, evidence: Evidence, readers: Mapping[int, list[str]]) -> Moments:
@@ -114,8 +114,8 @@ class _Tally:
         """Count a batch, (B, channels, values)."""
         for part in torch.split(x.detach(), max(1, BLOCK_ELEMENTS * len(x) // max(x.numel(), 1))):
             a = part.double()
-            found = torch.stack([a.sum((0, 2)), a.abs().sum((0, 2)), a.square().sum((0, 2)), (a != 0).sum((0, 2))])
-            self.sums = found.cpu().numpy() + (self.sums if self.count else 0)
+            sums = torch.stack([a.sum((0, 2)), a.abs().sum((0, 2)), a.square().sum((0, 2)), (a != 0).sum((0, 2))])
+            self.sums = sums.cpu().numpy() + (self.sums if self.count else 0)
             self.count += len(part) * part.shape[2]
 
 
@@ -127,7 +127,7 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 def _measured(model: nn.Module, batches: Sequence[Inputs]) -> dict[str, _Tally]:
     """Of each layer that ran, what it read."""
-    model, found = copy_model(model), dict[str, _Tally]()
+    model, tallies = copy_model(model), dict[str, _Tally]()
     for name, layer in _layers(model):
         dims = len(layer.kernel_size) if isinstance(layer, _ConvNd) else None
 
@@ -135,10 +135,10 @@ def _measured(model: nn.Module, batches: Sequence[Inputs]) -> dict[str, _Tally]:
                  dims: int | None = dims) -> None:
             x = next(iter((*args, *kwargs.values())))
             x = x.reshape(-1, x.shape[-1], 1) if dims is None else x.reshape(-1, *x.shape[-dims - 1:]).flatten(2)
-            found.setdefault(name, _Tally()).add(x)
+            tallies.setdefault(name, _Tally()).add(x)
 
         layer.register_forward_pre_hook(note, with_kwargs=True)
     with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
-        for place, batch in enumerate(batches):
-            call_on_batch(model, batch, place)
-    return found
+        for index, batch in enumerate(batches):
+            call_on_batch(model, batch, index)
+    return tallies

@@ -74,21 +74,21 @@ class Gradients:
             if parameter.is_floating_point():
                 parameter.requires_grad_(True)
         state = tensors_of(model)
-        found: dict[Key, tuple[list[Table], list[Table]]] = {}
-        for place, (inputs, targets) in enumerate(self.batches):
+        tables: dict[Key, tuple[list[Table], list[Table]]] = {}
+        for index, (inputs, targets) in enumerate(self.batches):
             model.zero_grad()
-            self._backward(model, inputs, targets, place)
+            self._backward(model, inputs, targets, index)
             for key in keys:
                 name, dim, groups = key
                 if state[name].grad is not None:
                     product = state[name].detach().double() * state[name].grad.double()  # type: ignore[union-attr]
-                    sums, squares = found.setdefault(key, ([], []))
+                    sums, squares = tables.setdefault(key, ([], []))
                     sums.append(totals(product, dim, groups).cpu().numpy())
                     squares.append(totals(product.square(), dim, groups).cpu().numpy())
-        return {key: (np.stack(sums), np.stack(squares)) for key, (sums, squares) in found.items()
+        return {key: (np.stack(sums), np.stack(squares)) for key, (sums, squares) in tables.items()
                 if len(sums) == len(self.batches)}
 
-    def _backward(self, model: nn.Module, inputs: Any, targets: Any, place: int) -> None:
+    def _backward(self, model: nn.Module, inputs: Any, targets: Any, index: int) -> None:
         args, kwargs = arguments(inputs)
         try:
             with torch.enable_grad(), torch.random.fork_rng(devices=[]):
@@ -98,11 +98,11 @@ class Gradients:
                                        f"{f' of {value.numel()} numbers' if isinstance(value, Tensor) else ''}, wanted "
                                        "a scalar tensor; take its mean")
                 if not torch.isfinite(value).all():
-                    raise RequestError(f"loss: {float(value.detach())} on batch {place} of data; wanted a finite "
+                    raise RequestError(f"loss: {float(value.detach())} on batch {index} of data; wanted a finite "
                                        "number: check the pictures and the targets")
                 value.sum().backward()  # type: ignore[no-untyped-call]
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            raise RequestError(f"data: batch {place} fails: {describe_error(error)}; wanted (inputs, targets) that the "
+            raise RequestError(f"data: batch {index} fails: {describe_error(error)}; wanted (inputs, targets) that the "
                                "model and the loss take") from error
 
 

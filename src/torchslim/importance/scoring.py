@@ -35,13 +35,13 @@ def score(groups: Sequence[ChannelGroup], criterion: Criterion, evidence: Eviden
     if len(given) != len(groups):
         raise RequestError(f"importance '{criterion}': gave scores for {len(given)} groups, wanted {len(groups)}, one "
                            "array a group")
-    found = [numbers_of(group, scores) for group, scores in zip(groups, given, strict=True)]
-    for group, scores in zip(groups, found, strict=True):
+    scores_of_groups = [numbers_of(group, scores) for group, scores in zip(groups, given, strict=True)]
+    for group, scores in zip(groups, scores_of_groups, strict=True):
         if scores.shape != (group.channels,) or not np.isfinite(scores).all():
             raise RequestError(f"importance '{criterion}': `{group.name}` got scores of shape {scores.shape}"
                                f"{'' if np.isfinite(scores).all() else ' with values that are not finite'}, wanted "
                                f"({group.channels},) finite numbers, one a channel")
-    return normalized(groups, found, evidence, criterion.normalize)
+    return normalized(groups, scores_of_groups, evidence, criterion.normalize)
 
 
 def normalized(groups: Sequence[ChannelGroup], scores: Sequence[Scores], evidence: Evidence,
@@ -49,13 +49,14 @@ def normalized(groups: Sequence[ChannelGroup], scores: Sequence[Scores], evidenc
     """Scores that are comparable from group to group (see `Criterion.normalize`); those of zeros stay as they are."""
     if how == "none":
         return list(scores)
-    kinds = [kind(group, evidence) if how == "kind" else place for place, group in enumerate(groups)]
+    kinds = [kind(group, evidence) if how == "kind" else index for index, group in enumerate(groups)]
     together: dict[Any, list[Scores]] = {}
-    for key, own in zip(kinds, scores, strict=True):
-        together.setdefault(key, []).append(own)
+    for key, group_scores in zip(kinds, scores, strict=True):
+        together.setdefault(key, []).append(group_scores)
     summary: Callable[[Scores], Any] = np.max if how == "max" else np.mean
-    units = {key: float(summary(np.concatenate(own))) for key, own in together.items()}
-    return [own / units[key] if units[key] > 0 else own for key, own in zip(kinds, scores, strict=True)]
+    units = {key: float(summary(np.concatenate(group_scores))) for key, group_scores in together.items()}
+    return [group_scores / units[key] if units[key] > 0 else group_scores
+            for key, group_scores in zip(kinds, scores, strict=True)]
 
 
 def kind(group: ChannelGroup, evidence: Evidence) -> tuple[Any, ...]:

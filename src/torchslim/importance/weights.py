@@ -113,10 +113,10 @@ def _lamp(squares: Scores) -> Scores:
 
 def _norm(group: ChannelGroup, evidence: Evidence, power: int, over: Over = "weights") -> Scores:
     """Mean |w|^power over weights of each channel."""
-    own = _members(group, evidence, over)
+    members = _members(group, evidence, over)
     count = sum(evidence.state[m.name].numel() // (evidence.state[m.name].shape[m.dim] * m.groups) * m.indices.shape[1]
-                for m in own)
-    return np.asarray(np.sum([evidence.sums(m, power) for m in own], axis=0) / max(count, 1))
+                for m in members)
+    return np.asarray(np.sum([evidence.sums(m, power) for m in members], axis=0) / max(count, 1))
 
 
 def _members(group: ChannelGroup, evidence: Evidence, over: Over) -> list[Member]:
@@ -135,8 +135,8 @@ def _apart(group: ChannelGroup, evidence: Evidence) -> Scores:
     total = np.zeros(group.channels)
     for member in filters:
         weight = evidence.state[member.name].detach().double().movedim(member.dim, 0).flatten(1)
-        own = weight[torch.from_numpy(member.indices.ravel())].reshape(group.channels, -1)
-        total += _distances(own).sum(1).cpu().numpy()
+        filters_of_channels = weight[torch.from_numpy(member.indices.ravel())].reshape(group.channels, -1)
+        total += _distances(filters_of_channels).sum(1).cpu().numpy()
     return total
 
 
@@ -148,7 +148,7 @@ def _distances(filters: Tensor) -> Tensor:
     """
     bits = (51 - filters.shape[1].bit_length()) // 2
     largest = float(filters.abs().max())
-    whole = (filters * (2.0**bits / largest)).round() if largest else filters
-    products = whole @ whole.T
+    integers = (filters * (2.0**bits / largest)).round() if largest else filters
+    products = integers @ integers.T
     squares = products.diagonal().clone()
     return products.mul_(-2).add_(squares[:, None]).add_(squares).sqrt_().mul_(largest / 2.0**bits)

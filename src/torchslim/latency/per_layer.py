@@ -251,11 +251,11 @@ def _rows(seconds: Mapping[str, float], module_times: Mapping[str, ModuleTime], 
     macs = {name: costs[name].macs if name in costs else 0 for name in seconds}
     all_macs, pace = sum(macs.values()), seconds_per_mac(seconds, macs)
     rows = []
-    for name, own in seconds.items():
+    for name, times in seconds.items():
         memory = costs[name].memory_access if name in costs else 0
-        slow = pace and own * len(seconds) > total and own > SLOW * pace * macs[name]
+        slow = pace and times * len(seconds) > total and times > SLOW * pace * macs[name]
         reason = _reason(macs[name], memory, operations.get(name, ())) if slow else ""
-        rows.append(LayerTime(name, kinds[name], own * 1e3, own / total if total else 0.0, macs[name],
+        rows.append(LayerTime(name, kinds[name], times * 1e3, times / total if total else 0.0, macs[name],
                               macs[name] / all_macs if all_macs else 0.0, memory,
                               module_times[name].calls if name in module_times else 0, reason))
     return tuple(sorted(rows, key=lambda row: -row.ms))

@@ -89,9 +89,9 @@ def plan(run: RunContext) -> PhaseResult:
     model = run.model(_uncut_file(run))
     decided = _plan(run, model)
     evidence = Evidence(model, run.inputs, seed=run.settings.seed, **_scoring_data(run))
-    found = histogram(criterion(run.settings.importance), evidence, decided)
+    scores = histogram(criterion(run.settings.importance), evidence, decided)
     write_text(run.folder.file("plan.json"), decided.to_json())
-    return {"scores": found}
+    return {"scores": scores}
 
 
 def cut(run: RunContext) -> PhaseResult:

@@ -81,15 +81,15 @@ class RunFolder:
 
     def begin(self, threads: int) -> None:
         """Note that the run began, with so many threads; sweep out what a killed process left half written."""
-        for place in (self.path, self.path / WORK):
-            for left in [*place.glob(".*.tmp"), *place.glob(".*.onnx-*")]:
+        for folder in (self.path, self.path / WORK):
+            for left in [*folder.glob(".*.tmp"), *folder.glob(".*.onnx-*")]:
                 shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
         self.threads = threads
         self._write()
 
-    def finish(self, phase: str, found: Mapping[str, Any]) -> None:
+    def finish(self, phase: str, results: Mapping[str, Any]) -> None:
         """Note that a phase is done and what it found."""
-        self.found[phase] = dict(found)
+        self.found[phase] = dict(results)
         self._write()
 
     def clear(self) -> None:

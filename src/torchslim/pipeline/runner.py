@@ -149,10 +149,10 @@ def _run_phases(settings: Settings, folder: RunFolder, threads: int, progress: E
             continue
         tell("begin")
         run = RunContext(settings, folder, threads, _progress_callback(tell))
-        found = getattr(works, phase.work)(run)
-        folder.finish(phase.name, found)
+        results = getattr(works, phase.work)(run)
+        folder.finish(phase.name, results)
         folder.file(f"{phase.name}.checkpoint").unlink(missing_ok=True)
-        tell("end", 1.0, _summary(found))
+        tell("end", 1.0, _summary(results))
     folder.delete_intermediate()
 
 
@@ -168,9 +168,9 @@ def _progress_callback(tell: Callable[..., None]) -> Callable[[Progress], None]:
     return on_progress
 
 
-def _summary(found: dict[str, Any]) -> str:
+def _summary(results: dict[str, Any]) -> str:
     texts = {"accuracy": "accuracy {:.2%}", "error": "largest relative error {:.1e}"}
-    return ", ".join(text.format(found[key]) for key, text in texts.items() if found.get(key) is not None)
+    return ", ".join(text.format(results[key]) for key, text in texts.items() if results.get(key) is not None)
 
 
 def _record(folder: RunFolder) -> Record:

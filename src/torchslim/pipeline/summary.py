@@ -39,7 +39,7 @@ _LABELS = {"bn_scale": "Batch-norm scale, mean over the layers that share a chan
 
 def record_of(run: RunContext) -> Record:
     """Everything the report says, from the run's folder."""
-    found, settings = run.folder.found, run.settings
+    results, settings = run.folder.found, run.settings
     before, after = run.model("baseline.safetensors"), run.model("slim.safetensors")
     plan = run.plan()
     return Record(
@@ -48,14 +48,14 @@ def record_of(run: RunContext) -> Record:
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         settings={**settings.to_dict(), "threads": run.threads, "size": list(run.data.shape)},
         environment=environment(run.threads),
-        before=_network_metrics(run, before, "before", "baseline.safetensors", found["baseline"]["accuracy"]),
-        after=_network_metrics(run, after, "after", "slim.safetensors", found["save"]["accuracy"]),
-        proof_error=found["cut"]["error"],
-        onnx_error=found["export"]["error"] if "export" in found else None,
-        curves=tuple(TrainingCurve(title, *(tuple(found[phase]["curve"][key]) for key in ("loss", "accuracy")))
-                     for phase, title in _PHASES.items() if found.get(phase, {}).get("curve", {}).get("loss")),
+        before=_network_metrics(run, before, "before", "baseline.safetensors", results["baseline"]["accuracy"]),
+        after=_network_metrics(run, after, "after", "slim.safetensors", results["save"]["accuracy"]),
+        proof_error=results["cut"]["error"],
+        onnx_error=results["export"]["error"] if "export" in results else None,
+        curves=tuple(TrainingCurve(title, *(tuple(results[phase]["curve"][key]) for key in ("loss", "accuracy")))
+                     for phase, title in _PHASES.items() if results.get(phase, {}).get("curve", {}).get("loss")),
         layers=layer_changes(before, after, run.inputs),
-        scores=_histogram(found["plan"]["scores"]),
+        scores=_histogram(results["plan"]["scores"]),
         left_alone=plan.left_alone,
         notes=_notes(run),
         samples=samples(run.data, before, after),
@@ -153,11 +153,11 @@ def _png(data: Data, picture: Tensor) -> str:
 
 
 def _network_metrics(run: RunContext, model: nn.Module, side: str, name: str, accuracy: float) -> NetworkMetrics:
-    found = run.folder.found
+    results = run.folder.found
     profile = torchslim.profile(model, run.inputs)
-    latency = {"eager": Timing(**found["measure"][side])}
-    if "export" in found:
-        latency["onnxruntime"] = Timing(**found["export"][side])
+    latency = {"eager": Timing(**results["measure"][side])}
+    if "export" in results:
+        latency["onnxruntime"] = Timing(**results["export"][side])
     return NetworkMetrics(profile.params, profile.macs, run.folder.file(name).stat().st_size, latency, accuracy)
 
 
@@ -169,13 +169,13 @@ def _histogram(raw: dict[str, Any] | None) -> ScoreHistogram | None:
 
 
 def _notes(run: RunContext) -> tuple[str, ...]:
-    found = run.folder.found
+    results = run.folder.found
     pressed = ("Accuracy can dip while scales are pressed: the running statistics of batch norms lag behind scales "
-               "that move fast, and catch up when these come to rest.",) if "sparsify" in found else ()
+               "that move fast, and catch up when these come to rest.",) if "sparsify" in results else ()
     return (
         f"Latency is that of one picture, {run.inputs.shape[2]} by {run.inputs.shape[3]} pixels, on {run.threads} "
         "threads of the processor; both networks took turns.",
-        f"Right after the cut, before fine-tuning, the accuracy was {found['cut']['accuracy']:.1%}.",
+        f"Right after the cut, before fine-tuning, the accuracy was {results['cut']['accuracy']:.1%}.",
         f"Accuracy is measured on {len(run.data.test)} pictures that were held out; "  # type: ignore[arg-type]
         f"{len(run.data.train)} were trained on.",  # type: ignore[arg-type]
         *pressed,

@@ -79,8 +79,8 @@ def prunable_units(coupling: Coupling, options: PlanOptions, protected: dict[int
         # Channels that stay anyway count; of equal ones the first is taken.
         classes = np.unique(part)
         needed[classes[np.lexsort((classes, -scores[classes], ~stays[classes]))[:2]]] = True
-    units += [free_unit(group, own, options.round_to, options.min_channels, needed[group.classes])
-              for group, own in zip(free, scores_of_groups, strict=True) if not in_any_row[group.classes].any()]
+    units += [free_unit(group, unit_scores, options.round_to, options.min_channels, needed[group.classes])
+              for group, unit_scores in zip(free, scores_of_groups, strict=True) if not in_any_row[group.classes].any()]
     if options.min_kept:
         widths = original_widths(coupling, units, original)
         units = [unit.at_least(options.min_kept * width) for unit, width in zip(units, widths, strict=True)]
@@ -100,9 +100,9 @@ def _tied_rows(coupling: Coupling, protected: dict[int, str]) -> list[list[Equal
     stays = np.zeros(coupling.classes, dtype=bool)
     stays[list(protected)] = True
     for index in np.unique(home[stays & (home >= 0)]).tolist():
-        own = np.flatnonzero(home == index)
-        reason = protected[int(own[stays[own]][0])]
-        for label in own.tolist():
+        joined_classes = np.flatnonzero(home == index)
+        reason = protected[int(joined_classes[stays[joined_classes]][0])]
+        for label in joined_classes.tolist():
             protected.setdefault(label, f"must lose as many as channels that stay ({reason})")
     return list(joined.values())
 
@@ -161,9 +161,9 @@ def _scoped_share(layers: Sequence[str], shares: Mapping[str, float]) -> float |
     for pattern, share in shares.items():
         if all_match(layers, [pattern]):
             return share
-    own = [next((share for pattern, share in shares.items() if all_match([layer], [pattern])), None)
+    layer_shares = [next((share for pattern, share in shares.items() if all_match([layer], [pattern])), None)
            for layer in layers]
-    return None if None in own else max((share for share in own if share is not None), default=None)
+    return None if None in layer_shares else max((share for share in layer_shares if share is not None), default=None)
 
 
 def partly_scoped(coupling: Coupling, selection: Selection, options: PlanOptions) -> dict[int, str]:

@@ -118,9 +118,9 @@ def _staying_classes(coupling: Coupling, selection: Selection, scores: Scores) -
         if not unit.tied:
             stays[unit.classes] = unit.shares(level) > 0
             continue
-        own = set(unit.classes.tolist())
-        matrices = [rows.labels for rows in coupling.constraints if int(rows.labels.flat[0]) in own]
-        if len(matrices) != 1 or matrices[0].size != len(own):
+        classes = set(unit.classes.tolist())
+        matrices = [rows.labels for rows in coupling.constraints if int(rows.labels.flat[0]) in classes]
+        if len(matrices) != 1 or matrices[0].size != len(classes):
             return None
         for row in matrices[0]:
             gone = len(row) - len(row) * unit.widths[level] // unit.widths[0]
@@ -155,7 +155,7 @@ def _trace_and_match(model: nn.Module, inputs: Inputs, coupling: Coupling, selec
     sizes: dict[str, dict[int, int]] = {}
     grouped: dict[str, tuple[int, int]] = {}
     labels = {id(touch.labels): touch.labels for touch in coupling.labeled_dims}
-    counts = {key: round(float(shares[own].sum())) for key, own in labels.items()}
+    counts = {key: round(float(shares[dim_labels].sum())) for key, dim_labels in labels.items()}
     for touch in coupling.labeled_dims:
         if counts[id(touch.labels)] < len(touch.labels):
             groups = _groups_left(touch, shares > 0)
@@ -227,20 +227,20 @@ def _kept_indices(coupling: Coupling, slim: Coupling, chosen: Index) -> tuple[
     kept: Kept = {}
     grouped: dict[str, tuple[int, int]] = {}
     readers = []
-    found: dict[tuple[int, ...], tuple[int, ...]] = {}
-    for touch in slim.labeled_dims:
-        before = coupling.by_dimension[touch.name, touch.dim]
-        key = id(before.labels), id(touch.labels), id(before.copies), id(touch.copies)
-        if key not in found:
-            found[key] = tuple(_positions(before.labels, chosen[touch.labels], before.copies, touch.copies).tolist())
-        if found[key] == tuple(range(len(before.labels))):
+    cached: dict[tuple[int, ...], tuple[int, ...]] = {}
+    for dim in slim.labeled_dims:
+        before = coupling.by_dimension[dim.name, dim.dim]
+        key = id(before.labels), id(dim.labels), id(before.copies), id(dim.copies)
+        if key not in cached:
+            cached[key] = tuple(_positions(before.labels, chosen[dim.labels], before.copies, dim.copies).tolist())
+        if cached[key] == tuple(range(len(before.labels))):
             continue
-        kept.setdefault(touch.name, {})[touch.dim] = found[key]
-        if (touch.name, touch.dim) in coupling.reading:
-            readers.append((touch.name, touch.dim))
-        if touch.groups > 1:
-            grouped[touch.name] = (before.groups, touch.groups)
-    order = {touch.name: place for place, touch in enumerate(coupling.labeled_dims)}
+        kept.setdefault(dim.name, {})[dim.dim] = cached[key]
+        if (dim.name, dim.dim) in coupling.reading:
+            readers.append((dim.name, dim.dim))
+        if dim.groups > 1:
+            grouped[dim.name] = (before.groups, dim.groups)
+    order = {dim.name: position for position, dim in enumerate(coupling.labeled_dims)}
     names = sorted(kept, key=order.__getitem__)
     return {name: dict(sorted(kept[name].items())) for name in names}, grouped, tuple(readers)
 

@@ -30,13 +30,13 @@ def out_of_order(coupling: Coupling, slim: Coupling, stays: NDArray[np.bool_],
     """
     wide, narrow = coupling.builder, slim.builder
     left = stays[wide.class_of]
-    told, found = _same_labels(coupling, slim, kept)
+    expected_source, slim_source = _same_labels(coupling, slim, kept)
     checked: dict[tuple[int, int], bool] = {}  # many values carry the very same track
 
     def agree(track: Labels, slim_track: Labels) -> bool:
         key = id(track), id(slim_track)
         if key not in checked:
-            checked[key] = _agree(track, left, told, found[slim_track])
+            checked[key] = _agree(track, left, expected_source, slim_source[slim_track])
         return checked[key]
 
     for graph, tracks, slim_graph, slim_tracks in zip(wide.graphs, wide.tracks, narrow.graphs, narrow.tracks,
@@ -47,38 +47,39 @@ def out_of_order(coupling: Coupling, slim: Coupling, stays: NDArray[np.bool_],
             for value, slim_value in zip(op.outputs, after.outputs, strict=True):
                 if value is None or slim_value is None:
                     continue
-                own, other = tracks.get(value.id, ()), slim_tracks.get(slim_value.id, ())
-                if len(own) != len(other) or not all(map(agree, own, other)):
-                    return op.where, frozenset(one for track in own for one in np.unique(wide.class_of[track]).tolist())
-    misread = _misread(coupling, slim, kept, told, found)
+                op_tracks, other = tracks.get(value.id, ()), slim_tracks.get(slim_value.id, ())
+                if len(op_tracks) != len(other) or not all(map(agree, op_tracks, other)):
+                    return op.where, frozenset(
+                        label for track in op_tracks for label in np.unique(wide.class_of[track]).tolist())
+    misread = _misread(coupling, slim, kept, expected_source, slim_source)
     return ("", misread) if misread else None
 
 
 def _same_labels(coupling: Coupling, slim: Coupling,
                  kept: Mapping[str, Mapping[int, tuple[int, ...]]]) -> tuple[Index, Index]:
     """The original's labels that parameters tell of (others are -1), and for each slim label the original's it is."""
-    told = np.full(coupling.builder.space.num_labels, -1, dtype=np.int64)
-    found = np.full(slim.builder.space.num_labels, -1, dtype=np.int64)
+    expected_source = np.full(coupling.builder.space.num_labels, -1, dtype=np.int64)
+    slim_source = np.full(slim.builder.space.num_labels, -1, dtype=np.int64)
     home = {(touch.name, touch.dim): touch.labels for touch in coupling.builder.space.labeled_dims}
     for labels in home.values():
-        told[labels] = labels
+        expected_source[labels] = labels
     for touch in slim.builder.space.labeled_dims:
         before, index = home[touch.name, touch.dim], kept.get(touch.name, {}).get(touch.dim)
-        found[touch.labels] = before if index is None else before[list(index)]
-    return told, found
+        slim_source[touch.labels] = before if index is None else before[list(index)]
+    return expected_source, slim_source
 
 
-def _agree(track: Labels, left: NDArray[np.bool_], told: Index, found: Index) -> bool:
+def _agree(track: Labels, left: NDArray[np.bool_], expected_source: Index, slim_source: Index) -> bool:
     """Whether a slim value's channels are those of the original's that are left.
 
     They may have changed places, as the weights that make them say; where a channel comes several times (its copies go
     different ways), each must be in its place.
     """
-    if track.ndim != found.ndim:
+    if track.ndim != slim_source.ndim:
         return False
     widest = widest_dim(track)
     before = np.moveaxis(track, widest, -1)
-    expected, slim = told[before[left[before]]], np.moveaxis(found, widest, -1).ravel()
+    expected, slim = expected_source[before[left[before]]], np.moveaxis(slim_source, widest, -1).ravel()
     if len(expected) != len(slim):
         return False
     if np.array_equal(expected, slim):
@@ -95,14 +96,14 @@ def _runs(labels: Index) -> Index:
 
 
 def _misread(coupling: Coupling, slim: Coupling, kept: Mapping[str, Mapping[int, tuple[int, ...]]],
-             told: Index, found: Index) -> frozenset[int]:
+             expected_source: Index, slim_source: Index) -> frozenset[int]:
     """Classes of the first dimension whose slim indices meet other channels than the original's that they are."""
     wide, narrow = coupling.builder, slim.builder
     origin, slim_origin = wide.source_labels(), narrow.source_labels()
     home = {(touch.name, touch.dim): touch.labels for touch in wide.space.labeled_dims}
     for touch in narrow.space.labeled_dims:
         labels, index = home[touch.name, touch.dim], kept.get(touch.name, {}).get(touch.dim)
-        own = labels if index is None else labels[list(index)]
-        if not np.array_equal(told[origin[own]], found[slim_origin[touch.labels]]):
+        kept_labels = labels if index is None else labels[list(index)]
+        if not np.array_equal(expected_source[origin[kept_labels]], slim_source[slim_origin[touch.labels]]):
             return frozenset(wide.class_of[labels].tolist())
     return frozenset()

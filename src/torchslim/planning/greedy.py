@@ -65,11 +65,11 @@ class GreedyState:
         for dim, labels in enumerate(self.cost.dims):
             owners = owner[labels]
             for index in np.unique(owners[owners >= 0]).tolist():
-                own, unit = labels[owners == index], self.units[index]
+                unit_labels, unit = labels[owners == index], self.units[index]
                 if unit.tied:
-                    narrowing[index][dim] = len(own) * (1 - unit.widths / unit.widths[0])
+                    narrowing[index][dim] = len(unit_labels) * (1 - unit.widths / unit.widths[0])
                 else:
-                    counts = np.bincount(rank[own], minlength=len(unit.classes))
+                    counts = np.bincount(rank[unit_labels], minlength=len(unit.classes))
                     narrowing[index][dim] = np.concatenate([[0], np.cumsum(counts)])[unit.widths[0] - unit.widths]
         return narrowing
 
@@ -259,11 +259,11 @@ def _exchange(state: GreedyState, latest_first: Sequence[int], start: Sequence[i
         cheapest = float(state.scores[index][level] - state.scores[index][level - 1])
         replacement = (index, level)
         for other in range(len(state.units)):
-            own, costs = state.levels[other], state.costs(other)
-            enough = np.flatnonzero(costs[own] - costs[own + 1:] >= state.total - maximum)
+            other_level, costs = state.levels[other], state.costs(other)
+            enough = np.flatnonzero(costs[other_level] - costs[other_level + 1:] >= state.total - maximum)
             if other != index and len(enough):
-                lower = own + 1 + int(enough[0])
-                loss = float(state.scores[other][lower] - state.scores[other][own])
+                lower = other_level + 1 + int(enough[0])
+                loss = float(state.scores[other][lower] - state.scores[other][other_level])
                 if loss < cheapest:
                     cheapest, replacement = loss, (other, lower)
         before, shares_before = state.levels[replacement[0]], shares.copy()

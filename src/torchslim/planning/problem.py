@@ -85,10 +85,10 @@ def prepare(model: nn.Module, inputs: Inputs, options: PlanOptions, data: Iterab
     coupling = couple(trace_modes(model, inputs), options.coupling_options)
     if original is None:
         return PlanningProblem(model, inputs, coupling, evidence)
-    whole = unwrap(original)
-    before = couple(trace_modes(whole, inputs), options.coupling_options)
+    original_model = unwrap(original)
+    before = couple(trace_modes(original_model, inputs), options.coupling_options)
     _check_is_cut_of(before, coupling)
-    return PlanningProblem(model, inputs, coupling, evidence, OriginalNetwork(whole, before))
+    return PlanningProblem(model, inputs, coupling, evidence, OriginalNetwork(original_model, before))
 
 
 def _check_is_cut_of(original: Coupling, coupling: Coupling) -> None:

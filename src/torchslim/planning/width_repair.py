@@ -52,7 +52,7 @@ def run_at_widths(model: nn.Module, inputs: Inputs, coupling: Coupling, shares: 
             attribute_updates: Sequence[AttributeUpdate]) -> SlimRun:
     """Run the model at slim widths and compare every shape with what the labels foresee."""
     graphs: list[Graph] = []
-    for place, labeled in enumerate(coupling.labeled_graphs):
+    for index, labeled in enumerate(coupling.labeled_graphs):
         reason = ""
         ops: Sequence[Op]
         with resized(model, sizes, attribute_updates):
@@ -66,24 +66,24 @@ def run_at_widths(model: nn.Module, inputs: Inputs, coupling: Coupling, shares: 
             mismatch = min(len(ops), len(labeled.graph.ops) - 1)
         if mismatch is not None or graph is None:
             op = labeled.graph.ops[mismatch or 0]
-            return SlimRun(tuple(graphs), labeled, op, reason or f"remembers a width in {op.where}", (place, op.index))
+            return SlimRun(tuple(graphs), labeled, op, reason or f"remembers a width in {op.where}", (index, op.index))
         graphs.append(graph)
     return SlimRun(tuple(graphs), None, None, "", (len(graphs), 0))
 
 
 def _first_mismatch(labeled: LabeledGraph, ops: Sequence[Op], shares: Shares) -> int | None:
     """The first operation whose result has another shape than expected, or that is another operation."""
-    for place, (original, op) in enumerate(zip(labeled.graph.ops, ops, strict=False)):
+    for index, (original, op) in enumerate(zip(labeled.graph.ops, ops, strict=False)):
         if original.name != op.name or len(original.outputs) != len(op.outputs):
-            return _before_whole_views(labeled.graph.ops, place)
+            return _before_whole_views(labeled.graph.ops, index)
         if is_arithmetic(op) and _numbers(original) != _numbers(op):
-            return place
+            return index
         for before, after in zip(original.outputs, op.outputs, strict=True):
             if before is None or after is None:
                 continue
             expected = labeled.shape(before, shares) if before.id in labeled.tracks else before.shape
             if expected != after.shape and not before.static:
-                return place
+                return index
     return None
 
 
@@ -112,9 +112,9 @@ def repair_widths(model: nn.Module, inputs: Inputs, coupling: Coupling, shares: 
     while run.op is not None and run.labeled is not None:
         better = None
         for candidates in _possible_updates(model, run.labeled, run.op, shares, current):
-            found = run_at_widths(model, inputs, coupling, shares, sizes, [*current, *candidates])
-            if found.progress > run.progress:
-                better = found, candidates
+            slim_run = run_at_widths(model, inputs, coupling, shares, sizes, [*current, *candidates])
+            if slim_run.progress > run.progress:
+                better = slim_run, candidates
                 break
         if better is None:
             break
@@ -126,7 +126,7 @@ def repair_widths(model: nn.Module, inputs: Inputs, coupling: Coupling, shares: 
 
 
 def _repair_sister_modules(model: nn.Module, inputs: Inputs, coupling: Coupling, shares: Shares, sizes: Sizes,
-                           run: SlimRun, current: list[AttributeUpdate], found: Sequence[AttributeUpdate],
+                           run: SlimRun, current: list[AttributeUpdate], updates: Sequence[AttributeUpdate],
                            failed_op: Op) -> tuple[SlimRun, list[AttributeUpdate]]:
     """What one module needed, others of its class will: update them together, if that helps.
 
@@ -134,7 +134,7 @@ def _repair_sister_modules(model: nn.Module, inputs: Inputs, coupling: Coupling,
     """
     if run.op is None:
         return run, current
-    kinds = {(type(model.get_submodule(update.module)), update.attribute) for update in found}
+    kinds = {(type(model.get_submodule(update.module)), update.attribute) for update in updates}
     extra: list[AttributeUpdate] = []
     for labeled in coupling.labeled_graphs:
         for op in labeled.graph.ops:
@@ -161,11 +161,11 @@ def _possible_updates(model: nn.Module, labeled: LabeledGraph, op: Op, shares: S
     path = op.module
     while True:
         module = model.get_submodule(path)
-        found = [AttributeUpdate(path, key, _plain(item), new) for key, item in module.__dict__.items()
+        updates = [AttributeUpdate(path, key, _plain(item), new) for key, item in module.__dict__.items()
                  if (path, key) not in taken and (new := _new_value(item, pool)) is not None]
-        yield from ([update] for update in found)
-        if len(found) > 1:
-            yield found
+        yield from ([update] for update in updates)
+        if len(updates) > 1:
+            yield updates
         if not path:
             return
         path = path.rpartition(".")[0]
@@ -202,12 +202,12 @@ def _parts(labeled: LabeledGraph, op: Op, shares: Shares) -> dict[tuple[int, ...
     return {before: after for before, after in zip(old, new, strict=True) if before != after}
 
 
-def _kept_before(labeled: LabeledGraph, value: Value, dim: int, place: int, shares: Shares) -> int:
+def _kept_before(labeled: LabeledGraph, value: Value, dim: int, index: int, shares: Shares) -> int:
     for track in labeled.tracks.get(value.id, ()):
         if track.shape[dim] > 1:
             rows = np.moveaxis(shares[track], dim, -1).reshape(-1, track.shape[dim])
-            return round(float(rows[0, :place].sum()))
-    return place
+            return round(float(rows[0, :index].sum()))
+    return index
 
 
 def _new_value(item: Any, pool: _WidthsSeen) -> int | tuple[int, ...] | None:

@@ -125,7 +125,7 @@ class KeptChannelsMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if value.name:
             return {dim: np.flatnonzero(self.kept[touch.labels]) for (name, dim), touch in self.labeled_dims.items()
                     if name == value.name}
-        found: dict[int, Index] = {}
+        indices: dict[int, Index] = {}
         for track in self.labeled.tracks.get(value.id, ()):
             for dim in range(track.ndim):
                 if track.shape[dim] > 1:
@@ -133,8 +133,8 @@ class KeptChannelsMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     if not (rows == rows[0]).all():
                         raise ProofError("verify: an operation mixes rows that keep different channels; this "
                                          "approximate cut can't be compared")
-                    found[dim] = np.flatnonzero(rows[0])
-        return found
+                    indices[dim] = np.flatnonzero(rows[0])
+        return indices
 
     def _narrow(self, tensor: Any, recorded: Any) -> Any:
         if not isinstance(recorded, Value):

@@ -109,8 +109,8 @@ def _needs_kept_channels_mode(model: nn.Module, inputs: Inputs, plan: Plan) -> b
     """Whether zeros in the readers don't silence all: channels are mixed, or weights are computed from the readers."""
     if plan.settings.get("allow_approximate"):
         return True
-    own = {name for name, _ in plan.readers if not _is_layer(model, name)}
-    return bool(own) and is_transformed_before_read(model, inputs, own)
+    names = {name for name, _ in plan.readers if not _is_layer(model, name)}
+    return bool(names) and is_transformed_before_read(model, inputs, names)
 
 
 def _is_layer(model: nn.Module, name: str) -> bool:
@@ -212,13 +212,13 @@ def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     return list(tensors_in(output))
 
 
-def _error(expected: Tensor, found: Tensor, where: str) -> float:
-    if expected.shape != found.shape:
-        raise ProofError(f"verify: `{where}` gives {tuple(found.shape)} in the slim network, and "
+def _error(expected: Tensor, output: Tensor, where: str) -> float:
+    if expected.shape != output.shape:
+        raise ProofError(f"verify: `{where}` gives {tuple(output.shape)} in the slim network, and "
                          f"{tuple(expected.shape)} in the original with the removed channels taken out")
     if not expected.numel():
         return 0.0
-    if not (torch.isfinite(expected).all() and torch.isfinite(found).all()):
+    if not (torch.isfinite(expected).all() and torch.isfinite(output).all()):
         raise ProofError(f"verify: {where} is not finite; check the network's weights and the inputs")
-    difference = float((expected.double() - found.double()).abs().max())
+    difference = float((expected.double() - output.double()).abs().max())
     return difference / max(float(expected.double().abs().max()), torch.finfo(torch.float64).tiny)

@@ -111,7 +111,7 @@ def _lines(name: str, title: str, lengths: Sequence[int], phases: Sequence[Seque
     top, epochs = 8.0, sum(lengths)
     high = max([grid[-1], *(value for phase in phases for value in phase if math.isfinite(value))])
 
-    def place(value: float) -> float:
+    def y_of(value: float) -> float:
         return top + HEIGHT * (1 - (value - grid[0]) / ((high - grid[0]) or 1))
 
     bands, drawn, done = [], [], 0
@@ -120,7 +120,7 @@ def _lines(name: str, title: str, lengths: Sequence[int], phases: Sequence[Seque
             bands.append(tag("rect", cls="band", x=percent_of(done, epochs), y=top, height=HEIGHT,
                              width=percent_of(length, epochs)))
         # A value that is not finite leaves a gap; a line through it would invent one.
-        spots = [f"{coordinate(100 * (done + epoch + 0.5) / epochs)} {coordinate(place(value))}"
+        spots = [f"{coordinate(100 * (done + epoch + 0.5) / epochs)} {coordinate(y_of(value))}"
                  if math.isfinite(value) else "" for epoch, value in subsample(phase, MOST_POINTS)]
         path = "".join(("L" if before else "M") + spot
                        for before, spot in zip(["", *spots], spots, strict=False) if spot)
@@ -138,7 +138,7 @@ def _lines(name: str, title: str, lengths: Sequence[int], phases: Sequence[Seque
     stretched = tag("svg", join(drawn), viewBox=f"0 0 100 {coordinate(top + HEIGHT + 8)}",
                     preserveAspectRatio="none", width="100%", height=top + HEIGHT + 8)
     text = f"{len(phases)} phases, {epochs} epochs in all; the table has the values."
-    body = join(bands) + y_axis(grid, label, place) + stretched + numbers
+    body = join(bands) + y_axis(grid, label, y_of) + stretched + numbers
     return _plot(name, title, text, top + HEIGHT, body)
 
 
@@ -168,30 +168,30 @@ def score_histogram(name: str, scores: ScoreHistogram) -> Markup:
     top = 22.0
     bins = list(zip(scores.edges, scores.edges[1:], scores.kept, scores.removed, strict=False))
     left, right = (scores.edges[0], scores.edges[-1]) if bins else (0.0, 1.0)
-    whole = right - left
+    span = right - left
     most = max((kept + removed for _, _, kept, removed in bins), default=0)
     grid = [value for value in ticks(0, max(1, most), 4) if value == int(value)]
 
-    def place(value: float) -> float:
+    def y_of(value: float) -> float:
         return top + HEIGHT * (1 - value / grid[-1])
 
     drawn = []
     for low, high, kept, removed in bins:
         for kind, start, end in (("after", 0, kept), ("removed", kept, kept + removed)):
             if end > start:
-                drawn.append(tag("rect", cls=f"{kind} bin", x=percent_of(low - left, whole), y=place(end),
-                                 width=percent_of(high - low, whole), height=place(start) - place(end)))
-    numbers = [tag("text", f"{value:.4g}", cls="tick", x=percent_of(value - left, whole), y=top + HEIGHT + 18,
+                drawn.append(tag("rect", cls=f"{kind} bin", x=percent_of(low - left, span), y=y_of(end),
+                                 width=percent_of(high - low, span), height=y_of(start) - y_of(end)))
+    numbers = [tag("text", f"{value:.4g}", cls="tick", x=percent_of(value - left, span), y=top + HEIGHT + 18,
                    text_anchor="middle")
                for value in ticks(left, right) if left <= value <= right + 1e-9 * abs(right)]
     rule = Markup("")
     if scores.threshold is not None and left <= scores.threshold <= right:
-        at = percent_of(scores.threshold - left, whole)
-        side = "start" if scores.threshold - left < 0.6 * whole else "end"
+        at = percent_of(scores.threshold - left, span)
+        side = "start" if scores.threshold - left < 0.6 * span else "end"
         rule = (tag("line", cls="rule", x1=at, x2=at, y1=top - 6, y2=top + HEIGHT)
                 + tag("text", f"threshold {scores.threshold:.3g}", cls="mark", x=at, y=12,
                       text_anchor=side))
-    body = y_axis(grid, lambda value: f"{value:g}", place) + join(drawn) + rule + join(numbers)
+    body = y_axis(grid, lambda value: f"{value:g}", y_of) + join(drawn) + rule + join(numbers)
     text = f"{sum(scores.kept)} channels kept, {sum(scores.removed)} removed."
     return _plot(name, f"Channels by score: {scores.label}", text, top + HEIGHT, body)
 

@@ -78,13 +78,13 @@ def headline(record: Record) -> list[HeadlinePart]:
     if before.accuracy is not None and after.accuracy is not None:
         change = f"{units.percent(before.accuracy)} → {units.percent(after.accuracy)}"
         parts.append(HeadlinePart("accuracy", change))
-    found = units.format_scientific(record.proof_error, 0)
+    error = units.format_scientific(record.proof_error, 0)
     if not math.isfinite(record.proof_error):
         parts.append(HeadlinePart("the cut", "not proven"))
     elif record.proof_error > EXACT:
-        parts.append(HeadlinePart("the cut approximate to", found))
+        parts.append(HeadlinePart("the cut approximate to", error))
     else:
-        parts.append(HeadlinePart("proven equal to", found if record.proof_error else "the last bit"))
+        parts.append(HeadlinePart("proven equal to", error if record.proof_error else "the last bit"))
     return parts
 
 
@@ -149,23 +149,23 @@ def proof_text(record: Record) -> str:
     method = ("Removing a channel must equal silencing it: in a float64 copy of the original network, every "
               "weight that reads a removed channel was set to zero, and the cut network ran beside it on the "
               "same inputs.")
-    found = ("The largest relative difference between their outputs, and between those of every layer on the way, "
+    comparison = ("The largest relative difference between their outputs, and between those of every layer on the way, "
              f"is {units.format_error(record.proof_error)}")
     if not math.isfinite(record.proof_error):
         return f"{method} The difference between their outputs is not a number, so nothing is proven."
     if record.proof_error == 0:
         return f"{method} Their outputs are equal to the last bit: the cut is exactly what the plan names."
     if record.proof_error > EXACT:
-        return (f"{method} {found}: more than rounding, so the cut is an approximation, and part of what "
+        return (f"{method} {comparison}: more than rounding, so the cut is an approximation, and part of what "
                 "changed in accuracy may be due to it.")
-    return (f"{method} {found}: rounding and no more, so the cut took out what the plan names and nothing "
+    return (f"{method} {comparison}: rounding and no more, so the cut took out what the plan names and nothing "
             "else.")
 
 
 def measured_errors(record: Record) -> list[tuple[str, float]]:
     """The measured errors, for the rule."""
-    found = [("cut against silenced", record.proof_error)]
-    return found if record.onnx_error is None else [*found, ("ONNX against PyTorch", record.onnx_error)]
+    errors = [("cut against silenced", record.proof_error)]
+    return errors if record.onnx_error is None else [*errors, ("ONNX against PyTorch", record.onnx_error)]
 
 
 def channel_bars(layers: Sequence[LayerChange]) -> list[charts.Bar]:
@@ -195,22 +195,22 @@ def _before_after(before: str, after: str) -> str:
 
 def group_by_reason(entries: Sequence[LeftAlone]) -> list[ReasonGroup]:
     """What was left alone by reason, in the order in which the reasons first come up."""
-    found: dict[str, list[LeftAlone]] = {}
+    by_reason: dict[str, list[LeftAlone]] = {}
     for entry in entries:
-        found.setdefault(entry.reason, []).append(entry)
-    return [ReasonGroup(text, tuple(group)) for text, group in found.items()]
+        by_reason.setdefault(entry.reason, []).append(entry)
+    return [ReasonGroup(text, tuple(group)) for text, group in by_reason.items()]
 
 
 def phase_summaries(curves: Sequence[TrainingCurve]) -> list[tuple[str, str]]:
     """Each phase of training, and how long it was and where it ended."""
-    told = []
+    summaries = []
     for curve in curves:
         epochs = max(len(curve.loss), len(curve.accuracy))
         text = f"{epochs} epoch{'' if epochs == 1 else 's'}"
         if curve.accuracy:
             text += f", ends at {units.percent(curve.accuracy[-1])}"
-        told.append((curve.phase, text))
-    return told
+        summaries.append((curve.phase, text))
+    return summaries
 
 
 def epoch_rows(curves: Sequence[TrainingCurve]) -> list[tuple[str, int, str, str]]:

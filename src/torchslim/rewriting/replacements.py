@@ -245,8 +245,8 @@ def fire(spec: LayerSpec, rule: Rule) -> ReplacementOrReason:
     centred = tuple(d * (k - 1) // 2 for d, k in zip(spec.dilation, spec.kernel, strict=True))
     if not all(k % 2 for k in spec.kernel) or spec.padding not in ("same", centred):
         return "its kernel has no middle that the padding puts on each position"
-    one = replace(spec.pointwise(squeezed, half, bias=spec.bias), stride=spec.stride)
-    return Replacement((("squeeze", spec.pointwise(spec.inputs, squeezed)), ("expand1", one),
+    expand1 = replace(spec.pointwise(squeezed, half, bias=spec.bias), stride=spec.stride)
+    return Replacement((("squeeze", spec.pointwise(spec.inputs, squeezed)), ("expand1", expand1),
                     ("expand3", replace(spec, inputs=squeezed, outputs=half))),
                    lambda weight: list(decomposition.fire_factors(weight, squeezed)), layout="fire")
 

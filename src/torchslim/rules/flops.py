@@ -39,9 +39,9 @@ def batch_norm(op: Op) -> int:
     return (6 if of_the_batch else 2) * op.inputs[0].numel
 
 
-def norm(place: int) -> Count:
+def norm(position: int) -> Count:
     """Mean, variance, difference and quotient; then a weight and a bias, if the argument at `place` is one."""
-    return lambda op: (5 if op.argument(place, "weight") is None else 7) * op.inputs[0].numel
+    return lambda op: (5 if op.argument(position, "weight") is None else 7) * op.inputs[0].numel
 
 
 def pooling(op: Op) -> int:

@@ -126,8 +126,8 @@ class LabelSpace:
         if not value.name:
             return self._tracks.get(value.id, ())
         dims = 2 if value.name in self.kernels else len(value.shape)
-        own = (self._state_dim(value, dim) for dim in range(dims) if value.shape[dim] > 1)
-        return tuple(labels for labels in own if labels is not None)
+        of_state = (self._state_dim(value, dim) for dim in range(dims) if value.shape[dim] > 1)
+        return tuple(labels for labels in of_state if labels is not None)
 
     def _state_dim(self, value: Value, dim: int) -> Labels | None:
         """The track of one dimension of a parameter, buffer or attribute, made when first asked for."""
@@ -223,9 +223,9 @@ class LabelSpace:
         """
         dim %= len(value.shape)
         if value.name:
-            own = self._state_dim(value, dim) if value.shape[dim] > 1 else None
-            return None if own is None else own.ravel()
-        found: Labels | None = None
+            state = self._state_dim(value, dim) if value.shape[dim] > 1 else None
+            return None if state is None else state.ravel()
+        result: Labels | None = None
         for track in self.tracks(value):
             if track.shape[dim] == 1:
                 continue
@@ -233,10 +233,10 @@ class LabelSpace:
                     else np.moveaxis(track, dim, -1).reshape(-1, track.shape[dim]))
             for row in rows[1:]:
                 self.union(rows[0], row)
-            if found is not None:
-                self.union(found, rows[0])
-            found = rows[0]
-        return found
+            if result is not None:
+                self.union(result, rows[0])
+            result = rows[0]
+        return result
 
     def only_along(self, value: Value, dim: int, op: Op, doing: str) -> Labels | None:
         """As `along`; labels that change along other dimensions alone are frozen."""
@@ -291,15 +291,15 @@ class LabelSpace:
         merged: list[Labels] = []
         carried: list[list[Labels]] = []
         for value in values:
-            own = [track.reshape((1,) * (ndim - track.ndim) + track.shape) for track in self.tracks(value)]
-            carried.append(own)
-            for track in own:
+            aligned = [track.reshape((1,) * (ndim - track.ndim) + track.shape) for track in self.tracks(value)]
+            carried.append(aligned)
+            for track in aligned:
                 self._merge_into(merged, track)
         for track in merged:
             dims = [dim for dim in range(ndim) if track.shape[dim] > 1]
-            for value, own, shape in zip(values, carried, shapes, strict=True):
-                whole = all(shape[dim] > 1 for dim in dims)
-                if (whole and not any(o.shape[dim] > 1 for o in own for dim in dims)
+            for value, aligned, shape in zip(values, carried, shapes, strict=True):
+                spans_all = all(shape[dim] > 1 for dim in dims)
+                if (spans_all and not any(o.shape[dim] > 1 for o in aligned for dim in dims)
                         and not self._label_expanded(value, track)):
                     self.freeze(track, f"meets a tensor that can't be cut in {op.where}")
         return tuple(merged)
@@ -315,11 +315,11 @@ class LabelSpace:
         return True
 
     def _merge_into(self, merged: list[Labels], track: Labels) -> None:
-        for place, other in enumerate(merged):
+        for index, other in enumerate(merged):
             if any(a > 1 and b > 1 for a, b in zip(track.shape, other.shape, strict=True)):
                 self.union(track, other)
                 if track.size > other.size:
-                    merged[place] = track
+                    merged[index] = track
                 return
         merged.append(track)
 

@@ -116,7 +116,7 @@ def _keep_kernel(space: LabelSpace, op: Op, weight: Value) -> None:
 def _as_convolution(op: Op) -> Op:
     """A deformable convolution as the plain one of the same weights."""
     x, weight, _, _, bias = op.args[:5]
-    stride, padding, dilation = (op.args[place:place + 2] for place in (5, 7, 9))
+    stride, padding, dilation = (op.args[position:position + 2] for position in (5, 7, 9))
     return replace(op, args=(x, weight, bias, stride, padding, dilation, False, (0, 0), op.args[11]))
 
 
@@ -181,14 +181,14 @@ def _outer(space: LabelSpace, value: Value, inner: int) -> Tracks:
 
 
 def _plus_bias(space: LabelSpace, op: Op, bias: Value, tracks: Tracks) -> Tracks:
-    own = space.along(bias, -1, op) if bias.shape else None
+    bias_labels = space.along(bias, -1, op) if bias.shape else None
     columns = next((t for t in tracks if t.shape[-1] > 1), None)
     if columns is None:
-        if own is not None:
-            space.freeze(own, f"added to channels that can't be cut in {op.where}")
+        if bias_labels is not None:
+            space.freeze(bias_labels, f"added to channels that can't be cut in {op.where}")
         return tracks
     flat = _along_last(columns, space)
-    space.tie(own, flat, op, "added to a bias that can't be cut")
+    space.tie(bias_labels, flat, op, "added to a bias that can't be cut")
     return tracks
 
 

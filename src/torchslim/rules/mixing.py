@@ -81,7 +81,7 @@ def reduction(space: LabelSpace, op: Op) -> None:
     dims = op.argument(2 if op.name in _ORDER_FIRST else 1, "dim")
     dims = range(ndim) if dims is None or dims == () or dims == [] else [dims] if isinstance(dims, int) else dims
     dims = sorted({dim % ndim for dim in dims}) if ndim else []
-    tracks = [one for t in space.tracks(x) if (one := _reduced(space, t, dims, op)) is not None]
+    tracks = [reduced for t in space.tracks(x) if (reduced := _reduced(space, t, dims, op)) is not None]
     for out in op.outputs:
         if out is not None:
             gone = tuple(dims) if len(out.shape) < ndim else ()
@@ -111,9 +111,9 @@ def softmax(space: LabelSpace, op: Op) -> None:
     x, dim = op.args[:2]
     tracks = []
     for track in space.tracks(x):
-        one = _reduced(space, track, [dim % track.ndim], op)
-        if one is not None:
-            tracks.append(squeeze_equal(np.broadcast_to(one, track.shape)))
+        reduced = _reduced(space, track, [dim % track.ndim], op)
+        if reduced is not None:
+            tracks.append(squeeze_equal(np.broadcast_to(reduced, track.shape)))
         elif space.options.allow_approximate:
             tracks.append(track)
     space.set(op.output, tracks)

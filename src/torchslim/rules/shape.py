@@ -122,7 +122,7 @@ def repeat(space: LabelSpace, op: Op) -> None:
 def slices(space: LabelSpace, op: Op) -> None:
     """aten.slice(x, dim, start, end, step)."""
     x = op.args[0]
-    dim, start, end, step = (op.argument(place, name, default) for place, name, default in (
+    dim, start, end, step = (op.argument(position, name, default) for position, name, default in (
         (1, "dim", 0), (2, "start", None), (3, "end", None), (4, "step", 1)))
     tracks = []
     for track in space.tracks(x):
@@ -148,12 +148,12 @@ def narrow(space: LabelSpace, op: Op) -> None:
 
 def _like_its_siblings(space: LabelSpace, track: Labels, start: int, size: int, step: int) -> None:
     """A slice that is one of n equal parts (`x[:, :c // 2]`, `x[:, ::2]`): they lose equally many, as in a chunk."""
-    whole = track.size
-    if size <= 1 or max(track.shape) < whole or whole % size:
+    extent = track.size
+    if size <= 1 or max(track.shape) < extent or extent % size:
         return
     if step == 1 and start % size == 0:
         space.equal_groups(track.reshape(-1, size), least=2)
-    elif step * size == whole and 0 <= start < step:
+    elif step * size == extent and 0 <= start < step:
         space.equal_groups(track.reshape(size, step).T, least=2)
 
 
@@ -227,9 +227,9 @@ def unbind(space: LabelSpace, op: Op) -> None:
     for track in space.tracks(x):
         if track.shape[dim] > 1:
             _by_position(space, track, dim, op)
-    for place, out in enumerate(op.outputs):
+    for index, out in enumerate(op.outputs):
         if out is not None:
-            space.set(out, [np.asarray(t.take(place if t.shape[dim] > 1 else 0, axis=dim)) for t in space.tracks(x)])
+            space.set(out, [np.asarray(t.take(index if t.shape[dim] > 1 else 0, axis=dim)) for t in space.tracks(x)])
 
 
 def cat(space: LabelSpace, op: Op) -> None:
@@ -252,14 +252,14 @@ def stack(space: LabelSpace, op: Op) -> None:
 
 
 def _join(space: LabelSpace, op: Op, values: list[Value], dim: int, tracks: list[tuple[Labels, ...]]) -> None:
-    own = [[t for t in ts if t.shape[dim] > 1] for ts in tracks]
+    spanning = [[t for t in ts if t.shape[dim] > 1] for ts in tracks]
     rest = [tuple(t for t in ts if t.shape[dim] == 1) for ts in tracks]
-    if not any(own):
+    if not any(spanning):
         space.set(op.output, _cut_alike(space, op, rest))
         return
-    others = {d for ts in own for t in ts for d in range(t.ndim) if d != dim and t.shape[d] > 1}
+    others = {d for ts in spanning for t in ts for d in range(t.ndim) if d != dim and t.shape[d] > 1}
     parts = []
-    for value, along in zip(values, own, strict=True):
+    for value, along in zip(values, spanning, strict=True):
         labels = along[0] if along else _staying(space, value, dim, op)
         for extra in along[1:]:
             space.union(labels, extra)

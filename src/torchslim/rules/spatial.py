@@ -61,12 +61,12 @@ def pad(space: LabelSpace, op: Op) -> None:
 
 def _pad_dim(space: LabelSpace, track: Labels, dim: int, before: int, after: int, op: Op) -> Labels:
     parts = [track]
-    for size, place in ((before, 0), (after, len(parts))):
+    for size, index in ((before, 0), (after, len(parts))):
         if size:
             labels = space.new_labels(size).reshape([size if d == dim else 1 for d in range(track.ndim)])
             space.freeze(labels, f"padded channels in {op.where}")
             full = [size if d == dim else s for d, s in enumerate(track.shape)]
-            parts.insert(place, np.broadcast_to(labels, full)) if place == 0 else parts.append(
+            parts.insert(index, np.broadcast_to(labels, full)) if index == 0 else parts.append(
                 np.broadcast_to(labels, full))
     return np.concatenate(parts, axis=dim)
 

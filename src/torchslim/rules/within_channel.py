@@ -23,8 +23,8 @@ def moves_within_channels(op: Op, tracks: Sequence[Labels]) -> bool:
     name, x = plain_name(op.name).removeprefix("aten."), op.args[0] if op.args else None
     if not isinstance(x, Value) or not tracks:
         return False
-    own = [track for track in tracks if track.ndim == len(x.shape)]  # positions have tracks of their own
-    plain = [dim for dim, size in enumerate(x.shape) if size > 1 and all(track.shape[dim] == 1 for track in own)]
+    spanning = [track for track in tracks if track.ndim == len(x.shape)]  # positions have tracks of their own
+    plain = [dim for dim, size in enumerate(x.shape) if size > 1 and all(track.shape[dim] == 1 for track in spanning)]
     if name in _DIMS:
         dims = op.argument(*_DIMS[name], default=0)
         named = [dims] if isinstance(dims, int) else dims
@@ -43,5 +43,5 @@ def _reordered(op: Op, dims: Labels) -> list[int]:
         return [int(dims[dim]) for dim in op.args[1]]
     a, b = op.args[1:3] if len(op.args) > 2 else (0, -1)
     dims[a], dims[b] = dims[b], dims[a]
-    found: list[int] = dims.tolist()
-    return found
+    order: list[int] = dims.tolist()
+    return order

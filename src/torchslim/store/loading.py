@@ -118,11 +118,11 @@ def _rebuild(path: Path, source: str | None, trust: bool) -> nn.Module:
 
 def _compare(path: Path, slim: nn.Module, stored: Mapping[str, Tensor], what: str) -> None:
     wanted = slim.state_dict()
-    found = {name: (format_shape(stored[name].shape) if name in stored else "nothing",
+    stored_shapes = {name: (format_shape(stored[name].shape) if name in stored else "nothing",
                     format_shape(wanted[name].shape) if name in wanted else "nothing")
              for name in dict.fromkeys([*wanted, *stored])}
     wrong = [f"{name}: {mine} in the file, {theirs} in the model"
-             for name, (mine, theirs) in found.items() if mine != theirs]
+             for name, (mine, theirs) in stored_shapes.items() if mine != theirs]
     if wrong:
         more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
         raise CheckpointError(f"{path}: made for another model than {what}: {'; '.join(wrong[:3])}{more}; "

@@ -91,22 +91,22 @@ def _stored(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
             aliases[name] = first[identity]
             continue
         first[identity] = name
-        own = value.detach().cpu().contiguous()
+        stored = value.detach().cpu().contiguous()
         # a view of a larger tensor takes a copy, for the format refuses storage that is shared in part
-        tensors[name] = own if own.untyped_storage().nbytes() == own.nbytes else own.clone()
+        tensors[name] = stored if stored.untyped_storage().nbytes() == stored.nbytes else stored.clone()
     return tensors, aliases
 
 
 def _check_storable(name: str, value: object) -> None:
     if not isinstance(value, Tensor):
-        found = f"extra state of type {type(value).__name__}"
+        description = f"extra state of type {type(value).__name__}"
     elif value.is_meta:
-        found = "a tensor on the meta device"
+        description = "a tensor on the meta device"
     elif value.is_quantized or value.layout != torch.strided:
-        found = "a quantised or sparse tensor"
+        description = "a quantised or sparse tensor"
     else:
         return
-    raise RequestError(f"{name}: {found} can't be stored; wanted an ordinary tensor with data")
+    raise RequestError(f"{name}: {description} can't be stored; wanted an ordinary tensor with data")
 
 
 def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:

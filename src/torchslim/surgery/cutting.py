@@ -159,17 +159,17 @@ def _memory_format(tensor: Tensor) -> torch.memory_format:
 def _update_attribute(model: nn.Module, update: AttributeUpdate) -> None:
     try:
         owner = model.get_submodule(update.module)
-        found = getattr(owner, update.attribute)
+        value = getattr(owner, update.attribute)
     except AttributeError as error:
         raise PlanError(f"`{update.module}.{update.attribute}`: the plan updates this attribute and the model has "
                         "none; apply the plan to the model that it was made for") from error
-    plain = tuple(found) if isinstance(found, list | tuple) else found
+    plain = tuple(value) if isinstance(value, list | tuple) else value
     if plain != update.old:
-        raise PlanError(f"`{update.module}.{update.attribute}`: is {found}, the plan expects {update.old}; "
+        raise PlanError(f"`{update.module}.{update.attribute}`: is {value}, the plan expects {update.old}; "
                         "apply the plan to the model that it was made for")
     new: Any = update.new
-    if isinstance(found, list | tuple) and isinstance(update.new, tuple):
-        new = type(found)(update.new) if type(found) in (list, tuple, torch.Size) else update.new
+    if isinstance(value, list | tuple) and isinstance(update.new, tuple):
+        new = type(value)(update.new) if type(value) in (list, tuple, torch.Size) else update.new
     setattr(owner, update.attribute, new)
 
 

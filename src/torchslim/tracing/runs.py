@@ -59,14 +59,14 @@ def _held_by(item: object, model: nn.Module) -> str:
     """The class of a module of the model that a function, or one of a list of functions, closes over."""
     functions = [part for part in (item if isinstance(item, list | tuple) else [item])
                  if isinstance(part, FunctionType)]
-    own = set(model.modules()) if functions else set()
+    modules = set(model.modules()) if functions else set()
     for function in functions:
         for cell in function.__closure__ or ():
             try:
                 held = cell.cell_contents
             except ValueError:  # not filled yet
                 continue
-            if isinstance(held, nn.Module) and held in own:
+            if isinstance(held, nn.Module) and held in modules:
                 return type(held).__name__
     return ""
 

@@ -132,9 +132,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _add_state(self, tensors: Iterable[tuple[str, str, Tensor]]) -> None:
         for kind, name, tensor in tensors:
-            found = self.known.get(id(tensor))
-            if found is not None:
-                self.aliases[name] = found[1].name
+            value = self.known.get(id(tensor))
+            if value is not None:
+                self.aliases[name] = value[1].name
             else:
                 self.state[name] = self._new(tensor, kind, name=name, static=True)
 
@@ -149,9 +149,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return value
 
     def _value(self, tensor: Tensor) -> Value:
-        found = self.known.get(id(tensor))
-        if found is not None:
-            return found[1]
+        known = self.known.get(id(tensor))
+        if known is not None:
+            return known[1]
         self.has_unregistered_parameters |= isinstance(tensor, nn.Parameter)
         return self._new(tensor, "constant", static=True)
 
@@ -191,10 +191,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _output(self, tensor: Tensor | None, static: bool) -> Value | None:
         if tensor is None:
             return None
-        found = self.known.get(id(tensor))
+        known = self.known.get(id(tensor))
         # An in-place operation returns its argument: the same value, unless its shape has changed.
-        if found is not None and found[1].shape == tuple(tensor.shape):
-            return found[1]
+        if known is not None and known[1].shape == tuple(tensor.shape):
+            return known[1]
         return self._new(tensor, "operation", static=static)
 
     def _on_meta(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -203,7 +203,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if result is not None:
             return result
         tensors = [t for t in _flat((*args, *kwargs.values())) if t is not None]
-        persistent = any(found[1].name for t in tensors if (found := self.known.get(id(t))) is not None)
+        persistent = any(known[1].name for t in tensors if (known := self.known.get(id(t))) is not None)
         if tensors and not persistent and not any(t.is_meta for t in tensors):
             return func(*args, **kwargs)  # plain constants: their data may matter, and costs little
         if name in _READS_DATA and tensors:
@@ -216,12 +216,12 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _meta_copy(self, tensor: Tensor) -> Tensor:
         if tensor.is_meta:
             return tensor
-        found = self.meta_copies.get(id(tensor))
-        if found is None:
+        copy = self.meta_copies.get(id(tensor))
+        if copy is None:
             self._value(tensor)  # keeps it alive
-            found = self.meta_copies[id(tensor)] = torch.empty_like(tensor, device="meta", requires_grad=False)
-            self.originals[id(found)] = tensor
-        return found
+            copy = self.meta_copies[id(tensor)] = torch.empty_like(tensor, device="meta", requires_grad=False)
+            self.originals[id(copy)] = tensor
+        return copy
 
     def _original(self, tensor: Tensor) -> Tensor:
         """In-place operations on a tensor with a meta copy must give the tensor itself back to the model."""

@@ -61,9 +61,9 @@ def classes_of(spec: str, *datasets: Any) -> tuple[str, ...]:
 
 def _targets(dataset: Any) -> Sequence[Any]:
     for name in ("targets", "labels", "_labels"):
-        found = getattr(dataset, name, None)
-        if found is not None:
-            return found  # type: ignore[no-any-return]
+        targets = getattr(dataset, name, None)
+        if targets is not None:
+            return targets  # type: ignore[no-any-return]
     if hasattr(dataset, "tensors"):
         return dataset.tensors[-1]  # type: ignore[no-any-return]
     return [dataset[index][1] for index in range(len(dataset))]

@@ -102,8 +102,8 @@ def fit_gradually(model: nn.Module, data: Any, inputs: Inputs, *, macs: float | 
 
 def _check(cutting: Mapping[str, Any], budgets: Collection[str]) -> None:
     """Refuse options that `plan` does not have, or that are keywords of `fit_gradually`."""
-    own = {"model", "inputs", "original", *budgets}
-    known = [name for name in inspect.signature(plan).parameters if name not in own]
+    reserved = {"model", "inputs", "original", *budgets}
+    known = [name for name in inspect.signature(plan).parameters if name not in reserved]
     if not isinstance(cutting, Mapping):
         raise RequestError(f"fit_gradually: cutting={cutting!r} found, a dict of options of torchslim.plan wanted; try "
                            "{'round_to': 8}")

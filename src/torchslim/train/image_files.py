@@ -93,8 +93,8 @@ def _scan(spec: str, root: Path) -> tuple[tuple[str, ...], list[tuple[Path, int]
     """The classes of a folder and its pictures, sorted, so that every machine sees the same order."""
     folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     if len(folders) < 2:
-        found = f"one folder ({folders[0].name})" if folders else "no folder"
-        raise RequestError(f"{spec}: {root} holds {found}, at least 2 classes wanted; "
+        content = f"one folder ({folders[0].name})" if folders else "no folder"
+        raise RequestError(f"{spec}: {root} holds {content}, at least 2 classes wanted; "
                            "make a folder per class")
     files: list[tuple[Path, int]] = []
     for target, class_folder in enumerate(folders):

@@ -60,5 +60,5 @@ def _copied(item: Any, memo: dict[int, Any]) -> Any:
 @cache
 def _copies_plainly(kind: Any) -> bool:
     """True if a class says no more on how it is copied than `nn.Module` does."""
-    own = kind.__mro__[: kind.__mro__.index(nn.Module)]
-    return not any(name in base.__dict__ for base in own for name in _OWN_WAYS)
+    bases = kind.__mro__[: kind.__mro__.index(nn.Module)]
+    return not any(name in base.__dict__ for base in bases for name in _OWN_WAYS)

@@ -81,8 +81,8 @@ def to_values(value: Any, where: str) -> Any:
         return [to_values(entry, f"{where}[{index}]") for index, entry in enumerate(value)]
     if value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value)):
         return value
-    found = value if isinstance(value, float) else type(value).__name__
-    raise CheckpointError(f"{where}: {found} found, a JSON value wanted; convert it first, or leave it out")
+    got = value if isinstance(value, float) else type(value).__name__
+    raise CheckpointError(f"{where}: {got} found, a JSON value wanted; convert it first, or leave it out")
 
 
 def _finite(text: str) -> float:
@@ -95,9 +95,9 @@ def _finite(text: str) -> float:
 def _without_format(values: Any, where: str, remedy: str, version: int) -> dict[str, Any]:
     if not isinstance(values, dict) or "format" not in values:
         raise CheckpointError(f"{where}: no field 'format' found; {remedy}")
-    found = values["format"]
-    if type(found) is not int or found != version:
-        raise CheckpointError(f"{where}: format {found!r} found, {version} wanted; "
+    got = values["format"]
+    if type(got) is not int or got != version:
+        raise CheckpointError(f"{where}: format {got!r} found, {version} wanted; "
                               f"install a matching torchslim, or {remedy}")
     return {name: value for name, value in values.items() if name != "format"}
 

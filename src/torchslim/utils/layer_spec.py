@@ -63,7 +63,7 @@ class LayerSpec:
     def along(self, dim: int) -> LayerSpec:
         """The part of it that works along one dimension of the map, the others left as they are."""
         def only(sizes: Sizes, otherwise: int) -> Sizes:
-            return tuple(size if place == dim else otherwise for place, size in enumerate(sizes))
+            return tuple(size if index == dim else otherwise for index, size in enumerate(sizes))
 
         padding = self.padding if isinstance(self.padding, str) else only(self.padding, 0)
         return replace(self, kernel=only(self.kernel, 1), stride=only(self.stride, 1), padding=padding,
@@ -89,7 +89,7 @@ class LayerSpec:
             "bias": self.bias, "padding_mode": self.padding_mode}
         if self.transposed:
             common["output_padding"] = self.output_padding
-        kind = next(kind for kind, found in CONVOLUTIONS.items() if found == (self.dims, self.transposed))
+        kind = next(kind for kind, form in CONVOLUTIONS.items() if form == (self.dims, self.transposed))
         built: nn.Module = kind(**common)
         return built
 
@@ -119,14 +119,14 @@ _WAYS = ("forward", "_conv_forward", "_output_padding", "__call__", "_call_impl"
 
 def _kind(layer: nn.Module) -> type | None:
     """torch's own class that a layer is of; a subclass is taken for it that has nothing of its own to compute with."""
-    own = type(layer)
+    cls = type(layer)
     if "forward" in vars(layer):
         return None
     for kind in (nn.Linear, *CONVOLUTIONS):
-        if own is kind:
+        if cls is kind:
             return kind
-        if issubclass(own, kind) and not issubclass(own, LazyModuleMixin):
-            inherited = all(getattr(own, way, None) is getattr(kind, way, None) for way in _WAYS)
+        if issubclass(cls, kind) and not issubclass(cls, LazyModuleMixin):
+            inherited = all(getattr(cls, way, None) is getattr(kind, way, None) for way in _WAYS)
             held = set(layer._parameters) == {"weight", "bias"} and not layer._buffers and not layer._modules
             return kind if inherited and held else None
     return None

@@ -23,13 +23,13 @@ _PLAIN = frozenset({NoneType, bool, int, float, str, tuple, list, set, dict, Ord
 
 def named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Every module under each of its qualified names, parents first; "" is the model itself."""
-    stack, found = [("", model)], []
+    stack, modules = [("", model)], []
     while stack:
         prefix, module = stack.pop()
-        found.append((prefix, module))
+        modules.append((prefix, module))
         start = f"{prefix}." if prefix else ""
         stack += [(start + key, child) for key, child in reversed(module._modules.items()) if child is not None]
-    return found
+    return modules
 
 
 def names_of_modules(model: nn.Module) -> dict[nn.Module, str]:

@@ -25,9 +25,9 @@ def preserved(model: nn.Module, keep_buffers: bool) -> Iterator[None]:
         spaces += [module.__dict__, module._parameters, module._buffers, module._modules]
     saved = [(space, dict(space)) for space in spaces]
     # Lists and dicts are changed in place; a module's own registries are spaces by themselves.
-    own = {id(space) for space in spaces}
+    registries = {id(space) for space in spaces}
     inner = [(item, item.copy()) for space in spaces[::4] for item in space.values()
-             if (type(item) is list or type(item) is dict) and id(item) not in own]
+             if (type(item) is list or type(item) is dict) and id(item) not in registries]
     learning = [(parameter, parameter.requires_grad) for space in spaces[1::4] for parameter in space.values()
                 if parameter is not None]
     contents = [(b, b.detach().clone()) for b in model.buffers()] if keep_buffers else []

@@ -20,9 +20,9 @@ def coordinate(value: float) -> str:
     return (f"{value:.2f}".rstrip("0").rstrip(".") or "0") if math.isfinite(value) else "0"
 
 
-def percent_of(value: float, whole: float) -> str:
+def percent_of(value: float, total: float) -> str:
     """`value` as a percentage of `whole`, for a coordinate along x."""
-    return coordinate(100 * value / whole) + "%" if whole else "0%"
+    return coordinate(100 * value / total) + "%" if total else "0%"
 
 
 def join(parts: Iterable[str]) -> Markup:
@@ -59,10 +59,10 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
     return [at * step for at in range(first, last + 1)]
 
 
-def y_axis(values: Sequence[float], label: Callable[[float], str], place: Callable[[float], float]) -> Markup:
+def y_axis(values: Sequence[float], label: Callable[[float], str], y_of: Callable[[float], float]) -> Markup:
     """The y axis: grid lines with their values."""
-    return join(tag("line", cls="grid", x1=0, x2="100%", y1=place(value), y2=place(value))
-                + tag("text", label(value), cls="tick", x=-8, y=place(value) + 4, text_anchor="end")
+    return join(tag("line", cls="grid", x1=0, x2="100%", y1=y_of(value), y2=y_of(value))
+                + tag("text", label(value), cls="tick", x=-8, y=y_of(value) + 4, text_anchor="end")
                 for value in values)
 
 

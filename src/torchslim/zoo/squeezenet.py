@@ -107,9 +107,9 @@ def _fires(channels: int, pools: Collection[int], pool: nn.MaxPool2d, *, bypass:
            norm: bool = False) -> list[nn.Module]:
     fire = partial(Fire, bias=True, norm=nn.BatchNorm2d if norm else None)
     layers: list[nn.Module] = []
-    for number, (squeezed, one, three) in enumerate(FIRES, 2):
-        layers.append(fire(channels, squeezed, one, three, bypass=number in bypass))
+    for number, (squeezed, expand1, expand3) in enumerate(FIRES, 2):
+        layers.append(fire(channels, squeezed, expand1, expand3, bypass=number in bypass))
         if number in pools:
             layers.append(nn.MaxPool2d(pool.kernel_size, pool.stride, ceil_mode=pool.ceil_mode))
-        channels = one + three
+        channels = expand1 + expand3
     return layers

@@ -68,9 +68,9 @@ class PowerLaw:
         totals = np.where(sums > 0, np.exp(np.clip(logs, log(TINY), _LARGEST)), 0.0)
         # Sums of many that are alike are even but for rounding: nothing that goes later may come out cheaper.
         added = np.maximum.accumulate(np.diff(totals, prepend=0.0)) * (1 + 1e-12 * np.arange(len(order)))
-        found = np.empty(len(order))
-        found[order] = added
-        return found
+        costs = np.empty(len(order))
+        costs[order] = added
+        return costs
 
 
 IDENTITY_LAW = PowerLaw(0.0, 1.0)

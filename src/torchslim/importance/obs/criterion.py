@@ -81,10 +81,11 @@ class OBS(Criterion):
         readers = readers_of(evidence.model)
         readings = [list(weight_readers(group, evidence, readers)) for group in groups]
         statistics = _layer_statistics(evidence, readings)
-        known = {name: InverseMoments(name, one, self.damp) for name, one in statistics.items()}
-        found = []
-        for group, own in zip(groups, readings, strict=True):
-            blocks = [block for reading in own if reading.layer in known for block in _reader_blocks(reading, known)]
+        known = {name: InverseMoments(name, moments, self.damp) for name, moments in statistics.items()}
+        scores = []
+        for group, group_readers in zip(groups, readings, strict=True):
+            blocks = [block for reading in group_readers if reading.layer in known
+                      for block in _reader_blocks(reading, known)]
             if not blocks:
                 raise RequestError(f"importance 'obs': no convolution or linear layer that ran on the data, and that "
                                    f"the outputs depend on, reads the channels of `{group.name}`; leave it alone with "
@@ -93,24 +94,24 @@ class OBS(Criterion):
             if not np.isfinite(prices).all():
                 raise RequestError(f"importance 'obs': layers that read the channels of `{group.name}` have weights or "
                                    "gradients that are not finite; look for NaN in the weights")
-            found.append(prices)
-        laws = self._fit_laws(evidence, statistics, readings, found)
+            scores.append(prices)
+        laws = self._fit_laws(evidence, statistics, readings, scores)
         return [law.costs(prices) / max(evidence.gains(group), 1.0)
-                for group, prices, law in zip(groups, found, laws, strict=True)]
+                for group, prices, law in zip(groups, scores, laws, strict=True)]
 
     def _fit_laws(self, evidence: Evidence, statistics: Mapping[str, LayerStatistics],
                   readings: Sequence[Sequence[WeightReader]], prices: Sequence[Scores]) -> list[PowerLaw]:
         """What cuts of each group cost by their prices; for all groups as priced if one of them can't be tried."""
         trial_cuts = TrialCuts(evidence.model, evidence.batches, statistics, self.damp)
-        found = []
-        for own, reckoned in zip(readings, prices, strict=True) if self.tried else ():
-            key = ("tried", self, *((one.layer, one.seen.tobytes()) for one in own))
+        laws = []
+        for readers, reckoned in zip(readings, prices, strict=True) if self.tried else ():
+            key = ("tried", self, *((reader.layer, reader.seen.tobytes()) for reader in readers))
             if key not in evidence.memo:
-                evidence.memo[key] = trial_cuts.law(own, reckoned, self.tried)
+                evidence.memo[key] = trial_cuts.law(readers, reckoned, self.tried)
             if evidence.memo[key] is None:
                 break
-            found.append(evidence.memo[key])
-        return found if len(found) == len(prices) else [IDENTITY_LAW] * len(prices)
+            laws.append(evidence.memo[key])
+        return laws if len(laws) == len(prices) else [IDENTITY_LAW] * len(prices)
 
 
 # --- what was measured ----------------------------------------------------------------------------------------
@@ -118,20 +119,20 @@ class OBS(Criterion):
 def _layer_statistics(evidence: Evidence, readings: Sequence[Sequence[WeightReader]]) -> dict[str, LayerStatistics]:
     """Statistics of all layers that the outputs depend on; measured once, unless others are asked for."""
     wanted: dict[str, tuple[LayerSpec, list[Tensor]]] = {}
-    for reading in (one for own in readings for one in own):
+    for reading in (reader for readers in readings for reader in readers):
         columns = wanted.setdefault(reading.layer, (reading.spec, []))[1]
-        columns += [one for one in reading.columns if not any(torch.equal(one, other) for other in columns)]
+        columns += [reader for reader in reading.columns if not any(torch.equal(reader, other) for other in columns)]
     before = evidence.memo.get("probed")
     if before is None or not all(name in before[0] and _among(columns, before[0][name][1])
                                  for name, (_, columns) in wanted.items()):
-        found = collect_statistics(evidence.model, evidence.batches, wanted, evidence.seed)
+        statistics = collect_statistics(evidence.model, evidence.batches, wanted, evidence.seed)
         evidence.memo["probed"] = before = wanted, {
-            name: one for name, one in found.items() if one.squared_gradients is not None}
+            name: reader for name, reader in statistics.items() if reader.squared_gradients is not None}
     return dict(before[1])
 
 
 def _among(columns: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
-    return all(any(torch.equal(one, other) for other in others) for one in columns)
+    return all(any(torch.equal(column, other) for other in others) for column in columns)
 
 
 class InverseMoments:
@@ -147,9 +148,9 @@ class InverseMoments:
         Raises:
             RequestError: what the layer read is not finite, or the damp is too little.
         """
-        place = next(i for i, own in enumerate(self.statistics.columns) if torch.equal(own, columns))
-        if place not in self.made:
-            moments = self.statistics.moments(place)
+        index = next(i for i, known in enumerate(self.statistics.columns) if torch.equal(known, columns))
+        if index not in self.made:
+            moments = self.statistics.moments(index)
             squares = moments.diagonal(dim1=1, dim2=2)
             ridge = self.damp * squares + TINY * squares.mean(1, keepdim=True).clamp_min(TINY)
             if not moments.isfinite().all():
@@ -159,8 +160,8 @@ class InverseMoments:
             if failed.any():
                 raise RequestError(f"importance 'obs': damp={self.damp} is too little for what `{self.name}` reads on "
                                    "the data; try 0.3")
-            self.made[place] = torch.cholesky_inverse(root)
-        return self.made[place]
+            self.made[index] = torch.cholesky_inverse(root)
+        return self.made[index]
 
 
 # --- the prices ---------------------------------------------------------------------------------------------
@@ -210,8 +211,8 @@ def _reader_blocks(reading: WeightReader, known: Mapping[str, InverseMoments]) -
     inverses, spec = known[reading.layer], reading.spec
     taps, home = prod(spec.kernel), reading.seen // spec.fan_in
     # Together what each channel is to one group of filters; one by one where it is part of several.
-    whole = bool((home == home[:, :1]).all())
-    parts = [reading.seen] if whole else [place[:, None] for place in reading.seen.T]
+    one_block = bool((home == home[:, :1]).all())
+    parts = [reading.seen] if one_block else [columns_at[:, None] for columns_at in reading.seen.T]
     squared_gradients = inverses.statistics.squared_gradients
     assert squared_gradients is not None
     roots = squared_gradients.reshape(spec.groups, -1).sqrt()
@@ -223,28 +224,28 @@ def _reader_blocks(reading: WeightReader, known: Mapping[str, InverseMoments]) -
             for group in np.unique(part[:, 0] // spec.fan_in).tolist():
                 channels = np.flatnonzero(part[:, 0] // spec.fan_in == group)
                 sees = ((part[channels] % spec.fan_in)[:, :, None] * taps + np.arange(taps)).reshape(len(channels), -1)
-                own = spot[sees]
-                if (own < 0).all():
+                spots = spot[sees]
+                if (spots < 0).all():
                     continue  # another group's columns
-                own = own[own >= 0].reshape(len(channels), -1)
-                at = torch.from_numpy(own.ravel())
+                spots = spots[spots >= 0].reshape(len(channels), -1)
+                at = torch.from_numpy(spots.ravel())
                 weight = reading.weight[group][:, columns[at]] * roots[group][:, None]
-                size = own.shape
+                size = spots.shape
                 yield ReaderBlock(channels, weight.reshape(-1, *size), inverse[group][at][:, at].reshape(*size, *size))
 
 
 def _prices(channels: int, blocks: Sequence[ReaderBlock]) -> Scores:
     """The price of each channel when its turn comes, not decreasing in that order."""
-    left, found, dearest = np.arange(channels), np.zeros(channels), 0.0
+    left, prices, dearest = np.arange(channels), np.zeros(channels), 0.0
     while len(left):
         price = np.zeros(channels)
         for block in blocks:
             price[block.channels] += block.prices()
         going = left[np.argsort(price[left], kind="stable")][:max(1, len(left) // STEP)]
-        for one in going.tolist():
+        for channel in going.tolist():
             # What goes later is dearer, if only by a hair: the order is part of what was found.
-            dearest = found[one] = max(price[one], dearest * (1 + 1e-12))
+            dearest = prices[channel] = max(price[channel], dearest * (1 + 1e-12))
         left = left[~np.isin(left, going)]
         for block in blocks if len(left) else ():
             block.eliminate(going)
-    return found
+    return prices

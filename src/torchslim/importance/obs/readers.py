@@ -42,10 +42,10 @@ class WeightReader(NamedTuple):
         taps, inputs = prod(self.spec.kernel), self.spec.fan_in
         if inputs * taps <= WIDE:
             return [torch.arange(inputs * taps)]
-        own = [torch.arange(inputs)]
+        columns = [torch.arange(inputs)]
         if inputs > WIDE and self.spec.groups == 1:  # a map that was flattened: place by place
-            own = [torch.from_numpy(place) for place in self.seen.T]
-        return [channels * taps + tap for channels in own for tap in range(taps)]
+            columns = [torch.from_numpy(indices) for indices in self.seen.T]
+        return [channels * taps + tap for channels in columns for tap in range(taps)]
 
 
 def weight_readers(group: ChannelGroup, evidence: Evidence, readers: Mapping[int, list[str]]) -> Iterator[WeightReader]:

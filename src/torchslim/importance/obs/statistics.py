@@ -58,40 +58,40 @@ class LayerStatistics:
     def __post_init__(self) -> None:
         self.looks = [InputSampler(self.spec, PLACES) for _ in self.views]
 
-    def moments(self, place: int) -> Tensor:
+    def moments(self, columns: int) -> Tensor:
         """Second moments about the means of one set of columns, (G, F, F), where norms are settled if any are."""
-        return _central(place, self.views[-1])
+        return _central(columns, self.views[-1])
 
-    def moments_of_half(self, place: int, half: int) -> Tensor:
+    def moments_of_half(self, columns: int, half: int) -> Tensor:
         """Likewise on the batches in even (0) or odd (1) places, and the mean of all views."""
-        return torch.stack([_central(place, _of_half(view, half)) for view in self.views]).mean(0)
+        return torch.stack([_central(columns, _of_half(view, half)) for view in self.views]).mean(0)
 
-    def level(self, place: int, half: int) -> Tensor:
+    def level(self, columns: int, half: int) -> Tensor:
         """What is seen on average in the network as it is, (G, F), of a set of columns on a half of the batches."""
-        return _mean(place, _of_half(self.views[0], half))
+        return _mean(columns, _of_half(self.views[0], half))
 
     def add_input(self, x: Tensor, view: int, half: int) -> None:
         """Count what the layer reads; nothing at all where the data leave it no rows (a detector that finds none)."""
         if not x.numel():
             return
         views = torch.cat(list(self.looks[view](wide(x.detach()))))
-        rows, own = views.reshape(len(views), self.spec.groups, -1).transpose(0, 1), self.views[view][half]
-        own.places += len(views)
+        rows, half_sums = views.reshape(len(views), self.spec.groups, -1).transpose(0, 1), self.views[view][half]
+        half_sums.places += len(views)
         # Squares about nought lose what is small beside a large mean: in single precision about the batch's mean, the
         # rest in double.
         near = rows.mean(1, keepdim=True)
         rows, near = rows - near, near.double().cpu()
-        for place, columns in enumerate(self.columns):
+        for index, columns in enumerate(self.columns):
             a, mean = rows[:, :, columns.to(rows.device)], near[:, :, columns]
             squares, sums = (a.mT @ a).double().cpu(), a.double().sum(1, keepdim=True).cpu()
             squares += mean.mT @ sums + sums.mT @ mean + len(views) * mean.mT @ mean
             sums = (sums + len(views) * mean).squeeze(1)
-            if len(own.squares) == place:
-                own.squares.append(squares)
-                own.sums.append(sums)
+            if len(half_sums.squares) == index:
+                half_sums.squares.append(squares)
+                half_sums.sums.append(sums)
             else:
-                own.squares[place] += squares
-                own.sums[place] += sums
+                half_sums.squares[index] += squares
+                half_sums.sums[index] += sums
 
     def add_gradient(self, gradient: Tensor) -> None:
         """Count how the outputs feel the layer's, (B, N, *map) or (*, N)."""
@@ -102,17 +102,17 @@ class LayerStatistics:
 
 def _of_half(view: Sequence[Sums], half: int) -> Sequence[Sums]:
     """Every other batch; all that there are where the layer ran on none of these."""
-    return view[half:half + 1] if view[half].places else [one for one in view if one.places]
+    return view[half:half + 1] if view[half].places else [half_sums for half_sums in view if half_sums.places]
 
 
-def _mean(place: int, sums: Sequence[Sums]) -> Tensor:
-    own = [one for one in sums if one.places]
-    return torch.stack([one.sums[place] for one in own]).sum(0) / sum(one.places for one in own)
+def _mean(columns: int, sums: Sequence[Sums]) -> Tensor:
+    halves = [half for half in sums if half.places]
+    return torch.stack([half.sums[columns] for half in halves]).sum(0) / sum(half.places for half in halves)
 
 
-def _central(place: int, sums: Sequence[Sums]) -> Tensor:
-    own, means = [one for one in sums if one.places], _mean(place, sums)
-    squares = torch.stack([one.squares[place] for one in own]).sum(0) / sum(one.places for one in own)
+def _central(columns: int, sums: Sequence[Sums]) -> Tensor:
+    halves, means = [half for half in sums if half.places], _mean(columns, sums)
+    squares = torch.stack([half.squares[columns] for half in halves]).sum(0) / sum(half.places for half in halves)
     return squares - means.unsqueeze(2) * means.unsqueeze(1)
 
 
@@ -136,28 +136,29 @@ def collect_statistics(model: nn.Module, batches: Sequence[Inputs], layers: Laye
     networks = [copy_model(model)]
     if any(has_running_statistics(module) for module in model.modules()):
         networks.append(recalibrated(model, batches))
-    found = {name: LayerStatistics(spec, columns, tuple((Sums(), Sums()) for _ in networks))
+    collected = {name: LayerStatistics(spec, columns, tuple((Sums(), Sums()) for _ in networks))
              for name, (spec, columns) in layers.items()}
     chance = torch.Generator().manual_seed(seed)
     for parameter in networks[-1].parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     with evaluating(*networks), torch.random.fork_rng(devices=[]):
-        for place, batch in enumerate(batches):
+        for index, batch in enumerate(batches):
             for view, network in enumerate(networks):
                 given: list[tuple[str, Tensor]] = []
                 with_gradients = network is networks[-1]
-                with torch.set_grad_enabled(with_gradients), _hooks_on(network, found, given, view, place % 2):
-                    outputs = call_on_batch(network, batch, place)
+                with torch.set_grad_enabled(with_gradients), _hooks_on(network, collected, given, view, index % 2):
+                    outputs = call_on_batch(network, batch, index)
                 for name, gradient in _gradients(outputs, given, chance) if with_gradients else ():
-                    found[name].add_gradient(gradient)
-    return {name: one for name, one in found.items() if all(any(half.places for half in view) for view in one.views)}
+                    collected[name].add_gradient(gradient)
+    return {name: each for name, each in collected.items()
+            if all(any(half.places for half in view) for view in each.views)}
 
 
 @contextmanager
-def _hooks_on(network: nn.Module, found: Mapping[str, LayerStatistics], given: list[tuple[str, Tensor]], view: int,
+def _hooks_on(network: nn.Module, layers: Mapping[str, LayerStatistics], given: list[tuple[str, Tensor]], view: int,
              half: int) -> Iterator[None]:
     with ExitStack() as stack:
-        for name, statistics in found.items():
+        for name, statistics in layers.items():
             def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor, name: str = name,
                      statistics: LayerStatistics = statistics) -> Tensor:
                 statistics.add_input(next(iter((*args, *kwargs.values()))), view, half)
@@ -176,5 +177,5 @@ def _gradients(outputs: Any, given: Sequence[tuple[str, Tensor]], chance: torch.
                            "layers' errors cost; use importance='activation'")
     signs = [torch.randint(0, 2, y.shape, generator=chance).to(y) * 2 - 1 for y in differentiable]
     ways = [(name, y) for name, y in given if y.requires_grad]
-    found = torch.autograd.grad(differentiable, [y for _, y in ways], signs, allow_unused=True) if ways else ()
-    return [(name, gradient) for (name, _), gradient in zip(ways, found, strict=True) if gradient is not None]
+    gradients = torch.autograd.grad(differentiable, [y for _, y in ways], signs, allow_unused=True) if ways else ()
+    return [(name, gradient) for (name, _), gradient in zip(ways, gradients, strict=True) if gradient is not None]

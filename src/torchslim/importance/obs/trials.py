@@ -86,7 +86,7 @@ class TrialCuts:
         """
         order = np.argsort(prices, kind="stable")
         order = order[prices[order] > MIN_SCORE_SHARE * prices.max()]
-        found, dearest = [], TINY
+        trials, dearest = [], TINY
         counts = dict.fromkeys(max(1, int(len(order) * share)) for share in shares) if len(order) else ()
         for trial, count in enumerate(counts):
             gone = order[:count]
@@ -98,9 +98,9 @@ class TrialCuts:
                 dearest = max(dearest, price)
                 if lost > NEGLIGIBLE_LOSS:
                     # Of cuts one behind another the shares that are left multiply: so their logarithms add up.
-                    found.append(Trial(price, -log1p(-min(lost, MAX_LOSS))))
-        if found:
-            return PowerLaw.through(found)
+                    trials.append(Trial(price, -log1p(-min(lost, MAX_LOSS))))
+        if trials:
+            return PowerLaw.through(trials)
         return PowerLaw(log(NEGLIGIBLE_LOSS) - log(max(dearest, NEGLIGIBLE_LOSS)), 1.0)
 
     def lost(self, readings: Sequence[WeightReader], gone: Index, half: int, trial: int) -> float | None:
@@ -113,35 +113,35 @@ class TrialCuts:
             trial: decides which of the other half's batches is asked.
         """
         others = range(1 - half, len(self.batches), 2) if len(self.batches) > 1 else range(1)
-        place = others[trial % len(others)]
-        wanted = self._outputs(place)
+        batch = others[trial % len(others)]
+        wanted = self._outputs(batch)
         with ExitStack() as stack:
             for name, fitted in self._refitted(readings, gone, half).items():
                 stack.enter_context(_replaced(self.network.get_submodule(name), fitted))
-            found = self._run(place)
-        if [one.shape for one in found] != [one.shape for one in wanted]:
+            outputs = self._run(batch)
+        if [output.shape for output in outputs] != [output.shape for output in wanted]:
             return None
-        return float(np.mean([_distance(one, other) for one, other in zip(found, wanted, strict=True)]))
+        return float(np.mean([_distance(output, other) for output, other in zip(outputs, wanted, strict=True)]))
 
-    def _outputs(self, place: int) -> list[Tensor]:
-        if place not in self.before:
-            self.before[place] = self._run(place)
-            if any(bool(one.isnan().any()) for one in self.before[place]):
-                raise RequestError(f"importance 'obs': the model gives NaN on batch {place} of the data; look for NaN "
+    def _outputs(self, batch: int) -> list[Tensor]:
+        if batch not in self.before:
+            self.before[batch] = self._run(batch)
+            if any(bool(output.isnan().any()) for output in self.before[batch]):
+                raise RequestError(f"importance 'obs': the model gives NaN on batch {batch} of the data; look for NaN "
                                    "in the batches and the weights")
-        return self.before[place]
+        return self.before[batch]
 
-    def _run(self, place: int) -> list[Tensor]:
+    def _run(self, batch: int) -> list[Tensor]:
         with evaluating(self.network), torch.no_grad(), torch.random.fork_rng(devices=[]):
-            outputs = call_on_batch(self.network, self.batches[place], place)
-        return [one for one in tensors_in(outputs) if one.is_floating_point() and one.numel()]
+            outputs = call_on_batch(self.network, self.batches[batch], batch)
+        return [output for output in tensors_in(outputs) if output.is_floating_point() and output.numel()]
 
     def _refitted(self, readings: Sequence[WeightReader], gone: Index, half: int) -> dict[str, RefittedLayer]:
-        found = {}
+        layers = {}
         for name in dict.fromkeys(reading.layer for reading in readings if reading.layer in self.statistics):
-            own = [reading for reading in readings if reading.layer == name]
-            found[name] = refitted(own, self.statistics[name], gone, half, self.damp)
-        return found
+            layer_readers = [reading for reading in readings if reading.layer == name]
+            layers[name] = refitted(layer_readers, self.statistics[name], gone, half, self.damp)
+        return layers
 
 
 def refitted(readings: Sequence[WeightReader], statistics: LayerStatistics, gone: Index, half: int,
@@ -157,11 +157,11 @@ def refitted(readings: Sequence[WeightReader], statistics: LayerStatistics, gone
     """
     spec, before = readings[0].spec, readings[0].weight
     weight, lost, level = before.clone(), _lost_outputs(readings, gone), torch.zeros_like(before[:, 0])
-    for place, columns in enumerate(statistics.columns):
-        level[:, columns] = statistics.level(place, half)
+    for index, columns in enumerate(statistics.columns):
+        level[:, columns] = statistics.level(index, half)
         if not lost[:, columns].any():
             continue
-        moments = statistics.moments_of_half(place, half)
+        moments = statistics.moments_of_half(index, half)
         for group in range(spec.groups):
             out, left = (mask[columns].nonzero().flatten() for mask in (lost[group], ~lost[group]))
             seen, squares = moments[group][left], moments[group].diagonal()
@@ -220,18 +220,18 @@ def _swapped(held: Any, name: str, new: Any) -> Iterator[None]:
         held[name] = before
 
 
-def _distance(found: Tensor, wanted: Tensor) -> float:
+def _distance(output: Tensor, wanted: Tensor) -> float:
     """Mean squared difference, in variances of what is wanted; in its mean squares where all of it is the same.
 
     Places where something infinite is wanted (what a mask rules out) say nothing; something infinite elsewhere is as
     wrong as can be.
     """
-    told = wanted.isfinite()
-    if not told.any():
+    finite = wanted.isfinite()
+    if not finite.any():
         return 0.0
-    found, wanted = found[told].double(), wanted[told].double()
+    output, wanted = output[finite].double(), wanted[finite].double()
     size = wanted.square().mean()
     spread = (wanted - wanted.mean()).square().mean()
     unit = spread if spread > NEGLIGIBLE_LOSS * size else size
-    error = float((found - wanted).square().mean() / (unit if unit > 0 else 1))
+    error = float((output - wanted).square().mean() / (unit if unit > 0 else 1))
     return error if isfinite(error) else inf

@@ -47,16 +47,16 @@ class OutputMetric:
         self.items = self._right = 0
         self._answers: list[list[Tensor]] = []
         digest = hashlib.sha256()
-        for place, (inputs, targets, outputs) in enumerate(self._runs(model)):
+        for index, (inputs, targets, outputs) in enumerate(self._runs(model)):
             self.measure = self.measure or _suitable(targets, outputs)
             # A class that is ruled out may score minus infinity; no difference to that can be told.
             if any(bool((output.isnan() | (output.isinf() & (self.measure == "error"))).any()) for output in outputs):
-                raise RequestError(f"data: the model gives values that are not finite on batch {place}, with which "
+                raise RequestError(f"data: the model gives values that are not finite on batch {index}, with which "
                                    "nothing can be compared; look for NaN in the batches and the weights")
-            digest.update(str(place).encode())
+            digest.update(str(index).encode())
             for tensor in tensors_in((inputs, targets)):
                 update(digest, tensor)
-            self._note(targets, outputs, place)
+            self._note(targets, outputs, index)
         if not self._answers:
             raise RequestError("data: no batch in it; wanted batches such as [(images, classes)]")
         self.digest = digest.hexdigest()
@@ -64,33 +64,33 @@ class OutputMetric:
 
     def __call__(self, model: nn.Module) -> float:
         """The measure of a network that takes the same inputs."""
-        right, wrong, whole = 0, 0.0, 0.0
-        for place, (_, _, outputs) in enumerate(self._runs(model)):
-            wanted = self._answers[place]
+        right, wrong, total = 0, 0.0, 0.0
+        for index, (_, _, outputs) in enumerate(self._runs(model)):
+            wanted = self._answers[index]
             if self.measure == "error":
                 for tensor, old in zip(outputs, wanted, strict=True):
                     wrong += float((tensor.double() - old.double()).square().sum())
-                    whole += float(old.double().square().sum())
+                    total += float(old.double().square().sum())
             else:
-                right += int((_answer(outputs, place) == wanted[0]).sum())
-        return (wrong / max(whole, TINY))**0.5 if self.measure == "error" else right / self.items
+                right += int((_answer(outputs, index) == wanted[0]).sum())
+        return (wrong / max(total, TINY))**0.5 if self.measure == "error" else right / self.items
 
-    def _note(self, targets: Any, outputs: list[Tensor], place: int) -> None:
+    def _note(self, targets: Any, outputs: list[Tensor], index: int) -> None:
         """Remember what a batch's answers should be."""
         if self.measure == "error":
             self._answers.append([tensor.clone() for tensor in outputs])
             self.items += len(outputs[0]) if outputs[0].dim() else 1
             return
-        answer = _answer(outputs, place)
+        answer = _answer(outputs, index)
         if self.measure == "accuracy":
             if targets is None:
-                raise RequestError(f"data: batch {place} has no labels, and accuracy asks for them; give (inputs, "
+                raise RequestError(f"data: batch {index} has no labels, and accuracy asks for them; give (inputs, "
                                    "classes), or measure='agreement', which needs none")
             if targets.shape != answer.shape:
-                raise RequestError(f"data: batch {place} has targets of shape {tuple(targets.shape)}, the model gives "
+                raise RequestError(f"data: batch {index} has targets of shape {tuple(targets.shape)}, the model gives "
                                    f"answers of shape {tuple(answer.shape)}; wanted one class for each")
             if targets.numel() and not 0 <= int(targets.max()) < outputs[0].shape[1]:
-                raise RequestError(f"data: batch {place} has class {int(targets.max())}, the model scores "
+                raise RequestError(f"data: batch {index} has class {int(targets.max())}, the model scores "
                                    f"{outputs[0].shape[1]} classes; give a model of the data's classes, or "
                                    "measure='agreement', which needs no labels")
             self._right += int((answer == targets).sum())
@@ -102,12 +102,12 @@ class OutputMetric:
         """Inputs, targets (None without) and outputs of each batch, all where the model is."""
         device = device_of(model)
         with torch.inference_mode(), evaluating(model), seeded(0):
-            for place, batch in enumerate(self._data):
+            for index, batch in enumerate(self._data):
                 moved = map_tensors(lambda tensor: tensor.to(device), batch)
                 inputs, targets = moved if is_labelled(moved) else (moved, None)
-                outputs = list(tensors_in(call_on_batch(model, inputs, place)))
+                outputs = list(tensors_in(call_on_batch(model, inputs, index)))
                 if not outputs:
-                    raise RequestError(f"data: the model gives no tensor on batch {place}; nothing can be compared")
+                    raise RequestError(f"data: the model gives no tensor on batch {index}; nothing can be compared")
                 yield inputs, targets, outputs
 
 
@@ -143,9 +143,9 @@ def _suitable(targets: Any, outputs: list[Tensor]) -> str:
     return "agreement" if outputs[0].dim() == 2 and outputs[0].shape[1] > 1 else "error"
 
 
-def _answer(outputs: list[Tensor], place: int) -> Tensor:
+def _answer(outputs: list[Tensor], index: int) -> Tensor:
     """The class with the highest score, of each item or each place of it."""
     if outputs[0].dim() < 2:
-        raise RequestError(f"data: the model gives shape {tuple(outputs[0].shape)} on batch {place}, which are no "
+        raise RequestError(f"data: the model gives shape {tuple(outputs[0].shape)} on batch {index}, which are no "
                            "scores of classes; measure='error' compares any outputs")
     return outputs[0].argmax(dim=1)

@@ -138,6 +138,6 @@ class Sensitivity:
         return "\n".join([head, line("group", [f"{ratio:g}" for ratio in self.ratios]), *rows, *left])
 
 
-def shown(found: Sensitivity, value: float) -> str:
+def shown(result: Sensitivity, value: float) -> str:
     """A measured value as people read it."""
-    return f"{value:.3f}" if found.measure == "error" else f"{value:.1%}"
+    return f"{value:.3f}" if result.measure == "error" else f"{value:.1%}"

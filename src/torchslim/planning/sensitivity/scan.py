@@ -117,9 +117,9 @@ def sensitivity(model: nn.Module, inputs: Inputs, data: Any, *, ratios: Sequence
         "ranking": scores.ranking(), **options})
     entries = _Scan(problem, {**options, "importance": scores}, metric, uncut.predicted["macs"]).measure_all(
         units, widths, saved, progress)
-    whole = [unit for unit in units if entries[unit.name][-1]["kept"] == unit.channels]
-    groups = tuple(unit.result(entries[unit.name]) for unit in units if unit not in whole)
-    left = (*uncut.left_alone, *(unit.left_alone(widths[-1]) for unit in whole))
+    full = [unit for unit in units if entries[unit.name][-1]["kept"] == unit.channels]
+    groups = tuple(unit.result(entries[unit.name]) for unit in units if unit not in full)
+    left = (*uncut.left_alone, *(unit.left_alone(widths[-1]) for unit in full))
     return Sensitivity(metric.measure, metric.base, metric.items, widths, str(scores), groups, left)
 
 
@@ -186,13 +186,13 @@ def _units(coupling: Coupling, free: Sequence[ChannelGroup]) -> list[_Unit]:
                  for constraint in coupling.constraints]
     for first, *others in filter(None, meetings):
         for other in others:
-            joined, own = home[id(first)], home[id(other)]
-            if joined is not own:
-                joined += own
-                home.update((id(group), joined) for group in own)
-    order = {id(group): place for place, group in enumerate(free)}
-    distinct = {id(own): own for own in home.values()}.values()
-    units = [_Unit(tuple(sorted(own, key=lambda group: order[id(group)]))) for own in distinct]
+            joined, unit_of_other = home[id(first)], home[id(other)]
+            if joined is not unit_of_other:
+                joined += unit_of_other
+                home.update((id(group), joined) for group in unit_of_other)
+    order = {id(group): index for index, group in enumerate(free)}
+    distinct = {id(unit_of_other): unit_of_other for unit_of_other in home.values()}.values()
+    units = [_Unit(tuple(sorted(unit_of_other, key=lambda group: order[id(group)]))) for unit_of_other in distinct]
     return sorted(units, key=lambda unit: order[id(unit.groups[0])])
 
 
