@@ -386,7 +386,7 @@ def test_groups_are_the_same_every_time() -> None:
 def test_a_model_without_channels() -> None:
     assert ts.groups(Calls(lambda _, x: x * 2), X) == ()
     coupling: Coupling = couple([trace(Calls(lambda _, x: x * 2), X)])
-    assert coupling.classes == 0
+    assert coupling.num_classes == 0
 
 
 def test_a_model_that_fails_is_a_trace_error() -> None:

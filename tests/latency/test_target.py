@@ -59,7 +59,7 @@ def test_the_meter_is_the_sum_over_the_layers_and_the_rest_goes_by_bytes() -> No
     wanted = list(required_workloads(coupling))
     today = min(clock.time_networks([model], x)[0])
     meter = LatencyPredictor(coupling, dict(zip(wanted, clock.time_layers(wanted), strict=True)), today)
-    shares = np.ones(coupling.classes)
+    shares = np.ones(coupling.num_classes)
     assert meter(shares) == meter.total == round(today)
     first, second = (group.classes for group in coupling.groups if not group.frozen)
     assert (len(first), len(second)) == (32, 64)

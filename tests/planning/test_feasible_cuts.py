@@ -104,7 +104,7 @@ def test_where_nothing_fails_a_second_time_it_is_said(monkeypatch: pytest.Monkey
 
 def coupling(*dims: LabeledDim, rows: tuple[EqualCountConstraint, ...] = ()) -> Any:
     modules = {dim.name.rpartition(".")[0]: dim.name[0] for dim in dims}  # a0 and a1 are of one class
-    return SimpleNamespace(num_classes=16, classes=16, labeled_dims=dims, constraints=rows,
+    return SimpleNamespace(num_classes=16, labeled_dims=dims, constraints=rows,
                            graphs=(SimpleNamespace(modules=modules),),
                            by_dimension={(dim.name, dim.dim): dim for dim in dims})
 

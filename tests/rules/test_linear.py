@@ -82,7 +82,7 @@ def test_a_grouped_convolution_counts_its_inputs_over_all_groups() -> None:
     touch = coupling.by_dimension["1.weight", 1]
     assert touch.groups == 3
     assert touch.labels.tolist() == classes(coupling, "0.weight", 0)
-    assert coupling.grouped == {"1.weight"}
+    assert coupling.grouped_weights == {"1.weight"}
     rows = [matrix.labels.tolist() for matrix in coupling.constraints]
     assert torch.tensor(classes(coupling, "0.weight", 0)).view(3, 2).tolist() in rows
     assert torch.tensor(classes(coupling, "1.weight", 0)).view(3, 3).tolist() in rows

@@ -287,7 +287,7 @@ def _cut(original: nn.Module, inputs: Any, plan: Plan, source: Source, out: Path
 
 
 def _print_costs(rows: list[tuple[str, int, int]]) -> None:
-    from torchslim.surgery.plans import spoken
+    from torchslim.surgery.plans import format_count
 
     print_table(("", "before", "after", "kept"), [
-        (name, spoken(name, old), spoken(name, new), f"{new / old:.1%}" if old else "-") for name, old, new in rows])
+        (name, format_count(name, old), format_count(name, new), f"{new / old:.1%}" if old else "-") for name, old, new in rows])

@@ -33,12 +33,12 @@ class Coupling:
     """Which channels of a network are kept or removed together, and how its costs depend on them.
 
     Attributes:
-        classes: how many classes of channels there are.
+        num_classes: how many classes of channels there are.
         constraints: matrices of classes whose rows must lose equally many.
         sub_tensors: the classes of each slice that becomes a tensor of its own; two of them must stay.
         macs, params: the terms that sum to each cost.
         labeled_dims: every prunable dimension, with the class of each index.
-        reading: (tensor name, dimension) pairs along which weights read channels.
+        reading_dims: (tensor name, dimension) pairs along which weights read channels.
         options: which channels may be cut, and how.
         graphs: the traced runs; multiply-adds are counted on the first.
         unknown: names of operations without a rule.
@@ -46,13 +46,13 @@ class Coupling:
         builder: computes the properties below when they are first read.
     """
 
-    classes: int
+    num_classes: int
     constraints: tuple[EqualCountConstraint, ...]
     sub_tensors: tuple[Index, ...]
     macs: tuple[CostTerm, ...]
     params: tuple[CostTerm, ...]
     labeled_dims: tuple[LabeledDim, ...]
-    reading: frozenset[tuple[str, int]]
+    reading_dims: frozenset[tuple[str, int]]
     options: CouplingOptions
     graphs: tuple[Graph, ...]
     unknown: tuple[str, ...]
@@ -76,7 +76,7 @@ class Coupling:
         return self.builder.signatures(with_operations=True)
 
     @cached_property
-    def grouped(self) -> frozenset[str]:
+    def grouped_weights(self) -> frozenset[str]:
         """Names of the weights of grouped convolutions."""
         return frozenset(labeled.name for labeled in self.labeled_dims if labeled.groups > 1)
 
@@ -193,13 +193,13 @@ class _CouplingBuilder:
         """The finished value."""
         space, class_of = self.space, self.class_of
         return Coupling(
-            classes=self.num_classes,
+            num_classes=self.num_classes,
             constraints=self._constraints(),
             sub_tensors=tuple({labels.tobytes(): class_of[labels] for labels in space.sub_tensors}.values()),
             macs=tuple(CostTerm(c.amount, tuple(class_of[labels] for labels in c.along)) for c in space.mac_costs),
             params=self._params(),
             labeled_dims=self.labeled_dims,
-            reading=self._reading(),
+            reading_dims=self._reading(),
             options=space.options,
             graphs=self.graphs,
             unknown=tuple(sorted(space.unknown_ops)),

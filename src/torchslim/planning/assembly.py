@@ -36,7 +36,7 @@ def assemble_plan(feasible: FeasibleCut, options: PlanOptions, original: Couplin
         limit.resource: limit.cost.total for limit in counted_limits(original, counted)}
     approximate = list(dict.fromkeys(m.reason for m in coupling.mixed if (shares[m.labels] == 0).any()))
     notes = [
-        *budget_notes(limits, budgets, feasible.selection, coupling.classes, totals),
+        *budget_notes(limits, budgets, feasible.selection, coupling.num_classes, totals),
         *(f"approximate: {reason}" for reason in approximate),
         *notes_on_unreached_layers(coupling.graphs),
         *(f"no rule for {name}: what it reads stays" for name in coupling.unknown),
@@ -63,7 +63,7 @@ def _reasons(feasible: FeasibleCut, options: PlanOptions) -> dict[int, str]:
     """Class of channels -> why it stays."""
     coupling, selection = feasible.coupling, feasible.selection
     slow = () if feasible.predictor is None else units_without_speedup(
-        feasible.predictor, selection, feasible.units, coupling.classes)
+        feasible.predictor, selection, feasible.units, coupling.num_classes)
     return {**partly_scoped(coupling, selection, options), **at_minimum(selection.units, options),
             **{label: "a cut here would not make it faster" for index in slow
                for label in feasible.units[index].classes.tolist()},

@@ -44,14 +44,14 @@ def _why_exceeded(limit: Limit, budget: Budget, selection: Selection, classes: i
             narrow[unit.classes[: unit.widths[0] - unit.min_width]] = 0.0
     protected, least = limit.cost(alone), limit.cost(narrow)
     if protected > budget.asked:
-        why = f"the protected channels, those that are left alone, cost {budget.spoken(protected)} by themselves"
+        why = f"the protected channels, those that are left alone, cost {budget.format_count(protected)} by themselves"
     elif least > budget.asked:
         why = ("the minimum width of the groups (2 channels, min_channels=, min_kept= or a share by pattern) allows "
                "no less")
     else:
         why = ("rounding (round_to=, or rows that lose equally many) stops it, single channels would leave "
-               f"{budget.spoken(least)}")
-    return (f"{budget.resource}: asked for at most {budget.spoken(budget.asked)}, and the nearest feasible budget is "
+               f"{budget.format_count(least)}")
+    return (f"{budget.resource}: asked for at most {budget.format_count(budget.asked)}, and the nearest feasible budget is "
             f"{_count_and_share(budget, budget.met, total)}: {why}")
 
 
@@ -77,7 +77,7 @@ def _why_far_below(pairs: Sequence[tuple[Limit, Budget]], selection: Selection, 
     else:
         why = f"a single channel of `{unit.name}`"
     above = _count_and_share(tight, limit.cost(before_last), totals.get(tight.resource, tight.before))
-    return [f"{tight.resource}: {tight.spoken(tight.met)} is {below:.1%} of the whole below what was asked; the next "
+    return [f"{tight.resource}: {tight.format_count(tight.met)} is {below:.1%} of the whole below what was asked; the next "
             f"step is larger ({why}), and the nearest feasible budget above is {above}"]
 
 
@@ -94,4 +94,4 @@ def _count_and_share(budget: Budget, count: int, total: int) -> str:
     share = ceil(count / total * 1e4) / 1e4
     if int(total * share) < count:
         share += 1e-4
-    return f"{budget.spoken(count)}, a share of {share:.4f}"
+    return f"{budget.format_count(count)}, a share of {share:.4f}"

@@ -57,16 +57,16 @@ def prunable_units(coupling: Coupling, options: PlanOptions, protected: dict[int
     free = [group for group in coupling.groups if protected.keys().isdisjoint(group.classes.tolist())]
     evidence.gains = macs_per_channel(coupling)
     scores_of_groups = score(free, options.ranking, evidence)
-    scores = np.zeros(coupling.classes)
+    scores = np.zeros(coupling.num_classes)
     for group, group_scores in zip(free, scores_of_groups, strict=True):
         scores[group.classes] = group_scores
-    in_any_row = np.zeros(coupling.classes, dtype=bool)
-    stays = np.zeros(coupling.classes, dtype=bool)
+    in_any_row = np.zeros(coupling.num_classes, dtype=bool)
+    stays = np.zeros(coupling.num_classes, dtype=bool)
     stays[list(protected)] = True
     made = made_dimensions(coupling)
     units = []
     for matrices in tied_rows:
-        in_rows = np.zeros(coupling.classes, dtype=bool)
+        in_rows = np.zeros(coupling.num_classes, dtype=bool)
         in_rows[np.concatenate([m.labels.ravel() for m in matrices])] = True
         in_any_row |= in_rows
         if not (stays & in_rows).any():
@@ -74,7 +74,7 @@ def prunable_units(coupling: Coupling, options: PlanOptions, protected: dict[int
             counts = [int(np.count_nonzero(in_rows[dim.labels])) for dim in made]
             units.append(tied_unit(name, matrices, [n for n in counts if n], scores, options.round_to,
                                    options.min_channels))
-    needed = np.zeros(coupling.classes, dtype=bool)
+    needed = np.zeros(coupling.num_classes, dtype=bool)
     for part in coupling.sub_tensors:
         # Channels that stay anyway count; of equal ones the first is taken.
         classes = np.unique(part)
@@ -89,7 +89,7 @@ def prunable_units(coupling: Coupling, options: PlanOptions, protected: dict[int
 
 def _tied_rows(coupling: Coupling, protected: dict[int, str]) -> list[list[EqualCountConstraint]]:
     """Matrices of rows, those that share a channel together. One channel that stays keeps all of them."""
-    home = np.full(coupling.classes, -1)
+    home = np.full(coupling.num_classes, -1)
     joined: dict[int, list[EqualCountConstraint]] = {}
     for index, matrix in enumerate(coupling.constraints):
         classes = matrix.labels.ravel()
@@ -97,7 +97,7 @@ def _tied_rows(coupling: Coupling, protected: dict[int, str]) -> list[list[Equal
         joined[index] = [matrix, *(other for old in met[met >= 0].tolist() for other in joined.pop(old))]
         home[np.isin(home, met[met >= 0])] = index
         home[classes] = index
-    stays = np.zeros(coupling.classes, dtype=bool)
+    stays = np.zeros(coupling.num_classes, dtype=bool)
     stays[list(protected)] = True
     for index in np.unique(home[stays & (home >= 0)]).tolist():
         joined_classes = np.flatnonzero(home == index)
@@ -126,10 +126,10 @@ def select(coupling: Coupling, units: Sequence[PrunableUnit], limits: Sequence[L
     """How far each unit goes down, for the limits and the scope; with a predictor, by steps that save time."""
     widths, units = original_widths(coupling, units, original), list(units)
     if predictor is not None:
-        units = drop_levels_without_speedup(predictor, units, coupling.classes)
+        units = drop_levels_without_speedup(predictor, units, coupling.num_classes)
     if options.scope == "uniform":
         units = [unit.with_uniform_losses(width) for unit, width in zip(units, widths, strict=True)]
-        return select_by_score(coupling.classes, units, limits, uniform=True)
+        return select_by_score(coupling.num_classes, units, limits, uniform=True)
     min_levels = {}
     for index, groups in enumerate(_groups_of(coupling, units) if options.shares else ()):
         share = _scoped_share(_makers(groups), options.shares)
@@ -137,8 +137,8 @@ def select(coupling: Coupling, units: Sequence[PrunableUnit], limits: Sequence[L
             units[index] = units[index].at_least(share * widths[index])
             min_levels[index] = len(units[index].losses)
     if predictor is not None:
-        return select_by_time(coupling.classes, units, limits, predictor, min_levels)
-    return select_by_score(coupling.classes, units, limits, min_levels)
+        return select_by_time(coupling.num_classes, units, limits, predictor, min_levels)
+    return select_by_score(coupling.num_classes, units, limits, min_levels)
 
 
 def _groups_of(coupling: Coupling, units: Sequence[PrunableUnit]) -> list[list[ChannelGroup]]:
@@ -199,7 +199,7 @@ def macs_per_channel(coupling: Coupling) -> Callable[[ChannelGroup], float]:
     macs = CostModel(coupling.macs)
 
     def saved(group: ChannelGroup) -> float:
-        shares = np.ones(coupling.classes)
+        shares = np.ones(coupling.num_classes)
         shares[group.classes[0]] = 0
         return float(macs.total - macs(shares))
 

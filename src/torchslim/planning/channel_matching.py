@@ -69,7 +69,7 @@ class Failure:
 def resolve_cut(model: nn.Module, inputs: Inputs, coupling: Coupling, selection: Selection,
                 scores: Scores) -> Cut | Failure:
     """What stays of the network where it is cut as selected, or why it can't be."""
-    shares = selection.shares(coupling.classes)
+    shares = selection.shares(coupling.num_classes)
     for touch in {id(touch.labels): touch for touch in coupling.labeled_dims}.values():
         if len(touch.labels) >= 2 and round(float(shares[touch.labels].sum())) < 2:
             # A dimension of size 1 broadcasts: its channel could not be told from none.
@@ -105,13 +105,13 @@ def predict_cut(model: nn.Module, coupling: Coupling, selection: Selection, scor
                 grouped[touch.name] = touch.groups, left
     kept = {name: dict(sorted(dims.items())) for name, dims in kept.items()}
     readers = tuple((t.name, t.dim) for t in coupling.labeled_dims
-                    if t.dim in kept.get(t.name, {}) and (t.name, t.dim) in coupling.reading)
+                    if t.dim in kept.get(t.name, {}) and (t.name, t.dim) in coupling.reading_dims)
     return Cut(stays, kept, grouped, readers, tuple(_attribute_updates(model, sizes, grouped)))
 
 
 def _staying_classes(coupling: Coupling, selection: Selection, scores: Scores) -> NDArray[np.bool_] | None:
     """Of each class, whether it stays; None where rows of one channel set are tied to others."""
-    stays = np.ones(coupling.classes, dtype=bool)
+    stays = np.ones(coupling.num_classes, dtype=bool)
     for unit, level in zip(selection.units, selection.levels, strict=True):
         if not level:
             continue
@@ -151,7 +151,7 @@ def _attribute_updates(model: nn.Module, sizes: Sizes,
 def _trace_and_match(model: nn.Module, inputs: Inputs, coupling: Coupling, selection: Selection,
                     scores: Scores) -> Cut | Failure:
     """Run the network at the selected widths, updating what remembers the old ones, and match its channels."""
-    shares = selection.shares(coupling.classes)
+    shares = selection.shares(coupling.num_classes)
     sizes: dict[str, dict[int, int]] = {}
     grouped: dict[str, tuple[int, int]] = {}
     labels = {id(touch.labels): touch.labels for touch in coupling.labeled_dims}
@@ -169,7 +169,7 @@ def _trace_and_match(model: nn.Module, inputs: Inputs, coupling: Coupling, selec
         tracks = [track for value in values for track in run.labeled.tracks.get(value.id, ())]
         classes = frozenset(label for track in tracks for label in track.ravel().tolist())
         return Failure(run.reason, run.op.where, classes)
-    slim = couple(run.graphs, replace(coupling.options, grouped_weights=coupling.grouped))
+    slim = couple(run.graphs, replace(coupling.options, grouped_weights=coupling.grouped_weights))
     mismatched = _mismatched_classes(coupling, slim, shares)
     if mismatched:
         return Failure("in the slim network its channels would reach other weights than in the original", "",
@@ -189,7 +189,7 @@ def _trace_and_match(model: nn.Module, inputs: Inputs, coupling: Coupling, selec
 def _mismatched_classes(coupling: Coupling, slim: Coupling, shares: Shares) -> frozenset[int]:
     """Classes of the original whose number in the slim run is not what it must be."""
     kinds, kind_of = np.unique(np.concatenate([coupling.signatures, slim.signatures]), return_inverse=True)
-    before, after = kind_of[: coupling.classes], kind_of[coupling.classes:]
+    before, after = kind_of[: coupling.num_classes], kind_of[coupling.num_classes:]
     available, needed = (np.bincount(part, minlength=len(kinds)) for part in (before, after))
     sure = (shares == 0) | (shares == 1)
     certain = np.bincount(before[sure], minlength=len(kinds)) > 0
@@ -212,7 +212,7 @@ def _match_classes(coupling: Coupling, slim: Coupling, shares: Shares, scores: S
     # By kind, and in each kind from the best to the worst; of equal ones the first is better.
     left = left[np.lexsort((left, -scores[left], coupling.signatures[left]))]
     ranked = coupling.signatures[left]
-    chosen = np.full(slim.classes, -1, dtype=np.int64)
+    chosen = np.full(slim.num_classes, -1, dtype=np.int64)
     wanted = np.argsort(slim.signatures, kind="stable")
     kinds, starts, counts = np.unique(slim.signatures[wanted], return_index=True, return_counts=True)
     for kind, start, count, first in zip(kinds, starts, counts, np.searchsorted(ranked, kinds), strict=True):
@@ -236,7 +236,7 @@ def _kept_indices(coupling: Coupling, slim: Coupling, chosen: Index) -> tuple[
         if cached[key] == tuple(range(len(before.labels))):
             continue
         kept.setdefault(dim.name, {})[dim.dim] = cached[key]
-        if (dim.name, dim.dim) in coupling.reading:
+        if (dim.name, dim.dim) in coupling.reading_dims:
             readers.append((dim.name, dim.dim))
         if dim.groups > 1:
             grouped[dim.name] = (before.groups, dim.groups)

@@ -88,7 +88,7 @@ def _first_class(unit: PrunableUnit) -> int:
 
 def _kind(coupling: Coupling, unit: PrunableUnit) -> Kind:
     """What kinds of layers a unit's channels touch, in which dimensions, and how many of them."""
-    inside = np.zeros(coupling.classes, dtype=bool)
+    inside = np.zeros(coupling.num_classes, dtype=bool)
     inside[unit.classes] = True
     modules = coupling.graphs[0].modules
     touched = []

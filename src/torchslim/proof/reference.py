@@ -38,7 +38,7 @@ def kept_channels_mode(model: nn.Module, inputs: Inputs, plan: Plan) -> KeptChan
         plan: the plan.
     """
     coupling = couple([trace(model, inputs, meta=False)], CouplingOptions(allow_approximate=True))
-    kept = np.ones(coupling.classes, dtype=bool)
+    kept = np.ones(coupling.num_classes, dtype=bool)
     for touch in coupling.labeled_dims:
         index = plan.kept.get(touch.name, {}).get(touch.dim)
         if index is not None:

@@ -79,9 +79,9 @@ class LabelSpace:
     """The labels of one coupling run, and all that the operations declared of them.
 
     `options` says what may be cut, and how. `kernels` names filters, whose last dimensions are positions
-    and no channels. `batch` is the first size of the tape's first input.
+    and no channels. `batch` is the first size of the graph's first input.
 
-    Mutable while the rules run over the tapes; `coupling` reads it afterwards.
+    Mutable while the rules run over the graphs; `coupling` reads it afterwards.
     """
 
     options: CouplingOptions = DEFAULTS
@@ -114,9 +114,9 @@ class LabelSpace:
         return np.arange(self.num_labels - count, self.num_labels)
 
     def start_graph(self) -> dict[int, Tracks]:
-        """Begin another tape, and return the tracks that its values will get, by id.
+        """Begin another graph, and return the tracks that its values will get, by id.
 
-        Parameters keep their labels, which joins the tapes.
+        Parameters keep their labels, which joins the graphs.
         """
         self._tracks, self._expanded = {}, {}
         return self._tracks
@@ -265,7 +265,7 @@ class LabelSpace:
         self.readers.append((labels, size))
 
     def meter(self, op: Op, macs: int, along: Iterable[Labels | None]) -> None:
-        """An operation's multiply-adds and what scales them; those of a second tape are not counted."""
+        """An operation's multiply-adds and what scales them; those of a second graph are not counted."""
         if not self.skip_costs:
             self.mac_costs.append(CostTerm(macs, tuple(labels for labels in along if labels is not None)))
 

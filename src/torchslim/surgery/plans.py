@@ -50,9 +50,9 @@ class Budget:
         """Share of the original that is kept."""
         return self.met / self.before if self.before else 1.0
 
-    def spoken(self, number: int) -> str:
+    def format_count(self, number: int) -> str:
         """A number of this resource for display: "1,234,567", or for a time "1.23 ms"."""
-        return spoken(self.resource, number)
+        return format_count(self.resource, number)
 
 
 @dataclass(frozen=True)
@@ -120,8 +120,8 @@ class Plan:
 
     def __str__(self) -> str:
         lines = [f"Plan: {len(self.kept)} parameters and buffers are cut"]
-        lines += [f"  {b.resource}: {b.spoken(b.before)} -> {b.spoken(b.met)} ({b.share:.1%}; asked for at most "
-                  f"{b.spoken(b.asked)})" for b in self.budgets]
+        lines += [f"  {b.resource}: {b.format_count(b.before)} -> {b.format_count(b.met)} ({b.share:.1%}; asked for at most "
+                  f"{b.format_count(b.asked)})" for b in self.budgets]
         for name, dims in self.kept.items():
             cuts = ", ".join(f"dim {dim} keeps {len(index)}" for dim, index in dims.items())
             lines.append(f"  {name}: {cuts}")
@@ -132,6 +132,6 @@ class Plan:
         return "\n".join(lines)
 
 
-def spoken(resource: str, number: int) -> str:
+def format_count(resource: str, number: int) -> str:
     """A number of a resource for display: "1,234,567", or for a time "1.23 ms"."""
     return milliseconds(number / 1e6) if resource == "latency" else f"{number:,}"

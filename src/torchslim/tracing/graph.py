@@ -1,4 +1,4 @@
-"""The tape of one run of a model: frozen values, no torch modules, no tensors."""
+"""One run of a model as a list of operations: frozen values, no torch modules, no tensors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Value:
     """A tensor that the run saw.
 
     Attributes:
-        id: its number on the tape.
+        id: its number in the graph.
         shape: its sizes.
         dtype: its element type.
         source: where it comes from: "input", "parameter", "buffer", "attribute" (a plain tensor held by a module),
@@ -45,7 +45,7 @@ class Op:
     """One ATen operation of the run.
 
     Attributes:
-        index: its place on the tape.
+        index: its position in the graph.
         name: operation without overload, such as "aten.convolution".
         overload: the callable torch operation.
         args: positional arguments, each tensor replaced by its `Value`.

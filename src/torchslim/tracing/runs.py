@@ -1,6 +1,6 @@
 """The runs of one network: in eval mode, and in train mode where that reads more.
 
-Parts that only training runs (auxiliary heads) must survive a cut too, so their tape is coupled with the other's.
+Parts that only training runs (auxiliary heads) must survive a cut too, so their graph is coupled with the other.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torchslim.utils.modules import named_modules
 
 
 def trace_modes(model: nn.Module, inputs: Inputs) -> tuple[Graph, ...]:
-    """The tape in eval mode and, where some parameter is not read there (auxiliary heads), the one in train mode."""
+    """The graph in eval mode and, where some parameter is not read there (auxiliary heads), the one in train mode."""
     graph = trace(model, inputs)
     _check_supported(unwrap(model), graph)
     unread = {name for name, value in graph.state.items() if value.source == "parameter"} - graph.tensors_read()
@@ -28,11 +28,11 @@ def trace_modes(model: nn.Module, inputs: Inputs) -> tuple[Graph, ...]:
     try:
         return (graph, trace(model, _at_least_two_samples(inputs), training=True))
     except TraceError:
-        return (graph,)  # detectors want targets in train mode; what no tape reads stays as it is
+        return (graph,)  # detectors want targets in train mode; what no run reads stays as it is
 
 
 def _check_supported(model: nn.Module, graph: Graph) -> None:
-    """Raise for what a tape can't protect: code and tensors that the model's registries don't hold.
+    """Raise for what tracing does not see: code and tensors that the model's registries don't hold.
 
     Raises:
         UnsupportedModel: it holds scripted modules, uses layers from outside its registries, or returns no tensors.
@@ -71,11 +71,11 @@ def _held_by(item: object, model: nn.Module) -> str:
     return ""
 
 
-def retrace(model: nn.Module, inputs: Inputs, tape: Graph) -> Graph:
-    """The tape of another run of the same kind: of the model at other widths, say."""
-    if tape.training:
+def retrace(model: nn.Module, inputs: Inputs, graph: Graph) -> Graph:
+    """The graph of another run in the same mode, such as of the model at other widths."""
+    if graph.training:
         return trace(model, _at_least_two_samples(inputs), training=True, detect_width_reads=False)
-    return trace(model, inputs, meta=tape.device == "meta", detect_width_reads=False)
+    return trace(model, inputs, meta=graph.device == "meta", detect_width_reads=False)
 
 
 def _at_least_two_samples(inputs: Inputs) -> Inputs:

@@ -294,7 +294,7 @@ def operation_name(func: Any) -> str:
 
 
 def _map(function: Callable[[Tensor], Any], items: Any) -> Any:
-    """`function` over the tensors of an argument list; lists inside become tuples, so that a tape can't be changed."""
+    """`function` over the tensors of an argument list; lists inside become tuples, so that a graph can't be changed."""
     out = []
     for item in items:
         if isinstance(item, Tensor):
