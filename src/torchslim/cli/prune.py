@@ -290,4 +290,5 @@ def _print_costs(rows: list[tuple[str, int, int]]) -> None:
     from torchslim.surgery.plans import format_count
 
     print_table(("", "before", "after", "kept"), [
-        (name, format_count(name, old), format_count(name, new), f"{new / old:.1%}" if old else "-") for name, old, new in rows])
+        (name, format_count(name, old), format_count(name, new), f"{new / old:.1%}" if old else "-")
+        for name, old, new in rows])

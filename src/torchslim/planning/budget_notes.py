@@ -51,8 +51,8 @@ def _why_exceeded(limit: Limit, budget: Budget, selection: Selection, classes: i
     else:
         why = ("rounding (round_to=, or rows that lose equally many) stops it, single channels would leave "
                f"{budget.format_count(least)}")
-    return (f"{budget.resource}: asked for at most {budget.format_count(budget.asked)}, and the nearest feasible budget is "
-            f"{_count_and_share(budget, budget.met, total)}: {why}")
+    return (f"{budget.resource}: asked for at most {budget.format_count(budget.asked)}, and the nearest feasible "
+            f"budget is {_count_and_share(budget, budget.met, total)}: {why}")
 
 
 def _why_far_below(pairs: Sequence[tuple[Limit, Budget]], selection: Selection, totals: Mapping[str, int]) -> list[str]:
@@ -77,8 +77,8 @@ def _why_far_below(pairs: Sequence[tuple[Limit, Budget]], selection: Selection, 
     else:
         why = f"a single channel of `{unit.name}`"
     above = _count_and_share(tight, limit.cost(before_last), totals.get(tight.resource, tight.before))
-    return [f"{tight.resource}: {tight.format_count(tight.met)} is {below:.1%} of the whole below what was asked; the next "
-            f"step is larger ({why}), and the nearest feasible budget above is {above}"]
+    return [f"{tight.resource}: {tight.format_count(tight.met)} is {below:.1%} of the whole below what was asked; the "
+            f"next step is larger ({why}), and the nearest feasible budget above is {above}"]
 
 
 def _step(selection: Selection, before_last: Shares) -> int:

@@ -120,8 +120,8 @@ class Plan:
 
     def __str__(self) -> str:
         lines = [f"Plan: {len(self.kept)} parameters and buffers are cut"]
-        lines += [f"  {b.resource}: {b.format_count(b.before)} -> {b.format_count(b.met)} ({b.share:.1%}; asked for at most "
-                  f"{b.format_count(b.asked)})" for b in self.budgets]
+        lines += [f"  {b.resource}: {b.format_count(b.before)} -> {b.format_count(b.met)} ({b.share:.1%}; asked "
+                  f"for at most {b.format_count(b.asked)})" for b in self.budgets]
         for name, dims in self.kept.items():
             cuts = ", ".join(f"dim {dim} keeps {len(index)}" for dim, index in dims.items())
             lines.append(f"  {name}: {cuts}")
