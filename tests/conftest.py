@@ -30,6 +30,7 @@ SHARED = ("finished", "trained")
 """Fixtures that take long to make: tests that share one run in one worker, which makes it once."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tell `pytest -n 2 --dist loadgroup` which tests belong together."""
     for item in items:
