@@ -10,7 +10,7 @@ demo: $(VENV)/.demo
 	$(BIN)/torchslim demo
 
 test: $(VENV)/.dev lint types
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -26,19 +26,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
 
 
-SHARED = ("finished", "trained")
-"""Fixtures that take long to make: tests that share one run in one worker, which makes it once."""
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tell `pytest -n 2 --dist loadgroup` which tests belong together."""
-    for item in items:
-        for name in SHARED:
-            if name in getattr(item, "fixturenames", ()):
-                item.add_marker(pytest.mark.xdist_group(f"{item.path.parent.name}-{name}"))
-
-
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Measured times are kept in a folder of the test run, not in the user's."""
