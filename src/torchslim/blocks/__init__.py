@@ -1,8 +1,8 @@
-"""Light blocks as plain modules, one paper a file, listed in docs/blocks.md.
+"""Light blocks as `nn.Module`s, one paper per file, listed in docs/blocks.md.
 
-Options have the names of `nn.Conv2d`'s; `padding="same"` is d(k - 1)/2, with strides and dilation as well. `norm` is
-called with the channels and makes a norm (`nn.BatchNorm2d`, `lambda c: nn.GroupNorm(8, c)`), `act` with nothing and
-makes an activation; None leaves it out. `bias=None` is a bias where no norm follows. Open `convolution.py` first.
+Options are named as in `nn.Conv2d`; `padding="same"` is d(k - 1)/2, also with strides and dilation. `norm` is a
+factory from channels to a norm (`nn.BatchNorm2d`, `lambda c: nn.GroupNorm(8, c)`), `act` a factory of an activation
+without arguments; None for none. `bias=None` is a bias where no norm follows. Open `convolution.py` first.
 """
 
 from torchslim.blocks.asymmetric import AsymmetricPair

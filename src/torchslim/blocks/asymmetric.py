@@ -13,13 +13,13 @@ from torchslim.blocks.convolution import ConvNormAct
 class AsymmetricPair(nn.Sequential):
     """A 1 x K convolution, then a K x 1 one: K (M C + C N) weights instead of K K M N.
 
-    Inception-v3 (Szegedy et al. 2016), section 3.2. `bias`, `norm` and `act` go for both convolutions, or are pairs.
+    Inception-v3 (Szegedy et al. 2016), section 3.2. `bias`, `norm` and `act` are for both convolutions, or pairs.
 
     Args:
         in_channels, out_channels: M and N.
         kernel_size: K.
-        stride, dilation: of the K x K convolution that this stands for: the first takes the width's, the second
-            the height's.
+        stride, dilation: of the replaced K x K convolution: along the width in the first, along the height in the
+            second.
         padding: likewise, an int; "same" is d(k - 1)/2.
         groups: of both convolutions.
         middle: C, channels between the two; N unless given.

@@ -34,7 +34,7 @@ def conv(in_channels: int, out_channels: int, kernel_size: Size = 1, *, stride: 
     """
     if isinstance(padding, str) and padding != "same":
         raise RequestError(f"padding={padding!r} found, a number or 'same' wanted; 'same' keeps a map's size")
-    # called for their checks of the numbers
+    # called for validation only
     convolution(in_channels, out_channels, kernel_size, (1, 1), groups=groups)
     output_size(_LARGE_MAP, kernel_size, stride, 0 if isinstance(padding, str) else padding, dilation)
     kernel, dilation = size_pair(kernel_size), size_pair(dilation)
@@ -58,7 +58,7 @@ def activation(act: Act, option: str = "act") -> nn.Module:
 
 
 def option_pair(option: T | tuple[T, T]) -> tuple[T, T]:
-    """The values of an option for two convolutions, given as a pair or as one for both.
+    """The values of an option for two convolutions, from a pair or one value for both.
 
     Raises:
         RequestError: a sequence of another length.
@@ -73,7 +73,7 @@ def option_pair(option: T | tuple[T, T]) -> tuple[T, T]:
 
 
 def size_pair(size: Size) -> tuple[int, int]:
-    """(height, width) of a size that may be one number."""
+    """(height, width) of a size, which may be an int."""
     height, width = size if isinstance(size, Sequence) else (size, size)
     return height, width
 
@@ -84,12 +84,12 @@ def keeps_size(stride: Size) -> bool:
 
 
 def keeps_shape(stride: Size, in_channels: int, out_channels: int) -> bool:
-    """Whether a block's input can be added to its output: the map and the width stay."""
+    """Whether a block's output has its input's shape, so that they can be added."""
     return keeps_size(stride) and in_channels == out_channels
 
 
 def are_positive_ints(*numbers: Any) -> bool:
-    """Whether all are integers of at least 1, of any integer type (numpy's, too) but bool."""
+    """Whether all are integers of at least 1, of any integer type (also numpy's) but bool."""
     try:
         return all(operator.index(number) >= 1 and not isinstance(number, bool) for number in numbers)
     except TypeError:
@@ -100,7 +100,7 @@ def expanded_channels(where: str, channels: int, expansion: float) -> float:
     """Channels times an expansion, not rounded.
 
     Raises:
-        RequestError: the expansion is no positive number.
+        RequestError: it is not a positive number.
     """
     if not isinstance(expansion, Real) or not 0 < expansion < inf:
         raise RequestError(f"{where}: expansion={expansion!r} found, a positive number wanted; try expansion=4")
@@ -111,7 +111,7 @@ def channels_per_part(where: str, channels: int, parts: int) -> int:
     """Channels in each of `parts` equal parts.
 
     Raises:
-        RequestError: the parts can't be equal.
+        RequestError: not divisible.
     """
     if not are_positive_ints(parts):
         raise RequestError(f"{where}: {parts} parts found, a whole number of at least 1 wanted")
@@ -122,9 +122,9 @@ def channels_per_part(where: str, channels: int, parts: int) -> int:
 
 
 def make_divisible(channels: float, by: int = 8) -> int:
-    """The multiple of `by` nearest to `channels`, but no less than nine tenths of it.
+    """The multiple of `by` nearest to `channels`, but at least 90% of it.
 
-    What the MobileNets' published widths follow (Sandler et al. 2018, reference code).
+    As for the MobileNets' published widths (Sandler et al. 2018, reference code).
     """
     nearest = max(by, int(channels + by / 2) // by * by)
     return nearest if nearest >= 0.9 * channels else nearest + by
@@ -134,7 +134,7 @@ def _call_factory(option: str, factory: Callable[..., nn.Module], *arguments: An
     """The module that a caller's `norm` or `act` makes.
 
     Raises:
-        RequestError: it is no callable, can't be called like this, fails, or makes no module.
+        RequestError: it is not callable with these arguments, fails, or returns no module.
     """
     if isinstance(factory, nn.Module) or not callable(factory):
         raise RequestError(f"{option}: an instance of {type(factory).__name__} found, what makes a module wanted, "

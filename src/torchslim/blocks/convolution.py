@@ -10,17 +10,17 @@ from torchslim.formulas import Size
 
 
 class ConvNormAct(nn.Sequential):
-    """A convolution, its norm and its activation; a map keeps its size unless there is a stride.
+    """A convolution, its norm and its activation; only a stride changes the map's size.
 
     Batch normalisation after the convolution and before the activation: Ioffe and Szegedy 2015, section 3.2.
 
     Args:
         in_channels, out_channels: at the input and at the output.
         kernel_size: an int, or (height, width).
-        stride, dilation: the same.
+        stride, dilation: likewise.
         padding: on each side, an int or (height, width); "same" is d(k - 1)/2.
         groups: of the convolution; a divisor of both channel numbers.
-        bias: of the convolution; None for one where no norm follows, whose shift does the same.
+        bias: of the convolution; None for one if no norm follows, whose shift has the same effect.
         norm: called with the channels, makes the norm; None for none.
         act: called with nothing, makes the activation; None or False for none.
 
@@ -28,7 +28,7 @@ class ConvNormAct(nn.Sequential):
         (B, in_channels, H, W) -> (B, out_channels, ceil(H / stride), ceil(W / stride)) where padding is "same".
 
     Raises:
-        RequestError: numbers that don't fit together, or a norm or activation that can't be called like this.
+        RequestError: inconsistent numbers, or a norm or activation that can't be called like this.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: Size = 3, stride: Size = 1,

@@ -10,17 +10,17 @@ from torchslim.blocks.convolution import ConvNormAct
 
 
 class PartialConv(nn.Module):
-    """A convolution of the first 1/parts of the channels, the others passing, then two 1x1 convolutions over all.
+    """A convolution of the first 1/parts of the channels, leaving the others, then two 1x1 convolutions of all.
 
-    FasterNet (Chen et al. 2023), sections 3.2 and 3.4: with 4 parts the first convolution takes 1/16 of a full one's
+    FasterNet (Chen et al. 2023), sections 3.2 and 3.4: with 4 parts the first convolution has 1/16 of a full one's
     multiply-adds and 1/4 of its memory access.
 
     Args:
         in_channels, out_channels: at the input and at the output.
         kernel_size, dilation: of the partial convolution.
         parts: a divisor of `in_channels`.
-        expansion: channels between the 1x1 convolutions for each of the input's, rounded.
-        shortcut: whether the input is added where the width stays.
+        expansion: channels between the 1x1 convolutions per input channel, rounded.
+        shortcut: whether the input is added if the channel counts are equal.
         bias: of the 1x1 convolutions; None for one where no norm follows. The partial convolution has none, nor has
             the last, as in the paper, unless this is True.
         norm: called with the channels, makes the norm between the 1x1 convolutions; None for none.
@@ -47,7 +47,7 @@ class PartialConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
-        width = self.partial.in_channels  # the convolution's own width, which pruning keeps true
+        width = self.partial.in_channels  # the convolution's own width, which pruning updates
         first, others = torch.split(x, [width, x.shape[1] - width], 1)
         y: Tensor = self.body(torch.cat([self.partial(first), others], 1))
         return x + y if self.shortcut else y

@@ -11,14 +11,14 @@ from torchslim.formulas import Size
 
 
 class GhostModule(nn.Module):
-    """A convolution makes 1/ratio of the maps, and a depthwise one of these makes the others, their "ghosts".
+    """A convolution makes 1/ratio of the maps, and a depthwise one of these makes the others ("ghost" maps).
 
-    GhostNet (Han et al. 2020), section 3.1: nearly `ratio` times cheaper than the whole convolution.
+    GhostNet (Han et al. 2020), section 3.1: nearly `ratio` times cheaper than a full convolution.
 
     Args:
         in_channels, out_channels: at the input and at the output.
         kernel_size, stride, padding, dilation: of the first convolution, as in `ConvNormAct`.
-        ratio: s, a divisor of `out_channels`: each of the first maps gets s - 1 ghosts.
+        ratio: s, a divisor of `out_channels`: s - 1 ghost maps per map.
         cheap_kernel: kernel size of the depthwise convolution.
         bias: of both convolutions; None for one where no norm follows.
         norm: called with the channels, makes a norm; None for none.

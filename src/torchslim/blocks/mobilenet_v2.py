@@ -11,17 +11,17 @@ from torchslim.formulas import Size
 
 
 class InvertedResidual(nn.Module):
-    """Expand by a 1x1 convolution, go depthwise, project by a 1x1 without activation; add the input where it fits.
+    """1x1 expansion, depthwise convolution, 1x1 projection without activation; plus the input if shapes agree.
 
     MobileNetV2 (Sandler et al. 2018), sections 3.2 and 3.3. `LinearBottleneck` is another name for it.
 
     Args:
         in_channels, out_channels: at the input and at the output.
         stride, kernel_size, dilation: of the depthwise convolution.
-        expansion: t, its channels for each of the input's, rounded.
-        expand: whether there is an expanding convolution; None for one unless t is 1. The paper's t = 1 block
-            has none, forms for small pictures keep it.
-        shortcut: whether the input is added where stride and width stay.
+        expansion: t, its channels per input channel, rounded.
+        expand: whether there is an expansion; None for one unless t is 1. The paper's block of t = 1 has none,
+            variants for small images keep it.
+        shortcut: whether the input is added if shapes agree.
         bias: of all convolutions; None for one where no norm follows.
         norm: called with the channels, makes a norm; None for none.
         act: called with nothing, makes an activation; None or False for none. The projection has none.

@@ -12,7 +12,7 @@ from torchslim.formulas import Size
 
 
 class InvertedResidualSE(nn.Module):
-    """Expand, go depthwise, scale by squeeze-and-excitation, project; add the input where it fits.
+    """Expansion, depthwise convolution, squeeze-and-excitation, projection; plus the input if shapes agree.
 
     MobileNetV3 (Howard et al. 2019), sections 3 and 5.2 (hard-swish) and 5.3 (squeeze-and-excitation). With other
     activations it is the block of EfficientNet (Tan and Le 2019): act=nn.SiLU, gate=nn.Sigmoid,
@@ -21,16 +21,16 @@ class InvertedResidualSE(nn.Module):
     Args:
         in_channels, out_channels: at the input and at the output.
         stride, kernel_size, dilation: of the depthwise convolution.
-        expansion: its channels for each of the input's, rounded. Where they are as many, nothing expands.
+        expansion: its channels per input channel, rounded; no 1x1 expansion if they are equal.
         expanded: the exact number, as in the paper's tables, instead of `expansion`.
-        reduction: squeezed are expanded / reduction channels, rounded to a multiple of 8; None for no
+        reduction: squeeze to expanded / reduction channels, rounded to a multiple of 8; None for no
             squeeze-and-excitation.
         squeezed: the exact number, instead of `reduction`.
-        shortcut: whether the input is added where stride and width stay.
+        shortcut: whether the input is added if shapes agree.
         bias: of all convolutions but squeeze-and-excitation's, which have one; None for one where no norm follows.
         norm: called with the channels, makes a norm; None for none.
         act: called with nothing, makes an activation; None or False for none. The projection has none.
-        gate: called with nothing, makes what squeeze-and-excitation scales by.
+        gate: called with nothing, makes the gate of squeeze-and-excitation.
 
     Shape:
         (B, in_channels, H, W) -> (B, out_channels, ceil(H / stride), ceil(W / stride))

@@ -11,23 +11,23 @@ from torchslim.formulas import Size
 
 
 class UniversalInvertedBottleneck(nn.Module):
-    """Expand and project by 1x1 convolutions, with a depthwise one before, between, both or neither.
+    """1x1 expansion and projection, with a depthwise convolution before, between, both or neither.
 
     MobileNetV4 (Qin et al. 2024), "Universal Inverted Bottlenecks". Two optional kernels make four blocks:
 
         start   middle
         None    3 or 5  inverted bottleneck, the default
-        3 or 5  None    like ConvNeXt: mixes space before it expands
-        3 or 5  3 or 5  "ExtraDW": more depth and reach for little
+        3 or 5  None    as in ConvNeXt: depthwise before expansion
+        3 or 5  3 or 5  "ExtraDW": cheaply deeper, larger receptive field
         None    None    feed-forward network: two 1x1 convolutions
 
     Args:
         in_channels, out_channels: at the input and at the output.
         stride: of the depthwise convolution in the middle, else of the one at the start.
-        expansion: channels in the middle for each of the input's; the product is rounded to a multiple of 8.
+        expansion: channels in the middle per input channel; the product is rounded to a multiple of 8.
         start, middle: kernel sizes of the two depthwise convolutions; None for none.
         dilation: of both.
-        shortcut: whether the input is added where stride and width stay.
+        shortcut: whether the input is added if shapes agree.
         bias: of all convolutions; None for one where no norm follows.
         norm: called with the channels, makes a norm; None for none.
         act: called with nothing, makes the activation after the expansion and after the depthwise convolution in the

@@ -1,4 +1,4 @@
-"""Branches for training that become one convolution, of RepVGG (Ding et al. 2021) and MobileOne (Vasu et al. 2023)."""
+"""Structural re-parameterisation, of RepVGG (Ding et al. 2021) and MobileOne (Vasu et al. 2023)."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from torchslim.formulas import Size
 
 
 class RepBlock(nn.Module):
-    """A sum of convolutions, each with its norm, a 1x1 one and a norm of the input; `fuse` makes it one convolution.
+    """A sum of convolutions with norms, a 1x1 one, and a norm of the input; `fuse` makes it one convolution.
 
     RepVGG (Ding et al. 2021), section 3; several branches of one kind: MobileOne (Vasu et al. 2023), "MobileOne Block".
 
     Args:
         in_channels, out_channels: at the input and at the output.
         kernel_size: an odd int, or (height, width) of them.
-        stride, dilation, groups: of all branches; groups=in_channels makes them depthwise. The padding is "same", since
-            the branches must see one map.
-        branches: how many convolutions of that kernel.
+        stride, dilation, groups: of all branches; groups=in_channels makes them depthwise. The padding is "same", so
+            that the branches align.
+        branches: number of convolutions of that kernel.
         pointwise: whether there is a 1x1 branch; never for kernels of 1.
-        identity: whether there is a branch of a norm alone, where stride and width stay.
+        identity: whether there is a branch of only a norm, if shapes agree.
         bias: of all convolutions; None for one where no norm follows.
         norm: called with the channels, makes a norm; None for none. Only batch norms can be fused.
         act: called with nothing, makes an activation after the sum; None or False for none.
@@ -67,13 +67,13 @@ class RepBlock(nn.Module):
 
     @torch.no_grad()
     def fuse(self) -> nn.Conv2d | nn.Sequential:
-        """A new convolution, with its own weights, that gives what this block gives in eval mode.
+        """A new convolution, with its own weights, that equals this block in eval mode.
 
-        Where the block has an activation, the convolution and a copy of it in a row. The block stays as it is. Device,
-        data type, memory format, mode and `requires_grad` are those of the first branch.
+        Followed by a copy of the block's activation, if any. The block is not changed. Device, data type, memory
+        format, mode and `requires_grad` are those of the first branch.
 
         Raises:
-            RequestError: a norm that is no batch norm with running statistics.
+            RequestError: a norm other than a batch norm with running statistics.
         """
         first = cast(nn.Conv2d, self.first[0])  # the result has its sizes
         weight, requires_grad = first.weight, any(parameter.requires_grad for parameter in first.parameters())
@@ -88,14 +88,14 @@ class RepBlock(nn.Module):
 
 
 def _fuse_branch(branch: nn.Module, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The kernel, of the shape of `weight`, and the bias that one branch amounts to, in float64."""
+    """The equivalent kernel, of the shape of `weight`, and bias of one branch, in float64."""
     layers = list(branch.children())
     outputs, inputs, *size = weight.shape
     bias = weight.new_zeros(outputs)
     if layers and isinstance(layers[0], nn.Conv2d):
         kernel, norms = _exact(layers[0].weight), layers[1:]
         bias = bias if layers[0].bias is None else _exact(layers[0].bias)
-    else:  # the identity: each output reads the input of its index in its group
+    else:  # the identity: each output is the input of equal index
         channels, norms = torch.arange(outputs, device=weight.device), layers
         kernel = weight.new_zeros(outputs, inputs, 1, 1)
         kernel[channels, channels % inputs] = 1
@@ -107,7 +107,7 @@ def _fuse_branch(branch: nn.Module, weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """The factor and the summand of a batch norm in eval mode."""
+    """The scale and the shift of a batch norm in eval mode."""
     if not isinstance(norm, _BatchNorm) or norm.running_mean is None or norm.running_var is None:
         raise RequestError(f"RepBlock: {type(norm).__name__} found, a batch norm with running statistics wanted; only "
                            "these can be fused")

@@ -12,13 +12,13 @@ from torchslim.formulas import Size
 class DepthwiseSeparable(nn.Sequential):
     """A depthwise convolution, then a 1x1 convolution: 1/N + 1/K^2 of the standard one's parameters and MACs.
 
-    MobileNet (Howard et al. 2017), section 3.1. `bias`, `norm` and `act` go for both convolutions, or are pairs:
-    (after the depthwise, after the pointwise).
+    MobileNet (Howard et al. 2017), section 3.1. `bias`, `norm` and `act` are for both convolutions, or pairs:
+    (depthwise, pointwise).
 
     Args:
         in_channels, out_channels: M and N.
         kernel_size, stride, padding, dilation: of the depthwise convolution, as in `ConvNormAct`.
-        multiplier: channels between the two for each input channel.
+        multiplier: channels between the two per input channel.
         bias: of the convolutions; None for one where no norm follows.
         norm: called with the channels, makes a norm; None for none.
         act: called with nothing, makes an activation; None or False for none.
@@ -43,10 +43,10 @@ class DepthwiseSeparable(nn.Sequential):
 
 
 class DWConv(DepthwiseSeparable):
-    """Depthwise, norm, pointwise, norm, hard-swish: a light stand-in for a 3x3 convolution with its activation.
+    """Depthwise, norm, pointwise, norm, hard-swish: a light replacement of a 3x3 convolution and its activation.
 
     MobileNet (Howard et al. 2017), section 3.1, with the activation of MobileNetV3 (Howard et al. 2019), section 5.2,
-    at its end alone.
+    only at its end.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, bias, norm: as in `DepthwiseSeparable`.

@@ -13,9 +13,9 @@ from torchslim.formulas import Size
 
 
 def channel_shuffle(x: Tensor, groups: int) -> Tensor:
-    """Channels in rows of c / groups, read by columns, so that each group next meets channels of all.
+    """Interleave the channels of groups, so that each following group gets channels of all.
 
-    ShuffleNet (Zhang et al. 2018), section 3.1. Torch's own, under the name that goes with the blocks.
+    ShuffleNet (Zhang et al. 2018), section 3.1. Torch's function, named as the blocks.
 
     Args:
         x: (B, C, H, W), or any shape of at least three dimensions.
@@ -42,10 +42,10 @@ class ChannelShuffle(nn.ChannelShuffle):
 
 
 class GroupedConv(nn.Sequential):
-    """A grouped convolution, its norm, its activation, and a channel shuffle if asked for.
+    """A grouped convolution, its norm, its activation, and optionally a channel shuffle.
 
-    Without a shuffle, each output channel sees one group of the inputs alone, however many such layers follow each
-    other. ShuffleNet (Zhang et al. 2018), section 3.1; grouped convolutions: AlexNet (Krizhevsky et al. 2012).
+    Without a shuffle, each output channel depends on one group of inputs only, even after several such layers.
+    ShuffleNet (Zhang et al. 2018), section 3.1; grouped convolutions: AlexNet (Krizhevsky et al. 2012).
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, bias, norm, act: as in `ConvNormAct`.
@@ -69,17 +69,17 @@ class GroupedConv(nn.Sequential):
 
 
 class ShuffleUnitV1(nn.Module):
-    """Grouped 1x1, shuffle, depthwise, grouped 1x1; at stride 1 added to the input, else beside its average pool.
+    """Grouped 1x1, shuffle, depthwise, grouped 1x1; at stride 1 plus the input, else concatenated with its pool.
 
-    ShuffleNet (Zhang et al. 2018), section 3.2 and figure 2. With a stride, the unit makes out_channels - in_channels
-    channels, and the 3x3 average pool of the input is concatenated with them.
+    ShuffleNet (Zhang et al. 2018), section 3.2 and figure 2. With a stride, out_channels - in_channels new channels
+    are concatenated with the 3x3 average pool of the input.
 
     Args:
         in_channels, out_channels: at the input and at the output.
         stride: of the depthwise convolution and of the pool.
         groups: of the 1x1 convolutions.
-        grouped_first: whether the first 1x1 convolution is grouped; in the paper's first unit, whose input is narrow,
-            it is not.
+        grouped_first: whether the first 1x1 convolution is grouped; not in the paper's first unit, whose input has few
+            channels.
         bottleneck: channels between the 1x1 convolutions; a quarter of `out_channels`, rounded down, unless given.
         kernel_size: of the depthwise convolution.
         bias: of all convolutions; None for one where no norm follows.
@@ -91,8 +91,8 @@ class ShuffleUnitV1(nn.Module):
         (B, in_channels, H, W) -> (B, out_channels, ceil(H / stride), ceil(W / stride))
 
     Raises:
-        RequestError: widths that don't allow the sum or the concatenation, or what `ConvNormAct` refuses, such as
-            a bottleneck that can't be split into the groups.
+        RequestError: widths that don't allow the sum or the concatenation, or as for `ConvNormAct`, such as a
+            bottleneck that is not divisible by the groups.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: Size = 1, *, groups: int = 3,

@@ -15,11 +15,11 @@ from torchslim.formulas import Size
 def channel_split(x: Tensor, parts: int = 2) -> list[Tensor]:
     """Equal parts of a tensor's channels, without copying.
 
-    ShuffleNetV2 (Ma et al. 2018), section 3. No width is remembered, so that a pruned network splits in halves, too.
+    ShuffleNetV2 (Ma et al. 2018), section 3. No width is stored, so a pruned network splits equally, too.
 
     Args:
         x: (B, C, ...).
-        parts: how many; where they don't divide C, the last are narrower, as `torch.chunk` has it.
+        parts: number of parts; where they don't divide C, the last are narrower, as in `torch.chunk`.
 
     Shape:
         (B, C, H, W) -> parts x (B, C / parts, H, W)
@@ -31,7 +31,7 @@ class ChannelSplit(nn.Module):
     """`channel_split` as a layer.
 
     Args:
-        parts: how many.
+        parts: number.
 
     Shape:
         (B, C, H, W) -> parts x (B, C / parts, H, W)
@@ -51,16 +51,16 @@ class ChannelSplit(nn.Module):
 
 
 class ShuffleUnitV2(nn.Module):
-    """One half of the channels goes 1x1, depthwise, 1x1, the other passes; at stride 2 both branches see all of them.
+    """1x1, depthwise, 1x1 on one half of the channels, identity on the other; with a stride both branches read all.
 
     ShuffleNetV2 (Ma et al. 2018), section 3 and figure 3. The two branches, each half of the output, are concatenated
-    and shuffled. With a stride, the other branch goes depthwise, 1x1.
+    and shuffled. With a stride, the other branch is depthwise, 1x1.
 
     Args:
         in_channels, out_channels: at the input and at the output.
         stride: of the depthwise convolutions.
-        middle: channels of the right branch before its last convolution; out_channels / 2 unless given. Forms for
-            small pictures have `in_channels` in units with a stride.
+        middle: channels of the right branch before its last convolution; out_channels / 2 unless given. Variants for
+            small images use `in_channels` in strided units.
         kernel_size: of the depthwise convolutions.
         bias: of all convolutions; None for one where no norm follows.
         norm: called with the channels, makes a norm; None for none.
@@ -70,8 +70,8 @@ class ShuffleUnitV2(nn.Module):
         (B, in_channels, H, W) -> (B, out_channels, ceil(H / stride), ceil(W / stride))
 
     Raises:
-        RequestError: an odd number of output channels, other ones at the input at stride 1, or what `ConvNormAct`
-            refuses.
+        RequestError: an odd number of output channels, another number of input channels at stride 1, or as for
+            `ConvNormAct`.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: Size = 1, *, middle: int | None = None,

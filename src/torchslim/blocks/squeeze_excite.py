@@ -12,18 +12,18 @@ from torchslim.formulas import Size
 
 
 class SqueezeExcite(SqueezeExcitation):  # type: ignore[misc]  # torchvision has no types
-    """Channels scaled by what two small layers make of their means: torchvision's, and its forms without biases.
+    """Scale channels by the output of two layers on their means: torchvision's, optionally without biases.
 
-    Squeeze-and-Excitation Networks (Hu et al. 2018), section 3, who leave out the biases in ResNets.
+    Squeeze-and-Excitation Networks (Hu et al. 2018), section 3, without biases in ResNets.
 
     Args:
         channels: at the input and at the output.
-        reduction: the two layers meet in channels // reduction, at least 1; 16 in the paper, 4 in MobileNetV3.
+        reduction: channels // reduction, at least 1, between the two layers; 16 in the paper, 4 in MobileNetV3.
         squeezed: the exact number, instead of `reduction`.
         bias: of both layers.
-        linear: whether they are `nn.Linear`, as in the paper's formulas, or 1x1 convolutions of the same numbers.
+        linear: whether they are `nn.Linear`, as in the paper's formulas, or equivalent 1x1 convolutions.
         act: called with nothing, makes the activation between the two.
-        gate: called with nothing, makes the last one, whose values scale the channels.
+        gate: called with nothing, makes the last activation, which gives the scales.
 
     Shape:
         (B, channels, H, W) -> (B, channels, H, W)

@@ -11,15 +11,15 @@ from torchslim.errors import RequestError
 
 
 class Fire(nn.Module):
-    """Squeeze by a 1x1 convolution, expand by a 1x1 and a 3x3 one side by side.
+    """A 1x1 squeeze convolution, then parallel 1x1 and 3x3 expand convolutions.
 
     SqueezeNet (Iandola et al. 2016), section 3.2; the bypass, section 6.
 
     Args:
         in_channels: at the input.
-        squeezed: between squeezing and expanding.
-        expand1x1, expand3x3: of the two halves of the output.
-        bypass: adds the input to the output, where the paper's "simple bypass" does: behind the activations.
+        squeezed: channels after the squeeze.
+        expand1x1, expand3x3: output channels of each.
+        bypass: adds the input to the output after the activations, the paper's "simple bypass".
         bias: of all convolutions; None for one where no norm follows.
         norm: called with the channels, makes a norm; None, as in the paper, for none.
         act: called with nothing, makes an activation; None or False for none.
@@ -28,7 +28,7 @@ class Fire(nn.Module):
         (B, in_channels, H, W) -> (B, expand1x1 + expand3x3, H, W)
 
     Raises:
-        RequestError: a bypass where input and output differ in width, or what `ConvNormAct` refuses.
+        RequestError: a bypass with unequal input and output channels, or as for `ConvNormAct`.
     """
 
     def __init__(self, in_channels: int, squeezed: int, expand1x1: int, expand3x3: int, *, bypass: bool = False,

@@ -13,14 +13,14 @@ class StarBlock(nn.Module):
     """Depthwise; two 1x1 convolutions, one of them activated, multiplied; 1x1, depthwise; the input added.
 
     Rewrite the Stars (Ma et al. 2024), section 3: the product of two linear maps of C inputs is linear in
-    some C^2 / 2 products of these, at the price of C.
+    about C^2 / 2 products of these, at the cost of C.
 
     Args:
         in_channels, out_channels: at the input and at the output.
         stride: of the first depthwise convolution.
-        expansion: channels of the product for each of the input's, rounded.
+        expansion: channels of the product per input channel, rounded.
         kernel_size, dilation: of both depthwise convolutions.
-        shortcut: whether the input is added where stride and width stay.
+        shortcut: whether the input is added if shapes agree.
         bias: of all convolutions; None for one where no norm follows.
         norm: called with the channels, makes the norms after the first depthwise and after the third 1x1 convolution;
             None for none.

@@ -1,4 +1,4 @@
-"""Put back what a cut has lost, before any training: model + its cut + pictures -> refitted weights."""
+"""Compensate a cut without training: model + cut model + images -> refitted weights."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from torchslim.utils.inputs import Inputs, unwrap
 from torchslim.utils.layer_spec import LayerSpec, filters_first, spec_of, torch_layout
 
 RIDGE = 0.3
-"""What it costs to leave the weights of the cut, in mean squares of what each weight reads."""
+"""Ridge on changes of the cut's weights, in mean squares of each weight's input."""
 
 MAX_STORED_BYTES = 2**31
-"""Outputs of the original that are in memory at a time; more layers take a further pass of both networks."""
+"""Maximum size of the original's outputs in memory; more layers need another pass of both networks."""
 
 TINY = torch.finfo(torch.float64).tiny
 
@@ -37,36 +37,35 @@ TINY = torch.finfo(torch.float64).tiny
 @torch.inference_mode(False)
 def compensate(model: nn.Module, slim: nn.Module, plan: Plan, data: Iterable[Inputs], *,
                ridge: float = RIDGE) -> nn.Module:
-    """A copy of a slim network whose layers are refitted to give what the original's gave. No labels, no training.
+    """A copy of a slim network whose layers are refitted to the original's outputs. No labels, no training.
 
-    Each convolution or linear layer from the first that lost inputs on is solved by ridge regression, in the order in
-    which they run: from what it reads in the slim network, whose layers before it are refitted already, to what the
-    original's gave there, on all batches at once (channel pruning, He et al. 2017, section 3.1; asymmetric
-    reconstruction, Zhang et al. 2015, section 3.2). What the channels that are gone gave on average goes into the bias,
-    or into the mean that the batch norm behind the layer takes off. Call it after `verify`: a refitted network is no
-    longer the silenced original.
+    Each convolution or linear layer, from the first that lost inputs, is solved by ridge regression on all batches, in
+    call order: from its inputs in the slim network, whose earlier layers are already refitted, to the outputs of the
+    original's layer (channel pruning, He et al. 2017, section 3.1; asymmetric reconstruction, Zhang et al. 2015,
+    section 3.2). The mean contribution of the removed channels goes into the bias, or into the running mean of the next
+    batch norm. Call it after `verify`: a refitted network no longer equals the silenced original.
 
-    A few pictures excite few of a network's features, and weights that only suit these suit nothing else. So every
-    batch is seen twice: as it is, and through a copy of the network whose batch norms have the statistics of these very
-    batches. There each channel is as active as it was in training, when the statistics were taken.
+    A few images activate few of a network's features, and weights fitted to these do not generalise. So every batch is
+    used twice: in the network, and in a copy whose batch norms have the statistics of these batches. There each channel
+    is as active as in training.
 
-    Layers that are called more than once in a run, with shared or computed weights, transposed in groups, and of
-    classes other than torch's own stay as the cut left them.
+    Not refitted are layers called more than once, with shared or computed weights, grouped transposed convolutions, and
+    classes other than torch's own.
 
     Args:
-        model: the original; it is left as it was.
-        slim: the network that `apply(model, plan)` gave; it is left as it was.
+        model: the original; not changed.
+        slim: the result of `apply(model, plan)`; not changed.
         plan: the plan between the two.
-        data: batches of inputs, unlabelled; some hundred pictures will do, as like those to come as can be had.
-        ridge: above 0. How much a weight holds on to what it was: less where the data are many.
+        data: unlabelled batches of inputs: some hundred images that are representative of later ones.
+        ridge: above 0. Penalty on changes of weights; use less with more data.
 
     Returns:
         The refitted copy, in the mode of `slim`.
 
     Raises:
         RequestError: no batch, one that the model fails on, or a ridge that is not positive.
-        PlanError: `slim` is not what the plan makes of the model.
-        TraceError: the model runs other layers on one batch than on another.
+        PlanError: `slim` is not the model cut by the plan.
+        TraceError: the model runs different layers on different batches.
 
     Example:
         >>> import torch, torchslim as ts
@@ -89,7 +88,7 @@ def compensate(model: nn.Module, slim: nn.Module, plan: Plan, data: Iterable[Inp
 
 
 def _refit_all(model: nn.Module, new: nn.Module, plan: Plan, batches: Sequence[Inputs], ridge: float) -> None:
-    """Refit layer after layer of the slim network to what the original's give; as many layers in a pass as fit."""
+    """Refit the slim network's layers in order to the original's outputs, several per pass if memory allows."""
     layers, norms, sizes = _order(model, batches[0])
     first = next((index for index, name in enumerate(layers) if _inputs_lost(model, new, name)), len(layers))
     fits = [name for name in layers[first:] if _fits(model, new, name)]
@@ -107,7 +106,7 @@ def _refit_all(model: nn.Module, new: nn.Module, plan: Plan, batches: Sequence[I
 
 
 def _chunks(names: Sequence[str], sizes: Mapping[str, int]) -> Iterator[list[str]]:
-    """The layers in order, as many at a time as may be stored."""
+    """Lists of layers, in order, whose outputs fit in memory."""
     chunk: list[str] = []
     for name in names:
         if chunk and sum(sizes[each] for each in chunk) + sizes[name] > MAX_STORED_BYTES:
@@ -119,7 +118,7 @@ def _chunks(names: Sequence[str], sizes: Mapping[str, int]) -> Iterator[list[str
 
 def _outputs(networks: Sequence[nn.Module], names: Sequence[str], plan: Plan,
              batches: Sequence[Inputs]) -> dict[str, list[Tensor]]:
-    """What layers give on the batches, in each network in turn: rows (places, N) of the channels that are kept."""
+    """Outputs of layers on the batches, in each network in turn: rows (positions, N) of the kept channels."""
     outputs: dict[str, list[Tensor]] = {name: [] for name in names}
     samplers = {name: OutputSampler(_spec(networks[0], name)) for name in names}
     for network in networks:
@@ -127,7 +126,7 @@ def _outputs(networks: Sequence[nn.Module], names: Sequence[str], plan: Plan,
             for name, sampler in samplers.items():
                 def record(_: nn.Module, args: tuple[Any, ...], y: Tensor, name: str = name,
                            sampler: OutputSampler = sampler) -> None:
-                    # Clones: what comes next may write into it.
+                    # Cloned against later in-place operations.
                     outputs[name].extend(_kept(wide(rows), sampler.spec, plan, name).clone() for rows in sampler(y)
                                          if y.numel())
 
@@ -138,7 +137,7 @@ def _outputs(networks: Sequence[nn.Module], names: Sequence[str], plan: Plan,
     return outputs
 
 
-# --- what there is to fit -----------------------------------------------------------------------------------
+# --- the layers to fit --------------------------------------------------------------------------------------
 
 def _check(model: nn.Module, slim: nn.Module, plan: Plan) -> None:
     wanted = {name: value.shape for name, value in apply(model, plan).state_dict().items()}
@@ -151,7 +150,7 @@ def _check(model: nn.Module, slim: nn.Module, plan: Plan) -> None:
 
 
 def _order(model: nn.Module, inputs: Inputs) -> tuple[list[str], dict[str, str], dict[str, int]]:
-    """Layers in the order in which they run, those that run once; the batch norm that reads each, and bytes of rows."""
+    """Layers that run once, in call order; the batch norm after each, and the bytes of its output rows."""
     made: dict[int, tuple[str, Tensor]] = {}
     norms: dict[str, str] = {}
     sizes: dict[str, int] = {}
@@ -189,7 +188,7 @@ def _fits(model: nn.Module, slim: nn.Module, name: str) -> bool:
 
 
 def _sharing(slim: nn.Module, other: nn.Module) -> nn.Module:
-    """The other network with the very parameters of the slim one: what is solved for one is so for both."""
+    """The other network with the slim one's parameters, so that refitting changes both."""
     for name, module in slim.named_modules():
         other.get_submodule(name)._parameters.update(module._parameters)
     return other
@@ -204,21 +203,21 @@ def _spec(model: nn.Module, name: str) -> LayerSpec:
 
 
 def _kept(rows: Tensor, spec: LayerSpec, plan: Plan, name: str) -> Tensor:
-    """Of rows of what the original's layer gives, (places, N), the channels that the slim one still makes."""
+    """The kept channels of rows of the original layer's output, (positions, N)."""
     kept = plan.kept.get(f"{name}.weight", {}).get(1 if spec.transposed else 0)
     return rows if kept is None else rows.index_select(1, torch.tensor(kept, device=rows.device))
 
 
 def _solve(cuts: Sequence[nn.Module], name: str, norm: str | None, inputs: Sequence[Tensor], wanted: Sequence[Tensor],
            ridge: float) -> None:
-    """Refit a layer, and where it has no bias the means of the norm that reads it; all cuts share the weights."""
+    """Refit a layer, and without a bias the running means of the next norm; all cuts share the weights."""
     spec = _spec(cuts[0], name)
     inputs = [wide(x) for x in inputs if x.numel()]
     if not spec.dims and inputs and wanted:
         inputs, wanted = [torch.cat([x.reshape(-1, x.shape[-1]) for x in inputs])], [torch.cat(list(wanted))]
     items = sum(x.shape[:x.dim() - 1 - spec.dims].numel() for x in inputs)
     if not inputs or items != (len(wanted) if spec.dims else sum(map(len, wanted))):
-        return  # the data decides how many there are (a detector's regions), and may leave none
+        return  # their number depends on the data (a detector's regions), and may be 0
     rows = zip(chain.from_iterable(map(InputSampler(spec), inputs)), wanted, strict=True)
     layer: Any = cuts[0].get_submodule(name)
     readers: list[Any] = [] if norm is None else [cut.get_submodule(norm) for cut in cuts]
@@ -232,17 +231,16 @@ def _solve(cuts: Sequence[nn.Module], name: str, norm: str | None, inputs: Seque
 
 
 def _refit(layer: Any, rows: Pairs, ridge: float, *, centred: bool) -> Tensor:
-    """Give a layer the weights, and the bias if it has one, that bring it nearest to the outputs.
+    """Set a layer's weights, and its bias if any, to the ridge regression to the outputs.
 
     Args:
         layer: a convolution or linear layer; changed in place.
-        rows: of what its filters see and of what it should give (see `sampled`).
-        ridge: times the mean square of what each weight reads.
-        centred: whether something else corrects the mean of the outputs.
+        rows: of its filters' inputs and target outputs (see `sampled`).
+        ridge: times the mean square of each weight's input.
+        centred: whether the next norm corrects the mean of the outputs.
 
     Returns:
-        The mean of what it should give less that of what it gives without a bias, (N,); 0 unless there is a bias or
-        `centred`.
+        Mean target output minus mean output without a bias, (N,); 0 unless there is a bias or `centred`.
     """
     spec = spec_of(layer)
     assert spec is not None
@@ -250,7 +248,7 @@ def _refit(layer: Any, rows: Pairs, ridge: float, *, centred: bool) -> Tensor:
     filters = weight.double().reshape(spec.groups, spec.outputs // spec.groups, -1)
     moments = moments_of(filters, rows, spec.bias or centred)
     squares = moments.squares
-    # A weight that reads nothing stays as it was.
+    # Weights with zero inputs do not change.
     costs = ridge * squares + torch.finfo(torch.float32).eps * squares.mean(1, keepdim=True) + TINY
     best = moments.best(filters, costs)
     layer.weight.copy_(torch_layout(best.reshape(weight.shape), spec))

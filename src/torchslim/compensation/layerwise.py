@@ -1,7 +1,7 @@
-"""Visit the layers of a network in the order in which they run, each with its inputs on all batches.
+"""Visit the layers of a network in call order, each with its inputs on all batches.
 
-What a layer is fitted to depends on its inputs, and these on the layers before it. Where the batches can be joined into
-one, a single pass visits all layers, by hooks; elsewhere there is a pass over the batches for each layer.
+The inputs of a layer depend on the refitted layers before it. If the batches can be joined into one, a single pass
+visits all layers by hooks; else there is a pass over the batches for each layer.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torchslim.utils.eval_mode import evaluating
 from torchslim.utils.inputs import Inputs, tensors_in
 
 Visit = Callable[[str, list[Tensor]], None]
-"""Called with a layer's name and its inputs on all batches, of each view in turn; may change the layer."""
+"""Called with a layer's name and its inputs on all batches, view by view; may change the layer."""
 
 
 def has_running_statistics(module: nn.Module) -> bool:
@@ -31,7 +31,7 @@ def has_running_statistics(module: nn.Module) -> bool:
 
 @torch.no_grad()
 def call_counts(model: nn.Module, names: Sequence[str], inputs: Inputs) -> dict[str, int]:
-    """How often each of these modules is called, in the order of their first calls."""
+    """Number of calls of each module, in the order of their first calls."""
     calls: Counter[str] = Counter()
     with ExitStack() as stack:
         for name in names:
@@ -44,13 +44,13 @@ def call_counts(model: nn.Module, names: Sequence[str], inputs: Inputs) -> dict[
 
 @torch.no_grad()
 def visit_in_order(views: Sequence[nn.Module], names: Sequence[str], batches: Sequence[Inputs], visit: Visit) -> None:
-    """Visit layers of a network before they compute, each as the visits to those before it have left them.
+    """Visit layers of a network before they run, with earlier layers as changed by their visits.
 
     Args:
-        views: the network, and possibly a second one that differs from it in the statistics of batch norms only.
-        names: of layers that are called once, in the order in which they run.
+        views: the network, and possibly a second one that differs only in the statistics of batch norms.
+        names: of layers that are called once, in call order.
         batches: of inputs.
-        visit: see `Visit`; the views do not share layers unless their caller made them do so.
+        visit: see `Visit`; the views share layers only if the caller made them.
 
     Raises:
         RequestError: the network fails on a batch.
@@ -80,7 +80,7 @@ def _visit_in_one_pass(views: Sequence[nn.Module], names: Sequence[str], joined:
 
 
 def _second_half_by(norm: nn.Module) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
-    """A hook that gives the second half of a batch what another norm gives."""
+    """A hook that applies another norm to the second half of a batch."""
     def hook(_: nn.Module, args: tuple[Any, ...], y: Tensor) -> Tensor:
         count = len(y) // 2
         return torch.cat([y[:count], norm(args[0][count:])])
@@ -92,7 +92,7 @@ def _inputs_of_layer(network: nn.Module, name: str, batches: Sequence[Inputs]) -
     inputs: list[Tensor] = []
 
     def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        inputs.append(_first(args, kwargs).clone())  # what comes next may write into it
+        inputs.append(_first(args, kwargs).clone())  # against later in-place operations
 
     with network.get_submodule(name).register_forward_pre_hook(record, with_kwargs=True):
         for index, batch in enumerate(batches):
@@ -110,10 +110,10 @@ def _first(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
 # --- joining --------------------------------------------------------------------------------------------------
 
 def joined_batches(model: nn.Module, names: Sequence[str], batches: Sequence[Inputs]) -> Inputs | None:
-    """All batches as one; None where the model may not treat the items of a batch one by one.
+    """All batches as one; None if the model may not treat the items of a batch independently.
 
-    That it does is tried with the first and the last batch: joined, they must give what they give alone, and each of
-    these layers and norms must have as many rows along dimension 0 of its input.
+    This is tested with the first and the last batch: joined, they must give the same outputs as separately, and inputs
+    of these layers and norms with the sum of their rows along dimension 0.
     """
     if len(batches) == 1:
         return batches[0]
@@ -130,7 +130,7 @@ def joined_batches(model: nn.Module, names: Sequence[str], batches: Sequence[Inp
         return None
     if rows.keys() != first_rows.keys() | last_rows.keys():
         return None
-    # The ratio to the items of a batch must be the same everywhere: what is in front of the items is no batch.
+    # Rows must add up and other dimensions agree everywhere, else dimension 0 is not the batch.
     for name, shapes in rows.items():
         alone = [first_rows.get(name, []), last_rows.get(name, [])]
         if [len(each) for each in alone] != [len(shapes)] * 2 or any(
@@ -140,10 +140,10 @@ def joined_batches(model: nn.Module, names: Sequence[str], batches: Sequence[Inp
 
 
 def concatenated(batches: Sequence[Any]) -> Any:
-    """Batches as one along dimension 0; those that are lists, of images, as one list.
+    """Batches concatenated along dimension 0; lists (of images) as one list.
 
     Raises:
-        ValueError: they are not of one form, or anything but their tensors and lists differs.
+        ValueError: they differ in structure, or in anything but their tensors and lists.
     """
     first = batches[0]
     if any(type(batch) is not type(first) for batch in batches):
@@ -167,7 +167,7 @@ def concatenated(batches: Sequence[Any]) -> Any:
 
 def _outputs_and_rows(model: nn.Module, names: Sequence[str], batch: Inputs,
                       index: int) -> tuple[list[Tensor], dict[str, list[tuple[int, ...]]]]:
-    """The tensors that a model gives, and the shapes of the inputs of some layers, by name of the layer."""
+    """A model's output tensors, and the input shapes of some layers by name."""
     shapes: dict[str, list[tuple[int, ...]]] = {}
     with ExitStack() as stack:
         for name in names:
@@ -182,12 +182,12 @@ def _is_concatenation(both: Sequence[Tensor], first: Sequence[Tensor], last: Seq
     if len(both) == len(first) == len(last):
         return all(a.dim() and b.dim() and a.shape[1:] == b.shape[1:] and _close(whole, torch.cat([a, b]))
                    for whole, a, b in zip(both, first, last, strict=True))
-    parts = [*first, *last]  # a list with the answers for each image
+    parts = [*first, *last]  # a list of outputs for each image
     return len(both) == len(parts) and all(map(_close, both, parts))
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
-    """Equal but for rounding, which may differ with the size of a batch."""
+    """Equal but for rounding, which may depend on the batch size."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     if not (a.is_floating_point() or a.is_complex()) or not a.numel():

@@ -1,7 +1,7 @@
-"""What layers read, in first and second moments: all that a least-squares fit asks of data.
+"""First and second moments of layers' inputs and target outputs, as used by least-squares fits.
 
-A layer is linear in its weights. How far its outputs move when some of these change follows from the second moments of
-what its filters see, and of that with what they should give.
+A layer is linear in its weights, so its squared error as a function of them follows from the second moments of its
+inputs and the cross moments of inputs and target outputs.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from torchslim.compensation.ridge import solve_ridge
 from torchslim.utils.layer_spec import LayerSpec, torch_layout
 
 PLACES = 256
-"""So many places of each map are looked at, or all if it has no more."""
+"""Positions sampled per map, or all if it has fewer."""
 
 Pair = tuple[Tensor, Tensor]
 Pairs = Iterable[Pair]
 
 
 class Moments(NamedTuple):
-    """Second moments (G, F, F) of what filters see and (G, N / G, F) with what they should give, and means of both,
-    (G, F) and (G, N / G); about the means if there is a bias."""
+    """Second moments of filters' inputs (G, F, F) and with target outputs (G, N / G, F), and means of both, (G, F) and
+    (G, N / G); central moments if there is a bias."""
 
     seen: Tensor
     both: Tensor
@@ -35,32 +35,32 @@ class Moments(NamedTuple):
 
     @property
     def squares(self) -> Tensor:
-        """Of what each weight sees, (G, F)."""
+        """Of each weight's input, (G, F)."""
         return self.seen.diagonal(dim1=1, dim2=2)
 
     def even(self, ridge: float) -> Tensor:
-        """A ridge of the same height for all weights, in mean squares of what they see: costs (G, F)."""
+        """The same ridge for all weights, in mean squares of their inputs, (G, F)."""
         mean = self.squares.mean(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
         return (ridge * mean).expand_as(self.squares)
 
     def best(self, weight: Tensor, costs: Tensor) -> Tensor:
-        """Weights (G, N / G, F) near to `weight`, which it costs so much to leave."""
-        read = (self.squares != 0).any(0).nonzero().flatten()  # no filter sees anything elsewhere: nothing changes
+        """Ridge regression with prior `weight`, (G, N / G, F), and ridge `costs`."""
+        read = (self.squares != 0).any(0).nonzero().flatten()  # other inputs are zero: no change
         best = weight.clone()
         best[..., read] = solve_ridge(self.seen[:, read[:, None], read], self.both[..., read], costs[:, read],
                                       weight[..., read])
         return best
 
     def missing(self, weight: Tensor) -> Tensor:
-        """What filters with these weights lack on average, (N,): the bias."""
+        """Mean target output minus that of these weights, (N,): the bias."""
         return (self.wanted - (weight @ self.means.unsqueeze(2)).squeeze(2)).flatten()
 
 
 def moments_of(weight: Tensor, rows: Pairs, centred: bool) -> Moments:
-    """Of what a layer's filters see and what they should give, (rows, G x F) and (rows, N), in some batches of rows.
+    """Moments of a layer's filter inputs and target outputs, batches of (rows, G x F) and (rows, N).
 
     Args:
-        weight: (G, N / G, F); says how many filters there are.
+        weight: (G, N / G, F); its shape is used.
         rows: see `sampled`.
         centred: about the means.
     """
@@ -70,7 +70,7 @@ def moments_of(weight: Tensor, rows: Pairs, centred: bool) -> Moments:
     for x, y in _together(rows, PLACES):
         a, b = x.reshape(len(x), groups, width).transpose(0, 1), y.reshape(len(y), groups, share).transpose(0, 1)
         read = a.any(1).any(0).nonzero().flatten()
-        if 2 * len(read) < width:  # filters on small maps see padding for the most part
+        if 2 * len(read) < width:  # on small maps most inputs are padding
             few = a[..., read]
             seen[:, read[:, None], read] += few.mT @ few
             both[..., read] += b.mT @ few
@@ -88,7 +88,7 @@ def moments_of(weight: Tensor, rows: Pairs, centred: bool) -> Moments:
 
 
 def _together(pairs: Pairs, least: int) -> Iterator[Pair]:
-    """The same rows, at least so many at a time but for the last: those of small maps make one product, not many."""
+    """The same rows, at least `least` at a time but for the last, so that small maps share a matrix product."""
     held: list[Pair] = []
     for pair in pairs:
         held.append(pair)
@@ -100,31 +100,31 @@ def _together(pairs: Pairs, least: int) -> Iterator[Pair]:
 
 
 def sampled(spec: LayerSpec, pairs: Pairs) -> Iterator[Pair]:
-    """At some places of each input: what the filters see there, channel by channel, and what they should give."""
+    """At sampled positions of each input: filter inputs, channel by channel, and target outputs."""
     inputs, outputs = InputSampler(spec), OutputSampler(spec)
     for x, y in pairs:
         yield from zip(inputs(x), outputs(y), strict=True)
 
 
 class _PlaceSampler:
-    """Chooses the places of maps that are looked at; the same ones for maps of the same sizes in the same order."""
+    """Samples positions of maps; the same ones for the same sequence of map sizes."""
 
     def __init__(self, spec: LayerSpec, places: int | None = None) -> None:
         self.spec, self.places = spec, PLACES if places is None else places
         self.chance = torch.Generator().manual_seed(0)
 
     def choose(self, size: int, device: torch.device) -> Tensor:
-        """Indices of places of a map of this size."""
+        """Position indices in a map of this size."""
         return torch.randperm(size, generator=self.chance)[:self.places].to(device)
 
 
 class InputSampler(_PlaceSampler):
-    """What a layer's filters see of its inputs."""
+    """Inputs of a layer's filters."""
 
     unfold: nn.Module | None = None
 
     def __call__(self, x: Tensor) -> Iterator[Tensor]:
-        """At some places of each item, (places, inputs x taps); of a linear layer all rows at once."""
+        """At sampled positions, per item, (positions, inputs x taps); of a linear layer all rows."""
         if not self.spec.dims:
             yield x.reshape(-1, x.shape[-1])
             return
@@ -136,10 +136,10 @@ class InputSampler(_PlaceSampler):
 
 
 class OutputSampler(_PlaceSampler):
-    """What a layer gives at the places that `InputSampler` chooses."""
+    """A layer's outputs at the positions of `InputSampler`."""
 
     def __call__(self, y: Tensor) -> Iterator[Tensor]:
-        """Of each item, (places, N); of a linear layer all rows at once."""
+        """Per item, (positions, N); of a linear layer all rows at once."""
         if not self.spec.dims:
             yield y.reshape(-1, y.shape[-1])
             return
@@ -148,7 +148,7 @@ class OutputSampler(_PlaceSampler):
 
 
 def _unfold(spec: LayerSpec) -> nn.Module:
-    """A layer whose outputs are what each tap of a filter sees of each channel."""
+    """A layer whose outputs are the inputs of each tap of a filter."""
     taps = prod(spec.kernel)
     wide = replace(spec, outputs=spec.inputs * taps, groups=spec.inputs, bias=False)
     layer: Any = wide.layer().requires_grad_(False)
@@ -163,7 +163,7 @@ def _pointwise(spec: LayerSpec) -> bool:
 
 
 class _Strided(nn.Module):
-    """What filters of one tap see: the map itself, or every other place of it."""
+    """The inputs of 1x1 filters: the map, subsampled by the stride."""
 
     def __init__(self, spec: LayerSpec) -> None:
         super().__init__()
@@ -181,18 +181,18 @@ class ChannelStatistics:
         self.count, self.sum, self.squares = 0, torch.zeros(()), torch.zeros(())
 
     def add(self, x: Tensor) -> None:
-        """Count a batch, (B, C, *map)."""
+        """Add a batch, (B, C, *map)."""
         rows = x.detach().double().transpose(0, 1).flatten(1)
         self.count += rows.shape[1]
         self.sum, self.squares = self.sum + rows.sum(1), self.squares + rows.square().sum(1)
 
     @property
     def moments(self) -> tuple[Tensor, Tensor]:
-        """Of each channel."""
+        """By channel."""
         mean = self.sum / self.count
         return mean, (self.squares / self.count - mean.square()).clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def wide(tensor: Tensor) -> Tensor:
-    """In float32 at least: sums of half precision would be lost."""
+    """At least float32: half precision is too coarse for sums."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

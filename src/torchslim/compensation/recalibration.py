@@ -1,7 +1,7 @@
 """Batch norms with the statistics of given batches.
 
-On few pictures many channels are inactive that are active on others, and would look useless. In the recalibrated copy
-every norm gives each channel the mean and variance that it has in training, so that each is active.
+Many channels that are active on other images are inactive on a few, and would seem unimportant. In the recalibrated
+copy every channel has the mean and variance after its norm that it has in training.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from torchslim.utils.inputs import Inputs
 
 @torch.no_grad()
 def recalibrated(model: nn.Module, batches: Sequence[Inputs]) -> nn.Module:
-    """A copy whose batch norms have the statistics of these batches, each as what the ones before it give.
+    """A copy whose batch norms have the statistics of these batches, set in call order.
 
-    A norm that runs several times, or not at all, stays as it is.
+    A norm that runs several times, or not at all, is not changed.
 
     Raises:
         RequestError: the model fails on a batch.
-        TraceError: it runs other norms on one than on another.
+        TraceError: it runs different norms on different ones.
     """
     copy = copy_model(model)
     norms = [name for name, module in copy.named_modules() if has_running_statistics(module)]

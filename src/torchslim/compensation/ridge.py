@@ -1,4 +1,4 @@
-"""Ridge regression from second moments: the one solver of the library's least-squares problems."""
+"""Ridge regression from second moments, for all least-squares problems here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def solve_ridge(gram: Tensor, cross: Tensor, ridge: Tensor, prior: Tensor | None
         gram: E[x x^T], (..., F, F).
         cross: E[y x^T], (..., N, F).
         ridge: above 0 where the gram is singular, (..., F).
-        prior: what the weights are drawn to, (..., N, F); None for 0.
+        prior: center of the penalty, (..., N, F); None for 0.
 
     Returns:
         (..., N, F).
@@ -24,7 +24,7 @@ def solve_ridge(gram: Tensor, cross: Tensor, ridge: Tensor, prior: Tensor | None
     wanted = cross if prior is None else cross + ridge.unsqueeze(-2) * prior
     penalised = gram + torch.diag_embed(ridge)
     factor, failures = torch.linalg.cholesky_ex(penalised)
-    # Rounding can leave a gram matrix indefinite; elimination with pivots does without.
+    # Rounding can make a gram matrix indefinite; LU with pivoting solves it still.
     solution = (torch.linalg.solve(penalised, wanted.mT) if bool(failures.any())
                 else torch.cholesky_solve(wanted.mT, factor))
     return solution.mT

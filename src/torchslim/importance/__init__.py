@@ -1,9 +1,9 @@
-"""Groups + evidence -> one score a channel, higher for channels that matter more.
+"""Channel groups + evidence -> one score per channel, higher is more important.
 
 A criterion is a small frozen value: BNScale (Liu et al. 2017), L1 and L2 (Li et al. 2017), FPGM (He et al. 2019), LAMP
 (Lee et al. 2021), Activation (Hu et al. 2016), Taylor (Molchanov et al. 2019), Hessian (LeCun et al. 1989), OBS
 (Hassibi and Stork 1993) and Random. `plan(importance=...)` takes a name, an instance, or a callable from a group to
-scores. Open `criterion.py` first: a criterion of your own is a subclass of `Criterion`.
+scores. Open `criterion.py` first: custom criteria are subclasses of `Criterion`.
 """
 
 from torchslim.importance.activations import Activation

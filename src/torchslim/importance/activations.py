@@ -1,4 +1,4 @@
-"""A criterion that looks at what channels carry: statistics over unlabelled batches, where their readers see them."""
+"""A criterion by activation statistics on unlabelled batches, measured at the inputs of the next layers."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ Table = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Activation(Criterion):
-    """How active the channel is on unlabelled data, relative to the group's mean.
+    """Activation statistic of the channel on unlabelled data, relative to the group's mean.
 
-    Measured at the inputs of the convolutions and linear layers that read the channel, hence behind norms, activations
-    and additions, in eval mode; over all positions, items and readers.
+    Measured in eval mode at the inputs of the convolutions and linear layers that read the channel, so after norms,
+    activations and additions; over all positions, samples and layers.
 
     Attributes:
-        statistic: "rms", the root mean square; "mean_abs", the mean of |a|; "variance", which tells a channel that is
-            constant, and could go into a bias, from one that says something (Polyak and Wolf 2015); "apoz", the share
-            of values that are not zero: 1 less the average percentage of zeros (Hu et al. 2016, equation 1).
+        statistic: "rms", the root mean square; "mean_abs", the mean of |a|; "variance", which is 0 for a constant
+            channel that a bias can replace (Polyak and Wolf 2015); "apoz", the share of nonzero values: 1 minus the
+            average percentage of zeros (Hu et al. 2016, equation 1).
     """
 
     statistic: Statistic = "rms"
@@ -50,7 +50,7 @@ class Activation(Criterion):
         """See `Criterion`.
 
         Raises:
-            RequestError: the model fails on a batch, or nothing that reads a group's channels was run.
+            RequestError: the model fails on a batch, or no layer that reads a group's channels ran.
         """
         if "moments" not in evidence.memo:
             evidence.memo["moments"] = _measured(evidence.model, evidence.batches)
@@ -60,7 +60,7 @@ class Activation(Criterion):
 
 @dataclass
 class Moments:
-    """Means over all that was seen of some channels: of a, |a|, a^2 and of whether it is other than 0."""
+    """Means over all activations a of some channels: of a, |a|, a^2 and of the indicator a != 0."""
 
     mean: Table
     size: Table
@@ -77,16 +77,16 @@ _STATISTICS: dict[str, Callable[[Moments], Scores]] = {
 
 
 def readers_of(model: nn.Module) -> dict[int, list[str]]:
-    """By the id of a tensor the layers that read with it: several where it is tied."""
+    """Names of layers by the id of each of their tensors, which may be tied."""
     readers: dict[int, list[str]] = {}
     for name, layer in _layers(model):
-        for tensor in (*layer.parameters(), *layer.buffers()):  # what its weight is computed of, too
+        for tensor in (*layer.parameters(), *layer.buffers()):  # tensors of a parametrized weight, too
             readers.setdefault(id(tensor), []).append(name)
     return readers
 
 
 def _moments(group: ChannelGroup, evidence: Evidence, readers: Mapping[int, list[str]]) -> Moments:
-    """Of each channel of a group, over all its readers."""
+    """Channels' moments over all readers of a group."""
     sums, count = np.zeros((4, group.channels)), 0
     for member in group.members:
         if member.role == "reads":
@@ -104,14 +104,14 @@ def _moments(group: ChannelGroup, evidence: Evidence, readers: Mapping[int, list
 # --- the run ------------------------------------------------------------------------------------------------
 
 class _Tally:
-    """Sums over what a layer read: of a, |a|, a^2 and of whether it is other than 0, shape (4, channels)."""
+    """Sums over a layer's inputs a: of a, |a|, a^2 and of the indicator a != 0, shape (4, channels)."""
 
     def __init__(self) -> None:
         self.sums: Table = np.zeros((4, 0))
         self.count = 0
 
     def add(self, x: Tensor) -> None:
-        """Count a batch, (B, channels, values)."""
+        """Add a batch, (B, channels, values)."""
         for part in torch.split(x.detach(), max(1, BLOCK_ELEMENTS * len(x) // max(x.numel(), 1))):
             a = part.double()
             sums = torch.stack([a.sum((0, 2)), a.abs().sum((0, 2)), a.square().sum((0, 2)), (a != 0).sum((0, 2))])
@@ -126,7 +126,7 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _measured(model: nn.Module, batches: Sequence[Inputs]) -> dict[str, _Tally]:
-    """Of each layer that ran, what it read."""
+    """Input sums of each layer that ran."""
     model, tallies = copy_model(model), dict[str, _Tally]()
     for name, layer in _layers(model):
         dims = len(layer.kernel_size) if isinstance(layer, _ConvNd) else None

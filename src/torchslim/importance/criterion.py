@@ -1,4 +1,4 @@
-"""What a criterion is, and the two that look at nothing of the network."""
+"""The base class of criteria, and the two that need no evidence."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ Normalize = Literal["none", "mean", "max", "kind"]
 
 @dataclass(frozen=True)
 class Criterion(ABC):
-    """Scores the channels of groups: higher for channels that matter more.
+    """Scores the channels of groups; higher means more important.
 
-    A subclass is a frozen dataclass that says what it `needs` and gives one array a group when it is called.
+    A subclass is a frozen dataclass that sets `needs` and returns one array per group when it is called.
 
     Attributes:
-        normalize: what makes scores of different groups comparable: "none" takes them as they are, "mean" and "max"
-            divide by the group's mean or maximum, "kind" by the mean of all groups that touch tensors of the same
-            shapes in the same roles (the blocks of one stage).
-        needs: what it looks at: "nothing", "weights", "inputs" (and weights: `plan` must be given `data=`) or "labels"
-            (`data=` of (inputs, targets), and `loss=`).
-        name: by which `plan` and the command line know it; empty for criteria of one's own.
-        choices: the fields that an option after the name can set, with their values: "l1:filters".
+        normalize: how scores are made comparable between groups: "none" leaves them, "mean" and "max" divide by the
+            group's mean or maximum, "kind" by the mean of all groups whose tensors have the same shapes and roles
+            (the blocks of one stage).
+        needs: the evidence it uses: "nothing", "weights", "inputs" (and weights; `plan` needs `data=`) or "labels"
+            (`plan` needs `data=` of (inputs, targets), and `loss=`).
+        name: its name in `plan` and on the command line; empty for custom criteria.
+        choices: fields that an option after the name can set, with their values: "l1:filters".
 
     Raises:
-        RequestError: a field is none of its choices.
+        RequestError: a field's value is not among its choices.
     """
 
     normalize: Normalize = field(default="none", kw_only=True)
@@ -51,20 +51,20 @@ class Criterion(ABC):
 
     @abstractmethod
     def __call__(self, groups: Sequence[ChannelGroup], evidence: Evidence) -> Sequence[Scores]:
-        """The scores of each group's channels, shape (channels,), before they are normalised.
+        """The scores of each group's channels, shape (channels,), before normalisation.
 
         Args:
             groups: those that may be cut.
-            evidence: the network, and what else there is to look at.
+            evidence: the network, and data and loss if given.
         """
 
     @property
     def needs_data(self) -> bool:
-        """Whether it looks at data."""
+        """Whether it uses data."""
         return self.needs in ("inputs", "labels")
 
     def check(self, evidence: Evidence) -> None:
-        """Raise where the evidence lacks what the criterion needs.
+        """Check that the evidence has what the criterion needs.
 
         Raises:
             RequestError: no data, or no loss.
@@ -78,11 +78,11 @@ class Criterion(ABC):
 
     @classmethod
     def all_choices(cls) -> dict[str, tuple[str, ...]]:
-        """Its own `choices`, and how scores may be normalised."""
+        """Its own `choices`, and those of `normalize`."""
         return {**cls.choices, "normalize": get_args(Normalize)}
 
     def __str__(self) -> str:
-        """As a name, or a name with one option, "l2:max", where that says it all; else as code: "Random(seed=3)"."""
+        """The name, with one option if that suffices, such as "l2:max"; else the code, such as "Random(seed=3)"."""
         changed = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
         if not self.name or len(changed) > 1 or not changed.keys() <= self.all_choices().keys():
             return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in changed.items())})"
@@ -91,10 +91,10 @@ class Criterion(ABC):
 
 @dataclass(frozen=True)
 class Random(Criterion):
-    """Numbers drawn evenly from [0, 1): what any other criterion must be better than.
+    """Uniform random scores in [0, 1), the baseline of other criteria.
 
     Attributes:
-        seed: None for that of the plan.
+        seed: None for the plan's seed.
     """
 
     seed: int | None = None
@@ -109,12 +109,12 @@ class Random(Criterion):
 
 @dataclass(frozen=True)
 class ByGroup(Criterion):
-    """Scores by a function of the caller's that sees one group at a time.
+    """Scores by a caller's function of one group.
 
-    `plan(importance=function)` is short for it; in full, its scores can be normalised.
+    `plan(importance=function)` is short for it, without normalisation.
 
     Attributes:
-        function: from a group to one score a channel: a sequence, an array or a tensor.
+        function: from a group to one score per channel: a sequence, an array or a tensor.
     """
 
     function: Callable[[ChannelGroup], object]
@@ -129,10 +129,10 @@ class ByGroup(Criterion):
 
 
 def numbers_of(group: ChannelGroup, scores: Any) -> Scores:
-    """Scores as an array, whatever they come as.
+    """Array-like scores as a float64 array.
 
     Raises:
-        RequestError: they are no numbers.
+        RequestError: they are not numeric.
     """
     try:
         return np.asarray(scores.detach().double().cpu() if isinstance(scores, Tensor) else scores, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""What criteria look at: the weights, and what data and a loss say beyond them; each made when first asked for."""
+"""The evidence of criteria: weights, and if needed data, a loss and gradients; computed lazily and cached."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ def _unknown(group: ChannelGroup) -> float:
 
 @dataclass(eq=False)
 class Evidence:
-    """What criteria may look at. Planning may score several times: what is costly is kept.
+    """The inputs of criteria. Planning may score several times, so costly results are cached.
 
     Attributes:
-        model: the network; to be left as it was.
-        inputs: what it is called with, as `plan` got it: shapes to trace on, not pictures to judge by.
-        data: as the caller gave it: batches of inputs, or where there is a loss of (inputs, targets).
+        model: the network; must not be changed.
+        inputs: the example inputs of `plan`, for tracing only.
+        data: the caller's batches: of inputs, or with a loss of (inputs, targets).
         loss: of outputs and targets, to a scalar.
-        seed: of what is random.
-        gains: from a group to the multiply-adds that go when one of its channels goes. The planner sets it anew
-            whenever it couples channels in another way.
-        memo: for what criteria find out and may be asked for again; by names of tensors or modules, never by groups,
-            which may be others the next time.
+        seed: of random numbers.
+        gains: from a group to the multiply-adds that removing one of its channels saves. The planner sets it again
+            whenever the coupling of channels changes.
+        memo: cache for results of criteria; keyed by names of tensors or modules, never by groups, which can differ
+            between calls.
     """
 
     model: nn.Module
@@ -52,12 +52,12 @@ class Evidence:
 
     @cached_property
     def state(self) -> dict[str, Tensor]:
-        """The network's tensors by name."""
+        """Tensors by name."""
         return tensors_of(self.model)
 
     @cached_property
     def listed(self) -> list[Any]:
-        """The batches of `data`, as given.
+        """The batches of `data`.
 
         Raises:
             RequestError: there are none.
@@ -66,7 +66,7 @@ class Evidence:
 
     @cached_property
     def batches(self) -> list[Inputs]:
-        """The inputs of each batch, without targets: what the model is called with.
+        """The model's inputs of each batch, without targets.
 
         Raises:
             RequestError: there are none.
@@ -77,10 +77,10 @@ class Evidence:
 
     @cached_property
     def gradients(self) -> Gradients:
-        """What the loss says of the weights.
+        """The loss's gradients.
 
         Raises:
-            RequestError: the data are no batches of (inputs, targets), or the loss is no function.
+            RequestError: the data are not batches of (inputs, targets), or the loss is not callable.
         """
         return Gradients(self.model, self.listed, self.loss)
 
@@ -93,7 +93,7 @@ class Evidence:
 
 
 def _sums(tensor: Tensor, dim: int, groups: int, power: int) -> Scores:
-    """Sum of |w|^power at each index of one dimension; over all groups' inputs for a grouped convolution."""
+    """Sum of |w|^power at each index of a dimension; for grouped convolutions, see `totals`."""
     if groups > 1:
         return totals(_powers(tensor, power), dim, groups).double().cpu().numpy()
     rows = max(1, BLOCK_ELEMENTS * len(tensor) // max(tensor.numel(), 1))

@@ -1,4 +1,4 @@
-"""What a loss says of weights: how it would change if they went to zero, batch by batch."""
+"""Weight times gradient of a loss: its change if weights are set to zero, per batch."""
 
 from __future__ import annotations
 
@@ -41,21 +41,21 @@ class Gradients:
         self._tables: dict[Key, tuple[Table, Table]] = {}
 
     def prepare(self, groups: Sequence[ChannelGroup]) -> None:
-        """Run the batches once for all that these groups will ask for."""
+        """Run the batches once for all of these groups."""
         keys = {(m.name, m.dim, m.groups) for group in groups for m in _readers(group)}
         if not keys <= self._tables.keys():
             self._tables = self._run(sorted(keys))
 
     def changes(self, group: ChannelGroup) -> Table:
-        """First-order change of the loss where each channel is silenced, shape (batches, channels).
+        """First-order decrease of the loss when each channel is silenced, shape (batches, channels).
 
-        The weights that read the channel go to zero: that silences it, and the sum over them of weight times gradient
-        is what the loss loses by it, to the first order.
+        Setting the weights that read the channel to zero silences it; the decrease is the sum of weight times gradient
+        over them.
         """
         return self._sum(group, 0)
 
     def squares(self, group: ChannelGroup) -> Table:
-        """The sum of the squares of weight times gradient over the weights that read each channel, likewise."""
+        """Sum of (weight x gradient)^2 over the weights that read each channel, shape (batches, channels)."""
         return self._sum(group, 1)
 
     def _sum(self, group: ChannelGroup, which: int) -> Table:
@@ -107,7 +107,7 @@ class Gradients:
 
 
 def totals(tensor: Tensor, dim: int, groups: int = 1) -> Tensor:
-    """Sums over all but one dimension; over all groups' inputs for dimension 1 of a grouped convolution."""
+    """Sums over all but one dimension; with groups, one per input channel of a grouped convolution."""
     if groups > 1:
         return tensor.reshape(groups, tensor.shape[0] // groups, tensor.shape[1], -1).sum((1, 3)).reshape(-1)
     others = [d for d in range(tensor.dim()) if d != dim]

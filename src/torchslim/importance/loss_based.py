@@ -1,4 +1,4 @@
-"""Criteria that ask a loss: what it would change by if a channel went."""
+"""Criteria by the change of a loss when a channel is removed."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from torchslim.importance.types import Scores
 
 @dataclass(frozen=True)
 class Taylor(Criterion):
-    """The square of what the loss changes by, to the first order, where the channel is silenced, mean over batches.
+    """Squared first-order change of the loss when the channel is silenced, mean over batches.
 
-    Molchanov et al. 2019, equation 8, with the weights that read the channel as its parameters. Not relative to the
-    group: the loss is one for the whole network.
+    Molchanov et al. 2019, equation 8, with the weights that read the channel as its parameters. Not normalised by
+    group: the same loss measures all.
     """
 
     needs: ClassVar[Needs] = "labels"
@@ -33,11 +33,11 @@ class Taylor(Criterion):
 
 @dataclass(frozen=True)
 class Hessian(Criterion):
-    """What the loss changes by, to the second order, where the weights that read the channel go to zero each by itself.
+    """Second-order change of the loss when the weights that read the channel are set to zero, without cross terms.
 
-    Optimal brain damage (LeCun et al. 1989, equation 5), with the squares of the gradients for the Hessian's diagonal
-    (Theis et al. 2018): half the sum of (weight x gradient)^2, mean over batches; batches of one item give the Fisher
-    information itself.
+    Optimal brain damage (LeCun et al. 1989, equation 5), with squared gradients as the Hessian's diagonal (Theis et
+    al. 2018): half the sum of (weight x gradient)^2, mean over batches; batches of one sample give the empirical Fisher
+    information.
     """
 
     needs: ClassVar[Needs] = "labels"

@@ -13,17 +13,17 @@ from torchslim.importance.obs.criterion import OBS
 from torchslim.importance.weights import FPGM, L1, L2, LAMP, BNScale
 
 Importance = str | Criterion | Callable[[ChannelGroup], object]
-"""How `plan` is told what ranks the channels."""
+"""Types of `plan`'s `importance`."""
 
 CRITERIA: dict[str, type[Criterion]] = {
     kind.name: kind for kind in (Activation, BNScale, FPGM, Hessian, L1, L2, LAMP, OBS, Random, Taylor)}
 
 
 def criterion(importance: Importance) -> Criterion:
-    """The criterion that is meant: a name's, the instance itself, or a function's.
+    """The criterion of a name, an instance or a function.
 
     Raises:
-        RequestError: an unknown name or option, or something else altogether.
+        RequestError: an unknown name or option, or another type.
     """
     if isinstance(importance, Criterion):
         return importance

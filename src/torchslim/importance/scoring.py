@@ -1,4 +1,4 @@
-"""Scores of all groups by a criterion, checked and made comparable from group to group."""
+"""Scores of all groups by a criterion, checked and normalised."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def score(groups: Sequence[ChannelGroup], criterion: Criterion, evidence: Eviden
 
     Args:
         groups: the channel groups.
-        criterion: what ranks them (see `torchslim.importance.criterion` for one by its name).
-        evidence: the network, and what else there is to look at.
+        criterion: see `torchslim.importance.criterion` for one by its name.
+        evidence: the network, and data and loss if given.
 
     Raises:
-        RequestError: there is not what the criterion needs; it has nothing to say of a group, which is named; scores
-            that are not one finite number a channel.
+        RequestError: the criterion lacks evidence, or can't score a group, which is named; or scores are not one
+            finite number per channel.
     """
     criterion.check(evidence)
     for group in groups if criterion.needs != "nothing" else ():
@@ -46,7 +46,7 @@ def score(groups: Sequence[ChannelGroup], criterion: Criterion, evidence: Eviden
 
 def normalized(groups: Sequence[ChannelGroup], scores: Sequence[Scores], evidence: Evidence,
                how: Normalize) -> list[Scores]:
-    """Scores that are comparable from group to group (see `Criterion.normalize`); those of zeros stay as they are."""
+    """Scores normalised as in `Criterion.normalize`; all-zero scores stay as they are."""
     if how == "none":
         return list(scores)
     kinds = [kind(group, evidence) if how == "kind" else index for index, group in enumerate(groups)]
@@ -60,8 +60,7 @@ def normalized(groups: Sequence[ChannelGroup], scores: Sequence[Scores], evidenc
 
 
 def kind(group: ChannelGroup, evidence: Evidence) -> tuple[Any, ...]:
-    """What is equal for isomorphic groups: the shapes of the tensors that a channel touches, and the part it has in
-    each."""
+    """A key that isomorphic groups share: the shapes of their tensors and the channels' role in each."""
     return group.channels, tuple(sorted(
         (m.role, m.dim, m.scale, m.groups, m.indices.shape[1], tuple(evidence.state[m.name].shape))
         for m in group.members))

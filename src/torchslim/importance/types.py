@@ -1,4 +1,4 @@
-"""Types that criteria share."""
+"""Types of criteria."""
 
 from __future__ import annotations
 

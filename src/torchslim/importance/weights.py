@@ -1,4 +1,4 @@
-"""Criteria that look at the weights alone."""
+"""Criteria that use weights only."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ class L1(Criterion):
     """Mean |w| over weights of the channel, relative to the group's mean.
 
     Attributes:
-        over: "filters", those that make the channel (Li et al. 2017, section 3.1); "weights", those that read it, too;
-            "all", biases, norms and depthwise filters as well: whatever goes with the channel.
+        over: "filters", the weights that compute the channel (Li et al. 2017, section 3.1); "weights", also those that
+            read it; "all", also its biases, norms and depthwise filters.
     """
 
     over: Over = "weights"
@@ -66,7 +66,7 @@ class L2(Criterion):
     """Root mean square of weights of the channel, relative to the group's mean.
 
     Attributes:
-        over: as for `L1`.
+        over: see `L1`.
     """
 
     over: Over = "weights"
@@ -93,9 +93,9 @@ class FPGM(Criterion):
 
 @dataclass(frozen=True)
 class LAMP(Criterion):
-    """The channel's squares over those of all that are at least as large (LAMP, Lee et al. 2021, section 3).
+    """Mean square of the channel's weights over the sum of those not smaller (LAMP, Lee et al. 2021, section 3).
 
-    The largest channel of every group scores 1: none is emptied before the others.
+    The largest channel of every group scores 1, so no group is removed first.
     """
 
     name: ClassVar[str] = "lamp"
@@ -120,9 +120,9 @@ def _norm(group: ChannelGroup, evidence: Evidence, power: int, over: Over = "wei
 
 
 def _members(group: ChannelGroup, evidence: Evidence, over: Over) -> list[Member]:
-    """The members that a norm is over; all of them where a group has none of these."""
+    """The group's members selected by `over`; all members if it selects none."""
     def counts(member: Member) -> bool:
-        if over == "all":  # statistics are no weights
+        if over == "all":  # not running statistics
             return isinstance(evidence.state[member.name], nn.Parameter)
         return member.role == "makes" if over == "filters" else member.role != "follows"
 
@@ -130,7 +130,7 @@ def _members(group: ChannelGroup, evidence: Evidence, over: Over) -> list[Member
 
 
 def _apart(group: ChannelGroup, evidence: Evidence) -> Scores:
-    """The sum of the distances between each channel's filters and those of the others."""
+    """Sum of the distances from each channel's filters to those of the others."""
     filters = [m for m in group.members if m.role == "makes"] or list(group.members)
     total = np.zeros(group.channels)
     for member in filters:
@@ -143,8 +143,8 @@ def _apart(group: ChannelGroup, evidence: Evidence) -> Scores:
 def _distances(filters: Tensor) -> Tensor:
     """Euclidean distances between the rows of a matrix, shape (rows, rows).
 
-    In whole numbers, so large that their sums are just exact: a product of matrices adds in an order that depends on
-    the number of threads, and whole numbers do not mind. Equal rows are at distance 0.
+    Rows are scaled and rounded to integers whose products and sums are exact in float64, so the result does not depend
+    on the number of threads. Equal rows are at distance 0.
     """
     bits = (51 - filters.shape[1].bit_length()) // 2
     largest = float(filters.abs().max())

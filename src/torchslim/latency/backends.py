@@ -1,6 +1,6 @@
-"""The ways to run a model that can be timed: torch's own, ONNX Runtime and OpenVINO; and the protocol of any other.
+"""Backends that can be timed: torch's, ONNX Runtime and OpenVINO; and the protocol of custom ones.
 
-A runtime that reads files is a row of `FILE_RUNTIMES` here, and a way to time single layers in `layer_benchmark.py`.
+A runtime for files needs a row of `FILE_RUNTIMES` here and a timer of single layers in `layer_benchmark.py`.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from torchslim.utils.text import describe_error
 
 
 class Backend(Protocol):
-    """What times layers and networks. For a device of your own (a phone, say) give an object with these.
+    """Times layers and networks. Implement it for other devices (a phone, say).
 
     Attributes:
         name: for messages.
-        environment: all that times depend on beside the layers; equal environments share what was measured.
+        environment: all that times depend on beside the layers; equal environments share cached times.
     """
 
     @property
@@ -44,11 +44,11 @@ class Backend(Protocol):
     def environment(self) -> Mapping[str, str]: ...  # noqa: D102
 
     def time_layers(self, workloads: Sequence[Workload]) -> Sequence[float]:
-        """The nanoseconds of each layer by itself, in the order given."""
+        """Nanoseconds of each single layer, in the order given."""
         ...
 
     def time_networks(self, models: Sequence[nn.Module], inputs: Inputs) -> Sequence[Sequence[float]]:
-        """The nanoseconds of a call of each network in each round, measured in turns."""
+        """Nanoseconds of a call of each network in each round, measured in turns."""
         ...
 
 
@@ -57,8 +57,8 @@ class FileRuntime:
     """A runtime that runs exported files, on the CPU.
 
     Attributes:
-        suffix: of the format that models are exported to for it; all read ONNX files.
-        packages: what has to be installed.
+        suffix: of its export format; all read ONNX files.
+        packages: required packages.
         extra: the extra of this package that installs them.
         open: opens a file as a callable: `open(path, inputs, threads)`.
     """
@@ -83,7 +83,7 @@ def backend_problems(device: str = "cpu") -> dict[str, str]:
     """Every backend, and why it can't run here; "" for those that can.
 
     Args:
-        device: where the models are, such as "cpu" or "cuda".
+        device: of the models, such as "cpu" or "cuda".
     """
     problems = {}
     for backend in BACKENDS:
@@ -100,7 +100,7 @@ def check_backend(backend: str, device: str = "cpu") -> None:
 
     Raises:
         MissingExtra: a package that it needs is not installed.
-        RequestError: there is no backend of that name, or what it needs is not on this machine or device.
+        RequestError: an unknown backend, or one that can't run on this machine or device.
     """
     if backend not in BACKENDS:
         raise RequestError(f"backend {backend}: there is none of that name; wanted one of {', '.join(BACKENDS)}")
@@ -123,21 +123,21 @@ def prepare_model(model: nn.Module, inputs: Inputs, backend: str = "eager", *,
                   threads: int | None = None) -> Runnable:
     """A model in a backend, ready to be timed by `measure`.
 
-    The model itself stays as it is, and all that can be done once is done here: a copy is laid out, a graph compiled,
-    a file written (to a folder that is gone afterwards), compared with the eager model and opened.
+    The model is not changed. All one-time work is done here: copying to another memory format, compiling, or exporting
+    to a temporary file, which is compared with the eager model and opened.
 
     Args:
         model: any module.
-        inputs: what it will be timed on: a tensor, a tuple of arguments, a list (the one argument) or a dict of
-            keywords. Backends other than "eager" and "compiled" keep them, and ignore what they are called with.
-        backend: "eager"; "channels-last" (a copy whose weights and inputs lie so); "compiled" (`torch.compile`);
-            "onnxruntime" or "openvino" (in float32, on the CPU).
-        threads: CPU threads; None leaves them. Give `measure` the same: compiled code is made for so many.
+        inputs: for timing: a tensor, a tuple of arguments, a list (the one argument) or a dict of keywords. Backends
+            other than "eager" and "compiled" store them and ignore their call arguments.
+        backend: "eager"; "channels-last" (a copy with weights and inputs in that format); "compiled"
+            (`torch.compile`); "onnxruntime" or "openvino" (in float32, on the CPU).
+        threads: CPU threads; None leaves them. Give `measure` the same: compiled code depends on them.
 
     Raises:
         RequestError: the backend is unknown or can't run here, or the model fails on the inputs.
         UnsupportedModel: a scripted model, or one that can't be copied where a copy is needed.
-        TorchslimError: the model can't be compiled; ExportError: it can't be exported, or the file disagrees with it.
+        TorchslimError: the model can't be compiled; ExportError: it can't be exported, or the file's outputs differ.
     """
     args, kwargs = arguments(inputs)
     check_backend(backend, next((t.device.type for t in tensors_in((args, kwargs)) if t.device.type != "cpu"), "cpu"))
@@ -179,7 +179,7 @@ def _channels_last(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
 
 
 def to_channels_last(tensor: Tensor) -> Tensor:
-    """The tensor with channels last in memory; one without a map as it is."""
+    """The tensor in channels-last format if it has 4 or 5 dimensions."""
     if tensor.ndim not in MEMORY_FORMATS:
         return tensor
     return tensor.contiguous(memory_format=MEMORY_FORMATS[tensor.ndim])
@@ -188,8 +188,8 @@ def to_channels_last(tensor: Tensor) -> Tensor:
 def _compiled(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], threads: int | None) -> nn.Module:
     """The model after its first call, which compiles it.
 
-    Sizes are fixed, as they are in the other backends. Models of one class share a limit of compilations, beyond which
-    torch runs them eagerly: it is lifted.
+    Sizes are static, as in the other backends. The recompile limit, which models of one class share and beyond which
+    torch runs eagerly, is raised.
     """
     compiled: nn.Module = torch.compile(model, dynamic=False)  # type: ignore[assignment]
     with inference_conditions(model, threads=threads), torch._dynamo.config.patch(recompile_limit=2**10):
@@ -203,6 +203,6 @@ def _compiled(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], t
 
 
 def _compiler() -> str:
-    """The C++ compiler that torch.compile would call."""
+    """The C++ compiler of torch.compile."""
     default = {"win32": "cl", "darwin": "clang++"}.get(sys.platform, "g++")
     return (os.environ.get("CXX") or default).split()[0]

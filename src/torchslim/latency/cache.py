@@ -1,8 +1,7 @@
-"""Measured times of layers and networks, kept on disk by machine and backend.
+"""Measured times of layers and networks, cached on disk by machine and backend.
 
-One file for each environment (processor, threads, backend, versions), a text of key and number. What can't be read is
-renamed, and what can't be written is done without: both with a warning, since all that is lost is the time of measuring
-again.
+One JSON file for each environment (processor, threads, backend, versions). An unreadable file is renamed, an unwritable
+one skipped, both with a warning: times are then measured again.
 """
 
 from __future__ import annotations
@@ -32,21 +31,21 @@ _LOCK_SECONDS = 10.0  # to wait for another process that writes
 
 @dataclass(frozen=True)
 class _Stored:
-    """What the file holds, beside its format."""
+    """The file's contents, beside its format."""
 
     environment: Mapping[str, str]
     times: Mapping[str, float]
 
 
 class LatencyCache:
-    """The times that one backend has measured, now or on an earlier day.
+    """The times measured by one backend.
 
     Args:
-        backend: what measures.
-        folder: where to keep times; None means the user's folder for caches (`default_folder`).
+        backend: see `Backend`.
+        folder: of the cache files; None means the user's cache folder (`default_folder`).
 
     Attributes:
-        entries: numbers by key: nanoseconds of layers and networks, and what cut networks take of the uncut one's.
+        entries: numbers by key: nanoseconds of layers and networks, and ratios of cut networks' times to the uncut's.
     """
 
     def __init__(self, backend: Backend, folder: Path | None = None) -> None:
@@ -57,7 +56,7 @@ class LatencyCache:
         self.entries = self._read()
 
     def layer_times(self, workloads: Iterable[Workload]) -> dict[Workload, float]:
-        """The nanoseconds of each workload; those that are not known are measured, together."""
+        """Nanoseconds of each workload; those not cached are measured together."""
         distinct = list(dict.fromkeys(workloads))
         missing = [workload for workload in distinct if workload.key not in self.entries]
         if missing:
@@ -67,7 +66,7 @@ class LatencyCache:
         return {workload: self.entries[workload.key] for workload in distinct}
 
     def add(self, entries: Mapping[str, float]) -> None:
-        """Add to the entries and to the file, to which another process may have added meanwhile."""
+        """Add to the entries and merge them into the file, which another process may change."""
         self.entries |= entries
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,7 +75,7 @@ class LatencyCache:
                 write_text(self.path, json.dumps(
                     {"format": FORMAT, "environment": dict(self.backend.environment), "times": self.entries},
                     indent=0, sort_keys=True))
-        except (OSError, NotImplementedError, CheckpointError) as error:  # a file system may have no locks
+        except (OSError, NotImplementedError, CheckpointError) as error:  # some file systems have no locks
             warnings.warn(f"{self.path}: measured times could not be kept ({describe_error(error)}); they will be "
                           "measured again; set XDG_CACHE_HOME to a folder that can be written", TorchslimWarning,
                           stacklevel=2)
@@ -104,15 +103,15 @@ class LatencyCache:
 
 
 def checked_times(times: object, source: str, count: int | None = None) -> list[float]:
-    """Times as a backend gave them.
+    """A backend's times, validated.
 
     Args:
         times: the numbers.
-        source: what gave them, for the message.
-        count: how many there have to be; None for one or more.
+        source: their origin, for the message.
+        count: required number of times; None for one or more.
 
     Raises:
-        RequestError: they are not as many, or one is no finite number above 0.
+        RequestError: another number of times, or one is not finite and above 0.
     """
     numbers = list(times) if isinstance(times, Iterable) and not isinstance(times, str | bytes) else None
     if numbers is None or len(numbers) != (count or max(1, len(numbers))):
@@ -125,5 +124,5 @@ def checked_times(times: object, source: str, count: int | None = None) -> list[
 
 
 def default_folder() -> Path:
-    """The user's folder for caches: on Linux `$XDG_CACHE_HOME/torchslim`, else `~/.cache/torchslim`."""
+    """The user's cache folder: on Linux `$XDG_CACHE_HOME/torchslim`, else `~/.cache/torchslim`."""
     return user_cache_path("torchslim", appauthor=False)

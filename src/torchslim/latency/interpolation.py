@@ -1,9 +1,9 @@
-"""The time of a layer at any widths, interpolated between the few that were measured.
+"""The time of a layer at any widths, interpolated between a few measured ones.
 
-Kernels work on blocks of channels, mostly 8 or 16, and a width that is no multiple costs as much as the next one, or
-more. So layers are measured at multiples of 16, between which the time is interpolated. What an odd multiple of 8, and
-what any other width, costs over the next multiple of 16 is measured at two more widths of each layer. The median over
-the layers of a family of kernels is used, since a ratio of two measurements of a single layer is mostly noise.
+Kernels work on blocks of channels, mostly 8 or 16, and a width that is not a multiple costs at least as much as the
+next one. So layers are measured at multiples of 16 and the time is interpolated. The penalties of odd multiples of 8
+and of all other widths, relative to the next multiple of 16, are measured at two more widths of each layer. Their
+median over the layers of a kernel family is used, since the ratio for a single layer is mostly noise.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ Times = Mapping[Workload, float]
 Array = NDArray[np.float64]
 
 BLOCK, HALF_BLOCK = 16, 8
-"""Channels that a kernel works on at once, and the smaller number that some kernels work on as well."""
-_MIN_PENALTY = 0.05  # measured penalties nearer to 1 than this are noise
+"""Block size of kernels in channels, and the smaller one that some kernels also support."""
+_MIN_PENALTY = 0.05  # penalties closer to 1 are noise
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class WidthPenalty:
 
 
 Penalties = Mapping[tuple[str, str], WidthPenalty]
-"""By family of kernels and side, "in" or "out"."""
+"""By kernel family and side, "in" or "out"."""
 
 
 def sampled_widths(width: int) -> tuple[int, ...]:
-    """The widths at which a layer of so many channels is measured, ascending, the last its own."""
+    """The widths at which a layer of `width` channels is measured, ascending, up to `width`."""
     if width <= BLOCK:
         smaller = {2, 4, HALF_BLOCK}
     else:
@@ -52,7 +52,7 @@ def sampled_widths(width: int) -> tuple[int, ...]:
 
 
 def kernel_family(workload: Workload) -> str:
-    """Layers whose kernels treat widths alike: linear, depthwise, grouped, pointwise and other convolutions."""
+    """The kind of layer that shares penalties: linear, depthwise, grouped, pointwise or other convolution."""
     if workload.kind == "linear":
         return workload.kind
     if workload.spec.groups > 1:
@@ -61,7 +61,7 @@ def kernel_family(workload: Workload) -> str:
 
 
 def sampled_workloads(layer: LabeledWorkload) -> Iterator[Workload]:
-    """The workloads to measure for a layer: those to interpolate between, and those that give the penalties."""
+    """The workloads to measure for a layer: for the interpolation and for the penalties."""
     in_widths, out_widths = _sampled_channels(layer)
     yield from (layer.workload.with_channels(i, o) for i in in_widths for o in out_widths)
     for _, between, _ in _penalty_pairs(layer):
@@ -76,7 +76,7 @@ def _sampled_channels(layer: LabeledWorkload) -> tuple[tuple[int, ...], tuple[in
 
 
 def _penalty_pairs(layer: LabeledWorkload) -> Iterator[tuple[tuple[str, str], Workload, Workload]]:
-    """Pairs whose ratio is a penalty: its side and name, the workload of that width, and of the next multiple of 16."""
+    """For each penalty its side and name, the workload at that width, and at the next multiple of 16."""
     workload, spec = layer.workload, layer.workload.spec
     for side, widths in zip(("in", "out"), _sampled_channels(layer), strict=True):
         aligned = [width for width in widths if width % BLOCK == 0 and 2 * BLOCK <= width <= 0.75 * widths[-1]]
@@ -89,7 +89,7 @@ def _penalty_pairs(layer: LabeledWorkload) -> Iterator[tuple[tuple[str, str], Wo
 
 
 def width_penalties(layers: Iterable[LabeledWorkload], times: Times) -> Penalties:
-    """The penalties of the families of kernels that occur."""
+    """The penalties of all kernel families in the network."""
     ratios: dict[tuple[str, str], dict[str, list[float]]] = {}
     for layer in layers:
         for (side, name), between, on in _penalty_pairs(layer):
@@ -100,7 +100,7 @@ def width_penalties(layers: Iterable[LabeledWorkload], times: Times) -> Penaltie
 
 
 def _median_penalty(ratios: list[float], least: float) -> float:
-    """The median of measured ratios; 1 where that may be noise."""
+    """The median of measured ratios; 1 if that may be noise."""
     median = float(np.median(ratios)) if ratios else 1.0
     return 1.0 if abs(median - 1) < _MIN_PENALTY else max(least, median)
 
@@ -111,7 +111,7 @@ class LayerLatency:
     Args:
         layer: the layer.
         times: of every workload in `sampled_workloads(layer)`.
-        penalties: of widths that are no multiples of 16.
+        penalties: of widths not divisible by 16.
     """
 
     def __init__(self, layer: LabeledWorkload, times: Times, penalties: Penalties) -> None:
@@ -123,7 +123,7 @@ class LayerLatency:
         self.out_axis = _WidthAxis(out_widths, penalties.get((family, "out"), WidthPenalty()))
 
     def __call__(self, in_channels: Array, out_channels: Array) -> Array:
-        """The times at widths of equal shape; a width above the layer's own counts as that."""
+        """The times at widths of equal shape; widths are clipped to the layer's own."""
         row, row_fraction, in_penalty = self.in_axis.locate(in_channels)
         column, column_fraction, out_penalty = self.out_axis.locate(out_channels)
         values = self.values
@@ -134,13 +134,13 @@ class LayerLatency:
 
 
 class _WidthAxis:
-    """Where each width lies between the sampled ones, computed once for all widths."""
+    """Positions of all widths between the sampled ones, computed once."""
 
     def __init__(self, samples: tuple[int, ...], penalty: WidthPenalty) -> None:
         full, widths = samples[-1], np.arange(samples[-1] + 1)
         half_blocks = np.minimum(-(-widths // HALF_BLOCK) * HALF_BLOCK, full)
         rounded = np.minimum(-(-widths // BLOCK) * BLOCK, full)
-        if samples[0] <= HALF_BLOCK:  # small widths cost what the next sampled one does
+        if samples[0] <= HALF_BLOCK:  # small widths cost as much as the next sampled one
             next_sample = np.array(samples)[np.searchsorted(samples, np.minimum(widths, HALF_BLOCK))]
             rounded = np.where(widths <= HALF_BLOCK, next_sample, rounded)
         position = np.interp(rounded, samples, np.arange(len(samples), dtype=np.float64))

@@ -1,9 +1,8 @@
-"""The time of layers by themselves, in each backend.
+"""The time of single layers, in each backend.
 
-Many layers are timed together, each once a round: so their weights are as cold as in a network, where all others have
-passed through the caches since the last call. Runtimes time the layers themselves, in one file that holds them all, so
-that the time to lay out inputs does not count: in a network the layer before has done it. Other programs only ever add
-time, so the fastest runs count.
+Many layers are timed together, each once per round, so their weights are not in the caches, as in a network. Runtimes
+profile the layers of one file with all of them, which excludes converting the inputs' layout: in a network the previous
+layer has done it. Other programs can only add time, so the fastest runs count.
 """
 
 from __future__ import annotations
@@ -28,21 +27,21 @@ from torchslim.latency.workloads import Workload
 _ROUNDS = 15
 _MAX_SECONDS = 3.0  # for layers that are timed together
 _MAX_BYTES = 2**26  # of weights and activations that are timed together: more than caches hold
-_CALLS_ON_ACCELERATOR = 10  # between two looks at the clock: waiting for a single call would be most of its time
+_CALLS_ON_ACCELERATOR = 10  # per reading of the clock: synchronising after each call would dominate its time
 
 
 def time_layers(workloads: Sequence[Workload], backend: str, device: torch.device, threads: int) -> list[float]:
-    """The nanoseconds of each layer by itself.
+    """Nanoseconds of each single layer.
 
     Args:
         workloads: the layers.
         backend: one of `LOCAL_BACKENDS`.
-        device: where torch runs.
+        device: of torch.
         threads: CPU threads.
 
     Raises:
-        RequestError: a runtime does not take layers of such a dtype.
-        ExportError: a runtime does not tell the time of a layer.
+        RequestError: a runtime does not support a layer's dtype.
+        ExportError: a runtime reports no time for a layer.
     """
     times: list[float] = []
     for batch in _batches(workloads):
@@ -58,7 +57,7 @@ def time_layers(workloads: Sequence[Workload], backend: str, device: torch.devic
 
 
 def _batches(workloads: Sequence[Workload]) -> Iterator[list[Workload]]:
-    """The layers in lists that are timed together."""
+    """Lists of layers that are timed together."""
     batch: list[Workload] = []
     total = 0
     for workload in workloads:
@@ -74,7 +73,7 @@ def _batches(workloads: Sequence[Workload]) -> Iterator[list[Workload]]:
 
 
 def _fastest(times: Sequence[float]) -> float:
-    """The mean of the fastest quarter, which has less noise than the fastest alone."""
+    """The mean of the fastest quarter, which is less noisy than the minimum."""
     return fmean(sorted(times)[: max(1, len(times) // 4)])
 
 
@@ -85,7 +84,7 @@ def _time_in_torch(workloads: Sequence[Workload], device: torch.device, threads:
     calls = [_torch_call(workload, device, channels_last) for workload in workloads]
     accelerated = device.type != "cpu"
     with inference_conditions(threads=threads):
-        # The warm-up call chooses kernels and fills pools of memory.
+        # The warm-up call selects kernels and allocates memory.
         times = time_in_turns(calls, rounds=_ROUNDS, max_seconds=_MAX_SECONDS,
                               min_calls=_CALLS_ON_ACCELERATOR if accelerated else 1,
                               synchronize=lambda: torch.accelerator.synchronize(device) if accelerated else None)
@@ -142,7 +141,7 @@ def _time_in_openvino(workloads: Sequence[Workload], threads: int) -> list[list[
 
     core = openvino.Core()
     model = core.read_model(_onnx_file(workloads))
-    for operation in model.get_ops():  # some lose their names where the file is read
+    for operation in model.get_ops():  # some names are lost when the file is read
         source = operation.input_value(0).get_node() if operation.get_input_size() else None
         if source is not None and source.get_type_name() == "Parameter":
             operation.set_friendly_name(f"layer{source.get_friendly_name()[1:]}_")
@@ -161,7 +160,7 @@ def _time_in_openvino(workloads: Sequence[Workload], threads: int) -> list[list[
 
 
 LAYER_TIMERS = {"onnxruntime": _time_in_onnxruntime, "openvino": _time_in_openvino}
-"""By runtime, what gives the nanoseconds of each layer in each round."""
+"""By runtime, the timer of layers: nanoseconds of each in each round."""
 
 
 def _feeds(workloads: Sequence[Workload]) -> dict[str, Any]:
@@ -172,7 +171,7 @@ def _feeds(workloads: Sequence[Workload]) -> dict[str, Any]:
 
 
 def _onnx_file(workloads: Sequence[Workload]) -> bytes:
-    """An ONNX file of layers side by side, the n-th node named `layer{n}_`, reading `x{n}`."""
+    """An ONNX file of independent layers; the n-th node is `layer{n}_`, its input `x{n}`."""
     import numpy as np
     from onnx import TensorProto, helper, numpy_helper
 

@@ -1,4 +1,4 @@
-"""The backends of this machine, as what times layers and networks."""
+"""Timing layers and networks in the backends of this machine."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from torchslim.utils.copying import copy_model
 from torchslim.utils.inputs import Inputs, map_tensors, tensors_in
 
 LOCAL_BACKENDS = (*BACKENDS, "cuda")
-"""What a plan may be made for: the backends of `bench`, and eager runs on an NVIDIA GPU."""
+"""Backends of plans: those of `bench`, and eager on an NVIDIA GPU."""
 
 _ROUNDS = 40
-_MIN_SECONDS = 0.03  # of a network's turn: one call of a small network is too short for the clock
+_MIN_SECONDS = 0.03  # of a network's turn: a single call of a small network is too short to time
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class LocalBackend:
 
     Attributes:
         name: one of `LOCAL_BACKENDS`.
-        device: where torch runs.
+        device: of torch.
         threads: CPU threads.
     """
 
@@ -40,11 +40,11 @@ class LocalBackend:
 
     @classmethod
     def create(cls, name: str, inputs: Inputs) -> LocalBackend:
-        """The backend of a name, for a network that takes these inputs.
+        """The backend of a name, for a network with these inputs.
 
         Raises:
             MissingExtra: a package that it needs is not installed.
-            RequestError: there is no such backend, or it can't run here or on the device of the inputs.
+            RequestError: an unknown backend, or one that can't run here or on the inputs' device.
         """
         if name not in LOCAL_BACKENDS:
             raise RequestError(f"backend {name!r}: there is none of that name; wanted one of "
@@ -68,11 +68,11 @@ class LocalBackend:
                 "device": self.device.type, **gpu, "torch": torch.__version__, **runtime}
 
     def time_layers(self, workloads: Sequence[Workload]) -> list[float]:
-        """The nanoseconds of each layer by itself."""
+        """Nanoseconds of each single layer."""
         return time_layers(workloads, self.name, self.device, self.threads)
 
     def time_networks(self, models: Sequence[nn.Module], inputs: Inputs) -> list[list[float]]:
-        """The nanoseconds of a call of each network in each round, measured in turns.
+        """Nanoseconds of a call of each network in each round, measured in turns.
 
         Raises:
             ExportError: the backend can't run a network.

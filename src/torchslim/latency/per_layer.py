@@ -1,12 +1,11 @@
-"""The time of each module by itself, beside its multiply-adds and memory accesses.
+"""The time of each module without its submodules, with its multiply-adds and memory accesses.
 
-While the model runs, hooks read the clock whenever a module begins or ends; the time since the last reading belongs to
-the innermost module that was running, as operations do in a profile. The time of the hooks is measured on a module that
-does nothing, and deducted. On an accelerator each reading waits until the work is done, so layers don't overlap there
-as they otherwise do.
+Hooks read the clock when a module begins or ends; the time since the last reading belongs to the innermost running
+module. The time of the hooks is measured on an empty module and subtracted. On an accelerator each reading
+synchronises, so layers don't overlap as they otherwise do.
 
-A layer is marked where its multiply-adds do not explain its time: where it takes more than `SLOW` times what they would
-take at the network's pace, and more than the mean layer. The pace is that of the network's median multiply-add.
+A layer is marked if its multiply-adds do not explain its time: if it takes more than `SLOW` times as long as they would
+at the network's median time per multiply-add, and more than the mean layer.
 """
 
 from __future__ import annotations
@@ -31,11 +30,11 @@ from torchslim.utils.inputs import Inputs, arguments, unwrap
 from torchslim.utils.modules import names_of_modules
 
 SLOW = 3
-"""How many times the time of its multiply-adds a layer takes that is marked."""
+"""A layer is marked above this multiple of its multiply-adds' time."""
 BOUND = 16
-"""With fewer multiply-adds for each element that is read or written, a layer is called memory-bound."""
+"""A layer with fewer multiply-adds per element read or written is memory-bound."""
 SMALL = 2**15
-"""With fewer elements for each operation (and fewer than a million multiply-adds), calling it takes the time."""
+"""With fewer elements per operation (and under a million multiply-adds), call overhead dominates."""
 
 REASONS = {
     "small ops": f"operations on few elements: fewer than {SMALL:,} each, so that calling them takes the time",
@@ -46,14 +45,14 @@ REASONS = {
     "no MACs": "no multiply-adds: pooling, norms, reductions, resizing",
     "no ops": "Python code, and memory that is freed",
 }
-"""Why a layer's time is not that of its multiply-adds."""
+"""Why multiply-adds do not explain a layer's time."""
 
-_CALLS = 200  # of the module that does nothing
+_CALLS = 200  # of the empty module
 
 
 @dataclass(frozen=True)
 class LayerTime:
-    """One module by itself: its time, without that of the modules in it, beside its costs.
+    """Time of one module, without that of its submodules, and its costs.
 
     Attributes:
         name: qualified name; "" is the model itself.
@@ -62,9 +61,9 @@ class LayerTime:
         share: of the time of all layers, 0 to 1.
         macs: multiply-adds.
         macs_share: of the multiply-adds of all layers, 0 to 1.
-        memory_access: elements that its operations read and write; views are free.
-        calls: how often the module was called.
-        reason: why its time is not that of its multiply-adds, a key of `REASONS`; empty for a layer that is not marked.
+        memory_access: elements that its operations read and write; 0 for views.
+        calls: of the module.
+        reason: why multiply-adds do not explain its time, a key of `REASONS`; empty for a layer that is not marked.
     """
 
     name: str
@@ -84,8 +83,8 @@ class LayerTimes:
 
     Attributes:
         layers: the slowest first.
-        whole: the call of the model without hooks, in turns with those with hooks.
-        hooks_ms: the time of the hooks in one call, deducted from the layers.
+        whole: calls of the model without hooks, in turns with those with hooks.
+        hooks_ms: the time of the hooks in one call, subtracted from the layers.
     """
 
     layers: tuple[LayerTime, ...]
@@ -100,21 +99,21 @@ class LayerTimes:
 
 def time_modules(model: nn.Module, inputs: Inputs, *, rounds: int = 20, warmup: int = 3,
                  threads: int | None = None) -> LayerTimes:
-    """Time each module by itself, in turns with the whole call without hooks.
+    """Time each module without its submodules, in turns with the whole model.
 
     The model runs eagerly, in eval mode and without gradients; modes, hooks and thread counts are restored.
 
     Args:
-        model: any module; compiled and data-parallel wrappers are looked through.
+        model: any module; compiled and data-parallel wrappers are removed.
         inputs: a tensor, a tuple of arguments, a list (the one argument) or a dict of keywords.
         rounds: how often the model is timed with hooks, and without.
-        warmup: calls that are not counted.
+        warmup: calls before, not counted.
         threads: CPU threads of torch; None leaves them.
 
     Raises:
         TraceError: the model fails on these inputs.
         UnsupportedModel: scripted modules.
-        RequestError: inputs of another kind, fewer than one round, warm-up call or thread.
+        RequestError: inputs of another type, fewer than one round, warm-up call or thread.
     """
     model = unwrap(model)
     graph = trace(model, inputs, detect_width_reads=False)
@@ -141,7 +140,7 @@ def time_modules(model: nn.Module, inputs: Inputs, *, rounds: int = 20, warmup: 
 
 @dataclass(frozen=True)
 class HookOverhead:
-    """Seconds that hooks add, for each call of a module, to its own time and to that of the module that called it."""
+    """Seconds that hooks add, per call of a module, to its own time and to its caller's."""
 
     in_module: float
     in_caller: float
@@ -149,7 +148,7 @@ class HookOverhead:
 
 @dataclass(slots=True)
 class ModuleTime:
-    """Seconds that one call of the model spent in one module itself, how often that was called, and the calls it made.
+    """Seconds in one module, without submodules, during one call of the model; its calls, and calls of submodules.
     """
 
     seconds: float = 0.0
@@ -157,16 +156,16 @@ class ModuleTime:
     children: int = 0
 
     def without(self, overhead: HookOverhead) -> float:
-        """The seconds without those of the hooks."""
+        """The seconds without the hooks'."""
         return max(0.0, self.seconds - self.calls * overhead.in_module - self.children * overhead.in_caller)
 
 
 @dataclass
 class HookTimer:
-    """A callable that runs the model and records the time that each of its modules took by itself.
+    """A callable that runs the model and records the time of each module without its submodules.
 
     Attributes:
-        records: by name of the module, for each call of the model that did not fail.
+        records: times by module name, for each successful call of the model.
     """
 
     model: nn.Module
@@ -220,7 +219,7 @@ class HookTimer:
 
 
 class _EmptyCalls(nn.Module):
-    """Calls a module that does nothing, many times."""
+    """Calls an empty module many times."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -262,9 +261,9 @@ def _rows(seconds: Mapping[str, float], module_times: Mapping[str, ModuleTime], 
 
 
 def seconds_per_mac(seconds: Mapping[str, float], macs: Mapping[str, int]) -> float:
-    """The median over all multiply-adds of their time; 0 without any.
+    """Median over all multiply-adds of the time per multiply-add; 0 without any.
 
-    The median, and not the mean, because the few layers that waste their time are what is looked for.
+    The median, unlike the mean, is not affected by a few slow layers.
     """
     paces = sorted((seconds[name] / count, count) for name, count in macs.items() if count)
     counted, half = 0, sum(macs.values()) / 2

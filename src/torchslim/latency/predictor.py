@@ -1,9 +1,8 @@
-"""Predicted time of a network as a function of which channels stay.
+"""Predicted time of a network as a function of the kept channels.
 
-The sum of the times of its layers (measured at some widths, interpolated between them) and of a remainder: what the
-uncut network takes beyond that sum, distributed over the activations that the other operations read and write, by
-bytes. The sum is calibrated twice: on the uncut network, whose time is known, and on a cut network that was measured
-(`correction`: the part of a predicted saving that was measured).
+The sum of the times of its layers (measured at some widths and interpolated) and of a remainder: the uncut network's
+time beyond its layers, distributed by bytes over the activations that the other operations read and write. The sum is
+calibrated on the measured times of the uncut network and of a cut one (`correction`: measured over predicted saving).
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from torchslim.rules.tracks import Tracks
 
 
 class LatencyPredictor(CostModel):
-    """Nanoseconds of a call, as a function of which channels stay.
+    """Nanoseconds of a call, as a function of the kept channels.
 
     Args:
         coupling: the network's.
@@ -28,10 +27,10 @@ class LatencyPredictor(CostModel):
         baseline_ns: measured time of the uncut network.
         correction: measured saving of a cut network, as a share of the predicted one.
 
-    As a `CostModel` it is the sum of layers and remainder, not calibrated; called, it gives calibrated nanoseconds.
+    As a `CostModel` it is the uncalibrated sum of layers and remainder; calling it gives calibrated nanoseconds.
 
     Attributes:
-        full_cost: the sum where nothing is cut.
+        full_cost: the sum without any cut.
     """
 
     def __init__(self, coupling: Coupling, times: Mapping[Workload, float], baseline_ns: float,
@@ -52,7 +51,7 @@ class LatencyPredictor(CostModel):
         self.full_cost = self.at_widths(self.full_widths())
 
     def _add_remainder(self, labeled: LabeledGraph, timed: set[int]) -> None:
-        """Add what the network takes beyond its layers, by the bytes that its other operations move."""
+        """Add the network's time beyond its layers, by the bytes of its other operations."""
         moved: dict[tuple[bytes, ...], tuple[float, list[Index]]] = {}
         for op in labeled.graph.ops:
             for value in accessed(op) if op.index not in timed else ():
@@ -64,16 +63,16 @@ class LatencyPredictor(CostModel):
         total = sum(count for count, _ in moved.values())
         if remainder > 0 and total:
             for count, along in moved.values():
-                # Memory is laid out in blocks as well: part of a block is no faster than the whole.
+                # Memory accesses are in blocks as well: part of a block costs as much as all of it.
                 self.add(remainder * count / total, along, KeptShare(tuple(len(labels) for labels in along), BLOCK))
 
     def to_nanoseconds(self, cost: float) -> float:
-        """Nanoseconds of the network by the sum of its parts."""
-        # Where the layers alone sum to more than the network takes, all are scaled.
+        """Calibrated nanoseconds by the sum of the parts."""
+        # If the layers' sum exceeds the network's time, all are scaled.
         return self.baseline_ns * (1 - self.correction * (1 - cost / self.full_cost))
 
     def to_cost(self, nanoseconds: float) -> float:
-        """The sum of the parts at which the network takes so many nanoseconds."""
+        """The sum of the parts for calibrated nanoseconds."""
         return self.full_cost * (1 - (1 - nanoseconds / self.baseline_ns) / self.correction)
 
     @property
@@ -82,7 +81,7 @@ class LatencyPredictor(CostModel):
         return round(self.baseline_ns)
 
     def __call__(self, shares: Shares) -> int:
-        """Nanoseconds where each class of channels stays with a share."""
+        """Nanoseconds for the kept share of each channel class."""
         return round(self.to_nanoseconds(self.at_shares(shares)))
 
 
@@ -93,7 +92,7 @@ def required_workloads(coupling: Coupling) -> Iterable[Workload]:
 
 
 def _dimensions(tracks: Tracks) -> list[Index]:
-    """The classes along each dimension of a value that can be cut."""
+    """Channel classes along each prunable dimension of a value."""
     by_dim: dict[int, Index] = {}
     for track in tracks:
         dim = next((dim for dim in range(track.ndim) if track.shape[dim] > 1 and dim not in by_dim), None)

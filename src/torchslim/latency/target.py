@@ -1,4 +1,4 @@
-"""Budgets of time: parsed, planned with a latency predictor, and corrected by measuring the cut network."""
+"""Latency budgets: parsing, planning with a predictor, and its correction by measuring the cut network."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from torchslim.utils.formatting import milliseconds
 from torchslim.utils.inputs import Inputs
 
 TOLERANCE = 0.02
-"""Largest difference between measured and predicted time at which a plan is accepted, as a share of the budget."""
+"""Maximum difference between measured and predicted time of an accepted plan, as a share of the budget."""
 MAX_SPREAD = 0.05
-"""A measurement whose quarters differ by more than this share is unsteady: it is not cached."""
-_MAX_REPEATS = 3  # measurements of one network, until one is steady
-_CORRECTIONS = 0.5, 2.0  # factors outside come from a busy machine, and would spoil the next plan
-_MAX_PLANS = 4  # each with the correction that the measurement of the one before gave
+"""A measurement whose quarters differ by more than this share is noisy and not cached."""
+_MAX_REPEATS = 3  # measurements of one network, until one is not noisy
+_CORRECTIONS = 0.5, 2.0  # bounds: factors outside are measurement errors of a busy machine
+_MAX_PLANS = 4  # each with the correction from the measurement of the one before
 
 _UNITS = {"ns": 1.0, "us": 1e3, "µs": 1e3, "μs": 1e3, "ms": 1e6, "s": 1e9}
 
 
 def parse_latency(requested: object) -> float | int:
-    """A budget of time: a share of today's time as a float in (0, 1], else nanoseconds as an int.
+    """A latency budget: a share of the uncut network's time, a float in (0, 1], or nanoseconds, an int.
 
     Args:
-        requested: a float in (0, 1], an int of nanoseconds, or a text with its unit such as "3ms", "250us" or "0.1 s".
+        requested: a float in (0, 1], an int of nanoseconds, or a text with a unit such as "3ms", "250us" or "0.1 s".
 
     Raises:
-        RequestError: it is none of these.
+        RequestError: another value.
     """
     value = requested
     if isinstance(requested, str):
@@ -54,10 +54,10 @@ def parse_latency(requested: object) -> float | int:
 
 
 def to_nanoseconds(requested: object, baseline_ns: int) -> int:
-    """A budget of time in nanoseconds.
+    """A latency budget in nanoseconds.
 
     Raises:
-        RequestError: it is no time (see `parse_latency`), or more than the uncut network takes.
+        RequestError: it is invalid (see `parse_latency`), or above the uncut network's time.
     """
     value = parse_latency(requested)
     if isinstance(value, float):
@@ -70,17 +70,17 @@ def to_nanoseconds(requested: object, baseline_ns: int) -> int:
 
 @dataclass(frozen=True)
 class LatencyTarget:
-    """A backend that a plan is made for, its budget of time, and the correction of its predictions.
+    """The backend of a plan, its latency budget, and the correction of its predictions.
 
     Attributes:
-        model, inputs: what is planned for.
-        backend: what measures.
-        cache: times that it measured before.
+        model, inputs: the uncut network and its inputs.
+        backend: see `Backend`.
+        cache: of its measured times.
         baseline_ns: nanoseconds of the uncut network.
         network_key: of the uncut network in the cache.
-        budget_ns: nanoseconds asked for; None where other budgets are met by cuts that save time.
+        budget_ns: requested nanoseconds; None if latency is minimised under other budgets.
         correction: see `LatencyPredictor`.
-        plans_measured: how many plans led to this correction.
+        plans_measured: number of plans measured for the correction.
     """
 
     model: nn.Module
@@ -94,20 +94,20 @@ class LatencyTarget:
     plans_measured: int = 0
 
     def predictor(self, coupling: Coupling) -> LatencyPredictor:
-        """The predictor for a coupling of the network; layers that were not timed before are timed now."""
+        """The predictor for a coupling of the network; measures layers that are not cached."""
         return LatencyPredictor(coupling, self.cache.layer_times(required_workloads(coupling)), self.baseline_ns,
                                 self.correction)
 
     def measure_and_update(self, plan: Plan, make_slim: Callable[[], nn.Module]) -> tuple[Plan, LatencyTarget | None]:
-        """Compare a plan's predicted time with that of the network it leads to.
+        """Compare a plan's predicted time with the cut network's measured one.
 
         Args:
             plan: made with this target's predictor.
-            make_slim: makes the cut network; called only if that was not measured before.
+            make_slim: makes the cut network; called only if its time is not cached.
 
         Returns:
-            The plan with a note of what was measured; and a target with a better correction to plan again with, or
-            None where the plan is accepted.
+            The plan with a note of the measured time; and a target with a better correction to plan again with, or
+            None if the plan is accepted.
         """
         if self.budget_ns is None or not plan.kept:
             return plan, None
@@ -116,7 +116,7 @@ class LatencyTarget:
         noted = replace(plan, notes=(*plan.notes, self._note(measured_ns, spread, predicted_ns)))
         plans = self.plans_measured + 1
         saving = (self.baseline_ns - predicted_ns) / self.correction
-        # An unsteady measurement counts only where it is off by more than its spread.
+        # A noisy measurement counts only if it differs by more than its spread.
         tolerance = max(TOLERANCE * self.budget_ns, spread * measured_ns if spread > MAX_SPREAD else 0.0)
         if abs(measured_ns - predicted_ns) <= tolerance or plans == _MAX_PLANS or saving <= 0:
             return noted, None
@@ -124,7 +124,7 @@ class LatencyTarget:
         return noted, replace(self, correction=correction, plans_measured=plans)
 
     def _measured(self, plan: Plan, make_slim: Callable[[], nn.Module]) -> tuple[float, float]:
-        """The cut network's share of the original's time, and the spread of that measurement (0 if remembered)."""
+        """Ratio of the cut network's time to the original's, and the measurement's spread (0 if cached)."""
         widths = [f"{name} {dim} {len(index)}" for name, dims in plan.kept.items() for dim, index in dims.items()]
         key = f"cut {self.network_key} {_digest(widths)}"
         if key in self.cache.entries:
@@ -150,18 +150,18 @@ class LatencyTarget:
 
 def latency_target(model: nn.Module, inputs: Inputs, graph: Graph, latency: float | str | None,
                    backend: str | Backend | None, folder: Path | None = None) -> LatencyTarget | None:
-    """The target of a plan; None where neither a time nor a backend is asked for. Times the network, if need be.
+    """The target of a plan; None without a latency budget or a backend. Times the network if that is not cached.
 
     Args:
         model: the network.
-        inputs: what it is called with.
-        graph: its run.
-        latency: the time asked for, if any.
-        backend: one of `LOCAL_BACKENDS`, or a backend of your own; None means "eager".
-        folder: where to keep times; None means the user's folder for caches.
+        inputs: of the model.
+        graph: its trace.
+        latency: the budget, if any.
+        backend: one of `LOCAL_BACKENDS`, or a custom backend; None means "eager".
+        folder: of the cache; None means the user's cache folder.
 
     Raises:
-        RequestError: the backend can't run here, or the time is no time.
+        RequestError: the backend can't run here, or the latency is invalid.
         ExportError: the network can't be run in the backend.
     """
     if latency is None and backend is None:
@@ -189,7 +189,7 @@ def latency_target(model: nn.Module, inputs: Inputs, graph: Graph, latency: floa
 
 
 def _time_networks(backend: Backend, models: Sequence[nn.Module], inputs: Inputs) -> list[list[float]]:
-    """The nanoseconds of each network in each round, as many rounds for all."""
+    """Nanoseconds of each network in each round, equally many for all."""
     source = f"backend {backend.name}: time_networks()"
     given = backend.time_networks(models, inputs)
     times = [checked_times(runs, f"{source} for a network") for runs in given] if isinstance(given, Iterable) else []
@@ -200,9 +200,9 @@ def _time_networks(backend: Backend, models: Sequence[nn.Module], inputs: Inputs
 
 
 def _ratio_and_spread(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]:
-    """The second network's share of the first one's time, and by how much quarters of the rounds differ in that.
+    """Ratio of the second network's time to the first's, and its relative spread over quarters of the rounds.
 
-    The fastest rounds count: whatever disturbs a run adds to it.
+    The fastest rounds count, since other programs only add time.
     """
     size = max(1, len(before) // 4)
     starts = range(0, len(before) - size + 1, size)

@@ -1,9 +1,9 @@
-"""Wall-clock time of callables, measured side by side.
+"""Wall-clock time of callables, measured in turns.
 
-Callables take turns (A B A B ...), so that whatever slows the machine down for a while slows all of them; compare two
-by the ratio of their times within each round. A turn begins with calls that are not counted: another callable's data
-is in the caches, and its threads may be spinning. Runtimes let idle threads spin for some milliseconds, which has
-doubled the time of the callable that came next.
+Callables take turns (A B A B ...), so that temporary slowdowns of the machine affect all; compare two by the ratio of
+their times within each round. A turn begins with calls that are not counted: the caches hold another callable's data,
+and its threads may still be spinning. Idle threads of runtimes spin for some milliseconds, which has doubled the time
+of the next callable.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torchslim.utils.inputs import Inputs, arguments, tensors_in
 Runnable = nn.Module | Callable[..., Any]
 
 SETTLE_SECONDS = 0.1
-"""A while longer than the threads of torch, ONNX Runtime and OpenVINO spin."""
+"""Longer than idle threads of torch, ONNX Runtime and OpenVINO spin."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class Latency:
 
     Attributes:
         median_ms: the median of the rounds.
-        p10_ms: a tenth of the rounds was faster.
-        p90_ms: a tenth of the rounds was slower.
-        runs: the time of one call in each round, in order (a mean where a round made several calls).
+        p10_ms: the 10th percentile.
+        p90_ms: the 90th percentile.
+        runs: the time of one call in each round, in order (the mean if a round has several calls).
     """
 
     median_ms: float
@@ -63,15 +63,15 @@ def measure(models: Mapping[str, Runnable], inputs: Inputs, *, rounds: int = 20,
     Modules run in eval mode, and everything without gradients; modes and thread counts are restored.
 
     Args:
-        models: name to module, or to anything that can be called with `inputs`.
+        models: name to module, or to anything callable with `inputs`.
         inputs: a tensor, a tuple of arguments, a list (the one argument) or a dict of keywords.
-        rounds: how often each model has its turn.
+        rounds: turns of each model.
         warmup: calls of each model before the first round, which are not counted.
         threads: CPU threads of torch; None leaves them.
-        min_seconds: a turn repeats the call until it lasts about this long, since the clock is too coarse for a single
-            call of a fast model.
-        settle_seconds: with several models, a turn begins with at least one call that is not counted, and with as
-            many as take this long; None means 0.1 if one of them is no module and may have threads of its own, else 0.
+        min_seconds: a turn repeats the call for about this long, since the clock is too coarse for a single call of a
+            fast model.
+        settle_seconds: with several models, each turn begins with uncounted calls: at least one, and for this long;
+            None means 0.1 if one of them is not a module and may have its own threads, else 0.
 
     Returns:
         The latencies under the same names, in the same order.
@@ -98,9 +98,9 @@ def measure(models: Mapping[str, Runnable], inputs: Inputs, *, rounds: int = 20,
 
 
 def ratio(before: Latency, after: Latency) -> float:
-    """The median over the rounds of `after`'s share of `before`'s time within a round.
+    """Median over the rounds of `after`'s time divided by `before`'s; below 1 is faster.
 
-    Below 1 is faster. Both must come from one call of `measure`.
+    Both must come from one call of `measure`.
 
     Raises:
         RequestError: the two have different numbers of rounds.
@@ -117,14 +117,13 @@ def time_in_turns(calls: Sequence[Callable[[], object]], *, rounds: int, warmup:
     """Seconds of one call of each callable in each round, in which each has one turn.
 
     Args:
-        calls: what is timed.
-        rounds: how many, at most.
+        calls: to time.
+        rounds: maximum number.
         warmup: calls of each before the first round, which are not counted.
-        min_calls: calls of a turn, at least; their mean counts.
-        min_seconds: about how long a turn lasts at least.
+        min_calls: minimum calls per turn; their mean counts.
+        min_seconds: approximate minimum length of a turn.
         max_seconds: see `limited_rounds`.
-        settle_seconds: calls at the beginning of a turn that are not counted: at least one, and as many as take this
-            long; None means none.
+        settle_seconds: length of uncounted calls at the beginning of a turn, at least one; None for no call.
         synchronize: waits for the accelerator.
     """
     times: list[list[float]] = [[] for _ in calls]
@@ -136,13 +135,13 @@ def time_in_turns(calls: Sequence[Callable[[], object]], *, rounds: int, warmup:
         for call, repeat, runs in zip(calls, repeats, times, strict=True):
             settled = 0.0
             while settle_seconds is not None and settled <= settle_seconds:
-                settled += _time(call, 1, synchronize) or math.inf  # on a clock that stands still one call is enough
+                settled += _time(call, 1, synchronize) or math.inf  # one call if the clock shows 0
             runs.append(_time(call, repeat, synchronize))
     return times
 
 
 def limited_rounds(rounds: int, max_seconds: float) -> Iterator[int]:
-    """The numbers of the rounds; after so many seconds it ends early, if there were three rounds."""
+    """Indices of rounds; ends early after `max_seconds`, but not before three rounds."""
     start = time.perf_counter()
     for number in range(rounds):
         if number >= 3 and time.perf_counter() - start > max_seconds:
@@ -151,7 +150,7 @@ def limited_rounds(rounds: int, max_seconds: float) -> Iterator[int]:
 
 
 def processor() -> str:
-    """The name of the CPU, as far as the system tells it."""
+    """The CPU's name, if the system reports it."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             return next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), "")
@@ -161,7 +160,7 @@ def processor() -> str:
 
 @contextmanager
 def inference_conditions(*models: nn.Module, threads: int | None = None) -> Iterator[None]:
-    """Eval mode, no gradients, and so many CPU threads of torch (None leaves them)."""
+    """Eval mode, no gradients, and torch's CPU threads (None leaves them)."""
     threads_before = torch.get_num_threads()
     if threads is not None:
         torch.set_num_threads(threads)
@@ -174,7 +173,7 @@ def inference_conditions(*models: nn.Module, threads: int | None = None) -> Iter
 
 
 def synchronizer(inputs: Any) -> Callable[[], None]:
-    """A callable that waits for the accelerator of the inputs, where calls return before the work is done."""
+    """A callable that waits for the inputs' accelerators, where calls are asynchronous."""
     devices = {tensor.device for tensor in tensors_in(inputs) if tensor.device.type != "cpu"}
 
     def synchronize() -> None:
@@ -185,7 +184,7 @@ def synchronizer(inputs: Any) -> Callable[[], None]:
 
 
 def _time(call: Callable[[], object], repeats: int, synchronize: Callable[[], object]) -> float:
-    """Seconds of one call, as the mean of several."""
+    """Mean seconds of one call."""
     synchronize()
     start = time.perf_counter()
     for _ in range(repeats):

@@ -1,4 +1,4 @@
-"""What the time of a layer depends on, at its own widths and at others."""
+"""What a layer's time depends on, at its own and other widths."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Workload:
     Attributes:
         spec: channels, kernel, stride and the like.
         batch: images; for a linear layer all rows.
-        input_size: sizes of the input map; empty for a linear layer.
+        input_size: spatial input sizes; empty for a linear layer.
         dtype: such as "float32".
-        removes_groups: cutting channels removes groups, each as wide as before, as in depthwise convolutions.
+        removes_groups: whether cuts remove whole groups, as in depthwise convolutions.
     """
 
     spec: LayerSpec
@@ -53,7 +53,7 @@ class Workload:
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
-        """The shape of its weight, as torch has it."""
+        """The shape of its weight in torch."""
         spec = self.spec
         if spec.transposed:
             return (spec.inputs, spec.outputs // spec.groups, *spec.kernel)
@@ -61,7 +61,7 @@ class Workload:
 
     @property
     def key(self) -> str:
-        """All of it as a short text, the same for layers that take the same time."""
+        """A short text of all fields, for the cache."""
         spec = self.spec
         options = [f"{letter}{'x'.join(map(str, sizes))}" for letter, sizes in (
             ("k", spec.kernel), ("s", spec.stride), ("p", spec.padding), ("d", spec.dilation),
@@ -90,10 +90,10 @@ class LabeledWorkload:
 
 
 def layer_workloads(labeled: LabeledGraph, whole_groups: bool = False) -> Iterator[tuple[Op, LabeledWorkload]]:
-    """The convolutions and the products with weights of a run, in its order.
+    """The convolutions and linear layers of a graph, in call order.
 
     Args:
-        labeled: the run.
+        labeled: the graph.
         whole_groups: grouped convolutions lose whole groups.
     """
     for op in labeled.graph.ops:
@@ -134,7 +134,7 @@ def _dtype(value: Any) -> str:
 
 
 def _channel_classes(labeled: LabeledGraph, value: Any) -> Index:
-    """The class of each channel of a value; all `STAYS` where none can be cut."""
+    """The class of each channel of a value; all `STAYS` if none can be cut."""
     for track in labeled.tracks.get(value.id, ()):
         if track.shape[1] > 1:
             return classes_along(track, 1)

@@ -1,1 +1,1 @@
-"""The whole job in phases that survive interruption: train, sparsify, plan, cut, prove, fine-tune, measure, export."""
+"""Resumable pruning pipeline in phases: train, sparsify, plan, cut, verify, fine-tune, measure, export."""

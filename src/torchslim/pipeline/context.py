@@ -1,4 +1,4 @@
-"""What the phases of a run share: its settings, its folder, its data and its models."""
+"""State that the phases of a run share: settings, folder, data and models."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from torchslim.zoo import sources
 
 @dataclass
 class RunContext:
-    """What the phases share."""
+    """State of all phases."""
 
     settings: Settings
     folder: RunFolder
@@ -36,7 +36,7 @@ class RunContext:
 
     @cached_property
     def source(self) -> sources.Source:
-        """Where the model comes from, with as many classes as the data has."""
+        """The model's source, with the data's number of classes."""
         return sources.resolve(self.settings.model).with_defaults(num_classes=len(self.data.classes))
 
     @property
@@ -46,13 +46,13 @@ class RunContext:
 
     @cached_property
     def inputs(self) -> torch.Tensor:
-        """One picture's worth of noise, to trace and to prove with."""
+        """A random input image, for tracing and verification."""
         generator = torch.Generator().manual_seed(derive_seed(self.settings.seed, 0))
         return torch.randn(1, *self.data.shape, generator=generator)
 
     def model(self, name: str) -> nn.Module:
         """The model stored under a name."""
-        # The caller asked for this very model to be built, so its source is trusted.
+        # The caller asked for this model, so its source is trusted.
         return load(self.folder.file(name), trust_source=True)
 
     def plan(self) -> Plan:
@@ -60,16 +60,16 @@ class RunContext:
         return Plan.from_json(self.folder.file("plan.json").read_bytes())
 
     def store(self, model: nn.Module, name: str, plan: Plan | None = None) -> None:
-        """Keep a model under a name."""
+        """Save a model under a name."""
         save(model, self.folder.file(name), plan=plan, source=self.source)
 
     def milestones(self, phase: str) -> tuple[float, ...]:
-        """Shares of a phase at which its learning rate falls."""
+        """Shares of a phase at which the learning rate drops."""
         later = self.settings.later_milestones
         return self.settings.milestones if phase == "baseline" or later is None else later
 
     def train(self, model: nn.Module, phase: str, number: int, **options: Any) -> History:
-        """Train, going on from where an interrupted run stopped."""
+        """Train, from the phase's checkpoint if there is one."""
         settings = self.settings
         return fit(model, self.data, batch_size=settings.batch_size, label_smoothing=settings.label_smoothing,
                    weight_decay=settings.weight_decay, milestones=self.milestones(phase),

@@ -1,8 +1,8 @@
 """The phases of a run, one function each.
 
-A phase reads what earlier ones left in the folder and leaves files of its own; what it found out beside them it
-returns as JSON values. None keeps anything in memory for the next, so an interrupted run takes the very path of an
-undisturbed one, but where a plan asks the clock.
+A phase reads files of earlier ones and writes its own; its other results it returns as JSON values. No state stays in
+memory between phases, so an interrupted run gives the same results as an uninterrupted one, except for plans by
+measured latency.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from torchslim.utils.files import write_text
 from torchslim.utils.seeding import derive_seed, seeded
 from torchslim.utils.text import describe_error, format_shape
 
-# The other phases' learning rates, as shares of the baseline's: scales must move far in few epochs; after the cut
-# little is left to repair, and much to spoil.
+# Learning rates relative to the baseline's: high for sparsification, as scales must change much in few epochs; low for
+# fine-tuning, to keep trained weights.
 SPARSIFY_RATE, FINETUNE_RATE = 2.0, 0.1
-# How far the penalty alone may move a scale, in units of the usual scale: just past zero. Channels that matter
-# hold against it.
+# How far the penalty alone moves a scale, in units of the median scale: just past zero. The loss keeps important
+# channels.
 SCALE_TRAVEL = 1.15
 SCORING_PICTURES = 512
-"""Pictures that criteria see."""
+"""Images for criteria."""
 
 PhaseResult = dict[str, Any]
 
 
 def baseline(run: RunContext) -> PhaseResult:
-    """Build the model, and train it unless it comes trained."""
+    """Build the model, and train it if epochs are set."""
     with seeded(derive_seed(run.settings.seed, 1)):
         model = build(run.source)
     _check_model(run, model)
@@ -57,7 +57,7 @@ def baseline(run: RunContext) -> PhaseResult:
 
 
 def sparsify(run: RunContext) -> PhaseResult:
-    """Press the scales of batch norms toward zero while training goes on."""
+    """Train with an L1 penalty on the scales of batch norms."""
     if run.settings.fresh:
         with seeded(derive_seed(run.settings.seed, 5)):
             model = build(run.source.without_weights())
@@ -74,10 +74,10 @@ def sparsify(run: RunContext) -> PhaseResult:
 
 
 def sparsity_weight(model: nn.Module, rate: float, steps: int) -> float:
-    """The weight of the penalty that moves a scale no channel defends just past zero in so many steps.
+    """The penalty weight that alone moves a median scale just past zero in so many steps.
 
-    A step moves it by rate x weight / (1 - momentum), at the schedule's mean rate. Short trainings so press harder than
-    long ones, and end equally sparse.
+    A step moves it by rate x weight / (1 - momentum), at the schedule's mean rate. So short and long trainings end
+    equally sparse.
     """
     scales = torch.cat([m.weight.detach().abs().flatten() for m in model.modules()
                         if isinstance(m, _BatchNorm) and m.weight is not None])
@@ -85,7 +85,7 @@ def sparsity_weight(model: nn.Module, rate: float, steps: int) -> float:
 
 
 def plan(run: RunContext) -> PhaseResult:
-    """Choose channels by one threshold over the whole network, those on shortcuts included."""
+    """Choose channels by one global threshold, those on shortcuts included."""
     model = run.model(_uncut_file(run))
     decided = _plan(run, model)
     evidence = Evidence(model, run.inputs, seed=run.settings.seed, **_scoring_data(run))
@@ -95,7 +95,7 @@ def plan(run: RunContext) -> PhaseResult:
 
 
 def cut(run: RunContext) -> PhaseResult:
-    """Cut a copy, and prove that cutting equals silencing."""
+    """Cut a copy, and verify that it equals silencing."""
     model, decided = run.model(_uncut_file(run)), run.plan()
     slim = torchslim.apply(model, decided)
     error = torchslim.verify(model, slim, decided, run.inputs)
@@ -107,7 +107,7 @@ def cut(run: RunContext) -> PhaseResult:
 
 
 def finetune(run: RunContext) -> PhaseResult:
-    """Train the slim network on."""
+    """Fine-tune the slim model."""
     slim = run.model("cut.safetensors")
     history = History()
     if run.settings.finetune_epochs:
@@ -118,14 +118,14 @@ def finetune(run: RunContext) -> PhaseResult:
 
 
 def measure_latency(run: RunContext) -> PhaseResult:
-    """Time both networks on one picture, in turns."""
+    """Time both networks on one image, in turns."""
     models = {"before": run.model("baseline.safetensors"), "after": run.model("finetuned.safetensors")}
     times = measure(models, run.inputs, rounds=30, threads=run.threads)
     return {name: _timing(taken) for name, taken in times.items()}
 
 
 def save_slim(run: RunContext) -> PhaseResult:
-    """Write the slim network with its plan and its source, and load it again to see that it is the same."""
+    """Save the slim network with its plan and its source, and evaluate it after loading it again."""
     slim = run.model("finetuned.safetensors")
     run.store(slim, "slim.safetensors", run.plan())
     return {"accuracy": evaluate(run.model("slim.safetensors"), run.data)}
@@ -145,7 +145,7 @@ def export(run: RunContext) -> PhaseResult:
 
 
 def report(run: RunContext) -> PhaseResult:
-    """Write what was measured, as data and as one page."""
+    """Write the record as JSON and as an HTML page."""
     record = record_of(run)
     write(record, run.folder.file("report.html"))
     write_text(run.folder.file("record.json"), record.to_json())
@@ -161,7 +161,7 @@ def _plan(run: RunContext, model: nn.Module) -> Plan:
 
 
 def _scoring_data(run: RunContext) -> dict[str, Any]:
-    """Labelled pictures and their loss, for criteria that look at pictures."""
+    """Labelled images and their loss, for criteria that need data."""
     if not criterion(run.settings.importance).needs_data:
         return {}
     return {"data": labelled(run.data, SCORING_PICTURES, run.settings.seed), "loss": cross_entropy()}
@@ -172,7 +172,7 @@ def _uncut_file(run: RunContext) -> str:
 
 
 def _check_model(run: RunContext, model: nn.Module) -> None:
-    """Find out before hours of training what would fail after them."""
+    """Raise before training what would fail after it."""
     try:
         with torch.no_grad():
             scores = logits(model.eval()(run.inputs))

@@ -1,6 +1,6 @@
-"""The run's folder: what was asked, which phases are done, and that one process works in it at a time.
+"""The run's folder: settings, finished phases, and a lock so that one process uses it at a time.
 
-Whatever is under its final name is whole, so a process may be killed at any moment. No torch here.
+Files get their final name when complete, so a process may be killed at any time. No torch here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torchslim.utils.json_values import read_json
 
 FORMAT = 1
 
-# What a run leaves behind; `work` is the folder of what it needs on the way.
+# Final files of a run; `work` is the folder of its intermediate files.
 WORK = "work"
 FINAL = ("baseline.safetensors", "plan.json", "slim.safetensors", "baseline.onnx", "slim.onnx", "record.json",
          "report.html")
@@ -28,7 +28,7 @@ FINAL = ("baseline.safetensors", "plan.json", "slim.safetensors", "baseline.onnx
 
 @dataclass(frozen=True)
 class _State:
-    """What `state.json` holds, beside its format."""
+    """Contents of `state.json` beside its format."""
 
     settings: dict[str, Any]
     threads: int
@@ -36,11 +36,11 @@ class _State:
 
 
 class RunFolder:
-    """A run's folder, with what its phases have found so far.
+    """A run's folder and the results of its phases.
 
     Attributes:
         path: the folder.
-        found: for each finished phase, what it found, as JSON values.
+        found: for each finished phase its results, as JSON values.
         threads: CPU threads that the run began with; None before it began.
     """
 
@@ -51,11 +51,11 @@ class RunFolder:
         self._identity: dict[str, Any] | None = None
 
     def file(self, name: str) -> Path:
-        """Where a file lies: a final one in the folder itself, another in `work`."""
+        """A file's path: final ones in the folder itself, others in `work`."""
         return self.path / name if name in FINAL else self.path / WORK / name
 
     def open(self, settings: Settings) -> None:
-        """Read what is there, and check that it is of this run.
+        """Read the state, and check that it has these settings.
 
         Raises:
             RequestError: the folder holds a run with other settings, or is no folder.
@@ -80,7 +80,7 @@ class RunFolder:
         self._identity, self.threads, self.found = there, state.threads, state.found
 
     def begin(self, threads: int) -> None:
-        """Note that the run began, with so many threads; sweep out what a killed process left half written."""
+        """Record the start of the run and its threads; delete a killed process's incomplete files."""
         for folder in (self.path, self.path / WORK):
             for left in [*folder.glob(".*.tmp"), *folder.glob(".*.onnx-*")]:
                 shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
@@ -88,23 +88,23 @@ class RunFolder:
         self._write()
 
     def finish(self, phase: str, results: Mapping[str, Any]) -> None:
-        """Note that a phase is done and what it found."""
+        """Record a finished phase and its results."""
         self.found[phase] = dict(results)
         self._write()
 
     def clear(self) -> None:
-        """Throw the run away: its own files, and nothing else in the folder."""
+        """Delete the run's files, and nothing else in the folder."""
         for name in FINAL:
             (self.path / name).unlink(missing_ok=True)
         self._delete_work_files({"lock"})
         self.found, self.threads = {}, None
 
     def delete_intermediate(self) -> None:
-        """Delete what was needed on the way only."""
+        """Delete intermediate files."""
         self._delete_work_files({"lock", "state.json"})
 
     def is_tidy(self) -> bool:
-        """Whether nothing is left of what was needed on the way."""
+        """Whether no intermediate models are left."""
         return not any((self.path / WORK).glob("*.safetensors"))
 
     def _delete_work_files(self, but: set[str]) -> None:
@@ -114,12 +114,12 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes out of the folder, which is made if need be.
+        """Lock the folder against other processes; create it if missing.
 
-        The system drops the lock when its process ends in any way, so a stale one can't be.
+        The system releases the lock when its process ends in any way.
 
         Raises:
-            RequestError: another process works in the folder, or it can't be made.
+            RequestError: another process has the lock, or the folder can't be made.
         """
         try:
             (self.path / WORK).mkdir(parents=True, exist_ok=True)
@@ -156,7 +156,7 @@ class RunFolder:
 
 
 def _lock(descriptor: int) -> bool:
-    """Lock an open file unless another process has it; never waits."""
+    """Lock an open file; False, without waiting, if it is locked."""
     try:
         try:
             import fcntl

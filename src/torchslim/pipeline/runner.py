@@ -1,4 +1,4 @@
-"""The pipeline: which phases a run needs, in which order, and running them."""
+"""The pipeline: the phases of a run, their order, and running them."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Phase:
 
     Attributes:
         name: its name.
-        work: the function of `torchslim.pipeline.phases` that does it.
+        work: its function in `torchslim.pipeline.phases`.
         needs: files that it reads.
-        makes: files that it leaves.
-        title: what it does, for people.
+        makes: files that it writes.
+        title: shown to users.
     """
 
     name: str
@@ -55,15 +55,15 @@ PHASES = (
 
 @dataclass(frozen=True)
 class PhaseEvent:
-    """Something that happened in a run, for who watches it.
+    """A progress event of a run.
 
     Attributes:
         phase: the phase.
-        number: its place, from 1.
-        phases: how many there are.
+        number: its position, from 1.
+        phases: number of phases.
         kind: "begin", "step", "epoch", "end", or "skip" for a phase that was done before.
         done: share of the phase that is done, 0 to 1.
-        text: what to say about it.
+        text: a message.
     """
 
     phase: Phase
@@ -78,20 +78,20 @@ EventCallback = Callable[[PhaseEvent], None]
 
 
 def run_slim(settings: Settings, progress: EventCallback = lambda event: None, *, restart: bool = False) -> Record:
-    """Run the pipeline, or what is left of it, in the folder `settings.out`.
+    """Run the pipeline, or the rest of it, in the folder `settings.out`.
 
-    A run that was interrupted goes on from its last finished phase or epoch, and ends with the same weights, to the
-    bit, as an undisturbed one on this machine; with a budget of time, whose plan hangs on what the clock says, from the
-    plan on. A finished one gives its record at once.
+    An interrupted run continues from its last finished phase or epoch, and ends with the same weights, to the bit, as
+    an uninterrupted one on this machine; with a latency budget, whose plan depends on measured times, only once the
+    plan is made. A finished one returns its record at once.
 
     Args:
-        settings: how the run is asked for.
-        progress: called with what happens.
-        restart: throw away what is in the folder.
+        settings: of the run.
+        progress: called with each event.
+        restart: delete the run in the folder.
 
     Raises:
-        RequestError: the folder holds a run with other settings or is in use; the model, the data or the budget make no
-            sense.
+        RequestError: the folder holds a run with other settings or is in use; the model, the data or the budget are
+            invalid.
         MissingExtra: a package that a phase needs is not installed.
         ProofError: the cut network does not equal its silenced original.
         TorchslimError: a phase failed.
@@ -114,7 +114,7 @@ def run_slim(settings: Settings, progress: EventCallback = lambda event: None, *
 
 
 def phases_of(settings: Settings) -> list[Phase]:
-    """The phases of a run so asked for."""
+    """The phases of a run."""
     skipped = {"sparsify"} if not settings.sparsify_epochs else set()
     if not settings.export:
         skipped.add("export")
@@ -122,7 +122,7 @@ def phases_of(settings: Settings) -> list[Phase]:
 
 
 def _pending_phases(folder: RunFolder, settings: Settings) -> list[Phase]:
-    """The phases that are still to run: not done, or what they made is gone and is needed."""
+    """The phases that are still to run: not done, or with missing files that are needed."""
     phases = phases_of(settings)
     due = [phase for phase in phases if phase.name not in folder.found
            or any(name in FINAL and not folder.file(name).exists() for name in phase.makes)]
@@ -130,7 +130,7 @@ def _pending_phases(folder: RunFolder, settings: Settings) -> list[Phase]:
         if any(name in other.needs and not folder.file(name).exists() for other in due for name in phase.makes):
             due.append(phase)
     if due:
-        due.append(phases[-1])  # the report tells of all of them
+        due.append(phases[-1])  # the report covers all of them
     return [phase for phase in phases if phase in due]
 
 
@@ -184,7 +184,7 @@ def _record(folder: RunFolder) -> Record:
 
 
 def _preflight(settings: Settings) -> None:
-    """What can be found missing before anything is computed."""
+    """Check requirements before any computation."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise RequestError("slim: started as several processes, it runs in one; to train with several, call "
                            "torchslim.train.fit from a script of your own under torchrun")
@@ -201,14 +201,14 @@ def _preflight(settings: Settings) -> None:
 
 
 def _available_cores() -> int:
-    """The cores that this process may use."""
+    """Number of usable CPU cores."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
 def _deterministic(threads: int) -> Iterator[None]:
-    """Torch with so many threads and with deterministic kernels; as it was again outside."""
-    # Read by CUDA's libraries when they start; they refuse to be deterministic without.
+    """Set torch's threads and deterministic kernels; afterwards restore its settings."""
+    # Read by CUDA's libraries at startup; required for deterministic kernels.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     import torch
 
@@ -218,7 +218,7 @@ def _deterministic(threads: int) -> Iterator[None]:
               checks.fill_uninitialized_memory, torch.backends.cudnn.benchmark)
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    checks.fill_uninitialized_memory = False  # costs time, and finds faults in kernels only
+    checks.fill_uninitialized_memory = False  # slow, and only for debugging kernels
     torch.backends.cudnn.benchmark = False
     try:
         yield

@@ -1,4 +1,4 @@
-"""How a run is asked for. No torch here: a finished run shows its result without it."""
+"""Settings of a run. No torch here: a finished run shows its result without it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from torchslim.errors import RequestError
 
-# What has no part in the weights that come out: these may differ when a run is continued.
+# These do not affect the final weights: they may differ when a run is continued.
 _NOT_IN_IDENTITY = frozenset({"out", "export", "workers", "threads"})
 
 
@@ -26,28 +26,28 @@ class Settings:
         params: parameters to keep, likewise.
         channels: output channels of all layers to keep, likewise.
         latency: measured time of a call to keep: a share, or nanoseconds as an int.
-        backend: where the slim network is to be fast, and is timed (see `torchslim.plan`).
+        backend: in which the slim network is timed (see `torchslim.plan`).
         seed: of every random choice.
-        size: height and width of the pictures; None for the data's own.
-        batch_size: pictures in a training step.
+        size: height and width of the images; None for the data's own.
+        batch_size: images in a training step.
         lr: highest learning rate of the baseline.
         sparsify_lr: that of sparsification; None for twice the baseline's.
         finetune_lr: that of fine-tuning; None for a tenth of the baseline's.
-        milestones: shares of a phase at which its rate falls to a tenth; empty for a warm-up and half a cosine.
+        milestones: shares of a phase at which its rate is divided by 10; empty for a warm-up and half a cosine.
         later_milestones: those of the phases after the baseline; None for the same.
         weight_decay: of all phases, for all but biases and scales.
         label_smoothing: of the cross entropy.
-        baseline_epochs: 0 takes the model as it comes.
-        sparsify_epochs: 0 leaves sparsification out.
+        baseline_epochs: 0 skips training the baseline.
+        sparsify_epochs: 0 skips sparsification.
         finetune_epochs: epochs after the cut.
-        fresh: whether sparsification starts from fresh weights, and not from the baseline's.
+        fresh: whether sparsification starts from random weights instead of the baseline's.
         sparsity: weight of the L1 penalty on batch-norm scales; None to fit it to the number of steps.
-        importance: how channels are scored.
-        round_to: numbers of channels stay multiples of this. The kernels of many runtimes work on blocks of 8
-            channels; a network of odd widths can be slower than the one it was cut from.
-        min_kept: the least share of its channels that a group keeps.
-        threads: CPU threads; None for as many as there are cores, or as the run began with.
-        workers: processes that load pictures.
+        importance: criterion of the channels' scores.
+        round_to: numbers of channels stay multiples of this. Many runtimes' kernels work on blocks of 8 channels; other
+            widths can make a network slower than the uncut one.
+        min_kept: minimum share of its channels that a group keeps.
+        threads: CPU threads; None for the number of cores, or that of the interrupted run.
+        workers: processes that load images.
         export: whether to write and time ONNX files.
     """
 
@@ -110,7 +110,7 @@ class Settings:
                 raise RequestError(f"{option_name(name)} {option_text(name, getattr(self, name))}: wanted {text}")
 
     def identity(self) -> dict[str, Any]:
-        """What must be the same for a run to be continued, as JSON values."""
+        """Settings that must be equal to continue a run, as JSON values."""
         return {name: value for name, value in asdict(self).items() if name not in _NOT_IN_IDENTITY}
 
     def to_dict(self) -> dict[str, Any]:
@@ -118,7 +118,7 @@ class Settings:
         return {**asdict(self), "out": str(self.out)}
 
     def command(self) -> str:
-        """The command line that asks for the same."""
+        """The command line of these settings."""
         words = ["torchslim", "slim", self.model, "--data", self.data]
         for field in fields(self):
             value = getattr(self, field.name)

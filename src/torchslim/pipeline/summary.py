@@ -1,4 +1,4 @@
-"""The record of a run, gathered from what its phases found."""
+"""The record of a run, from the results of its phases."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _LABELS = {"bn_scale": "Batch-norm scale, mean over the layers that share a chan
 
 
 def record_of(run: RunContext) -> Record:
-    """Everything the report says, from the run's folder."""
+    """The report's contents, from the run's folder."""
     results, settings = run.folder.found, run.settings
     before, after = run.model("baseline.safetensors"), run.model("slim.safetensors")
     plan = run.plan()
@@ -71,9 +71,9 @@ def environment(threads: int) -> dict[str, str]:
 
 
 def histogram(criterion: Criterion, evidence: Evidence, plan: Plan) -> dict[str, Any] | None:
-    """How the scores of the channels that stay and of those that go are spread; None if nothing could be scored.
+    """Histogram of the scores of kept and of removed channels; None if nothing could be scored.
 
-    Channels that are left alone compete with none, so they are not counted.
+    Channels that can't be cut are not counted.
     """
     kept: list[Any] = []
     gone: list[Any] = []
@@ -93,12 +93,12 @@ def _binned(kept: Values, gone: Values, label: str) -> dict[str, Any] | None:
     every = np.concatenate([kept, gone])
     if not len(every):
         return None
-    if every.max() > 100 * np.median(every) >= 0:  # pressed scales lie many powers of ten apart
+    if every.max() > 100 * np.median(every) >= 0:  # penalised scales span many powers of ten
         kept, gone, every = (np.log10(np.maximum(values, _TINY)) for values in (kept, gone, every))
         label += ", log10"
     low, high = float(every.min()), float(every.max())
     edges = np.linspace(low, high, _BINS + 1) if low < high else np.linspace(low - 0.5, high + 0.5, _BINS + 1)
-    # Channels below the threshold stay where a group would lose its last ones; where many do, there is no threshold.
+    # Groups keep a minimum of channels, even below the threshold; where many are, no threshold is shown.
     threshold = float(gone.max()) if len(gone) else None
     if threshold is not None and (kept < threshold).mean() > 0.05:
         threshold = None
@@ -107,7 +107,7 @@ def _binned(kept: Values, gone: Values, label: str) -> dict[str, Any] | None:
 
 
 def layer_changes(before: nn.Module, after: nn.Module, inputs: Tensor) -> tuple[LayerChange, ...]:
-    """The layers that multiply, in the order they run, before and after."""
+    """Layers with multiply-adds, in call order, before and after."""
     slim = {layer.name: layer for layer in torchslim.profile(after, inputs).layers}
     changes = []
     for layer in torchslim.profile(before, inputs).layers:
@@ -120,7 +120,7 @@ def layer_changes(before: nn.Module, after: nn.Module, inputs: Tensor) -> tuple[
 
 
 def samples(data: Data, before: nn.Module, after: nn.Module) -> tuple[Sample, ...]:
-    """Held-out pictures with both answers: first where the two differ, then where both are wrong, then the rest."""
+    """Held-out images with both predictions: first where they differ, then where both are wrong, then the rest."""
     if not data.mean:
         return ()
     count = min(len(data.test), 400)  # type: ignore[arg-type]

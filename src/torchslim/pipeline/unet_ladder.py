@@ -1,4 +1,4 @@
-"""A ladder of U-Nets from plain to light, with the costs and the time of each rung."""
+"""U-Nets from standard to light in steps ("rungs"), each with its costs and time."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class RungSpec:
     Attributes:
         change: difference from the rung before.
         rung, width: of `torchslim.zoo.unet`.
-        rules: what turns the rung before into this one, by `torchslim.lighten`, layer by layer; see `rewrites`.
-        anew: whether these rules start from the plain network.
-        keep: share of the channels of each group that a cut leaves; 1 for no cut.
+        rules: of `torchslim.lighten`, from the rung before to this one; see `rewrites`.
+        from_plain: whether these rules start from the plain network.
+        keep: share of the channels of each group that a cut keeps; 1 for no cut.
     """
 
     change: str
@@ -64,7 +64,7 @@ RUNG_SPECS = (
     RungSpec("a quarter of all channels cut", "separable-head", 0.5, keep=0.75),
 )
 LAST_REWRITTEN_RUNG = 7
-"""The last rung that rules make of the plain network."""
+"""The last rung that rules make of plain U-Net."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +73,12 @@ class Rung:
 
     Attributes:
         rung: its number; 0 is the plain network.
-        change: what it changes of the one before.
-        params: parameters, those that the forward pass never reads among them.
-        dead_params: these.
+        change: difference from the rung before.
+        params: parameters, including those that the forward pass never uses.
+        dead_params: the latter.
         macs: multiply-adds on the ladder's input.
-        peak_memory: bytes of activations that are alive at once, at most.
-        ms: measured milliseconds of a call; None where nothing was measured.
+        peak_memory: maximum bytes of activations held at once.
+        ms: measured milliseconds of a call; None if not measured.
     """
 
     rung: int
@@ -92,17 +92,16 @@ class Rung:
 
 def measure_ladder(size: int = 256, *, rounds: int = 3, threads: int | None = None, in_channels: int = 3,
           num_classes: int = 2) -> tuple[Rung, ...]:
-    """All rungs, counted, and measured in turns.
+    """All rungs with their costs, and times measured in turns.
 
     Args:
         size: height and width of the input, at least 125.
-        rounds: how often each network is timed; 0 measures nothing.
+        rounds: how often each network is timed; 0 for no timing.
         threads: CPU threads; None leaves them.
         in_channels, num_classes: of the U-Nets.
 
     Raises:
-        RequestError: a picture that is too small for unpadded convolutions, a negative number of rounds, or no whole
-            numbers.
+        RequestError: an image too small for unpadded convolutions, a negative number of rounds, or non-integers.
     """
     if not isinstance(size, int) or not isinstance(rounds, int) or size < 125 or rounds < 0:
         raise RequestError(f"ladder: size {size!r} and {rounds!r} rounds found; wanted whole numbers: at least 125 "
@@ -119,10 +118,10 @@ def measure_ladder(size: int = 256, *, rounds: int = 3, threads: int | None = No
 
 
 def rewrites(rung: int) -> Rules:
-    """The rules that make a rung of the plain network: `lighten(unet(), rewrites(5), ends=True)`.
+    """The rules from the plain network to a rung: `lighten(unet(), rewrites(5), ends=True)`.
 
     Raises:
-        RequestError: a rung that no rules make.
+        RequestError: a rung without rules.
     """
     if not isinstance(rung, int) or rung not in range(LAST_REWRITTEN_RUNG + 1):
         raise RequestError(f"ladder: rung {rung!r} found, wanted one of 0 to {LAST_REWRITTEN_RUNG}, which rules make "
@@ -134,7 +133,7 @@ def rewrites(rung: int) -> Rules:
 def build_rung(spec: RungSpec, inputs: Tensor, num_classes: int = 2) -> nn.Module:
     """The network of a rung, in eval mode, for inputs of this shape.
 
-    A cut takes the same share of every group of channels, so that its counts are the same whatever the weights are.
+    A cut removes the same share of every channel group, so its counts do not depend on the weights.
     """
     model = unet(num_classes, in_channels=inputs.shape[1], rung=spec.rung, width=spec.width).eval()
     if spec.keep == 1:
@@ -144,7 +143,7 @@ def build_rung(spec: RungSpec, inputs: Tensor, num_classes: int = 2) -> nn.Modul
 
 def _times(models: Mapping[str, nn.Module], inputs: Tensor, rounds: int,
            threads: int | None) -> dict[str, float | None]:
-    """Milliseconds of each, measured in turns; None where there are no rounds."""
+    """Milliseconds of each, measured in turns; None without rounds."""
     if not rounds:
         return dict.fromkeys(models)
     latencies = measure(models, inputs, rounds=rounds, warmup=1, threads=threads)
@@ -152,7 +151,7 @@ def _times(models: Mapping[str, nn.Module], inputs: Tensor, rounds: int,
 
 
 def mismatched_rungs(rungs: Sequence[Rung]) -> dict[int, str]:
-    """Rungs whose parameters fall and time does not, or the reverse, from the rung before; with the reason."""
+    """Rungs with fewer parameters than the rung before but not less time, or the reverse; with the reason."""
     mismatches = {}
     for before, after in pairwise(rungs):
         if before.ms is None or after.ms is None:

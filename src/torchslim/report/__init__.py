@@ -1,7 +1,7 @@
-"""The report: one HTML page that shows what a run gained and that nothing broke.
+"""The report: one HTML page with a run's savings, accuracy and verification.
 
-The page is a single small file. It needs no network, no server and no library, and its own policy forbids it
-to fetch anything; it reads on a telephone, on paper, in the dark and aloud.
+The page is a single small file. It needs no network, server or library, and its content security policy forbids
+requests; it suits small screens, print, dark mode and screen readers.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ def render(record: Record) -> str:
     page, style, script = (_HERE.joinpath(name).read_text(encoding="utf-8")
                            for name in ("page.html", "style.css", "page.js"))
     jinja = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-    # The policy lets this one script run, known by its hash, and no other, whatever the record says.
+    # The content security policy allows this script only, by its hash.
     script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return jinja.from_string(page).render(record=record, charts=charts, texts=texts, units=units,
                                           style=Markup(style), script=Markup(script), script_hash=script_hash)
 
 
 def write(record: Record, path: str | os.PathLike[str]) -> Path:
-    """Write the page of `record` to `path`, whole or not at all; folders are made as needed.
+    """Write the page of `record` to `path` atomically; folders are made as needed.
 
     Raises:
         CheckpointError: the file cannot be written there.
     """
     target = Path(path)
     text = render(record)
-    with suppress(OSError):  # what is wrong with the folder shows when the file is written
+    with suppress(OSError):  # writing the file reports what is wrong with the folder
         target.parent.mkdir(parents=True, exist_ok=True)
     write_text(target, text)
     return target

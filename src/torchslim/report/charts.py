@@ -1,4 +1,4 @@
-"""The charts: inline SVG written by hand, which needs no script, no library and no network.
+"""The charts: inline SVG without scripts, libraries or network.
 
 Colours come from the style sheet's classes: `before`, `after`, `removed`, and `phase-0` to `phase-3`.
 """
@@ -15,10 +15,10 @@ from torchslim.report.record import LayerChange, ScoreHistogram, Timing, Trainin
 from torchslim.utils.formatting import format_error
 from torchslim.utils.svg import coordinate, figure, join, percent_of, shorten, subsample, tag, ticks, y_axis
 
-MOST_POINTS = 100  # of one line; more would only make the page heavier
+MOST_POINTS = 100  # of one line; limits the page's size
 LONGEST_NAME = 24  # characters of a layer's name; the table has it in full
-PHASES = 4  # colours that a colour-blind reader can tell apart; further phases are dashed
-MANY_ROWS = 40  # above this rows stand closer together
+PHASES = 4  # colours distinct for colour-blind readers; further phases are dashed
+MANY_ROWS = 40  # above this rows are closer together
 FLOAT64, FLOAT32 = 2.0**-52, 2.0**-23
 HEIGHT = 190.0  # of a plot, without its axes
 
@@ -34,10 +34,10 @@ class Bar:
 
 
 def bar_chart(name: str, title: str, text: str, rows: Sequence[Bar]) -> Markup:
-    """Horizontal bars, one row a layer: what is left, drawn over what there was."""
+    """Horizontal bars, one row per layer: "after" drawn over "before"."""
     step, thick = (24, 14) if len(rows) <= MANY_ROWS else (17, 11)
     largest = max((max(row.before, row.after) for row in rows), default=0)
-    # The style sheet leaves room at both ends by these lengths in characters; an em is the same there.
+    # The style sheet sets both margins by these lengths in characters, with the same em.
     at_left = max((min(len(row.name), LONGEST_NAME) for row in rows), default=0)
     at_right = max((len(row.text) for row in rows), default=0)
 
@@ -53,7 +53,7 @@ def bar_chart(name: str, title: str, text: str, rows: Sequence[Bar]) -> Markup:
         return tag("svg", join(tag("text", text, y=at * step + thick - 2) for at, text in enumerate(texts)),
                    cls=cls, **attributes)
 
-    # Where a layer has grown, its old length goes on top, or the new one would hide it.
+    # Where a layer has grown, the old bar is drawn last, or the new one would hide it.
     old = list(enumerate(row.before for row in rows))
     new = list(enumerate(row.after for row in rows))
     under = [(at, value) for at, value in old if value >= rows[at].after]
@@ -66,7 +66,7 @@ def bar_chart(name: str, title: str, text: str, rows: Sequence[Bar]) -> Markup:
 
 
 def width_profile(name: str, layers: Sequence[LayerChange]) -> Markup:
-    """The network's shape: one upright bar a layer, first to last, as high as the layer is wide."""
+    """The network's widths: one vertical bar per layer, first to last, as high as its channels."""
     largest = max((max(layer.channels_before, layer.channels_after) for layer in layers), default=0)
 
     def shape(kind: str, widths: Sequence[int]) -> Markup:
@@ -83,7 +83,7 @@ def width_profile(name: str, layers: Sequence[LayerChange]) -> Markup:
 
 
 def before_after_bars(before: float, after: float, whole: float = 0.0) -> Markup:
-    """Two thin bars for a card; decoration, as the card says the same in words."""
+    """Two thin bars for a card, decorative: the card's text has the values."""
     largest = whole or max(before, after)
     drawn = [tag("rect", cls=kind, y=y, width=percent_of(value, largest), height=5)
              for kind, y, value in (("before", 0, before), ("after", 8, after))]
@@ -91,7 +91,7 @@ def before_after_bars(before: float, after: float, whole: float = 0.0) -> Markup
 
 
 def timing_bars(before: Timing, after: Timing) -> Markup:
-    """Two timings from zero on: a bar to the median, a whisker from the 10th to the 90th percentile."""
+    """Two timings from zero: a bar to the median, a whisker from the 10th to the 90th percentile."""
     largest = max(before.p90_ms, after.p90_ms, before.median_ms, after.median_ms)
     drawn = [tag("rect", cls=kind, y=y, width=percent_of(time.median_ms, largest), height=5)
              + tag("line", cls="whisker", x1=percent_of(time.p10_ms, largest), x2=percent_of(time.p90_ms, largest),
@@ -101,13 +101,13 @@ def timing_bars(before: Timing, after: Timing) -> Markup:
 
 
 def _plot(name: str, title: str, text: str, height: float, body: str) -> Markup:
-    """A chart with room for the y axis at the left; `height` is where the x axis runs."""
+    """A chart with space for the y axis on the left; `height` is that of the x axis."""
     return figure(name, title, text, height + 24, body, cls="chart plot")
 
 
 def _lines(name: str, title: str, lengths: Sequence[int], phases: Sequence[Sequence[float]],
            grid: Sequence[float], label: Callable[[float], str]) -> Markup:
-    """One line a phase, one value an epoch, the phases one after another along x."""
+    """One line per phase, one value per epoch, phases in sequence along x."""
     top, epochs = 8.0, sum(lengths)
     high = max([grid[-1], *(value for phase in phases for value in phase if math.isfinite(value))])
 
@@ -119,7 +119,7 @@ def _lines(name: str, title: str, lengths: Sequence[int], phases: Sequence[Seque
         if at % 2:
             bands.append(tag("rect", cls="band", x=percent_of(done, epochs), y=top, height=HEIGHT,
                              width=percent_of(length, epochs)))
-        # A value that is not finite leaves a gap; a line through it would invent one.
+        # A value that is not finite leaves a gap in the line.
         spots = [f"{coordinate(100 * (done + epoch + 0.5) / epochs)} {coordinate(y_of(value))}"
                  if math.isfinite(value) else "" for epoch, value in subsample(phase, MOST_POINTS)]
         path = "".join(("L" if before else "M") + spot
@@ -128,7 +128,7 @@ def _lines(name: str, title: str, lengths: Sequence[int], phases: Sequence[Seque
         if path:
             drawn.append(tag("path", cls=f"line {colour}{' dashed' if at >= PHASES else ''}", d=path))
         if length <= MANY_ROWS:
-            # A stroke of no length with round ends is a dot that stays round however the plot is stretched.
+            # A zero-length stroke with round caps is a dot that stays round when the plot is stretched.
             dots = "".join(f"M{spot}h0" for spot in spots if spot)
             drawn.append(tag("path", cls=f"dots {colour}", d=dots))
         done += length
@@ -147,7 +147,7 @@ def _lengths(curves: Sequence[TrainingCurve]) -> list[int]:
 
 
 def loss_chart(name: str, curves: Sequence[TrainingCurve]) -> Markup:
-    """The training loss by phase, from zero on."""
+    """Training loss by phase, the axis from 0."""
     values = [value for curve in curves for value in curve.loss if math.isfinite(value)]
     grid = ticks(min(0.0, min(values, default=0.0)), max(values, default=1.0))
     return _lines(name, "Training loss by epoch", _lengths(curves), [curve.loss for curve in curves], grid,
@@ -155,7 +155,7 @@ def loss_chart(name: str, curves: Sequence[TrainingCurve]) -> Markup:
 
 
 def accuracy_chart(name: str, curves: Sequence[TrainingCurve]) -> Markup:
-    """The held-out accuracy by phase; the axis is cut below, since good accuracies are close together."""
+    """The held-out accuracy by phase; the axis does not start at zero, to separate close values."""
     values = [value for curve in curves for value in curve.accuracy if math.isfinite(value)]
     high = max(values, default=1.0)
     grid = [value for value in ticks(max(0.0, min([*values, high - 0.02])), high) if value <= 1 + 1e-9]
@@ -164,7 +164,7 @@ def accuracy_chart(name: str, curves: Sequence[TrainingCurve]) -> Markup:
 
 
 def score_histogram(name: str, scores: ScoreHistogram) -> Markup:
-    """How many channels have which score: those removed stacked on those kept, and the threshold."""
+    """Histogram of scores: removed channels stacked on kept ones, and the threshold."""
     top = 22.0
     bins = list(zip(scores.edges, scores.edges[1:], scores.kept, scores.removed, strict=False))
     left, right = (scores.edges[0], scores.edges[-1]) if bins else (0.0, 1.0)
@@ -197,11 +197,11 @@ def score_histogram(name: str, scores: ScoreHistogram) -> Markup:
 
 
 def error_scale(name: str, errors: Sequence[tuple[str, float]]) -> Markup:
-    """NetworkMetrics errors on a logarithmic rule, beside the rounding of float64 and of float32."""
+    """Measured errors on a logarithmic axis, with the rounding of float64 and of float32."""
     low = -17.0
 
     def along(value: float) -> float:
-        # Zero has no logarithm, and what is off the rule is drawn at its end: the text says the number.
+        # Zero and values beyond the axis are drawn at its end; the text has the number.
         return 100 * (1 - min(max(math.log10(value) if value > 0 else low, low), 0.0) / low)
 
     base = 26.0 * len(errors) + 10

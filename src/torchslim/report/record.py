@@ -1,7 +1,7 @@
-"""The record: what one run of the pipeline measured, as plain data.
+"""The record: the measurements of one run of the pipeline, as plain data.
 
-Whoever runs the work fills a `Record`; the page only reads it. It is frozen, knows nothing of torch, and is
-the same after a trip through JSON, so that a page can be drawn again, years later, from the file alone.
+The pipeline fills a `Record`, the page reads it. It is frozen, independent of torch, and survives a JSON round
+trip, so the page can be made again from the file alone.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class Timing:
 
 @dataclass(frozen=True)
 class NetworkMetrics:
-    """What a network costs and how well it does.
+    """Costs and accuracy of a network.
 
     Attributes:
         params: number of parameters.
         macs: multiply-accumulate operations of one forward pass.
         file_bytes: size of the saved network.
         latency: timings by backend, such as "eager" or "onnxruntime".
-        accuracy: share of held-out data that is right, 0 to 1; None where there was nothing to score.
+        accuracy: on held-out data, 0 to 1; None if not measured.
     """
 
     params: int
@@ -51,7 +51,7 @@ class NetworkMetrics:
 
 @dataclass(frozen=True)
 class TrainingCurve:
-    """Training, one value an epoch; `accuracy` (0 to 1) may be empty where it was not measured."""
+    """Training, one value per epoch; `accuracy` (0 to 1) is empty if not measured."""
 
     phase: str
     loss: tuple[float, ...]
@@ -74,14 +74,14 @@ class LayerChange:
 
 @dataclass(frozen=True)
 class ScoreHistogram:
-    """How many channels of each score stayed and went.
+    """Numbers of kept and removed channels by score.
 
     Attributes:
-        label: what the score is ("L2 norm, scaled by layer").
-        edges: limits of the bins, rising, one more than there are bins.
+        label: of the score ("L2 norm, scaled by layer").
+        edges: of the bins, ascending, one more than bins.
         kept: channels kept, by bin.
         removed: channels removed, by bin.
-        threshold: the score below which channels went; None where there was no single one.
+        threshold: the score below which channels were removed; None if there is no single one.
     """
 
     label: str
@@ -93,7 +93,7 @@ class ScoreHistogram:
 
 @dataclass(frozen=True)
 class Sample:
-    """A held-out picture (PNG, base64), what it shows, and what the network said before and after."""
+    """A held-out image (PNG, base64), its label, and the predictions before and after."""
 
     png: str
     label: str
@@ -103,24 +103,24 @@ class Sample:
 
 @dataclass(frozen=True)
 class Record:
-    """What one run did, from the request to the result.
+    """Settings and results of one run.
 
     Attributes:
-        title: what was made light, for the head of the page ("resnet18 on digits").
+        title: of the page: model and data ("resnet18 on digits").
         command: the command line that runs it again.
-        created: when, as ISO 8601.
-        settings: how the run was asked for (JSON values only).
+        created: time, as ISO 8601.
+        settings: of the run (JSON values only).
         environment: versions and machine.
         before: the original network.
         after: the slim network.
         proof_error: largest relative error of the cut against silencing the removed channels.
         onnx_error: largest relative error of the exported network against the eager one, if exported.
         curves: training, by phase.
-        layers: the layers, in the order they run.
-        scores: the scores by which channels were chosen, where there is one scale for all of them.
+        layers: the layers, in call order.
+        scores: histogram of the channels' scores, if comparable between groups.
         left_alone: channels that could not be cut, and why.
         notes: remarks for the reader.
-        samples: held-out pictures with both predictions.
+        samples: held-out images with both predictions.
     """
 
     title: str
@@ -161,7 +161,7 @@ class Record:
 
 
 def _check(record: Record) -> None:
-    """Refuse what has the right type and still makes no sense."""
+    """Reject values of the right type that are invalid."""
     try:
         datetime.fromisoformat(record.created)
     except ValueError:

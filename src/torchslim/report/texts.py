@@ -1,4 +1,4 @@
-"""The record in words: the headline, the cards, the proof. No claim here goes further than the numbers do."""
+"""Texts of the page, from the record: the headline, the cards, the verification."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from torchslim.report.record import LayerChange, Record, Sample, Timing, Trainin
 from torchslim.surgery.plans import LeftAlone
 from torchslim.utils import formatting as units
 
-EXACT = 1e-8  # above this a difference in float64 is no rounding any more: the cut was an approximation
-PICTURES, PICTURE_BYTES = 24, 36_000  # the page stays one small file however many samples it is given
+EXACT = 1e-8  # a larger difference in float64 is not rounding: the cut was an approximation
+PICTURES, PICTURE_BYTES = 24, 36_000  # limits that keep the page small
 MOST_ROWS = 100  # of the table of epochs
 MOST_BARS = 100  # of a bar chart; the table has every layer
 
 
 @dataclass(frozen=True)
 class HeadlinePart:
-    """A part of the headline: the number that counts, and the words around it."""
+    """A part of the headline: the number, and the words around it."""
 
     prefix: str
     number: str
@@ -36,7 +36,7 @@ class HeadlinePart:
 
 @dataclass(frozen=True)
 class MetricCard:
-    """One measure before and after; `verdict` is "good", "bad" or "same", and `chart` is decoration."""
+    """One metric before and after; `verdict` is "good", "bad" or "same", and `chart` is decorative."""
 
     label: str
     value: str
@@ -49,14 +49,14 @@ class MetricCard:
 
 @dataclass(frozen=True)
 class ReasonGroup:
-    """Why some channels were left alone, and which."""
+    """Channels left uncut, and the reason."""
 
     text: str
     entries: tuple[LeftAlone, ...]
 
     @property
     def channels(self) -> int:
-        """How many channels these are."""
+        """Number of channels."""
         return sum(entry.channels for entry in self.entries)
 
 
@@ -66,7 +66,7 @@ def headline(record: Record) -> list[HeadlinePart]:
     parts = []
     shared = [name for name in before.latency if name in after.latency]
     if shared:
-        # The first backend, not the one that gained most; its name is needed only where there are others.
+        # The first backend, not the fastest; its name is shown only if there are others.
         where = f" ({shared[0]})" if len(shared) > 1 else ""
         speedup = _speedup(before.latency[shared[0]], after.latency[shared[0]])
         word = "faster" if speedup > 1 else "slower"
@@ -89,7 +89,7 @@ def headline(record: Record) -> list[HeadlinePart]:
 
 
 def _speedup(before: Timing, after: Timing) -> float:
-    """How many times faster; 0 where the medians lie within each other's spread, or cannot be compared."""
+    """Speedup; 0 where a median lies within the other's 10th to 90th percentile, or it is undefined."""
     old, new = before.median_ms, after.median_ms
     if not (old > 0 and new > 0 and math.isfinite(old / new)):
         return 0.0
@@ -98,7 +98,7 @@ def _speedup(before: Timing, after: Timing) -> float:
 
 
 def cards(record: Record) -> list[MetricCard]:
-    """The measures, before and after."""
+    """The metrics, before and after."""
     before, after = record.before, record.after
     names = dict.fromkeys([*before.latency, *after.latency])
     exact = f"{after.params:,} of {before.params:,}"
@@ -145,7 +145,7 @@ def _accuracy_card(before: float | None, after: float | None) -> MetricCard:
 
 
 def proof_text(record: Record) -> str:
-    """The proof in two sentences."""
+    """The proof as text."""
     method = ("Removing a channel must equal silencing it: in a float64 copy of the original network, every "
               "weight that reads a removed channel was set to zero, and the cut network ran beside it on the "
               "same inputs.")
@@ -163,7 +163,7 @@ def proof_text(record: Record) -> str:
 
 
 def measured_errors(record: Record) -> list[tuple[str, float]]:
-    """The measured errors, for the rule."""
+    """Errors for `error_scale`."""
     errors = [("cut against silenced", record.proof_error)]
     return errors if record.onnx_error is None else [*errors, ("ONNX against PyTorch", record.onnx_error)]
 
@@ -184,7 +184,7 @@ def mac_bars(layers: Sequence[LayerChange]) -> list[charts.Bar]:
 
 
 def _largest(rows: Sequence[charts.Bar]) -> list[charts.Bar]:
-    """The largest rows in their order, as many as a reader can use; rows of nothing are left out."""
+    """The `MOST_BARS` largest rows, in their order, without empty ones."""
     order = sorted(range(len(rows)), key=lambda at: -max(rows[at].before, rows[at].after))
     return [rows[at] for at in sorted(order[:MOST_BARS]) if max(rows[at].before, rows[at].after) > 0]
 
@@ -194,7 +194,7 @@ def _before_after(before: str, after: str) -> str:
 
 
 def group_by_reason(entries: Sequence[LeftAlone]) -> list[ReasonGroup]:
-    """What was left alone by reason, in the order in which the reasons first come up."""
+    """Uncut channels by reason, in the order of the reasons' first entries."""
     by_reason: dict[str, list[LeftAlone]] = {}
     for entry in entries:
         by_reason.setdefault(entry.reason, []).append(entry)
@@ -202,7 +202,7 @@ def group_by_reason(entries: Sequence[LeftAlone]) -> list[ReasonGroup]:
 
 
 def phase_summaries(curves: Sequence[TrainingCurve]) -> list[tuple[str, str]]:
-    """Each phase of training, and how long it was and where it ended."""
+    """Each training phase with its epochs and final accuracy."""
     summaries = []
     for curve in curves:
         epochs = max(len(curve.loss), len(curve.accuracy))
@@ -214,7 +214,7 @@ def phase_summaries(curves: Sequence[TrainingCurve]) -> list[tuple[str, str]]:
 
 
 def epoch_rows(curves: Sequence[TrainingCurve]) -> list[tuple[str, int, str, str]]:
-    """The table of epochs: phase, epoch, loss, accuracy; evenly thinned where there are very many."""
+    """The table of epochs: phase, epoch, loss, accuracy; evenly subsampled above `MOST_ROWS`."""
     rows = []
     for curve in curves:
         for epoch in range(max(len(curve.loss), len(curve.accuracy))):
@@ -238,13 +238,13 @@ def shown_samples(samples: Sequence[Sample]) -> list[Sample]:
 
 
 def named_values(values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Names and values for a list; what is not text stands as JSON."""
+    """Names and values for a list; non-text values as JSON."""
     return [(name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
             for name, value in values.items()]
 
 
 def format_time(created: str) -> str:
-    """The time for people; as it was given where it is no ISO time."""
+    """A readable time; unchanged if it is not an ISO time."""
     try:
         when = datetime.fromisoformat(created)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Training: labelled data, a loop that survives interruption, sparsity before the cut, cuts while it goes on."""
+"""Training: labelled data, a resumable loop, sparsity training, gradual pruning."""
 
 from torchslim.train.data import load_data
 from torchslim.train.dataset import labelled

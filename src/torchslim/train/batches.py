@@ -32,9 +32,9 @@ class TrainingBatches:
             if len(data) == 0:
                 raise TrainingError("fit: the dataset is empty; give it items")
             self._order = EpochOrder(len(data), seed, rank, world)
-            # A last batch of one item has no variance for a batch norm to divide by.
+            # A batch norm has no variance on a last batch of one item.
             single_item_left = len(self._order) > batch_size > 1 and len(self._order) % batch_size == 1
-            # With a generator of its own the loader draws nothing from the caller's.
+            # A separate generator keeps the caller's state unchanged.
             self._batches = DataLoader(SeededItems(data, seed), batch_size, sampler=self._order,
                                        drop_last=single_item_left, num_workers=workers, generator=torch.Generator())
         else:
@@ -59,9 +59,9 @@ def batches_of(data: Any, batch_size: int, device: torch.device, rank: int = 0,
 
 
 def _share_of_batches(batches: Iterable[Any], rank: int, world: int, include_rest: bool = False) -> Iterator[Any]:
-    """The process's batch of every `world` batches; of an incomplete last round only with `include_rest`.
+    """One of every `world` batches; of an incomplete last round only with `include_rest`.
 
-    In training a process without a batch would leave the others waiting for its gradients.
+    In training, the other processes would wait for the gradients of a process without a batch.
     """
     round_: list[Any] = []
     for batch in batches:

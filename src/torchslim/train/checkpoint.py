@@ -1,4 +1,4 @@
-"""A training's checkpoint, as one safetensors file: no pickle, and whole or not there at all."""
+"""A training's checkpoint, as one safetensors file, without pickle and written atomically."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _REMEDY = "delete it to start anew"
 
 @dataclass(frozen=True)
 class TrainingState:
-    """How far a training is: the epochs done; for each its loss and, where measured, its accuracy; the cuts made."""
+    """A training's progress: epochs done; the loss and, if measured, the accuracy of each; the cuts made."""
 
     epochs: int = 0
     loss: tuple[float, ...] = ()
@@ -36,7 +36,7 @@ class TrainingState:
 
 @dataclass(frozen=True)
 class _Metadata:
-    """What the file says beside its tensors: `TrainingState`, its identity (`recipe`), numbers by parameter."""
+    """The file's metadata: `TrainingState`, identity (`recipe`), the optimizer's numbers by parameter."""
 
     recipe: Mapping[str, Any]
     optimizer: Mapping[int, Mapping[str, Any]]
@@ -54,16 +54,16 @@ def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
                     identity: Mapping[str, Any]) -> None:
     """Write the state of the model, of the optimizer and of the training.
 
-    The learning-rate schedule and the random generators need no state: both follow from the epoch's number.
+    The learning-rate schedule and random generators need no state: both follow from the epoch's number.
 
     Args:
         path: the file.
-        model, optimizer: what is trained.
-        state: how far the training is.
-        identity: what must be the same for the checkpoint to be loaded, as JSON values.
+        model, optimizer: of the training.
+        state: of the training.
+        identity: JSON values that must be equal for the checkpoint to be loaded.
 
     Raises:
-        CheckpointError: the file can't be written, or the model's state holds what is no tensor.
+        CheckpointError: the file can't be written, or the model's state dict has a value that is not a tensor.
     """
     tensors: dict[str, Tensor] = {}
     for name, value in model.state_dict().items():
@@ -106,10 +106,10 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
 
 
 def read_plans(path: Path, identity: Mapping[str, Any]) -> tuple[Plan, ...]:
-    """The cuts made before a checkpoint was written: its tensors fit the network that they lead to.
+    """The cuts made before a checkpoint was written; its tensors are of the cut network.
 
     Raises:
-        CheckpointError: the file is damaged, no checkpoint, or of another training.
+        CheckpointError: the file is damaged, not a checkpoint, or of another training.
     """
     metadata, _ = _read(path, identity, tensors=False)
     return metadata.state(str(path)).plans
@@ -119,7 +119,7 @@ def _read(path: Path, identity: Mapping[str, Any], tensors: bool) -> tuple[_Meta
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(_KEY)
-            # Mapped tensors start at any address, and kernels choose their path (and last bit) by alignment.
+            # Mapped tensors may be unaligned; kernels, and with them the last bit, depend on alignment.
             loaded = {name: file.get_tensor(name).clone() for name in (file.keys() if tensors else ())}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: no checkpoint of this training ({describe_error(error)}); {_REMEDY}") from error
@@ -136,5 +136,5 @@ def _read(path: Path, identity: Mapping[str, Any], tensors: bool) -> tuple[_Meta
 
 
 def _cpu_copy(value: Tensor) -> Tensor:
-    """A copy in memory of its own, for the format refuses shared memory."""
+    """A copy, since safetensors refuses tensors with shared memory."""
     return value.detach().to("cpu", copy=True).contiguous()

@@ -1,8 +1,7 @@
-"""Labelled pictures from what names them: `digits`, a folder, a torchvision dataset on disk, or a factory.
+"""Labelled images by specification: `digits`, a folder, a torchvision dataset on disk, or a factory.
 
-Augmentation draws from torch's global generator alone. `fit` seeds that generator for every item from the
-seed, the epoch and the item's index, so the same item looks the same in an interrupted run, and with any
-number of workers.
+Augmentation uses torch's global generator only. `fit` seeds it for every item from the seed, the epoch and the item's
+index, so augmentation is the same in a resumed run and with any number of workers.
 """
 
 from __future__ import annotations
@@ -33,16 +32,15 @@ def load_data(spec: str, *, size: int | None = None, seed: int = 0, held_out: fl
     Args:
         spec: `digits` (scikit-learn's 1,797), `folder:PATH` (a folder per class, or `train/` and `val/` or
             `test/` with a folder per class each), `torchvision:NAME@ROOT` (on disk already), or
-            `package.module:factory` or `file.py:factory`, a function that returns two datasets of
-            `(tensor, class index)`, to train on and to test on; its parameters `size` and `seed` are filled
-            in where it has them.
-        size: height and width in pixels: 32 for digits, 224 for a folder, the pictures' own for small ones.
-        seed: chooses what is held out.
-        held_out: share of each class that is held out where the data itself makes no difference.
+            `package.module:factory` or `file.py:factory`, a function that returns a training and a test dataset of
+            `(tensor, class index)`; it gets `size` and `seed` if it has these parameters.
+        size: height and width in pixels; by default 32 for digits, 224 for folders, the images' own for small ones.
+        seed: of the split.
+        held_out: share of each class that is held out if the data has no split.
 
     Raises:
-        RequestError: an unknown form, a missing folder or file, a class without pictures, fewer than two
-            classes, a picture that can't be read.
+        RequestError: an unknown form, a missing folder or file, a class without images, fewer than two classes, an
+            unreadable image.
         MissingExtra: digits without scikit-learn.
     """
     if size is not None and size < 8:
@@ -68,7 +66,7 @@ _DIGITS_MEAN, _DIGITS_STD = 0.305, 0.323  # mean and standard deviation of the g
 
 
 class _TensorImages(Dataset[Item]):
-    """Pictures in memory."""
+    """Images in memory."""
 
     def __init__(self, pictures: Tensor, targets: list[int], transform: Transform | None) -> None:
         self.pictures, self.targets, self.transform = pictures, targets, transform

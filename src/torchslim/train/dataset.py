@@ -1,4 +1,4 @@
-"""A set of labelled pictures, and how one is divided: what every form of data comes down to."""
+"""Splits, batches and class names of labelled datasets."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ HELD_OUT = 0.2
 
 
 def stratified(targets: Sequence[int], share: float, seed: int) -> tuple[list[int], list[int]]:
-    """Indices to train on and indices held out, each class in the same share, drawn by the seed alone.
+    """Stratified split into training and held-out indices, determined by the seed.
 
-    A class of two or more keeps at least one item on each side; a class of one is trained on.
+    A class of two or more has at least one item on each side; a class of one is for training.
     """
     generator = torch.Generator().manual_seed(seed)
     labels = torch.as_tensor(targets)
@@ -33,10 +33,10 @@ def stratified(targets: Sequence[int], share: float, seed: int) -> tuple[list[in
 
 
 def labelled(data: Data, count: int, seed: int = 0, batch: int = 64) -> list[tuple[Tensor, Tensor]]:
-    """Batches of inputs to train on and their classes: `count` items, or all there are, drawn by the seed.
+    """Batches of training inputs and classes: `count` items, or all if fewer, drawn by the seed.
 
     Shape:
-        (batch, *data.shape) and (batch,) each; the last may be smaller. The caller's random state stays as it was.
+        (batch, *data.shape) and (batch,) each; the last may be smaller. The caller's random state is unchanged.
     """
     items: Any = data.train
     with torch.random.fork_rng(devices=[]):
@@ -47,7 +47,7 @@ def labelled(data: Data, count: int, seed: int = 0, batch: int = 64) -> list[tup
 
 
 def classes_of(spec: str, *datasets: Any) -> tuple[str, ...]:
-    """The datasets' own names of the classes, or their numbers."""
+    """The datasets' class names, or class indices."""
     named = getattr(datasets[0], "classes", None)
     if named is not None:
         names = tuple(str(name) for name in named)

@@ -18,10 +18,10 @@ from torchslim.utils.seeding import seeded
 
 
 def evaluate(model: nn.Module, data: Any, batch_size: int = EVALUATION_BATCH) -> float:
-    """The share of labels that the model predicts correctly, 0 to 1; its modes are left as they were.
+    """The share of labels that the model predicts correctly, 0 to 1; its modes are restored.
 
     Args:
-        model: the model, wherever it is.
+        model: on any device.
         data: a dataset of `(inputs, target)`, a `Data` (its held-out part), or batches `(inputs, targets)`.
         batch_size: of a dataset.
 
@@ -35,10 +35,10 @@ def evaluate(model: nn.Module, data: Any, batch_size: int = EVALUATION_BATCH) ->
 
 
 def count_correct(model: nn.Module, data: Any, batch_size: int, rank: int = 0, world: int = 1) -> tuple[int, int]:
-    """Correct predictions on one process's share of the data, and the number of its labels."""
+    """Numbers of correct predictions and of labels in one process's share of the data."""
     device = device_of(model)
     correct = total = 0
-    # Seeded, so that a dataset with something random in it scores the same twice, and the caller's generators stay.
+    # Seeded, so that random datasets give the same score each time and the caller's generators are unchanged.
     with torch.inference_mode(), evaluating(model), seeded(0):
         for inputs, targets in batches_of(data, batch_size, device, rank, world):
             args, kwargs = arguments(inputs)

@@ -28,12 +28,12 @@ from torchslim.utils.modules import device_of, named_modules
 
 @dataclass(frozen=True)
 class GradualResult:
-    """What a gradual training made.
+    """Result of gradual pruning.
 
     Attributes:
         model: the slim network, trained.
-        plans: the cuts that lead to it from the original, in order: `torchslim.save(model, path, plan=plans,
-            source=...)` keeps them.
+        plans: its cuts, starting from the original, in order, for `torchslim.save(model, path, plan=plans,
+            source=...)`.
         history: of all epochs.
     """
 
@@ -46,33 +46,33 @@ def fit_gradually(model: nn.Module, data: Any, inputs: Inputs, *, macs: float | 
                   params: float | None = None, channels: float | None = None, memory: float | None = None,
                   steps: int = 5, curve: str = "cubic", begin: int = 1, every: int = 1,
                   cutting: Mapping[str, Any] | None = None, **training: Any) -> GradualResult:
-    """Train, and cut a little more every few epochs, so that the network recovers between cuts.
+    """Train, with a cut every few epochs, so that the network recovers between cuts.
 
-    Gradual pruning (Zhu & Gupta 2017), of channels: at each step a new plan takes the network, as it then is, down to
-    the schedule's share of the *original's* cost (`torchslim.schedule`); it is cut and proven, and the optimizer's
-    momenta of the channels that stay go on. The last `epochs - begin - (steps - 1) * every` epochs train the network at
-    its final size. Whole blocks are never removed: each layer keeps two channels at the least.
+    Gradual pruning (Zhu & Gupta 2017), of channels: at each step a new plan cuts the current network down to the
+    schedule's share of the *original's* cost (`torchslim.schedule`); the cut is verified, and the optimizer keeps its
+    momenta of the remaining channels. The last `epochs - begin - (steps - 1) * every` epochs train the network at its
+    final size. Whole blocks are never removed: each layer keeps at least two channels.
 
     Args:
-        model: the original; it is left as it was.
+        model: the original; not changed.
         data: see `fit`.
-        inputs: what the model is called with (see `torchslim.plan`).
-        macs, params, channels, memory: what is kept in the end, alone or together (see `torchslim.plan`).
-        steps: how many cuts.
-        curve: "cubic", "linear" or "geometric": how the shares go down (`torchslim.planning.schedules.shares`).
+        inputs: example inputs (see `torchslim.plan`).
+        macs, params, channels, memory: final budgets, alone or together (see `torchslim.plan`).
+        steps: number of cuts.
+        curve: "cubic", "linear" or "geometric": decrease of the shares (`torchslim.planning.schedules.shares`).
         begin: epochs before the first cut.
         every: epochs from one cut to the next.
         cutting: further options of `torchslim.plan`: importance, round_to, scope, only, data and loss, ...; all shares
             are of the original.
-        training: the options of `fit`. The learning rate goes by one schedule over all epochs. `checkpoint` holds the
-            cuts made so far, too: training goes on from it, and ends with the same weights, to the bit. `sparsity` is
-            a weight here, as scales come and go.
+        training: the options of `fit`. One learning-rate schedule covers all epochs. `checkpoint` also holds the cuts
+            made so far: a resumed training ends with the same weights, to the bit. `sparsity` must be a weight, since
+            the scales change.
 
     Returns:
-        The slim network, in the modes and on the device of the model, the list of its cuts, and the history.
+        The slim network, in the modes and on the device of the model, its cuts, and the history.
 
     Raises:
-        RequestError: no budget, a schedule that does not fit into the epochs, options that make no sense.
+        RequestError: no budget, a schedule that does not fit into the epochs, invalid options.
         ProofError: a cut network does not equal its silenced original.
         CheckpointError, TrainingError, MissingExtra: see `fit`.
     """
@@ -101,7 +101,7 @@ def fit_gradually(model: nn.Module, data: Any, inputs: Inputs, *, macs: float | 
 
 
 def _check(cutting: Mapping[str, Any], budgets: Collection[str]) -> None:
-    """Refuse options that `plan` does not have, or that are keywords of `fit_gradually`."""
+    """Reject options that `plan` does not have, or that are keywords of `fit_gradually`."""
     reserved = {"model", "inputs", "original", *budgets}
     known = [name for name in inspect.signature(plan).parameters if name not in reserved]
     if not isinstance(cutting, Mapping):
@@ -116,7 +116,7 @@ def _check(cutting: Mapping[str, Any], budgets: Collection[str]) -> None:
 
 
 def _describe_options(options: PlanOptions) -> dict[str, Any]:
-    """The options of a step's plan, those that are given, as JSON values."""
+    """The non-default options of a step's plan, as JSON values."""
     given = {each.name: getattr(options, each.name) for each in fields(options)
              if getattr(options, each.name) != each.default}
     return {name: value if name == "scope" or name in BUDGETS or isinstance(value, int | float) else str(value)
@@ -124,7 +124,7 @@ def _describe_options(options: PlanOptions) -> dict[str, Any]:
 
 
 def _cut_epochs(begin: int, every: int, steps: int, epochs: int) -> list[int]:
-    """After how many epochs each cut is made."""
+    """The number of epochs before each cut."""
     for name, value, least in (("begin", begin, 0), ("every", every, 1)):
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise RequestError(f"fit_gradually: {name}={value!r} found, an int of at least {least} wanted; try 1")
@@ -137,7 +137,7 @@ def _cut_epochs(begin: int, every: int, steps: int, epochs: int) -> list[int]:
 
 def _run(trainer: Trainer, inputs: Inputs, cuts: Mapping[int, PlanOptions], scoring: Iterable[Any] | None,
          loss: Loss | None) -> tuple[Trainer, TrainingState]:
-    """Train from cut to cut, from the checkpoint on if there is one."""
+    """Train from cut to cut, from the checkpoint if there is one."""
     state, original = TrainingState(), trainer.model  # shares of the original's cost depend on its widths only
     checkpoint = trainer.checkpoint if trainer.checkpoint is not None and trainer.checkpoint.exists() else None
     if checkpoint is not None:
@@ -156,7 +156,7 @@ def _run(trainer: Trainer, inputs: Inputs, cuts: Mapping[int, PlanOptions], scor
 
 
 def _broadcast_cut(trainer: Trainer, slim: nn.Module, step: Plan) -> tuple[nn.Module, Plan]:
-    """The cut of the first process for all: criteria that run the network see each process's own batch statistics."""
+    """Use the first process's cut in all: scores may differ by process, as batch norms' running statistics do."""
     if trainer.accelerator.num_processes == 1:
         return slim, step
     from accelerate.utils import broadcast_object_list
@@ -167,7 +167,7 @@ def _broadcast_cut(trainer: Trainer, slim: nn.Module, step: Plan) -> tuple[nn.Mo
 
 
 def _replay_cuts(trainer: Trainer, path: Path) -> Trainer:
-    """The training of the network that the checkpoint holds: the original, cut by the checkpoint's plans."""
+    """The trainer of the checkpoint's network: the original, cut by the checkpoint's plans."""
     for step in read_plans(path, trainer.identity()):
         try:
             trainer = _with_model(trainer, apply(trainer.model, step))
@@ -177,7 +177,7 @@ def _replay_cuts(trainer: Trainer, path: Path) -> Trainer:
 
 
 def _with_model(trainer: Trainer, model: nn.Module) -> Trainer:
-    """The same training, of another network."""
+    """The same trainer for another network."""
     penalty = None if trainer.penalty is None else Slimming(model, weight=trainer.penalty.weight)
     return replace(trainer, model=model, penalty=penalty)
 

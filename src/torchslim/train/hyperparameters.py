@@ -15,13 +15,13 @@ from torchslim.errors import RequestError, TrainingError
 OPTIMIZERS = ("sgd", "adamw")
 MOMENTUM = 0.9
 WARMUP = 0.2
-"""Default share of warm-up, where the rate then falls along a cosine."""
+"""Default share of warm-up before cosine decay."""
 MILESTONE_FACTOR = 0.1
 """Factor of the learning rate at a milestone."""
 
 
 def mean_learning_rate(milestones: Sequence[float]) -> float:
-    """The mean of a schedule's rate, as a share of its highest; without milestones it rises and falls evenly."""
+    """A schedule's mean rate, as a share of its highest; 0.5 for warm-up and cosine."""
     if not milestones:
         return 0.5
     edges = [0.0, *milestones, 1.0]
@@ -30,7 +30,7 @@ def mean_learning_rate(milestones: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """The numbers of one training; see `fit`, which has them as arguments."""
+    """Hyperparameters of one training; see the arguments of `fit`."""
 
     epochs: int
     lr: float
@@ -67,7 +67,7 @@ class Hyperparameters:
     def learning_rate(self, done: float) -> float:
         """The learning rate when a share of the training is done: linear warm-up, then half a cosine or milestones.
 
-        It depends on nothing else, so an interrupted training needs to store no scheduler.
+        It depends on nothing else, so checkpoints need no scheduler state.
         """
         if done < self.warmup:
             return self.lr * done / self.warmup
@@ -76,7 +76,7 @@ class Hyperparameters:
         return self.lr * 0.5 * (1 + math.cos(math.pi * (done - self.warmup) / (1 - self.warmup)))
 
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """The optimizer of the trainable parameters; biases and scales do not decay."""
+        """The optimizer of the trainable parameters; no decay of biases and scales."""
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not trained:
             raise TrainingError(f"{type(model).__name__}: no parameter has requires_grad, so nothing can be "

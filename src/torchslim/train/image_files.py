@@ -1,4 +1,4 @@
-"""Pictures in files: a folder per class, or a dataset of torchvision's that is on disk already."""
+"""Image files: a folder per class, or a torchvision dataset that is on disk already."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from torchslim.utils.text import describe_error
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-_SMALL = 96  # up to this many pixels a picture is padded and cropped; above, a random part of it is resized
-_CHECK_AT_ONCE = 50_000  # the headers of so many pictures are read beforehand: a few seconds
-# A mirrored digit is another sign, or none.
+_SMALL = 96  # images up to this size are padded and cropped; of larger ones a random crop is resized
+_CHECK_AT_ONCE = 50_000  # headers of up to so many images are checked first: a few seconds
+# A mirrored digit or letter has another label, or none.
 _NO_FLIP = frozenset({"MNIST", "EMNIST", "KMNIST", "QMNIST", "USPS", "SVHN", "GTSRB", "Omniglot"})
 
 Transform = Callable[[Any], Tensor]
 
 
-# --- pictures in files --------------------------------------------------------------------------------------
+# --- image files --------------------------------------------------------------------------------------------
 
 def _transforms(size: int, flip: bool = True) -> tuple[Transform, Transform]:
-    """The usual augmentation for training and the plain view for testing, both of pictures of PIL's."""
+    """Standard transforms of PIL images, with augmentation for training and without for testing."""
     from torchvision.transforms import v2
 
     mirror = [v2.RandomHorizontalFlip()] if flip else []
@@ -45,7 +45,7 @@ def _transforms(size: int, flip: bool = True) -> tuple[Transform, Transform]:
 
 
 class _ImageFiles(Dataset[Item]):
-    """Pictures in files."""
+    """Image files."""
 
     def __init__(self, files: list[tuple[Path, int]], transform: Transform) -> None:
         self.files, self.transform = files, transform
@@ -60,7 +60,7 @@ class _ImageFiles(Dataset[Item]):
         try:
             with Image.open(path) as picture:
                 rgb = picture.convert("RGB")
-        except Exception as error:  # PIL raises many kinds for a bad file
+        except Exception as error:  # PIL raises many types for a bad file
             raise _corrupt(path, error) from error
         return self.transform(rgb), target
 
@@ -90,7 +90,7 @@ def folder(spec: str, root: Path, size: int, seed: int, held_out: float) -> Data
 
 
 def _scan(spec: str, root: Path) -> tuple[tuple[str, ...], list[tuple[Path, int]]]:
-    """The classes of a folder and its pictures, sorted, so that every machine sees the same order."""
+    """The classes of a folder and its images, sorted, for the same order on every machine."""
     folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     if len(folders) < 2:
         content = f"one folder ({folders[0].name})" if folders else "no folder"
@@ -108,7 +108,7 @@ def _scan(spec: str, root: Path) -> tuple[tuple[str, ...], list[tuple[Path, int]
 
 
 def _check_headers(files: list[tuple[Path, int]]) -> None:
-    """Find files that are no pictures before hours of training; a file cut short shows when it is read."""
+    """Find files that are not images before training; truncated files fail only when read."""
     from PIL import Image
 
     if len(files) > _CHECK_AT_ONCE:
@@ -129,7 +129,7 @@ def _corrupt(path: Path, error: Exception) -> RequestError:
 # --- torchvision's datasets ---------------------------------------------------------------------------------
 
 class _ImageDataset(Dataset[Item]):
-    """A dataset of PIL pictures, transformed."""
+    """A dataset of PIL images, transformed."""
 
     def __init__(self, base: Any, transform: Transform) -> None:
         self.base, self.transform = base, transform
@@ -143,7 +143,7 @@ class _ImageDataset(Dataset[Item]):
 
 
 def torchvision(spec: str, rest: str, size: int | None) -> Data:
-    """`NAME@ROOT`: a dataset of torchvision's, in its own two parts."""
+    """`NAME@ROOT`: a torchvision dataset with its own split."""
     from torchvision import datasets
 
     name, at, root = rest.partition("@")
@@ -166,7 +166,7 @@ def torchvision(spec: str, rest: str, size: int | None) -> Data:
 
 
 def _open(spec: str, kind: Any, root: str, splits: tuple[str, ...]) -> Any:
-    """A part of a dataset that is on disk already; classes of torchvision name their parts in two ways."""
+    """One split of a dataset on disk; torchvision's classes take `train=` or `split=`."""
     parameters = inspect.signature(kind.__init__).parameters
     options: dict[str, Any] = {"download": False} if "download" in parameters else {}
     if "train" in parameters:
@@ -191,7 +191,7 @@ def _open(spec: str, kind: Any, root: str, splits: tuple[str, ...]) -> Any:
 
 
 def _image_size(spec: str, dataset: Any) -> int:
-    """The side of small pictures that are all alike; 224 for others."""
+    """The size of small images if all are equal; else 224."""
     pictures = [dataset[i][0] for i in range(min(4, len(dataset)))]
     if not pictures or not all(hasattr(picture, "convert") for picture in pictures):
         raise RequestError(f"{spec}: holds no pictures to classify; "

@@ -1,7 +1,7 @@
-"""The training loop: small, on Hugging Face Accelerate, and resumable to the last bit.
+"""The training loop, on Hugging Face Accelerate, resumable with bit-identical results.
 
-An epoch is a function of the state before it, the seed and its number. So the state after each epoch is all
-that an interrupted training needs.
+An epoch depends only on the state before it, the seed and its number. So the state after each epoch is enough to
+resume.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from torchslim.utils.seeding import derive_seed, seeded
 
 @dataclass(frozen=True)
 class History:
-    """What a training did.
+    """A training's curves.
 
     Attributes:
         loss: the mean loss of each epoch, without the penalty on scales.
-        accuracy: the held-out accuracy after each epoch, 0 to 1; empty where nothing is held out.
+        accuracy: the held-out accuracy after each epoch, 0 to 1; empty without held-out data.
     """
 
     loss: tuple[float, ...] = ()
@@ -51,12 +51,12 @@ class Progress:
 
     Attributes:
         epoch: the epoch, from 1.
-        epochs: how many there will be.
+        epochs: number of epochs.
         step: steps done in this epoch.
         steps: steps of this epoch; None for data of unknown length.
         loss: mean loss of the epoch so far, without the penalty on scales.
-        accuracy: held-out accuracy; None before the end of the epoch, and where nothing is held out.
-        finished: whether the epoch is over, and stored where there is a checkpoint.
+        accuracy: held-out accuracy; None before the end of the epoch, and without held-out data.
+        finished: whether the epoch is done and its checkpoint, if any, written.
     """
 
     epoch: int
@@ -75,38 +75,38 @@ def fit(model: nn.Module, data: Any, *, epochs: int = 10, lr: float = 0.05, batc
         temperature: float = 4.0, alpha: float = 0.5, seed: int = 0, held_out: Any = None,
         checkpoint: str | Path | None = None, progress: Callable[[Progress], None] | None = None,
         workers: int = 0) -> History:
-    """Train a model in place; its modes and its device are as before when this returns.
+    """Train a model in place; its modes and its device are restored.
 
     Args:
         model: the model.
-        data: a dataset of `(inputs, target)`, a `Data`, or anything that gives batches `(inputs, targets)`
-            each time it is iterated over (a list, a `DataLoader`).
+        data: a dataset of `(inputs, target)`, a `Data`, or a re-iterable of batches `(inputs, targets)` (a list, a
+            `DataLoader`).
         epochs: passes over the data.
         lr: the highest learning rate; it rises to this over `warmup`, and falls to 0 along half a cosine.
-        batch_size: of a dataset, per process; batches that come ready are taken as they are.
+        batch_size: of a dataset, per process; ready batches are not changed.
         weight_decay: for all but biases and scales.
         optimizer: "sgd" (momentum 0.9, Nesterov) or "adamw".
         warmup: a share of the epochs; by default 0.2, or none where there are milestones.
-        milestones: shares of the epochs at which the rate falls to a tenth, in place of the cosine: (0.5, 0.75).
+        milestones: shares of the epochs at which the rate is divided by 10, instead of the cosine: (0.5, 0.75).
         label_smoothing: of the cross entropy.
-        loss: `(outputs, targets)` to a scalar, in place of the cross entropy.
+        loss: `(outputs, targets)` to a scalar, instead of the cross entropy.
         sparsity: weight of an L1 penalty on all scales of batch norms, or a `Slimming` of this model.
-        teacher: a model whose answers to the same inputs are learnt from, with the share `alpha` of the loss.
-        temperature: softens the teacher's answers.
+        teacher: a model for knowledge distillation, with the share `alpha` of the loss.
+        temperature: of the distillation.
         alpha: see `teacher`.
-        seed: of the order, the augmentation and dropout; the caller's generators are left as they were.
-        held_out: a dataset or batches to measure the accuracy on after each epoch; a `Data` brings its own.
-        checkpoint: a file that holds the state after the last finished epoch. If it is there, training goes
-            on from it and ends with the same weights, to the bit, as one that was never interrupted.
+        seed: of the order, the augmentation and dropout; the caller's generators are unchanged.
+        held_out: a dataset or batches for the accuracy after each epoch; a `Data` has its own.
+        checkpoint: a file with the state after the last finished epoch. If it exists, training resumes from it and
+            ends with the same weights, to the bit, as an uninterrupted one.
         progress: called after every step.
-        workers: processes that load items; the result does not depend on it.
+        workers: processes that load items; results do not depend on it.
 
     Returns:
-        Losses and accuracies of all epochs, those before an interruption included.
+        Losses and accuracies of all epochs, including those before an interruption.
 
     Raises:
         TrainingError: a loss that is not finite, or no data.
-        RequestError: an argument that makes no sense, or a checkpoint that lies in no folder.
+        RequestError: an invalid argument, or a checkpoint in a folder that does not exist.
         CheckpointError: the checkpoint is damaged or belongs to another training.
         MissingExtra: Accelerate is not installed.
     """
@@ -120,7 +120,7 @@ def build_trainer(model: nn.Module, data: Any, *, epochs: int, lr: float, batch_
                   loss: LossFunction | None, sparsity: float | Slimming, teacher: nn.Module | None,
                   temperature: float, alpha: float, seed: int, held_out: Any, checkpoint: str | Path | None,
                   progress: Callable[[Progress], None] | None, workers: int) -> Trainer:
-    """The trainer for the arguments of `fit`, which are checked here."""
+    """The trainer for the arguments of `fit`, which it validates."""
     if isinstance(sparsity, Slimming):
         penalty: Slimming | None = sparsity
     else:
@@ -167,12 +167,12 @@ class Trainer:
 
     @contextmanager
     def on_device(self, model: nn.Module) -> Iterator[None]:
-        """Move the model and the teacher to the training's device; afterwards restore their device and modes."""
+        """Move the model and the teacher to the training device; afterwards restore devices and modes."""
         with _on_device(model, self.accelerator.device), _on_device(self.teacher, self.accelerator.device):
             yield
 
     def train(self, optimizer: torch.optim.Optimizer, state: TrainingState, until: int) -> TrainingState:
-        """Train on until so many epochs are done."""
+        """Train until `until` epochs are done."""
         wrapped, stepper = self.accelerator.prepare(self.model, optimizer)
         try:
             for epoch in range(state.epochs, until):
@@ -187,12 +187,12 @@ class Trainer:
                 self._report_progress(epoch, steps, loss, accuracy, finished=True)
         finally:
             optimizer.zero_grad(set_to_none=True)
-            self.accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # takes autocast off `forward`
+            self.accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # restores `forward` (autocast)
             vars(self.model).pop("_is_accelerate_prepared", None)
         return state
 
     def _epoch(self, wrapped: nn.Module, stepper: Any, epoch: int) -> tuple[float, int]:
-        """Train one epoch; its mean loss over all processes, and its steps."""
+        """Train one epoch; return its mean loss over processes and steps."""
         total, items, step = 0.0, 0.0, 0
         device = self.accelerator.device
         with seeded(derive_seed(self.hyperparameters.seed, epoch, self.accelerator.process_index)):
@@ -228,7 +228,7 @@ class Trainer:
         value = float(loss.detach())
         if self.penalty is not None:
             loss = loss + self.penalty()
-        if not math.isfinite(value):  # before the step, which would spoil the weights
+        if not math.isfinite(value):  # before the step updates the weights
             raise TrainingError(f"{where}: the loss is {value}; try a lower learning rate than "
                                 f"lr={self.hyperparameters.lr}, or look for bad values in the data")
         return loss, value
@@ -262,7 +262,7 @@ class Trainer:
                                    finished))
 
     def identity(self) -> dict[str, Any]:
-        """What must be equal for this training to continue from a checkpoint."""
+        """Values that must be equal to resume from a checkpoint."""
         return {**self.extra_identity, **asdict(self.hyperparameters), "steps": self.batches.steps,
                 "teacher": self.teacher is not None, "pressed": list(self.penalty.names) if self.penalty else [],
                 "processes": self.accelerator.num_processes}

@@ -12,11 +12,11 @@ from torchslim.errors import TrainingError
 from torchslim.utils.inputs import tensors_in
 
 LossFunction = Callable[[Any, Any], Tensor]
-_AUXILIARY = 0.3  # weight of the further outputs of networks with auxiliary heads, as in GoogLeNet's paper
+_AUXILIARY = 0.3  # weight of auxiliary heads, as in GoogLeNet's paper
 
 
 def logits(output: Any) -> Tensor:
-    """The first tensor of a model's output: the classes' scores.
+    """The first tensor of a model's output: the logits.
 
     Raises:
         TrainingError: there is none.
@@ -29,7 +29,7 @@ def logits(output: Any) -> Tensor:
 
 
 def cross_entropy(label_smoothing: float = 0.0) -> LossFunction:
-    """Cross entropy of the first output, and a share of that of auxiliary heads, if any."""
+    """Cross entropy of the first output, plus a weighted one of each auxiliary head."""
 
     def loss(output: Any, targets: Tensor) -> Tensor:
         main = logits(output)
@@ -43,9 +43,9 @@ def cross_entropy(label_smoothing: float = 0.0) -> LossFunction:
 
 
 def distillation(output: Any, teacher_output: Any, temperature: float) -> Tensor:
-    """KL divergence from the softened teacher's to the softened outputs (Hinton, Vinyals and Dean 2015), per item.
+    """KL divergence between softened teacher and student outputs (Hinton, Vinyals and Dean 2015), mean over items.
 
-    The square of the temperature keeps the gradient as large as that of the plain loss.
+    The square of the temperature keeps gradients at the scale of the plain loss.
     """
     student = F.log_softmax(logits(output) / temperature, dim=1)
     teacher = F.log_softmax(logits(teacher_output) / temperature, dim=1)

@@ -1,7 +1,7 @@
-"""Reproducible randomness: every epoch and every item has a seed of its own.
+"""Reproducible randomness: every epoch and every item has its own seed.
 
-Random numbers of an epoch depend on the seed and the epoch's number alone, so a resumed training repeats an
-uninterrupted one exactly. Seeding each item makes the result independent of the number of workers.
+Random numbers of an epoch depend on the seed and the epoch's number only, so a resumed training equals an
+uninterrupted one. Seeding each item makes the result independent of the number of workers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Key = tuple[int, int]
 
 
 class SeededItems(Dataset[Any]):
-    """A dataset asked by `(epoch, index)`: the item at `index`, with every generator seeded for that pair."""
+    """A dataset indexed by `(epoch, index)`, with every generator seeded for that pair."""
 
     def __init__(self, dataset: Any, seed: int) -> None:
         self.dataset, self.seed = dataset, seed
@@ -27,7 +27,7 @@ class SeededItems(Dataset[Any]):
         return len(self.dataset)
 
     def __getitem__(self, key: Key) -> Any:
-        # The epoch travels in the key, because workers keep a copy of the dataset from before it began.
+        # The epoch is part of the key, because workers have a copy of the dataset from before it.
         epoch, index = key
         with seeded(derive_seed(self.seed, epoch, index), devices=False):
             return self.dataset[index]
@@ -36,7 +36,7 @@ class SeededItems(Dataset[Any]):
 class EpochOrder(Sampler[Key]):
     """The keys of one epoch, shuffled by the seed and the epoch, for one process of several.
 
-    Every process gets equally many, so that none waits for another: the first keys fill the last round.
+    Every process gets the same number: the first keys are repeated in the last round.
     """
 
     def __init__(self, length: int, seed: int, rank: int = 0, world: int = 1) -> None:

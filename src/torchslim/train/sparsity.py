@@ -15,30 +15,30 @@ from torchslim.surgery.plans import Plan
 
 
 class Slimming:
-    """`weight` times the sum of the absolute scales of batch norms; call it for the penalty.
+    """L1 penalty: `weight` times the sum of the absolute scales of batch norms.
 
     It moves the scales of unimportant channels toward zero, where a global threshold separates them from the rest
     (Liu et al. 2017, "Learning Efficient Convolutional Networks through Network Slimming").
 
     Args:
         model: the model that is trained.
-        plan_or_groups: None for every batch norm with a scale; a plan, for those whose scales it cuts; or channel
-            groups (`torchslim.groups`), for those that scale channels that can be cut.
+        plan_or_groups: None for all batch norms with scales; a plan, for those that it cuts; or channel groups
+            (`torchslim.groups`), for those of channels that can be cut.
         weight: of the penalty, per unit of scale.
 
     Attributes:
         names: the penalised parameters.
 
     Raises:
-        RequestError: a weight that is negative or no number, a model without such scales, or a plan
-            or groups with none of them.
+        RequestError: a weight that is negative or not finite, a model without such scales, or a plan or groups without
+            any of them.
     """
 
     def __init__(self, model: nn.Module, plan_or_groups: Plan | Iterable[ChannelGroup] | None = None,
                  weight: float = 1e-4) -> None:
         if not (weight >= 0 and math.isfinite(weight)):
             raise RequestError(f"Slimming: weight={weight} found, a number from 0 wanted; try 1e-4")
-        # named_modules gives a shared module once, so that it is not penalised twice
+        # named_modules yields a shared module once, so it is penalised once
         scales = {f"{name}.weight".lstrip("."): module.weight for name, module in model.named_modules()
                   if isinstance(module, _BatchNorm) and module.weight is not None}
         if not scales:

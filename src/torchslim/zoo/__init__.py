@@ -1,8 +1,8 @@
-"""Networks by name: light ones and those that pruning papers cut, one a file, as rows of a table like the paper's.
+"""Networks by name: light ones and those of pruning papers, one per file, as rows of a table like the paper's.
 
-All take `num_classes` and `in_channels`; weights are random, `from_torchvision` fills those that torchvision has too.
-Open `catalogue.py` first for the list, `sources.py` for how a name or a specification becomes a model, `libraries.py`
-for torchvision and timm. docs/zoo.md lists what each costs.
+All take `num_classes` and `in_channels`; weights are random, `from_torchvision` converts torchvision's.
+Open `catalogue.py` first for the list, `sources.py` for models from names and specifications, `libraries.py` for
+torchvision and timm. docs/zoo.md lists their costs.
 """
 
 from torchslim.zoo.catalogue import NETWORKS, Entry

@@ -1,4 +1,4 @@
-"""The networks by name: what builds each, its usual picture, and which of torchvision's has the same layers."""
+"""The networks by name: builder, input size, and the torchvision network with the same layers."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Entry:
 
     Attributes:
         build: makes it, from its options.
-        size: height and width of its usual picture.
-        torchvision: the name of torchvision's network with the same layers, by `width`; those without that option
-            stand at 1.
+        size: height and width of its standard input.
+        torchvision: the name of torchvision's network with the same layers, by `width`; 1 for networks without that
+            option.
     """
 
     build: Callable[..., nn.Module]

@@ -1,4 +1,4 @@
-"""Helpers of all networks: features and a head, initial weights, and checks of options."""
+"""Helpers of all networks: base class, initialisation, and checks of options."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ T = TypeVar("T")
 
 
 class Network(nn.Module):
-    """Features, then a head: both plain sequences.
+    """Features and a head, both `nn.Sequential`.
 
     Args:
-        features: layers from a picture to a map.
-        head: layers from that map to the classes.
+        features: layers from image to map.
+        head: layers from that map to the logits.
 
     Shape:
         (B, in_channels, H, W) -> (B, num_classes)
@@ -38,7 +38,7 @@ class Network(nn.Module):
 
 
 def initialise_weights(network: Network) -> Network:
-    """Initialise convolutions by fan-out (He et al. 2015) and linear layers with a small deviation.
+    """Initialise convolutions by fan-out (He et al. 2015) and linear layers from N(0, 0.01^2).
 
     As torchvision's MobileNetV2 and V3: fan-out keeps the variance of gradients.
     """
@@ -54,12 +54,12 @@ def initialise_weights(network: Network) -> Network:
 
 
 def classifier(features: Iterable[nn.Module], channels: int, num_classes: int) -> Network:
-    """Features of so many channels, the mean over their map, and a linear layer."""
+    """Features with `channels` outputs, global average pooling, a linear layer."""
     return Network(features, [*global_pool(), nn.Linear(channels, num_classes)])
 
 
 def global_pool() -> list[nn.Module]:
-    """The mean over a map: (B, C, H, W) -> (B, C)."""
+    """Global mean pooling: (B, C, H, W) -> (B, C)."""
     return [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
 
 
@@ -67,7 +67,7 @@ def check_positive_ints(where: str, **numbers: int) -> None:
     """Check channels and classes.
 
     Raises:
-        RequestError: one is no whole number, or below 1.
+        RequestError: one is not an integer, or below 1.
     """
     for name, number in numbers.items():
         if not are_positive_ints(number):

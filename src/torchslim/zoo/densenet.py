@@ -1,4 +1,4 @@
-"""DenseNet (Huang et al. 2017) for 32x32 pictures, as network slimming cuts it (Liu et al. 2017)."""
+"""DenseNet (Huang et al. 2017) for 32x32 images, as in network slimming (Liu et al. 2017)."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ STEM, STAGES = 16, 3
 
 
 class DenseLayer(nn.Module):
-    """Norm, ReLU and a 3x3 convolution, whose map is put beside what came in.
+    """Norm, ReLU and a 3x3 convolution, concatenated with the input.
 
     Args:
         in_channels: at the input.
-        growth: channels that are added.
+        growth: channels added.
 
     Shape:
         (B, in_channels, H, W) -> (B, in_channels + growth, H, W)
@@ -40,7 +40,7 @@ class DenseLayer(nn.Module):
 
 def densenet_cifar(num_classes: int = 10, *, depth: int = 40, growth: int = 12, scale: float = 1.0,
                    in_channels: int = 3) -> Network:
-    """DenseNet for 32x32 pictures, without bottlenecks and without compression: DenseNet-40.
+    """DenseNet for 32x32 images, without bottlenecks and without compression: DenseNet-40.
 
     Densely Connected Convolutional Networks (Huang et al. 2017), section 3; network slimming (Liu et al. 2017), table
     1: DenseNet-40 on CIFAR-10, 1.02M parameters and 5.33e8 FLOPs, which are two for each MAC.
@@ -52,13 +52,13 @@ def densenet_cifar(num_classes: int = 10, *, depth: int = 40, growth: int = 12, 
         num_classes, in_channels: at the output and at the input.
         depth: layers with weights: 3n + 4, with n dense layers in each of three stages.
         growth: channels that each dense layer adds.
-        scale: what the scales of batch norms start from; network slimming trains from 0.5.
+        scale: initial scale of batch norms; 0.5 in network slimming.
 
     Shape:
         (B, in_channels, H, W) -> (B, num_classes); H and W at least 4.
 
     Raises:
-        RequestError: a depth that is no 3n + 4, a scale that is not positive, growth, classes or channels below 1.
+        RequestError: a depth other than 3n + 4, a scale that is not positive, growth, classes or channels below 1.
     """
     check_positive_ints("densenet_cifar", num_classes=num_classes, growth=growth, in_channels=in_channels)
     layers = blocks_per_stage("densenet_cifar", depth, STAGES, 4)

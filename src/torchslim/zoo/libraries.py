@@ -1,6 +1,6 @@
-"""The libraries that models come from, one row each: which names they have, how a model of theirs is built.
+"""The libraries of models, one row each: their names, and how to build a model.
 
-Nothing is downloaded unless weights are asked for. A library is imported when its names are first looked at.
+Nothing is downloaded unless weights are requested. A library is imported when its names are first used.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class Library:
 
     Attributes:
         names: every name it lists; none when it is not installed.
-        has: whether it can build a name (it may know more names than it lists).
+        has: whether it can build a name (also unlisted ones).
         build: name, weights (None for random ones) and further options to a model.
-        input_size: name to channels, height and width of its usual image.
+        input_size: name to channels, height and width of its standard input.
     """
 
     names: Callable[[], list[str]]
@@ -45,7 +45,7 @@ class Library:
 def _torchvision_names() -> list[str]:
     from torchvision import models
 
-    # The quantised forms are the same architectures prepared for another tool.
+    # Quantised models are the same architectures in another tool's form.
     return [name for name in models.list_models() if not name.startswith("quantized_")]
 
 
@@ -64,13 +64,13 @@ def _torchvision_build(name: str, weights: str | None, options: dict[str, Any]) 
     if "weights_backbone" in accepted and weights is None:
         options.setdefault("weights_backbone", None)  # else the backbone's weights are downloaded
     if name in ("inception_v3", "googlenet") and weights is None:
-        options.setdefault("init_weights", False)  # torchvision's coming default; True is slow
+        options.setdefault("init_weights", False)  # torchvision's future default; True is slow
     model: nn.Module = models.get_model(name, weights=weights, **options)
     return model
 
 
 def _check_weights(name: str, weights: str | None) -> None:
-    """Refuse names of weights that a network of torchvision's lacks."""
+    """Reject weights that a torchvision network does not have."""
     from torchvision import models
 
     known = ["DEFAULT", *(entry.name for entry in models.get_model_weights(name))]
@@ -80,7 +80,7 @@ def _check_weights(name: str, weights: str | None) -> None:
 
 
 def _with_new_head(name: str, weights: str, options: dict[str, Any]) -> nn.Module:
-    """A pretrained model in which the layers whose shape follows the number of classes are fresh ones."""
+    """A pretrained model with newly initialised layers where shapes depend on the number of classes."""
     rest = {key: value for key, value in options.items() if key != "num_classes"}
     model = _torchvision_build(name, weights, rest)
     fresh = _torchvision_build(name, None, options)
@@ -88,7 +88,7 @@ def _with_new_head(name: str, weights: str, options: dict[str, Any]) -> nn.Modul
     layers = {key.rpartition(".")[0] for key in old if key in new and old[key].shape != new[key].shape}
     for layer in sorted(layers):
         model.set_submodule(layer, fresh.get_submodule(layer))
-    for path, module in fresh.named_modules():  # heads that remember the number of classes
+    for path, module in fresh.named_modules():  # heads that store the number of classes
         attributes = vars(model.get_submodule(path))
         attributes.update({key: value for key, value in vars(module).items()
                            if type(value) is int and type(attributes.get(key)) is int})
@@ -126,7 +126,7 @@ def _zoo_build(name: str, weights: str | None, options: dict[str, Any]) -> nn.Mo
 
 
 def _check_options(name: str, options: dict[str, Any]) -> None:
-    """Refuse options that a network lacks; torchvision's network of the same name may have them."""
+    """Reject unknown options; torchvision's network of the same name may have them."""
     entry = _zoo().NETWORKS[name]
     accepted = list(inspect.signature(entry.build).parameters)
     refused = ", ".join(f"{key}={value!r}" for key, value in options.items() if key not in accepted)
@@ -139,7 +139,7 @@ def _check_options(name: str, options: dict[str, Any]) -> None:
 
 
 def _counterpart(name: str, options: dict[str, Any]) -> str:
-    """The network of torchvision's whose trained weights fit."""
+    """The torchvision network whose trained weights fit."""
     networks = _zoo().NETWORKS
     if not networks[name].torchvision:
         known = sorted(other for other in networks if networks[other].torchvision)
@@ -155,7 +155,7 @@ def _counterpart(name: str, options: dict[str, Any]) -> str:
 
 
 def has_weights(kind: str, name: str) -> bool:
-    """Whether trained weights may be asked for: not where none are known."""
+    """Whether trained weights exist (assumed for other libraries)."""
     return kind != "torchslim" or bool(_zoo().NETWORKS[name].torchvision)
 
 

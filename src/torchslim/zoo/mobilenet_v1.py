@@ -1,4 +1,4 @@
-"""MobileNet (Howard et al. 2017) for ImageNet, and a form for 32x32 pictures."""
+"""MobileNet (Howard et al. 2017) for ImageNet and for 32x32 images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torchslim.blocks import ConvNormAct, DepthwiseSeparable
 from torchslim.zoo.common import Network, check_positive_ints, check_width, classifier, initialise_weights
 
 STEM = 32
-# Depthwise separable units, table 1; the stem goes before them.
+# Depthwise separable units, table 1, after the stem.
 ROWS = (
     # c, n, s
     (64, 1, 1),
@@ -24,11 +24,11 @@ ROWS = (
 
 
 def mobilenet_v1(num_classes: int = 1000, *, width: float = 1.0, in_channels: int = 3) -> Network:
-    """MobileNet for 224x224 pictures.
+    """MobileNet for 224x224 images.
 
     MobileNet (Howard et al. 2017), tables 1, 6 and 7: a 3x3 stem of stride 2, thirteen depthwise separable units, a
-    linear layer; batch norm and ReLU after every convolution. The last unit has stride 1: the paper's table prints 2,
-    and its map does not shrink.
+    linear layer; batch norm and ReLU after every convolution. The last unit has stride 1: the paper's table says 2, but
+    keeps the size.
 
         width   input          parameters           MACs    top-1 %, in the paper
         1       3x224x224       4,231,976    568,740,352    70.6
@@ -54,7 +54,7 @@ def mobilenet_v1(num_classes: int = 1000, *, width: float = 1.0, in_channels: in
 
 
 def mobilenet_v1_cifar(num_classes: int = 100, *, width: float = 1.0, in_channels: int = 3) -> Network:
-    """MobileNet for 32x32 pictures: the stem has stride 1, the 1x1 convolutions have biases.
+    """MobileNet for 32x32 images: the stem has stride 1, the 1x1 convolutions have biases.
 
         width   input          parameters           MACs
         1       3x32x32         3,315,428     46,446,592

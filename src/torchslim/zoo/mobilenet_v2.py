@@ -1,4 +1,4 @@
-"""MobileNetV2 (Sandler et al. 2018) for ImageNet, and a form for 32x32 pictures."""
+"""MobileNetV2 (Sandler et al. 2018) for ImageNet and for 32x32 images."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ CIFAR_STRIDES = (1, 2, 2, 2, 1, 1, 1)
 
 
 def mobilenet_v2(num_classes: int = 1000, *, width: float = 1.0, in_channels: int = 3) -> Network:
-    """MobileNetV2 for 224x224 pictures.
+    """MobileNetV2 for 224x224 images.
 
-    MobileNetV2 (Sandler et al. 2018), table 2. Widths are multiples of 8, the last one is not made narrower than 1280.
+    MobileNetV2 (Sandler et al. 2018), table 2. Widths are multiples of 8, the last one is at least 1280.
     The layers are torchvision's `mobilenet_v2`. Top-1 in the paper: 72.0 %.
 
         input          parameters           MACs
@@ -57,9 +57,9 @@ def mobilenet_v2(num_classes: int = 1000, *, width: float = 1.0, in_channels: in
 
 
 def mobilenet_v2_cifar(num_classes: int = 100, *, in_channels: int = 3) -> Network:
-    """MobileNetV2 for 32x32 pictures: a 1x1 stem with padding 1, biases, an expansion in the first block, too.
+    """MobileNetV2 for 32x32 images: a 1x1 stem with padding 1, biases, an expansion in the first block, too.
 
-    Strides are 1, 2, 2, 2, 1, 1, 1; a 1x1 convolution makes the classes.
+    Strides are 1, 2, 2, 2, 1, 1, 1; the classifier is a 1x1 convolution.
 
         input          parameters           MACs
         3x32x32         2,369,380     64,947,264

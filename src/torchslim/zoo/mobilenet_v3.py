@@ -52,7 +52,7 @@ SMALL: tuple[Row, ...] = (
 
 
 def mobilenet_v3_large(num_classes: int = 1000, *, width: float = 1.0, in_channels: int = 3) -> Network:
-    """MobileNetV3-Large for 224x224 pictures.
+    """MobileNetV3-Large for 224x224 images.
 
     MobileNetV3 (Howard et al. 2019), table 1. The layers are torchvision's `mobilenet_v3_large`. Top-1: 75.2 %.
 
@@ -74,7 +74,7 @@ def mobilenet_v3_large(num_classes: int = 1000, *, width: float = 1.0, in_channe
 
 
 def mobilenet_v3_small(num_classes: int = 1000, *, width: float = 1.0, in_channels: int = 3) -> Network:
-    """MobileNetV3-Small for 224x224 pictures.
+    """MobileNetV3-Small for 224x224 images.
 
     MobileNetV3 (Howard et al. 2019), table 2. The layers are torchvision's `mobilenet_v3_small`.
 

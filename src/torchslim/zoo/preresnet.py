@@ -1,4 +1,4 @@
-"""Pre-activation ResNet (He et al. 2016b) with bottlenecks for 32x32 pictures, as network slimming cuts it."""
+"""Pre-activation ResNet (He et al. 2016b) with bottlenecks for 32x32 images, as in network slimming."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ WIDTHS = (16, 32, 64)
 
 
 class PreBottleneck(nn.Module):
-    """Norm and ReLU before each of a 1x1, a 3x3 and a 1x1 convolution, added to what came in.
+    """Norm and ReLU before each of a 1x1, a 3x3 and a 1x1 convolution, added to the input.
 
-    Where the sizes differ, what came in goes through a 1x1 convolution, as it is.
+    Where the sizes differ, the shortcut is a 1x1 convolution without norm.
 
     Args:
         in_channels: at the input.
-        width: of the two inner maps; four times as many come out.
+        width: channels of the two inner maps.
         stride: of the 3x3 convolution.
 
     Shape:
@@ -48,7 +48,7 @@ class PreBottleneck(nn.Module):
 
 
 def preresnet_cifar(num_classes: int = 10, *, depth: int = 164, scale: float = 1.0, in_channels: int = 3) -> Network:
-    """Pre-activation ResNet for 32x32 pictures, with bottlenecks: ResNet-164.
+    """Pre-activation ResNet for 32x32 images, with bottlenecks: ResNet-164.
 
     Identity Mappings in Deep Residual Networks (He et al. 2016), section 4; network slimming (Liu et al. 2017), table
     1: ResNet-164 on CIFAR-10, 1.70M parameters and 4.99e8 FLOPs, which are two for each MAC.
@@ -58,14 +58,14 @@ def preresnet_cifar(num_classes: int = 10, *, depth: int = 164, scale: float = 1
 
     Args:
         num_classes, in_channels: at the output and at the input.
-        depth: layers with weights on the longest way: 9n + 2, with n blocks in each of three stages.
-        scale: what the scales of batch norms start from; network slimming trains from 0.5.
+        depth: layers with weights on the longest path: 9n + 2, with n blocks in each of three stages.
+        scale: initial scale of batch norms; 0.5 in network slimming.
 
     Shape:
         (B, in_channels, H, W) -> (B, num_classes)
 
     Raises:
-        RequestError: a depth that is no 9n + 2, a scale that is not positive, classes or channels below 1.
+        RequestError: a depth other than 9n + 2, a scale that is not positive, classes or channels below 1.
     """
     check_positive_ints("preresnet_cifar", num_classes=num_classes, in_channels=in_channels)
     blocks = blocks_per_stage("preresnet_cifar", depth, 9, 2)

@@ -1,4 +1,4 @@
-"""ResNet (He et al. 2016a) with basic blocks for 32x32 pictures: ResNet-56 and its kin."""
+"""ResNet (He et al. 2016a) with basic blocks for 32x32 images, such as ResNet-56."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WIDTHS = (16, 32, 64)
 
 
 class Padded(nn.Module):
-    """Every second place of every second line, and zeros on both sides of the channels (option A).
+    """Subsampling by 2, and zero channels before and after the others (option A).
 
     Shape:
         (B, in_channels, H, W) -> (B, out_channels, ceil(H / 2), ceil(W / 2))
@@ -31,12 +31,12 @@ class Padded(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions, added to what came in.
+    """Two 3x3 convolutions, added to the shortcut.
 
     Args:
         in_channels, out_channels: at the input and at the output.
         stride: of the first convolution.
-        projected: whether what came in goes through a 1x1 convolution where the sizes differ; else it is padded.
+        projected: where sizes differ, whether the shortcut is a 1x1 convolution; else it is `Padded`.
 
     Shape:
         (B, in_channels, H, W) -> (B, out_channels, ceil(H / stride), ceil(W / stride))
@@ -61,7 +61,7 @@ class BasicBlock(nn.Module):
 
 
 def resnet_cifar(num_classes: int = 10, *, depth: int = 56, shortcut: str = "padded", in_channels: int = 3) -> Network:
-    """ResNet for 32x32 pictures, of basic blocks: ResNet-56.
+    """ResNet for 32x32 images, of basic blocks: ResNet-56.
 
     Deep Residual Learning (He et al. 2016), section 4.2 and table 6: ResNet-56 has 0.85M parameters, with padded
     shortcuts (option A). Implementations often have projections (option B).
@@ -72,14 +72,14 @@ def resnet_cifar(num_classes: int = 10, *, depth: int = 56, shortcut: str = "pad
 
     Args:
         num_classes, in_channels: at the output and at the input.
-        depth: layers with weights on the longest way: 6n + 2, with n blocks in each of three stages.
+        depth: layers with weights on the longest path: 6n + 2, with n blocks in each of three stages.
         shortcut: "padded" or "projected", where the sizes differ.
 
     Shape:
         (B, in_channels, H, W) -> (B, num_classes)
 
     Raises:
-        RequestError: a depth that is no 6n + 2, another shortcut, classes or channels below 1.
+        RequestError: a depth other than 6n + 2, another shortcut, classes or channels below 1.
     """
     check_positive_ints("resnet_cifar", num_classes=num_classes, in_channels=in_channels)
     projected = look_up("resnet_cifar", "shortcut", shortcut, {"padded": False, "projected": True})

@@ -1,4 +1,4 @@
-"""ShuffleNet (Zhang et al. 2018) for ImageNet, and a form for 32x32 pictures."""
+"""ShuffleNet (Zhang et al. 2018) for ImageNet and for 32x32 images."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ CIFAR_WIDTHS = {**WIDTHS, 1: (144, 288, 567)}
 
 
 def shufflenet_v1(num_classes: int = 1000, *, groups: int = 3, in_channels: int = 3) -> Network:
-    """ShuffleNet 1x for 224x224 pictures.
+    """ShuffleNet 1x for 224x224 images.
 
     ShuffleNet (Zhang et al. 2018), table 1. The first 1x1 convolution of stage 2 is not grouped, since its input has
-    24 channels alone.
+    only 24 channels.
 
         groups  input          parameters           MACs    top-1 %, in the paper
         1       3x224x224       1,531,936    143,078,976    66.4
@@ -54,9 +54,9 @@ def shufflenet_v1(num_classes: int = 1000, *, groups: int = 3, in_channels: int 
 
 
 def shufflenet_v1_cifar(num_classes: int = 100, *, groups: int = 3, in_channels: int = 3) -> Network:
-    """ShuffleNet for 32x32 pictures: a stem of stride 1 without a pool, biases, every 1x1 convolution grouped.
+    """ShuffleNet for 32x32 images: a stem of stride 1 without a pool, biases, every 1x1 convolution grouped.
 
-    With one group the last stage has 567 channels, where the paper has 576.
+    With one group the last stage has 567 channels, not the paper's 576.
 
         groups  input          parameters           MACs
         1       3x32x32           997,813     44,218,764

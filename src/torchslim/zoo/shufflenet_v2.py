@@ -1,4 +1,4 @@
-"""ShuffleNetV2 (Ma et al. 2018) for ImageNet, and a form for 32x32 pictures."""
+"""ShuffleNetV2 (Ma et al. 2018) for ImageNet and for 32x32 images."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ WIDTHS = {
 
 
 def shufflenet_v2(num_classes: int = 1000, *, width: float = 1, in_channels: int = 3) -> Network:
-    """ShuffleNetV2 for 224x224 pictures.
+    """ShuffleNetV2 for 224x224 images.
 
-    ShuffleNetV2 (Ma et al. 2018), table 5, with 976 channels in stage 4 of width 2, as the authors' code has it. The
+    ShuffleNetV2 (Ma et al. 2018), table 5, with 976 channels in stage 4 of width 2, as in the authors' code. The
     layers are torchvision's `shufflenet_v2_x0_5`, `x1_0`, `x1_5` and `x2_0`.
 
         width   input          parameters           MACs    top-1 %, published
@@ -51,7 +51,7 @@ def shufflenet_v2(num_classes: int = 1000, *, width: float = 1, in_channels: int
 
 
 def shufflenet_v2_cifar(num_classes: int = 100, *, width: float = 1, in_channels: int = 3) -> Network:
-    """ShuffleNetV2 for 32x32 pictures: a stem of stride 1 without ReLU and pool, biases.
+    """ShuffleNetV2 for 32x32 images: a stem of stride 1 without ReLU and pool, biases.
 
     In the units with a stride the right branch keeps the input's channels up to its last convolution.
 

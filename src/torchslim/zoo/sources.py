@@ -1,11 +1,11 @@
-"""A model from what names it: a library's name, a factory in a module or a file, a saved slim model.
+"""Models by specification: a library's name, a factory in a module or a file, a saved slim model.
 
 A specification is a name with options after a question mark:
 
     torchvision:resnet18?num_classes=10&weights=DEFAULT      torchslim:NAME      timm:NAME      a bare NAME
     package.module:factory      file.py:factory?depth=3      slim.safetensors
 
-A bare name is our own zoo's, then torchvision's, then timm's. Weights are random unless asked for.
+A bare name is looked up in our zoo, torchvision and timm. Weights are random by default.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SAVED_SUFFIX = ".safetensors"
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model comes from; `str()` gives the specification back.
+    """The origin of a model; `str()` gives its specification.
 
     Attributes:
         kind: a library (`torchslim`, `torchvision`, `timm`), `module` or `file` (a factory), or `saved` (a file).
@@ -54,13 +54,13 @@ class Source:
 
     @property
     def is_code(self) -> bool:
-        """Whether building the model runs code that torchslim does not know."""
+        """Whether building the model runs code other than a library's."""
         return self.kind in ("module", "file")
 
     def with_defaults(self, **defaults: Any) -> Source:
-        """The same source with options that it did not set; a factory gets only those its signature accepts.
+        """The source with defaults for unset options; a factory gets only those its signature accepts.
 
-        A saved slim model fixes its own architecture, so nothing is added to it.
+        A saved slim model gets none, since its architecture is fixed.
 
         Raises:
             RequestError: the factory can't be imported.
@@ -74,7 +74,7 @@ class Source:
         return replace(self, options={**self.options, **missing})
 
     def without_weights(self) -> Source:
-        """The same architecture with random weights: nothing is downloaded or read to build it."""
+        """The same architecture with random weights, built without downloads or files."""
         kept = {key: value for key, value in self.options.items() if key not in WEIGHT_OPTIONS}
         return replace(self, options=kept)
 
@@ -83,7 +83,7 @@ def resolve(spec: str | Path | Source) -> Source:
     """The source that a specification names.
 
     Raises:
-        RequestError: an unknown name (with close matches), a malformed option, a file that is not there.
+        RequestError: an unknown name (with close matches), a malformed option, a missing file.
     """
     if isinstance(spec, Source):
         return spec
@@ -112,7 +112,7 @@ def build_source(source: Source, **overrides: Any) -> nn.Module:
 
     Raises:
         RequestError: an option that the builder refuses, a factory that fails or returns no module.
-        TorchslimError: weights were asked for and could not be fetched.
+        TorchslimError: requested weights could not be fetched.
     """
     options = {**source.options, **overrides}
     if source.kind in LIBRARIES:
@@ -130,18 +130,18 @@ def build_source(source: Source, **overrides: Any) -> nn.Module:
 
 
 def is_library(spec: str) -> bool:
-    """Whether a specification names a library's model outright: building it runs only that library's code."""
+    """Whether a specification begins with a library: building it runs only that library's code."""
     return spec.partition("?")[0].partition(":")[0] in LIBRARIES
 
 
 def create_model(name: str, *, weights: str | None = None, **options: Any) -> nn.Module:
-    """A model by its name: our own, then torchvision's, then timm's; `torchslim:`, `torchvision:`, `timm:` choose.
+    """A model by name, from our zoo, torchvision or timm, in this order, or after a prefix such as `timm:`.
 
     Args:
         name: see `list_models`.
-        weights: None for random weights, "DEFAULT" for the library's own, or one set's name ("IMAGENET1K_V1"). Those
-            of ours that torchvision has, too, take torchvision's. With another `num_classes` than these were made
-            for, the layers that depend on it stay random.
+        weights: None for random weights, "DEFAULT" for the library's, or a name ("IMAGENET1K_V1"). Our networks
+            with a torchvision counterpart take its weights. With another `num_classes` than that of the weights, the
+            layers that depend on it stay random.
         options: passed to the library's builder (`num_classes=10`, `width=0.5`, ...).
 
     Raises:
@@ -167,10 +167,10 @@ def create_model(name: str, *, weights: str | None = None, **options: Any) -> nn
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """The names that `create_model` knows and that match a shell-style pattern, sorted.
+    """The names for `create_model` that match a shell-style pattern, sorted.
 
-    A name that an earlier library has too appears with its library: `torchvision:mobilenet_v2`, `timm:resnet18`. A
-    pattern that begins with a library (`torchslim:*`) is for all names of that one, and these appear with it.
+    A name that an earlier library has too gets its library as a prefix: `torchvision:mobilenet_v2`, `timm:resnet18`. A
+    pattern that begins with a library (`torchslim:*`) matches that one's names, with the prefix.
     """
     prefix = pattern.partition(":")[0]
     if prefix in LIBRARIES and ":" in pattern:

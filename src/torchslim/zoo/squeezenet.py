@@ -1,4 +1,4 @@
-"""SqueezeNet (Iandola et al. 2016), 1.0 and 1.1 for ImageNet, and a form for 32x32 pictures."""
+"""SqueezeNet (Iandola et al. 2016), 1.0 and 1.1 for ImageNet, and one for 32x32 images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FIRES = (
 
 
 def squeezenet1_0(num_classes: int = 1000, *, in_channels: int = 3) -> Network:
-    """SqueezeNet 1.0 for 224x224 pictures, as in the paper.
+    """SqueezeNet 1.0 for 224x224 images, as in the paper.
 
     SqueezeNet (Iandola et al. 2016), table 1: no batch norm, every convolution with a bias, the last one followed by
     a ReLU, too. The layers are torchvision's `squeezenet1_0`.
@@ -47,9 +47,9 @@ def squeezenet1_0(num_classes: int = 1000, *, in_channels: int = 3) -> Network:
 
 
 def squeezenet1_1(num_classes: int = 1000, *, in_channels: int = 3) -> Network:
-    """SqueezeNet 1.1 for 224x224 pictures: the authors' later form, 2.3 times fewer MACs.
+    """SqueezeNet 1.1 for 224x224 images: the authors' later version, 2.3 times fewer MACs.
 
-    A narrower 3x3 stem, and the pools two Fire modules earlier. The layers are torchvision's `squeezenet1_1`.
+    A narrower 3x3 stem, and earlier pools. The layers are torchvision's `squeezenet1_1`.
 
         input          parameters           MACs
         3x224x224       1,235,496    349,151,936
@@ -68,10 +68,10 @@ def squeezenet1_1(num_classes: int = 1000, *, in_channels: int = 3) -> Network:
 
 
 def squeezenet_cifar(num_classes: int = 100, *, in_channels: int = 3) -> Network:
-    """SqueezeNet for 32x32 pictures: batch norm throughout, and the simple bypass.
+    """SqueezeNet for 32x32 images: batch norm throughout, and the simple bypass.
 
-    A 3x3 stem of stride 1; 2x2 pools after it, fire4 and fire8; the bypass around fire3, fire5 and fire7 (the paper
-    has one around fire9 as well).
+    A 3x3 stem of stride 1; 2x2 pools after it, fire4 and fire8; the bypass around fire3, fire5 and fire7 (in the paper
+    also fire9).
 
         input          parameters           MACs
         3x32x32           781,156     53,280,768
@@ -95,7 +95,7 @@ def _imagenet(stem: nn.Module, channels: int, pools: Collection[int], num_classe
     pool = nn.MaxPool2d(3, 2, ceil_mode=True)
     last = nn.Conv2d(512, num_classes, 1)
     network = Network([stem, pool, *_fires(channels, pools, pool)], [nn.Dropout(0.5), last, nn.ReLU(), *global_pool()])
-    for module in network.modules():  # without norms, torch's own start lets signals fade
+    for module in network.modules():  # without norms, activations vanish with torch's init
         if isinstance(module, nn.Conv2d) and module.bias is not None:
             nn.init.kaiming_uniform_(module.weight, nonlinearity="relu")
             nn.init.zeros_(module.bias)

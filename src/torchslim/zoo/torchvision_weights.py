@@ -1,4 +1,4 @@
-"""State dicts of torchvision's networks, under the names that their tensors have here."""
+"""State dicts of torchvision's networks, converted to the tensor names here."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ from torchslim.errors import RequestError
 def from_torchvision(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state dict of torchvision's network of the same layers, for `model.load_state_dict`.
 
-    Both list their tensors in the order in which the layers run, and branches in the order in which their results are
-    concatenated: the n-th tensor of the one is the n-th of the other. That each pair is of one role (weight, bias,
-    running_mean, ...) and shape is checked.
+    Both have their tensors in call order, and branches in order of concatenation: the n-th tensors correspond. Each
+    pair is checked for equal role (weight, bias, running_mean, ...) and shape.
 
     Args:
-        model: one of the zoo's networks, such as `mobilenet_v2()`; it stays as it is.
+        model: one of the zoo's networks, such as `mobilenet_v2()`; not changed.
         state: the state dict of torchvision's counterpart.
 
     Returns:
         The same tensors under the model's names.
 
     Raises:
-        RequestError: the state is no state dict, or another network's; the message names the first tensor that differs.
+        RequestError: not a state dict, or another network's; the message names the first tensor that differs.
     """
     if not isinstance(state, Mapping):
         raise RequestError(f"{type(model).__name__}: a {type(state).__name__} found, the state dict of torchvision's "

@@ -1,4 +1,4 @@
-"""U-Net (Ronneberger et al. 2015), and the rungs of a ladder that makes it light."""
+"""U-Net (Ronneberger et al. 2015), and lighter variants ("rungs") of it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DEPTHWISE = 0
 class Conv(NamedTuple):
     """A convolution of a stage, with batch norm and ReLU; "dw pw" is a depthwise 3x3 and a 1x1.
 
-    Its outputs are as wide as the stage's input or output.
+    `width`: output channels, as stage's input or output.
     """
 
     kernel: Literal["3x3", "1x1", "1x3 3x1", "dw pw"]
@@ -30,7 +30,7 @@ class Conv(NamedTuple):
 Row = tuple[Conv, ...]
 PLAIN: Row = (Conv("3x3"), Conv("3x3"))
 SEPARABLE: Row = (Conv("dw pw"), Conv("dw pw"))
-# Each rung: the convolutions of an encoder stage, those of a decoder pair, those of the head but its last.
+# Each rung: convolutions of an encoder stage, of a decoder stage, and of the head without its last.
 RUNGS: dict[int | str, tuple[Row, Row, Row]] = {
     0: (PLAIN,
         PLAIN, PLAIN),
@@ -50,7 +50,7 @@ RUNGS: dict[int | str, tuple[Row, Row, Row]] = {
 
 
 class UNet(nn.Module):
-    """An encoder, and a decoder that sees the encoder's maps; the head is its last stage. See `unet`."""
+    """An encoder, and a decoder with skip connections; the head is its last stage. See `unet`."""
 
     def __init__(self, in_channels: int, num_classes: int, rows: tuple[Row, Row, Row], widths: tuple[int, ...], *,
                  dead: bool) -> None:
@@ -72,7 +72,7 @@ class UNet(nn.Module):
             x = layers(self.pool(x) if number else x)
             skips.append(x)
         skips.pop()
-        for up, layers in zip(self.up, self.decoder):  # noqa: B905  # scripts know no strict=
+        for up, layers in zip(self.up, self.decoder):  # noqa: B905  # TorchScript has no strict=
             skip = skips.pop()
             x = layers(torch.cat([skip, pad_to(up(x), skip)], 1))
         return x
@@ -80,12 +80,12 @@ class UNet(nn.Module):
 
 def unet(num_classes: int = 2, *, in_channels: int = 3, rung: int | str = 0, width: float = 1.0,
          dead: bool = True) -> UNet:
-    """A U-Net of unpadded convolutions with batch norm, on one of the rungs from plain to light.
+    """A U-Net of unpadded convolutions with batch norm, plain or in one of the lighter variants.
 
     U-Net (Ronneberger et al. 2015), with batch norm, a max-pool of 3x3, stride 2 and padding 1, and the upsampled map
-    padded with zeros to the size of the encoder's, where the paper crops that one. All convolutions have biases.
+    zero-padded to the size of the encoder's, while the paper crops the latter. All convolutions have biases.
 
-        rung    input          parameters              MACs    never run    what it changes
+        rung    input          parameters              MACs    never run    change
         0       3x256x256      31,155,586    35,625,950,464      110,976    plain
         1       3x256x256      28,719,900    34,135,523,908      110,976    encoder: 3x3, 1x1 to the width, 3x3
         2       3x256x256      26,285,660    30,221,124,164       82,496    decoder: 1x1 to the width, 3x3, 3x3
@@ -93,27 +93,25 @@ def unet(num_classes: int = 2, *, in_channels: int = 3, rung: int | str = 0, wid
         4       3x256x256       9,035,594    13,296,976,748       15,296    1x3 and 3x1 for each 3x3 but the head's
         5       3x256x256       5,919,434    10,207,360,364        3,776    depthwise for each grouped 1x3 and 3x1
 
-    These are called depthwise separable at times, and only the fifth has depthwise convolutions. Two more rungs have
-    depthwise 3x3, batch norm, ReLU, 1x1 for each 3x3 of the plain network (MobileNet, Howard et al. 2017):
+    Though sometimes called depthwise separable, only rung 5 has depthwise convolutions. Two more rungs have depthwise
+    3x3, batch norm, ReLU, 1x1 for each 3x3 of the plain network (MobileNet, Howard et al. 2017):
 
         rung            width   input          parameters              MACs
         separable       1       3x256x256       6,123,686    11,379,343,596    all but the head's
-        separable-head  1       3x256x256       6,027,686     5,375,406,828    the head's, too, but the last
+        separable-head  1       3x256x256       6,027,686     5,375,406,828    also the head's but the last
         separable-head  0.5     3x256x256       1,530,086     1,431,659,436
 
     Args:
         num_classes, in_channels: at the output and at the input.
         rung: 0 to 5, "separable" or "separable-head".
-        width: multiplies all channels, any positive number; the first stage has a multiple of 4, and each has twice
+        width: multiplies all channels, any positive number; the first stage has a multiple of 4, each later one twice
             as many as the one before.
-        dead: whether there is a fourth decoder pair, which the network never runs, since the head takes its place.
-            Teaching material builds it, and the counts above have it; the column "never run" says what it
-            takes. False leaves it out: the outputs are the same, and data-parallel training asks for no
-            `find_unused_parameters`.
+        dead: whether there is a fourth decoder stage, which never runs, since the head replaces it. Teaching material
+            has it, and the counts above include it (column "never run": its parameters). With False outputs are the
+            same, and data-parallel training needs no `find_unused_parameters`.
 
     Shape:
-        (B, in_channels, H, W) -> (B, num_classes, H', W'), 256x256 to 246x246. H and W are at least 125, in any
-        proportion.
+        (B, in_channels, H, W) -> (B, num_classes, H', W'), 256x256 to 246x246. H and W are at least 125.
 
     Raises:
         RequestError: another rung, a width that is not positive, classes or channels below 1.
@@ -126,7 +124,7 @@ def unet(num_classes: int = 2, *, in_channels: int = 3, rung: int | str = 0, wid
 
 
 def make_stage(in_channels: int, out_channels: int, row: Row) -> nn.Sequential:
-    """The unpadded convolutions of a row, each with a bias, batch norm and ReLU."""
+    """A row's unpadded convolutions, each with a bias, batch norm and ReLU."""
     layers: list[nn.Module] = []
     for kernel, width, groups in row:
         n = in_channels if width == "in" else out_channels

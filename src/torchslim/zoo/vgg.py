@@ -1,4 +1,4 @@
-"""VGG (Simonyan and Zisserman 2015) with batch norm, for 32x32 pictures: network slimming's (Liu et al. 2017)."""
+"""VGG (Simonyan and Zisserman 2015) with batch norm for 32x32 images, of network slimming (Liu et al. 2017)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import nn
 from torchslim.blocks import ConvNormAct
 from torchslim.zoo.common import Network, check_positive_ints, classifier, initialise_weights, look_up, set_norm_scales
 
-# 3x3 convolutions of each stage, tables 1 and 2; a 2x2 max-pool stands between stages
+# 3x3 convolutions of each stage, tables 1 and 2; a 2x2 max-pool between stages
 CHANNELS = (64, 128, 256, 512, 512)
 DEPTHS = {
     # depth: convolutions by stage
@@ -19,7 +19,7 @@ DEPTHS = {
 
 
 def vgg_cifar(num_classes: int = 10, *, depth: int = 19, scale: float = 1.0, in_channels: int = 3) -> Network:
-    """VGG for 32x32 pictures: batch norm after each convolution, the mean over the last map, one linear layer.
+    """VGG for 32x32 images: batch norm after each convolution, global average pooling, one linear layer.
 
     Network slimming (Liu et al. 2017), table 1: VGGNet on CIFAR-10, 20.04M parameters and 7.97e8 FLOPs, which are two
     for each MAC.
@@ -30,8 +30,8 @@ def vgg_cifar(num_classes: int = 10, *, depth: int = 19, scale: float = 1.0, in_
 
     Args:
         num_classes, in_channels: at the output and at the input.
-        depth: layers with weights of the network that this is the form of: 11, 13, 16 or 19.
-        scale: what the scales of batch norms start from; network slimming trains from 0.5.
+        depth: layers with weights of the original VGG: 11, 13, 16 or 19.
+        scale: initial scale of batch norms; 0.5 in network slimming.
 
     Shape:
         (B, in_channels, H, W) -> (B, num_classes); H and W at least 16.

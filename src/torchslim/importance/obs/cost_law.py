@@ -1,4 +1,4 @@
-"""What cuts of a group cost, by what they are reckoned to cost: a power law through a few trials."""
+"""The measured cost of a group's cuts as a power law of their price, fitted to a few trials."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import numpy as np
 from torchslim.importance.types import Scores
 
 MAX_POWER = 3.0
-"""The most that a few trials are believed: costs that grow with the third power of prices."""
+"""Upper bound of the power fitted to trials."""
 MIN_SPREAD = 1e-6
-"""Prices whose logarithms differ by less are one price."""
+"""Prices closer than this in logarithm count as equal."""
 TINY = float(np.finfo(np.float64).tiny)
-_LARGEST = 600.0  # of logarithms: the largest number that scores can hold is e to the power of 709
+_LARGEST = 600.0  # maximal logarithm of a cost; float64 overflows above e^709
 
 
 class Trial(NamedTuple):
-    """A cut: what its channels were priced at together, and what it cost."""
+    """A tried cut: the sum of its channels' prices and its cost."""
 
     price: float
     cost: float
@@ -28,14 +28,14 @@ class Trial(NamedTuple):
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """What channels cost that go together: a power of their prices' sum.
+    """The cost of removing several channels at once: a power of the sum of their prices.
 
-    A price is what a channel's going adds to the error of the layers that read it. The first channels cost the outputs
-    less than that, since the rest of the network makes up for them; the last ones take with them all that could make up
-    for anything. So costs grow faster than prices, by a power that differs from group to group.
+    A price is the error that removing a channel adds to the layers that read it. The other channels compensate for the
+    first ones removed, but not for the last ones. So costs grow faster than prices, with a power that differs between
+    groups.
 
     Attributes:
-        scale: the cost of a price of 1, as a logarithm.
+        scale: logarithm of the cost at price 1.
         power: 1 or more.
     """
 
@@ -44,11 +44,10 @@ class PowerLaw:
 
     @classmethod
     def through(cls, trials: Sequence[Trial]) -> PowerLaw:
-        """The nearest one to trials, one at least and all above 0: least squares of logarithms, within bounds.
+        """Least-squares fit of logarithms to trials: at least one, all above 0.
 
-        The power is from 1 to `MAX_POWER`. What is tried is measured on few pictures. Where small cuts lose more on
-        these than they should, the power would come out below 1, and the last channels would be the cheapest: they
-        never are. Trials of one price tell no power; it is 1.
+        The power is clipped to [1, `MAX_POWER`]: trials on few images are noisy, and a power below 1 would make the
+        last channels the cheapest. It is 1 where all trials have one price.
         """
         prices, costs = np.log(np.asarray(trials, dtype=np.float64)).T
         spread, power = prices - prices.mean(), 1.0
@@ -57,7 +56,7 @@ class PowerLaw:
         return cls(float((costs - power * prices).mean()), power)
 
     def costs(self, prices: Scores) -> Scores:
-        """What each channel's going adds, (C,), when all that are cheaper are gone; in the order of the prices.
+        """The cost that removing each channel adds when all cheaper ones are removed, (C,); ordered as prices.
 
         Args:
             prices: finite and not negative, (C,).
@@ -66,7 +65,7 @@ class PowerLaw:
         sums = np.cumsum(prices[order])
         logs = self.scale + self.power * np.log(np.maximum(sums, TINY))
         totals = np.where(sums > 0, np.exp(np.clip(logs, log(TINY), _LARGEST)), 0.0)
-        # Sums of many that are alike are even but for rounding: nothing that goes later may come out cheaper.
+        # Rounding must not make a later channel cheaper than an earlier one.
         added = np.maximum.accumulate(np.diff(totals, prepend=0.0)) * (1 + 1e-12 * np.arange(len(order)))
         costs = np.empty(len(order))
         costs[order] = added

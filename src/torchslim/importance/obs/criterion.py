@@ -1,4 +1,4 @@
-"""A criterion by what is lost where the layers that read a channel are refitted without it."""
+"""A criterion by the error left when layers that read a channel are refitted without it."""
 
 from __future__ import annotations
 
@@ -24,41 +24,39 @@ from torchslim.importance.types import Scores
 from torchslim.utils.layer_spec import LayerSpec
 
 STEP = 64
-"""One in so many of the channels that are left goes at a time, but one at least."""
+"""Each step removes 1/STEP of the remaining channels, at least one."""
 TINY = 1e-8
-"""Of the mean square, added to each: what is always the same has none."""
+"""Share of the mean square added to each; constant inputs have none."""
 
 
 @dataclass(frozen=True)
 class OBS(Criterion):
-    """What the outputs lose with the channel if the layers that read it are refitted, for each multiply-add it saves.
+    """Output error from removing the channel and refitting the layers that read it, per multiply-add saved.
 
-    Optimal brain surgeon (Hassibi and Stork 1993) with whole channels for weights: the second moments of what a layer
-    reads are the Hessian of its squared error, and their inverse gives both the refit and what it leaves (Frantar and
-    Alistarh 2022, section 3; Kurtic et al. 2023, section 3.1). The cheapest channel of a group goes, weights and
-    inverse follow, and so on: a channel's score is its price when its turn comes. Errors of what a layer gives count
-    by the squared gradients there of a random projection of the network's outputs; no labels are asked for.
+    Optimal brain surgeon (Hassibi and Stork 1993) on whole channels: the second moments of a layer's inputs are the
+    Hessian of its squared error, and their inverse gives both the refit and its residual error (Frantar and Alistarh
+    2022, section 3; Kurtic et al. 2023, section 3.1). The channels of a group are removed greedily, lowest error first,
+    and weights and inverse updated each time: a channel's price is its error when it is removed. Errors of a layer's
+    output are weighted by the squared gradients of a random projection of the network's outputs; no labels are needed.
 
-    Moments and gradients are those of a copy whose batch norms have the statistics of the batches, so that a channel
-    which happens to be silent on few pictures is not called useless. `compensate` makes the refit that is reckoned
-    with here.
+    Moments and gradients are those of a copy whose batch norms have the statistics of the batches, where channels that
+    are inactive on these few images count as well. `compensate` makes the same refit.
 
-    Prices order the channels of a group; between groups they mislead, because a refit on few pictures looks good on
-    these, the more so the deeper in the network. So some cuts of each group are tried: its cheapest channels are
-    silenced, their readers refitted on every other batch, and the outputs compared on the other batches. What they
-    lose tells what prices are worth, and by what power of them costs grow (`PowerLaw`). Give two batches or more, each
-    of other pictures (photographs of one place in one batch, of another in the next), or what is tried is what was
-    fitted.
+    Prices rank the channels of a group but are not comparable between groups: a refit overfits a few images, the more
+    so the deeper the layer. So some cuts of each group are tried: its cheapest channels are silenced, their readers
+    refitted on every other batch, and the outputs compared on the other batches. A power law from prices to costs is
+    fitted to the results (`PowerLaw`). Give at least two batches, of different images (of one place in one batch, of
+    another in the next); else trials use the images of the fit.
 
     Attributes:
-        damp: added to the moments, in mean squares of each input: a few pictures do not tell all.
-        tried: the shares of a group's channels that are silenced on trial, one run of a batch for each and each half
-            of the batches; () to take prices as they are reckoned. Outputs whose shapes hang on their values, such as
-            the boxes that a detector finds, can't be compared: with these, too, prices are taken as they are.
+        damp: added to the moments, in mean squares of each input, against overfitting.
+        tried: the shares of a group's channels silenced in trials, one run of a batch for each share and each half
+            of the batches; () to use prices as costs. So are they where the shapes of outputs depend on the data (the
+            boxes of a detector), since such outputs can't be compared.
 
     Raises:
-        RequestError: the model fails on a batch, nothing that can be measured reads a group's channels, the damp is
-            not positive, or a share is not above 0 and up to 1.
+        RequestError: the model fails on a batch, no measurable layer reads a group's channels, the damp is not
+            positive, or a share is not in (0, 1].
     """
 
     damp: float = 0.3
@@ -101,7 +99,7 @@ class OBS(Criterion):
 
     def _fit_laws(self, evidence: Evidence, statistics: Mapping[str, LayerStatistics],
                   readings: Sequence[Sequence[WeightReader]], prices: Sequence[Scores]) -> list[PowerLaw]:
-        """What cuts of each group cost by their prices; for all groups as priced if one of them can't be tried."""
+        """The power law of each group; the identity for all groups if one of them can't be tried."""
         trial_cuts = TrialCuts(evidence.model, evidence.batches, statistics, self.damp)
         laws = []
         for readers, reckoned in zip(readings, prices, strict=True) if self.tried else ():
@@ -114,10 +112,10 @@ class OBS(Criterion):
         return laws if len(laws) == len(prices) else [IDENTITY_LAW] * len(prices)
 
 
-# --- what was measured ----------------------------------------------------------------------------------------
+# --- statistics -----------------------------------------------------------------------------------------------
 
 def _layer_statistics(evidence: Evidence, readings: Sequence[Sequence[WeightReader]]) -> dict[str, LayerStatistics]:
-    """Statistics of all layers that the outputs depend on; measured once, unless others are asked for."""
+    """Statistics of all layers with a gradient; cached, and collected again for other layers."""
     wanted: dict[str, tuple[LayerSpec, list[Tensor]]] = {}
     for reading in (reader for readers in readings for reader in readers):
         columns = wanted.setdefault(reading.layer, (reading.spec, []))[1]
@@ -136,17 +134,17 @@ def _among(columns: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
 
 
 class InverseMoments:
-    """Inverses of the moments of what a layer reads, made when they are asked for."""
+    """Inverses of a layer's damped input moments, computed lazily."""
 
     def __init__(self, name: str, statistics: LayerStatistics, damp: float) -> None:
         self.name, self.statistics, self.damp = name, statistics, damp
         self.made: dict[int, Tensor] = {}
 
     def of(self, columns: Tensor) -> Tensor:
-        """(G, F, F) for one of its sets of columns.
+        """The inverse for a set of columns, (G, F, F).
 
         Raises:
-            RequestError: what the layer read is not finite, or the damp is too little.
+            RequestError: the inputs are not finite, or the damp is too small.
         """
         index = next(i for i, known in enumerate(self.statistics.columns) if torch.equal(known, columns))
         if index not in self.made:
@@ -168,12 +166,12 @@ class InverseMoments:
 
 @dataclass(eq=False)
 class ReaderBlock:
-    """Filters that see some of a group's channels, each by equally many numbers K.
+    """Filters that read some of a group's channels, with K weights per channel.
 
     Attributes:
-        channels: (C,) which.
-        weight: (N, C, K), each filter times the root of what its errors cost.
-        inverse: (C, K, C, K), of the moments of what it sees.
+        channels: indices, (C,).
+        weight: (N, C, K), each filter times the root of its squared gradients.
+        inverse: of the input moments, (C, K, C, K).
     """
 
     channels: Index
@@ -181,13 +179,13 @@ class ReaderBlock:
     inverse: Tensor
 
     def prices(self) -> Scores:
-        """What the best refit without each channel leaves, (C,)."""
+        """Residual error of refits without each channel, (C,)."""
         blocks = self.inverse.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
         weight = self.weight.permute(1, 2, 0)
         return np.asarray((weight * torch.linalg.solve(blocks, weight)).sum((1, 2)).clamp_min(0))
 
     def eliminate(self, gone: Index) -> None:
-        """Refit the filters without some channels, and forget these."""
+        """Refit the filters without some channels and drop these."""
         lost = torch.from_numpy(np.isin(self.channels, gone))
         if not lost.any():
             return
@@ -203,14 +201,14 @@ class ReaderBlock:
 
 
 def _reader_blocks(reading: WeightReader, known: Mapping[str, InverseMoments]) -> Iterator[ReaderBlock]:
-    """A face for each set of columns, and each group of filters that sees some of the channels in it.
+    """A block for each set of columns and each group of filters that reads some channels in it.
 
-    Of a group's channels a filter sees inputs (`seen % fan_in`), each through all taps; `spot` says where among the
-    set's columns these are, and the inverse is cut down to them.
+    A filter reads inputs `seen % fan_in`, each with all taps; `spot` maps these to positions among the set's columns,
+    which select the inverse's entries.
     """
     inverses, spec = known[reading.layer], reading.spec
     taps, home = prod(spec.kernel), reading.seen // spec.fan_in
-    # Together what each channel is to one group of filters; one by one where it is part of several.
+    # All inputs of a channel at once if one group of filters reads them, else one by one.
     one_block = bool((home == home[:, :1]).all())
     parts = [reading.seen] if one_block else [columns_at[:, None] for columns_at in reading.seen.T]
     squared_gradients = inverses.statistics.squared_gradients
@@ -235,7 +233,7 @@ def _reader_blocks(reading: WeightReader, known: Mapping[str, InverseMoments]) -
 
 
 def _prices(channels: int, blocks: Sequence[ReaderBlock]) -> Scores:
-    """The price of each channel when its turn comes, not decreasing in that order."""
+    """The price of each channel when it is removed, increasing in that order."""
     left, prices, dearest = np.arange(channels), np.zeros(channels), 0.0
     while len(left):
         price = np.zeros(channels)
@@ -243,7 +241,7 @@ def _prices(channels: int, blocks: Sequence[ReaderBlock]) -> Scores:
             price[block.channels] += block.prices()
         going = left[np.argsort(price[left], kind="stable")][:max(1, len(left) // STEP)]
         for channel in going.tolist():
-            # What goes later is dearer, if only by a hair: the order is part of what was found.
+            # Strictly increasing, so that sorting by price gives the order of removal.
             dearest = prices[channel] = max(price[channel], dearest * (1 + 1e-12))
         left = left[~np.isin(left, going)]
         for block in blocks if len(left) else ():

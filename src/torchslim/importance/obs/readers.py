@@ -1,4 +1,4 @@
-"""The layers that read a group's channels, and which of what their filters see these are."""
+"""The layers that read a group's channels, and at which of their inputs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torchslim.importance.evidence import Evidence
 from torchslim.utils.layer_spec import LayerSpec, filters_first, spec_from_attributes
 
 WIDE = 2048
-"""Where filters see more numbers than this, each tap is taken by itself: the inverse of all would take minutes."""
+"""Filters with more weights get one inverse per tap: inverting all moments would take minutes."""
 
 Index = NDArray[np.int64]
 
@@ -26,9 +26,9 @@ class WeightReader(NamedTuple):
 
     Attributes:
         layer: its name.
-        spec: what it is.
-        weight: (G, N / G, inputs of a filter x taps).
-        seen: (channels, n): the input channels of the layer, over all its groups, that each channel is.
+        spec: its spec.
+        weight: (G, N / G, fan-in x taps).
+        seen: (channels, n): the layer's n input channels, over all groups, for each channel.
     """
 
     layer: str
@@ -38,12 +38,12 @@ class WeightReader(NamedTuple):
 
     @property
     def columns(self) -> list[Tensor]:
-        """The sets of what a filter sees whose moments tell of these channels: one of all, or each tap by itself."""
+        """Index sets of a filter's inputs whose moments are inverted together: one of all, or one per tap."""
         taps, inputs = prod(self.spec.kernel), self.spec.fan_in
         if inputs * taps <= WIDE:
             return [torch.arange(inputs * taps)]
         columns = [torch.arange(inputs)]
-        if inputs > WIDE and self.spec.groups == 1:  # a map that was flattened: place by place
+        if inputs > WIDE and self.spec.groups == 1:  # a flattened map: by position
             columns = [torch.from_numpy(indices) for indices in self.seen.T]
         return [channels * taps + tap for channels in columns for tap in range(taps)]
 
@@ -54,7 +54,7 @@ def weight_readers(group: ChannelGroup, evidence: Evidence, readers: Mapping[int
     Args:
         group: of channels.
         evidence: the network.
-        readers: by the id of a tensor the names of the layers that read with it.
+        readers: names of layers by the id of each of their tensors.
     """
     for member in group.members:
         for name in readers.get(id(evidence.state[member.name]), ()) if member.role == "reads" else ():

@@ -1,4 +1,4 @@
-"""Input moments and squared output gradients of layers: what errors of a layer cost the network's outputs."""
+"""Input moments and squared output gradients of layers."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from torchslim.utils.inputs import Inputs, tensors_in
 from torchslim.utils.layer_spec import LayerSpec
 
 PLACES = 64
-"""So many places of each map are looked at: pictures differ more than places of one picture do."""
+"""Positions sampled per map: images differ more than the positions within one."""
 
 Layers = Mapping[str, tuple[LayerSpec, Sequence[Tensor]]]
-"""Layers by name, as what they are, and sets of columns of what each filter sees."""
+"""By layer name its spec and index sets (columns) of its filters' inputs."""
 
 
 @dataclass
 class Sums:
-    """Of one network's runs of every other batch: how many places were looked at, and of each set of columns squares
-    and sums, (G, F, F) and (G, F)."""
+    """Sums over every other batch in one network: sampled positions, and per set of columns products and values of
+    inputs, (G, F, F) and (G, F)."""
 
     places: int = 0
     squares: list[Tensor] = field(default_factory=list)
@@ -43,11 +43,11 @@ class LayerStatistics:
 
     Attributes:
         spec: the layer.
-        columns: sets of what its filters see; each filter of a group of channels sees fan-in x taps numbers.
-        views: of the network as it is, and of the copy whose norms are settled, if there is one: what the batches in
-            even places tell, and those in odd ones.
+        columns: index sets of a filter's fan-in x taps inputs.
+        views: of the network, and of the copy with recalibrated norms, if any: sums over the batches of even index and
+            over those of odd index.
         squared_gradients: (N,): squared gradients of a random projection of the network's outputs, summed over
-            maps and items; None where no gradient reaches the layer.
+            positions and samples; None where no gradient reaches the layer.
     """
 
     spec: LayerSpec
@@ -59,26 +59,25 @@ class LayerStatistics:
         self.looks = [InputSampler(self.spec, PLACES) for _ in self.views]
 
     def moments(self, columns: int) -> Tensor:
-        """Second moments about the means of one set of columns, (G, F, F), where norms are settled if any are."""
+        """Input covariance of a set of columns, (G, F, F), with recalibrated norms if any."""
         return _central(columns, self.views[-1])
 
     def moments_of_half(self, columns: int, half: int) -> Tensor:
-        """Likewise on the batches in even (0) or odd (1) places, and the mean of all views."""
+        """Likewise on the batches of even (0) or odd (1) index, mean over views."""
         return torch.stack([_central(columns, _of_half(view, half)) for view in self.views]).mean(0)
 
     def level(self, columns: int, half: int) -> Tensor:
-        """What is seen on average in the network as it is, (G, F), of a set of columns on a half of the batches."""
+        """Mean inputs of a set of columns in the network itself, (G, F), on a half of the batches."""
         return _mean(columns, _of_half(self.views[0], half))
 
     def add_input(self, x: Tensor, view: int, half: int) -> None:
-        """Count what the layer reads; nothing at all where the data leave it no rows (a detector that finds none)."""
+        """Add the moments of a layer's input; an input without rows (a detector without boxes) adds none."""
         if not x.numel():
             return
         views = torch.cat(list(self.looks[view](wide(x.detach()))))
         rows, half_sums = views.reshape(len(views), self.spec.groups, -1).transpose(0, 1), self.views[view][half]
         half_sums.places += len(views)
-        # Squares about nought lose what is small beside a large mean: in single precision about the batch's mean, the
-        # rest in double.
+        # Against cancellation: products about the batch's mean in single precision, the mean's share in double.
         near = rows.mean(1, keepdim=True)
         rows, near = rows - near, near.double().cpu()
         for index, columns in enumerate(self.columns):
@@ -94,14 +93,14 @@ class LayerStatistics:
                 half_sums.sums[index] += sums
 
     def add_gradient(self, gradient: Tensor) -> None:
-        """Count how the outputs feel the layer's, (B, N, *map) or (*, N)."""
+        """Add a squared output gradient, (B, N, *map) or (*, N)."""
         dim = gradient.dim() - 1 - self.spec.dims
         squares = gradient.double().square().movedim(dim, 0).flatten(1).sum(1).cpu()
         self.squared_gradients = squares if self.squared_gradients is None else self.squared_gradients + squares
 
 
 def _of_half(view: Sequence[Sums], half: int) -> Sequence[Sums]:
-    """Every other batch; all that there are where the layer ran on none of these."""
+    """Sums of a half of the batches; of all if the layer did not run on these."""
     return view[half:half + 1] if view[half].places else [half_sums for half_sums in view if half_sums.places]
 
 
@@ -118,20 +117,20 @@ def _central(columns: int, sums: Sequence[Sums]) -> Tensor:
 
 def collect_statistics(model: nn.Module, batches: Sequence[Inputs], layers: Layers,
                        seed: int) -> dict[str, LayerStatistics]:
-    """Run all batches forth and back in a copy whose batch norms have their statistics, and forth in the model itself.
+    """Run all batches forward and backward in a copy whose batch norms have their statistics, and forward in the model.
 
-    On a few pictures many channels are silent that speak on others. In that copy every channel is as active as it was
-    in training. A model without such norms is run once, forth and back.
+    Many channels that are active on other images are inactive on a few; in that copy every channel is as active as in
+    training. A model without batch norms runs once, forward and backward.
 
     Args:
-        model: left as it was.
+        model: not changed.
         batches: inputs without targets.
-        layers: which.
-        seed: of the projection of the outputs.
+        layers: see `Layers`.
+        seed: of the projection.
 
     Raises:
-        RequestError: the model fails on a batch, or has no outputs that are differentiable.
-        TraceError: it runs other layers on one batch than on another.
+        RequestError: the model fails on a batch, or has no differentiable output.
+        TraceError: it runs different layers on different batches.
     """
     networks = [copy_model(model)]
     if any(has_running_statistics(module) for module in model.modules()):
@@ -163,14 +162,14 @@ def _hooks_on(network: nn.Module, layers: Mapping[str, LayerStatistics], given: 
                      statistics: LayerStatistics = statistics) -> Tensor:
                 statistics.add_input(next(iter((*args, *kwargs.values()))), view, half)
                 given.append((name, y))
-                return y.clone()  # what comes next may write into it, and the gradient would be that of what it wrote
+                return y.clone()  # an in-place operation on y would change which tensor the gradient is of
 
             stack.enter_context(network.get_submodule(name).register_forward_hook(note, with_kwargs=True))
         yield
 
 
 def _gradients(outputs: Any, given: Sequence[tuple[str, Tensor]], chance: torch.Generator) -> list[tuple[str, Tensor]]:
-    """Of a projection of all outputs with random signs, with respect to what layers gave that they depend on."""
+    """Gradients of a projection of all outputs with random signs, with respect to layers' outputs."""
     differentiable = [y for y in tensors_in(outputs) if y.requires_grad]
     if not differentiable:
         raise RequestError("importance 'obs': no output of the model is differentiable, so that nothing says what its "

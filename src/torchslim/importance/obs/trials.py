@@ -1,8 +1,7 @@
-"""What cuts cost, tried out: channels are silenced, their readers refitted on some batches, outputs compared on others.
+"""Measured costs of cuts: channels are silenced, their readers refitted on some batches, outputs compared on others.
 
-What a refit leaves on the very pictures that it was made on says little where filters see a thousand channels and the
-pictures are a hundred: deep in a network it can be tens of times less than on other pictures. So a price is worth
-no more than its trial.
+The residual error of a refit on its own images is too small where filters have a thousand inputs and there are a
+hundred images: deep in a network it can be tens of times smaller than on other images.
 """
 
 from __future__ import annotations
@@ -32,18 +31,18 @@ from torchslim.utils.inputs import Inputs, tensors_in
 from torchslim.utils.layer_spec import LayerSpec, torch_layout
 
 NEGLIGIBLE_LOSS = 1e-9
-"""Of the outputs' variance: a loss below that is rounding."""
+"""Losses below this, in output variances, are rounding."""
 MIN_SCORE_SHARE = 1e-6
 """Below this share of the group's highest score a channel counts as dead."""
 RIDGE = 1e-9
-"""Of the mean square of what a layer sees: added, so that what it sees too little of is solved for."""
+"""Share of the inputs' mean square added as a ridge, so that the system is never singular."""
 MAX_LOSS = 0.99
 """Loss, a share of the outputs' variance, is clipped here so its logarithm stays finite."""
 
 
 @dataclass(frozen=True)
 class RefittedLayer:
-    """A reader's weight without some channels, as torch stores it, and what is added to its outputs, (N,)."""
+    """A layer's weight without some channels, in torch's layout, and a shift of its outputs, (N,)."""
 
     spec: LayerSpec
     weight: Tensor
@@ -54,10 +53,10 @@ class TrialCuts:
     """Trials of cuts in a copy of a network.
 
     Args:
-        model: the network; it is left as it was.
+        model: the network; not changed.
         batches: inputs without targets; readers are refitted on every other one, and tried on one of the others.
-        probed: what the readers were seen to read on these batches.
-        damp: what it costs a weight to move, in mean squares of what it sees.
+        statistics: of the readers on these batches.
+        damp: ridge on changes of weights, in mean squares of their inputs.
     """
 
     def __init__(self, model: nn.Module, batches: Sequence[Inputs], statistics: Mapping[str, LayerStatistics],
@@ -71,18 +70,17 @@ class TrialCuts:
         return copy_model(self.model).requires_grad_(False)
 
     def law(self, readings: Sequence[WeightReader], prices: Scores, shares: Sequence[float]) -> PowerLaw | None:
-        """What cuts of a group cost by their prices, of trials of the channels that are cheapest.
+        """The power law of a group's costs, fitted to trials of its cheapest channels.
 
         Args:
             readings: the layers that read a group's channels.
             prices: of its channels, (C,).
-            shares: of the channels, one for each trial; those that come to as many channels are tried once.
+            shares: of the channels, one for each trial; equal numbers of channels are tried once.
 
         Returns:
-            The law of the trials that lose more than `NEGLIGIBLE_LOSS`; if none does, `NEGLIGIBLE_LOSS` for the price
-            of all that was tried. Dead channels, of no price, are not tried: they say nothing of the others. None
-            where the outputs' shapes hang on their values (boxes that a detector finds), so that they can't be
-            compared.
+            The law of the trials that lose more than `NEGLIGIBLE_LOSS`; if none does, one that gives `NEGLIGIBLE_LOSS`
+            at the highest price tried. Dead channels, without a price, are not tried. None where the shapes of outputs
+            depend on their values (boxes of a detector), so that they can't be compared.
         """
         order = np.argsort(prices, kind="stable")
         order = order[prices[order] > MIN_SCORE_SHARE * prices.max()]
@@ -97,20 +95,20 @@ class TrialCuts:
                 price = max(float(prices[gone].sum()), TINY)
                 dearest = max(dearest, price)
                 if lost > NEGLIGIBLE_LOSS:
-                    # Of cuts one behind another the shares that are left multiply: so their logarithms add up.
+                    # Remaining shares of successive cuts multiply, so their logarithms add up.
                     trials.append(Trial(price, -log1p(-min(lost, MAX_LOSS))))
         if trials:
             return PowerLaw.through(trials)
         return PowerLaw(log(NEGLIGIBLE_LOSS) - log(max(dearest, NEGLIGIBLE_LOSS)), 1.0)
 
     def lost(self, readings: Sequence[WeightReader], gone: Index, half: int, trial: int) -> float | None:
-        """What the outputs lose with some channels, in their variances; None if their shapes are others then.
+        """Output error without some channels, in output variances; None if the outputs' shapes change.
 
         Args:
             readings: the layers that read these channels.
-            gone: of the group's channels, (n,).
+            gone: the removed channels, (n,).
             half: of the batches, on which the readers are refitted.
-            trial: decides which of the other half's batches is asked.
+            trial: selects a batch of the other half.
         """
         others = range(1 - half, len(self.batches), 2) if len(self.batches) > 1 else range(1)
         batch = others[trial % len(others)]
@@ -146,14 +144,14 @@ class TrialCuts:
 
 def refitted(readings: Sequence[WeightReader], statistics: LayerStatistics, gone: Index, half: int,
              damp: float) -> RefittedLayer:
-    """A layer's best weight without some channels, on a half of the batches: ridge regression from all that is left.
+    """A layer's best weight without some channels, on a half of the batches: ridge regression on the other inputs.
 
     Args:
-        readings: of one layer, several if it reads the channels in several ways.
-        probed: what it was seen to read.
-        gone: of the group's channels, (n,).
+        readings: of one layer, several if it reads the channels more than once.
+        statistics: the layer's.
+        gone: the removed channels, (n,).
         half: of the batches.
-        damp: what it costs a weight to move, in mean squares of what it sees.
+        damp: ridge on changes of weights, in mean squares of their inputs.
     """
     spec, before = readings[0].spec, readings[0].weight
     weight, lost, level = before.clone(), _lost_outputs(readings, gone), torch.zeros_like(before[:, 0])
@@ -175,7 +173,7 @@ def refitted(readings: Sequence[WeightReader], statistics: LayerStatistics, gone
 
 
 def _lost_outputs(readings: Sequence[WeightReader], gone: Index) -> Tensor:
-    """Which of what the filters of each group see is gone: (G, fan-in x taps)."""
+    """Mask of the removed inputs of each group's filters: (G, fan-in x taps)."""
     spec = readings[0].spec
     lost = torch.zeros(spec.groups, spec.fan_in, prod(spec.kernel), dtype=torch.bool)
     for reading in readings:
@@ -185,7 +183,7 @@ def _lost_outputs(readings: Sequence[WeightReader], gone: Index) -> Tensor:
 
 
 class _Held(nn.Module):
-    """In place of what computes a weight."""
+    """Parametrization by a fixed weight."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -197,7 +195,7 @@ class _Held(nn.Module):
 
 @contextmanager
 def _replaced(layer: Any, fitted: RefittedLayer) -> Iterator[None]:
-    """A layer with another weight, and something added to what it gives."""
+    """Temporarily replace a layer's weight and shift its output."""
     weight = fitted.weight.to(layer.weight)
     shift = fitted.shift.to(layer.weight).reshape(-1, *[1] * fitted.spec.dims)
     with ExitStack() as stack:
@@ -205,7 +203,7 @@ def _replaced(layer: Any, fitted: RefittedLayer) -> Iterator[None]:
             stack.enter_context(_swapped(layer.parametrizations, "weight", _Held(weight)))
         elif "weight" in layer._parameters:
             stack.enter_context(_swapped(layer._parameters, "weight", weight))
-        else:  # a hook sets it before each call (`torch.nn.utils.weight_norm`, `prune`); this one comes behind it
+        else:  # a hook sets it before each call (`torch.nn.utils.weight_norm`, `prune`); this one runs after it
             stack.enter_context(layer.register_forward_pre_hook(lambda *_: setattr(layer, "weight", weight)))
         stack.enter_context(layer.register_forward_hook(lambda _, args, y: y + shift))
         yield
@@ -221,10 +219,9 @@ def _swapped(held: Any, name: str, new: Any) -> Iterator[None]:
 
 
 def _distance(output: Tensor, wanted: Tensor) -> float:
-    """Mean squared difference, in variances of what is wanted; in its mean squares where all of it is the same.
+    """Mean squared difference over the variance of `wanted`; over its mean square where it is constant.
 
-    Places where something infinite is wanted (what a mask rules out) say nothing; something infinite elsewhere is as
-    wrong as can be.
+    Entries where `wanted` is not finite (masked ones) are ignored; other non-finite outputs give infinity.
     """
     finite = wanted.isfinite()
     if not finite.any():

@@ -1,4 +1,4 @@
-"""Published results as files that `torchslim slim --recipe` runs: the paper, its figures, every setting, what differs.
+"""Published results as files for `torchslim slim --recipe`: paper, figures, settings, differences from the paper.
 
 No torch here: recipes are listed and shown without it.
 """
@@ -20,22 +20,22 @@ from torchslim.utils.text import describe_error
 FOLDER = Path(__file__).parent
 SUFFIX = ".toml"
 PHASES = ("baseline_epochs", "sparsify_epochs", "finetune_epochs")
-# Where a run leaves its files, and what it runs on, is no part of a recipe.
+# The output folder, threads and workers are not part of a recipe.
 SETTINGS = tuple(field.name for field in fields(Settings) if field.name not in ("out", "threads", "workers"))
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One published result, and how to go after it.
+    """One published result and the settings to reproduce it.
 
     Attributes:
-        name: what it is called here.
+        name: its name here.
         title: what is cut, in a line.
         paper: authors, year and title.
-        url: where it is to be read.
-        published: the paper's figures, by what they are of.
-        differs: what this package does otherwise than the paper, a sentence each.
-        settings: those of the run, by their names in `torchslim.pipeline.settings.Settings`.
+        url: of the paper.
+        published: the paper's figures, by metric.
+        differs: differences from the paper, a sentence each.
+        settings: of the run, by name in `torchslim.pipeline.settings.Settings`.
     """
 
     name: str
@@ -51,23 +51,23 @@ class Recipe:
 
         Args:
             out: the run's folder.
-            epochs: of every phase that has some, in place of the recipe's.
-            changes: settings by name, in place of the recipe's.
+            epochs: of every phase in the recipe, instead of the recipe's.
+            changes: settings by name, instead of the recipe's.
         """
         epoch_settings = {} if epochs is None else {name: epochs for name in PHASES if self.settings.get(name, 1)}
         return Settings(**{**self.settings, **epoch_settings, **changes, "out": out})
 
 
 def names() -> list[str]:
-    """The recipes that are shipped."""
+    """The included recipes' names."""
     return sorted(path.stem for path in FOLDER.glob(f"*{SUFFIX}"))
 
 
 def read(name: str | Path) -> Recipe:
-    """A recipe by its name, or from a file of one's own.
+    """A recipe by name, or from a custom file.
 
     Raises:
-        RequestError: no such recipe (with close matches), or a file that is none.
+        RequestError: no such recipe (with close matches), or an invalid file.
     """
     path = Path(name)
     if path.suffix != SUFFIX:
@@ -78,14 +78,14 @@ def read(name: str | Path) -> Recipe:
         path = FOLDER / f"{name}{SUFFIX}"
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # what is no TOML is a ValueError
+    except (OSError, ValueError) as error:  # invalid TOML is a ValueError
         raise RequestError(f"recipe {path}: can't be read ({describe_error(error)}); give a TOML file such as those "
                            "that `torchslim recipes NAME` prints") from error
     return _recipe(path, raw)
 
 
 def text_of(name: str) -> str:
-    """A recipe's file as it is.
+    """A recipe's file as text.
 
     Raises:
         RequestError: see `read`.
