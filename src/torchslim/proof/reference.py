@@ -11,10 +11,13 @@ where a convolution or a matrix product reads it.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -29,23 +32,51 @@ from torchslim.tracing.trace import operation_name, trace
 from torchslim.utils.inputs import Inputs
 
 
-def kept_channels_mode(model: nn.Module, inputs: Inputs, plan: Plan) -> KeptChannelsMode:
-    """A mode under which a run of `model` mixes and reads only the kept channels.
+@dataclass(frozen=True, eq=False)
+class KeptChannels:
+    """Which classes of channels of a run of the original a plan keeps."""
+
+    coupling: Coupling
+    kept: NDArray[np.bool_]
+
+    @property
+    def labeled(self) -> LabeledGraph:
+        """The run, with the classes of each value's elements."""
+        return self.coupling.labeled_graphs[0]
+
+    def part_of_call(self, module: str, call: int, output: Tensor) -> Tensor:
+        """What the slim network has of the output of a module's n-th call."""
+        values = self.labeled.graph.module_outputs.get(module, ())
+        value = values[call] if call < len(values) else None
+        if value is None or tuple(output.shape) != value.shape:
+            return output
+        tracks = [track for track in self.labeled.tracks.get(value.id, ()) if not self.kept[track].all()]
+        mask = np.ones((1,) * output.dim(), dtype=bool)
+        for track in tracks:
+            mask = mask & self.kept[track]
+        kept = output.masked_select(torch.from_numpy(mask).to(output.device))
+        shape = self.labeled.shape(value, self.kept.astype(np.float64))
+        return kept.reshape(shape) if kept.numel() == prod(shape) else kept
+
+
+def kept_channels(model: nn.Module, inputs: Inputs, plan: Plan, *, meta: bool | None = None) -> KeptChannels:
+    """What a plan keeps of a run of a model.
 
     Args:
-        model: the silenced original; traced with real tensors here, so that operations come in the same order.
-        inputs: those of the run under the mode.
+        model: the silenced original.
+        inputs: those of the run.
         plan: the plan.
+        meta: see `trace`.
     """
-    coupling = couple([trace(model, inputs, meta=False)], CouplingOptions(allow_approximate=True))
+    coupling = couple([trace(model, inputs, meta=meta)], CouplingOptions(allow_approximate=True))
     kept = np.ones(coupling.num_classes, dtype=bool)
-    for touch in coupling.labeled_dims:
-        index = plan.kept.get(touch.name, {}).get(touch.dim)
+    for dim in coupling.labeled_dims:
+        index = plan.kept.get(dim.name, {}).get(dim.dim)
         if index is not None:
-            gone = np.ones(len(touch.labels), dtype=bool)
+            gone = np.ones(len(dim.labels), dtype=bool)
             gone[list(index)] = False
-            kept[touch.labels[gone]] = False
-    return KeptChannelsMode(coupling, kept)
+            kept[dim.labels[gone]] = False
+    return KeptChannels(coupling, kept)
 
 
 def is_transformed_before_read(model: nn.Module, inputs: Inputs, names: Collection[str]) -> bool:
@@ -65,12 +96,19 @@ def is_transformed_before_read(model: nn.Module, inputs: Inputs, names: Collecti
 _INCIDENTAL = frozenset({"aten.detach", "aten.alias"})
 
 
+def kept_channels_mode(model: nn.Module, inputs: Inputs, plan: Plan) -> KeptChannelsMode:
+    """A mode under which a run of `model` on these inputs mixes and reads only the kept channels."""
+    # With real tensors, so that operations come in the same order as in that run.
+    return KeptChannelsMode(kept_channels(model, inputs, plan, meta=False))
+
+
 class KeptChannelsMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Runs operations that mix channels on the kept channels only, and fills the others with zeros."""
 
-    def __init__(self, coupling: Coupling, kept: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
+    def __init__(self, channels: KeptChannels) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.labeled: LabeledGraph = coupling.labeled_graphs[0]
+        coupling, kept = channels.coupling, channels.kept
+        self.labeled = channels.labeled
         self.labeled_dims = coupling.by_dimension
         self.kept = kept
         self.mixing = {m.op for m in coupling.mixed if not kept[m.labels].all()}

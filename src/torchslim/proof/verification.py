@@ -9,9 +9,11 @@ outputs barely depend on its inputs, or where a detector finds nothing.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -22,7 +24,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from torchslim.errors import PlanError, ProofError
 from torchslim.proof.float64 import in_float64
-from torchslim.proof.reference import is_transformed_before_read, kept_channels_mode
+from torchslim.proof.reference import KeptChannels, is_transformed_before_read, kept_channels, kept_channels_mode
 from torchslim.surgery.plans import Plan
 from torchslim.surgery.width_attributes import weight_of
 from torchslim.utils.copying import copy_model
@@ -76,6 +78,12 @@ def differences(model: nn.Module, slim: nn.Module, plan: Plan, inputs: Inputs) -
     with in_float64():
         mixing = (kept_channels_mode(silenced, inputs64, plan)
                   if _needs_kept_channels_mode(silenced, inputs64, plan) else nullcontext())
+
+    @cache
+    def channels() -> KeptChannels:
+        with in_float64():
+            return kept_channels(silenced, inputs64, plan)
+
     watched = _watch_layers(silenced, lambda name, _, output: layers.setdefault(name, []).append(output))
     with watched, mixing:
         expected = _outputs(silenced, inputs64)
@@ -83,17 +91,18 @@ def differences(model: nn.Module, slim: nn.Module, plan: Plan, inputs: Inputs) -
     # The plan lists a tied tensor under its first name.
     names: dict[Tensor, str] = {
         tensor: name for name, tensor in reversed(list(silenced.named_parameters(remove_duplicate=False)))}
+    calls: Counter[str] = Counter()
 
     def compare(name: str, layer: nn.Module, output: Tensor) -> None:
         if not layers.get(name):
             raise ProofError(f"verify: `{name}` runs more often in the slim network than in the original")
-        original = silenced.get_submodule(name)
-        weight = weight_of(original)
-        part = _kept_part(layers[name].pop(0), layer, weight, plan.kept.get(names.get(weight, ""), {}))
-        # A custom layer may change channels that its weight does not show, and a linear layer may work along positions
-        # beside channels: if the shapes differ, only the layers that follow are compared.
-        if part.shape == output.shape or (_is_torch_layer(layer) and not isinstance(layer, nn.Linear)):
-            layer_differences.append(Difference(name, _error(part, output, name)))
+        weight = weight_of(silenced.get_submodule(name))
+        expected = layers[name].pop(0)
+        part = _kept_part(expected, layer, weight, plan.kept.get(names.get(weight, ""), {}))
+        if part.shape != output.shape:  # its weight does not run along the channels that were cut
+            part = channels().part_of_call(name, calls[name], expected)
+        calls[name] += 1
+        layer_differences.append(Difference(name, _error(part, output, name)))
 
     with _watch_layers(slim_copy, compare):
         outputs = _outputs(slim_copy, inputs64)

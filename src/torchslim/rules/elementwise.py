@@ -23,6 +23,7 @@ def pointwise(space: LabelSpace, op: Op) -> None:
     for out in op.outputs:
         if out is not None:
             space.set(out, tracks)
+            space.inherit_repeats(out, values)
 
 
 def passing(space: LabelSpace, op: Op) -> None:
@@ -30,7 +31,7 @@ def passing(space: LabelSpace, op: Op) -> None:
     first = op.inputs[0]
     for out in op.outputs:
         if out is not None and out.shape == first.shape:
-            space.set(out, space.tracks(first))
+            space.alias(out, first)
 
 
 def aliased(space: LabelSpace, op: Op) -> None:

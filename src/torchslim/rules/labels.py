@@ -11,7 +11,7 @@ Operations move labels (`rules/`), and declare here what follows: that labels ar
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -35,6 +35,11 @@ class LabeledDim:
     labels: Labels
     groups: int = 1
     copies: Labels | None = None
+
+
+Repeat = dict[int, tuple[Value, int]]
+"""By their ids, values that repeat one element along a dimension each, all cut alike: what is computed of an expanded
+tensor is expanded."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +109,7 @@ class LabelSpace:
     unknown_ops: set[str] = field(default_factory=set)
     mixed: list[MixedLabels] = field(default_factory=list)
     _tracks: dict[int, Tracks] = field(default_factory=dict)
-    _expanded: dict[int, tuple[tuple[int, ...], list[Value]]] = field(default_factory=dict)
+    _repeats: dict[int, dict[int, Repeat]] = field(default_factory=dict)
     _state: dict[tuple[str, int], Labels | None] = field(default_factory=dict)
     _spread: dict[str, Labels] = field(default_factory=dict)
 
@@ -118,7 +123,7 @@ class LabelSpace:
 
         Parameters keep their labels, which joins the graphs.
         """
-        self._tracks, self._expanded = {}, {}
+        self._tracks, self._repeats = {}, {}
         return self._tracks
 
     def tracks(self, value: Value) -> Tracks:
@@ -152,19 +157,40 @@ class LabelSpace:
         if labels is not None:
             self.set(value, [along_dim(labels, dim % len(value.shape), len(value.shape))])
 
-    def mark_expanded(self, value: Value, dims: tuple[int, ...]) -> None:
+    def mark_repeated(self, value: Value, dims: Iterable[int]) -> None:
         """Declare that a value repeats one element along these dimensions, as `expand` does.
 
         They get the labels of what they meet: whether torch broadcasts a tensor or is given it expanded is the same.
         """
-        self._expanded[value.id] = dims, [value]
+        self._repeats.setdefault(value.id, {}).update({dim: {value.id: (value, dim)} for dim in dims})
+
+    def inherit_repeats(self, value: Value, sources: Sequence[Value], places: Mapping[int, int] | None = None) -> None:
+        """Declare that a value repeats one element along the dimensions on which all its sources do.
+
+        Args:
+            value: what an element-wise operation or a view gives.
+            sources: what it is computed of.
+            places: of each dimension of a single source, which of the value's it is; None if they broadcast.
+        """
+        for dim, size in enumerate(value.shape) if any(source.id in self._repeats for source in sources) else ():
+            joined: Repeat = {}
+            for source in sources:
+                at = (dim - len(value.shape) + len(source.shape) if places is None
+                      else next((old for old, new in places.items() if new == dim), -1))
+                repeat = self._repeats.get(source.id, {}).get(at)
+                if repeat is None and at >= 0 and source.shape[at] > 1:
+                    break
+                joined.update(repeat or {})
+            else:
+                if size > 1 and joined and all(track.shape[dim] == 1 for track in self.tracks(value)):
+                    joined[value.id] = value, dim
+                    for member, place in joined.values():
+                        self._repeats.setdefault(member.id, {})[place] = joined
 
     def alias(self, value: Value, source: Value) -> None:
         """Give a value the labels of another of the same elements."""
         self.set(value, self.tracks(source))
-        if source.id in self._expanded:
-            self._expanded[value.id] = self._expanded[source.id]
-            self._expanded[value.id][1].append(value)
+        self.inherit_repeats(value, [source])
 
     def fill(self, value: Value) -> None:
         """Label a tensor of equal elements (zeros, ones, uninitialised): it is cut along with whatever it meets."""
@@ -300,18 +326,33 @@ class LabelSpace:
             for value, aligned, shape in zip(values, carried, shapes, strict=True):
                 spans_all = all(shape[dim] > 1 for dim in dims)
                 if (spans_all and not any(o.shape[dim] > 1 for o in aligned for dim in dims)
-                        and not self._label_expanded(value, track)):
+                        and not self.label_repeated(value, track)):
                     self.freeze(track, f"meets a tensor that can't be cut in {op.where}")
         return tuple(merged)
 
-    def _label_expanded(self, value: Value, track: Labels) -> bool:
-        """Label a value and its aliases along the dimensions of a track; False unless it repeats along all of them."""
-        dims, aliases = self._expanded.get(value.id, ((), []))
-        offset = track.ndim - len(value.shape)
-        if not all(dim - offset in dims for dim, size in enumerate(track.shape) if size > 1):
+    def label_repeated(self, value: Value, track: Labels | None) -> bool:
+        """Label what repeats one element, and all that is computed of it, along the dimensions of a track.
+
+        Returns:
+            False unless the value repeats one element along all of them.
+        """
+        if track is None:
             return False
-        for alias in aliases:
-            self.set(alias, (*self.tracks(alias), track.reshape(track.shape[offset:])))
+        offset = track.ndim - len(value.shape)
+        varied = [dim for dim, size in enumerate(track.shape) if size > 1]
+        repeats = [self._repeats.get(value.id, {}).get(dim - offset) for dim in varied]
+        if not varied or any(repeat is None for repeat in repeats) or any(
+                track.shape[dim] != value.shape[dim - offset] for dim in varied):
+            return False
+        shape = [track.shape[dim] for dim in varied]
+        for key, (member, _) in (repeats[0] or {}).items():
+            places = [repeat[key][1] for repeat in repeats if repeat is not None and key in repeat]
+            if len(places) == len(varied):
+                order = sorted(range(len(places)), key=places.__getitem__)
+                full = [1] * len(member.shape)
+                for number in order:
+                    full[places[number]] = shape[number]
+                self.set(member, (*self.tracks(member), track.reshape(shape).transpose(order).reshape(full)))
         return True
 
     def _merge_into(self, merged: list[Labels], track: Labels) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from torchslim.rules.labels import LabelSpace
 from torchslim.rules.row import Row
-from torchslim.rules.tracks import Labels, Tracks
+from torchslim.rules.tracks import Labels, Tracks, along_dim
 from torchslim.tracing.graph import Op, Value
 
 
@@ -22,11 +22,16 @@ def convolution_macs(op: Op) -> int:
 
 
 def convolution(space: LabelSpace, op: Op) -> None:
-    """aten.convolution(x, weight, bias, stride, padding, dilation, transposed, output_padding, groups)."""
+    """aten.convolution(x, weight, bias, stride, padding, dilation, transposed, output_padding, groups).
+
+    Labels along other dimensions than the channels pass where the convolution works on each index alone: along the
+    batch (maps folded into it), and along a dimension of the map on which filters have one tap.
+    """
     x, weight, bias = op.args[:3]
     transposed, groups = op.argument(6, "transposed", False), op.argument(8, "groups", 1)
     channels = x.shape[1]
-    into = space.only_along(x, 1, op, "convolved over")
+    passing = _passing(space, op)
+    into = space.along(x, 1, op)
     in_dim, out_dim = (0, 1) if transposed else (1, 0)
     alone = groups > 1 and groups == channels and weight.shape[1] == 1
     depthwise = alone and weight.name not in space.options.grouped_weights
@@ -40,10 +45,25 @@ def convolution(space: LabelSpace, op: Op) -> None:
         space.makes(out, prod(op.output.shape[2:]))
     if bias is not None:
         space.tie(space.along(bias, 0, op), out, op, "the bias of channels that can't be cut")
-    space.set_along(op.output, 1, out)
+    made = () if out is None else (along_dim(out, 1, len(op.output.shape)),)
+    space.set(op.output, (*made, *passing))
     # A filter reads its group's channels: with a group, filters go, and those left read as many as before.
     by_filters = depthwise or (groups > 1 and space.options.whole_groups)
-    space.meter(op, convolution_macs(op), (out,) if by_filters else (out, into))
+    space.meter(op, convolution_macs(op), (*((out,) if by_filters else (out, into)), *(t.ravel() for t in passing)))
+
+
+def _passing(space: LabelSpace, op: Op) -> Tracks:
+    """The tracks of a convolution's input that pass as they are; others that do not vary along channels are frozen."""
+    x = op.args[0]
+    stride, padding, dims = op.args[3], op.args[4], len(x.shape) - 2
+    single = {0, *(dim + 2 for dim in range(dims) if op.args[1].shape[dim + 2] == 1 and x.shape[dim + 2] > 1
+                   and stride[dim % len(stride)] == 1 and padding[dim % len(padding)] == 0)}
+    tracks = [track for track in space.tracks(x) if track.shape[1] == 1]
+    passing = tuple(track for track in tracks if {dim for dim, size in enumerate(track.shape) if size > 1} <= single)
+    for track in tracks:
+        if not any(track is other for other in passing):
+            space.freeze(track, f"convolved over in {op.where}")
+    return passing
 
 
 def _dense(space: LabelSpace, op: Op, into: Labels | None, in_dim: int, out_dim: int) -> Labels | None:

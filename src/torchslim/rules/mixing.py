@@ -21,7 +21,7 @@ def batch_norm(space: LabelSpace, op: Op) -> None:
     x = op.args[0]
     channels = space.along(x, 1, op)
     for parameter in op.args[1:5]:
-        if isinstance(parameter, Value):
+        if isinstance(parameter, Value) and not space.label_repeated(parameter, channels):
             space.tie(channels, space.along(parameter, 0, op), op, "normalises channels that can't be cut")
     if isinstance(op.args[1], Value) and op.args[1].name:
         space.norm_scales.add(op.args[1].name)
@@ -36,7 +36,11 @@ def layer_norm(space: LabelSpace, op: Op) -> None:
     x, shape = op.args[:2]
     values = [x, *(v for v in op.args[2:4] if isinstance(v, Value))]
     tracks = space.broadcast_union(values, op)
-    _mixed(space, op, tracks, range(len(x.shape) - len(shape), len(x.shape)))
+    dims = range(len(x.shape) - len(shape), len(x.shape))
+    for statistics in op.outputs[1:]:
+        if statistics is not None:
+            space.set(statistics, [track for track in tracks if all(track.shape[dim] == 1 for dim in dims)])
+    _mixed(space, op, tracks, dims)
 
 
 def group_norm(space: LabelSpace, op: Op) -> None:
@@ -44,7 +48,7 @@ def group_norm(space: LabelSpace, op: Op) -> None:
     x = op.args[0]
     channels = space.along(x, 1, op)
     for parameter in op.args[1:3]:
-        if isinstance(parameter, Value):
+        if isinstance(parameter, Value) and not space.label_repeated(parameter, channels):
             space.tie(channels, space.along(parameter, 0, op), op, "normalises channels that can't be cut")
     groups = op.args[6]
     if channels is not None and groups == len(channels):

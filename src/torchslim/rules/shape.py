@@ -29,6 +29,9 @@ def view(space: LabelSpace, op: Op) -> None:
         space.freeze_value(x, f"reshaped without elements in {op.where}")
         return
     space.set(op.output, [reshape_track(track, old, new) for track in space.tracks(x)])
+    space.inherit_repeats(op.output, [x], {left[0]: right[0] for left, right in (
+        ([dim for dim in dims if shape[dim] > 1] for dims, shape in zip(block, (old, new), strict=True))
+        for block in _blocks(old, new)) if len(left) == len(right) == 1})
 
 
 def reshape_track(track: Labels, old: Sequence[int], new: Sequence[int]) -> Labels:
@@ -106,17 +109,20 @@ def expand(space: LabelSpace, op: Op) -> None:
         return
     stored = (1,) * (len(shape) - len(x.shape)) + x.shape
     space.set(op.output, [t.reshape((1,) * (len(shape) - t.ndim) + t.shape) for t in space.tracks(x)])
-    space.mark_expanded(op.output, tuple(dim for dim, size in enumerate(shape) if stored[dim] == 1 < size))
+    space.inherit_repeats(op.output, [x])
+    space.mark_repeated(op.output, [dim for dim, size in enumerate(shape) if stored[dim] == 1 < size])
 
 
 def repeat(space: LabelSpace, op: Op) -> None:
-    """repeat: tiles, along dimensions with labels and without."""
+    """repeat: tiles, along dimensions with labels and without; one element is repeated as `expand` does."""
     x, times = op.args[:2]
+    stored = (1,) * (len(times) - len(x.shape)) + x.shape
     tracks = []
     for track in space.tracks(x):
         track = track.reshape((1,) * (len(times) - track.ndim) + track.shape)
         tracks.append(np.tile(track, [n if size > 1 else 1 for n, size in zip(times, track.shape, strict=True)]))
     space.set(op.output, tracks)
+    space.mark_repeated(op.output, [dim for dim, n in enumerate(times) if stored[dim] == 1 < n])
 
 
 def slices(space: LabelSpace, op: Op) -> None:
@@ -238,12 +244,16 @@ def cat(space: LabelSpace, op: Op) -> None:
     ndim = len(op.output.shape)
     dim = op.argument(1, "dim", 0) % ndim
     _join(space, op, values, dim, [space.tracks(value) for value in values])
+    if len(values) > 1 and values[0].shape[dim] == 1 and all(value is values[0] for value in values):
+        space.mark_repeated(op.output, [dim])
 
 
 def stack(space: LabelSpace, op: Op) -> None:
     """aten.stack(tensors, dim): rows of a new dimension; each keeps labels of its own."""
     values = list(op.args[0])
     dim = op.argument(1, "dim", 0) % len(op.output.shape)
+    if len(values) > 1 and all(value is values[0] for value in values):
+        space.mark_repeated(op.output, [dim])
     tracks = [tuple(np.expand_dims(t, dim) for t in space.tracks(value)) for value in values]
     if len(values) > 1 and all(len(t) == 1 and t[0].shape == tracks[0][0].shape for t in tracks):
         space.set(op.output, [np.concatenate([t[0] for t in tracks], axis=dim)])

@@ -93,6 +93,7 @@ class Graph:
         aliases: further names of a tied tensor -> its canonical name.
         modules: qualified module name -> class name.
         calls: how often each module was called; a module that was never reached is missing.
+        module_outputs: of each call of each module the value that it returned, None where that is no single tensor.
         training: True for a run in train mode.
         device: "meta" where shapes alone were run, else "real".
         kernels: names of the tensors that hold a convolution layer's filters: their last dimensions are positions.
@@ -107,6 +108,7 @@ class Graph:
     aliases: Mapping[str, str]
     modules: Mapping[str, str]
     calls: Mapping[str, int]
+    module_outputs: Mapping[str, tuple[Value | None, ...]]
     training: bool
     device: str
     kernels: frozenset[str]

@@ -97,8 +97,16 @@ def _run(model: nn.Module, tensors: Iterable[tuple[str, str, Tensor]], args: tup
         return recorder.failure(error)
     width_independent = (detector is not None and not detector.first_width_read
                          and not has_hidden_groups(model, recorder.ops) and not has_parametrizations(names)
+                         and not any(map(_joins_copies, recorder.ops))
                          and not reads_layer_widths(names))
     return recorder.graph(output, training, width_independent)
+
+
+def _joins_copies(op: Op) -> bool:
+    """Whether a list of tensors holds one several times: how often may be a width that no operation shows."""
+    lists = [item for item in op.args if isinstance(item, list | tuple)]
+    return any(len({value.id for value in values}) < len(values)
+               for values in ([item for item in items if isinstance(item, Value)] for items in lists))
 
 
 def _to_meta(tensor: Tensor) -> Tensor:
@@ -118,6 +126,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.failed_in = ""
         self.needs_data = ""
         self.calls: dict[str, int] = {}
+        self.module_outputs: dict[str, list[Value | None]] = {}
         self.ops: list[Op] = []
         self.count = 0
         self.has_unregistered_parameters = False
@@ -244,7 +253,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         def leave(module: nn.Module, _args: Any, output: Any) -> None:
             if threading.get_ident() == thread and module in self.names and self.stack:
-                self.stack.pop()
+                name = self.stack.pop()
+                value = self._value(output) if isinstance(output, Tensor) else None
+                self.module_outputs.setdefault(name, []).append(value)
                 if output is not None:  # it has not failed
                     self.failed_in = self.stack[-1] if self.stack else ""
 
@@ -274,7 +285,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """The graph of the finished run."""
         outputs = tuple(self._value(tensor) for tensor in tensors_in(output))
         modules = {name: type(module).__name__ for module, name in self.names.items()}
-        return Graph(tuple(self.ops), self.inputs, outputs, self.state, self.aliases, modules, self.calls, training,
+        module_outputs = {name: tuple(values) for name, values in self.module_outputs.items()}
+        return Graph(tuple(self.ops), self.inputs, outputs, self.state, self.aliases, modules, self.calls,
+                     module_outputs, training,
                      "meta" if self.meta else "real", self._kernels(), self.has_unregistered_parameters,
                      width_independent)
 
