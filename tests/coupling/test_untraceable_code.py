@@ -203,6 +203,8 @@ class Holding(nn.Module):
 
 
 class Answer:
+    __slots__ = ("y",)  # of what an object has in its `__dict__` tensors are found
+
     def __init__(self, y: Tensor) -> None:
         self.y = y
 

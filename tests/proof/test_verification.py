@@ -180,7 +180,7 @@ def test_a_wrong_index_in_any_one_place_of_the_plan_shows(name: str, dim: int) -
     changed = (wrong, *(i for i in index if i != index[0]))
     other = Plan(kept={**plan.kept, name: {**plan.kept[name], dim: changed}}, readers=plan.readers,
                  grouped=plan.grouped, attribute_updates=plan.attribute_updates)
-    assert torchslim.verify(model, torchslim.apply(model, other), plan, X) > 1e-3
+    assert torchslim.verify(model, torchslim.apply(model, other), plan, X) > 1e-4
 
 
 @pytest.mark.parametrize("name", sorted(name for name, _ in Kinds().named_parameters()))

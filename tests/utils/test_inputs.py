@@ -33,9 +33,36 @@ class Answer:
     (OrderedDict(x=A), (), {"x": A}),
     (([{"x": A}],), ([{"x": A}],), {}),
 ], ids=["tensor", "tuple", "tuple with others", "list", "dict", "ordered dict", "nested"])
-def test_the_four_forms_of_inputs(inputs: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    assert arguments(inputs) == (args, kwargs)
-    assert [id(t) for t in tensors_in(arguments(inputs))] == [id(t) for t in tensors_in((args, kwargs))]
+def test_the_forms_of_inputs_and_that_they_are_copies(inputs: Any, args: tuple[Any, ...],
+                                                      kwargs: dict[str, Any]) -> None:
+    copies = arguments(inputs)
+    assert repr(copies) == repr((args, kwargs))
+    for copy, tensor in zip(tensors_in(copies), tensors_in((args, kwargs)), strict=True):
+        assert torch.equal(copy, tensor)
+        assert copy.data_ptr() != tensor.data_ptr()
+
+
+def test_a_tensor_that_comes_twice_is_one_copy() -> None:
+    (first, second), _ = arguments((A, A))
+    assert first is second
+
+
+class Picture:
+    """An object of a user's own."""
+
+    def __init__(self, image: Tensor) -> None:
+        self.image, self.name, self.sizes = image, "p", [image[0]]
+
+
+def test_an_object_that_holds_tensors_is_the_one_argument() -> None:
+    picture = Picture(B)
+    (copy,), keywords = arguments(picture)
+    assert keywords == {}
+    assert isinstance(copy, Picture)
+    assert copy is not picture
+    assert (copy.name, torch.equal(copy.image, B), torch.equal(copy.sizes[0], B[0])) == ("p", True, True)
+    copy.image.zero_()
+    assert torch.equal(B, torch.ones(2))
 
 
 @pytest.mark.parametrize(("inputs", "message"), [

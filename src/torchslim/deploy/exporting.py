@@ -25,7 +25,7 @@ from torchslim.deploy.runtimes import in_order, onnx_runner, openvino_runner
 from torchslim.errors import ExportError, MissingExtra, RequestError
 from torchslim.utils.copying import copy_model
 from torchslim.utils.eval_mode import evaluating
-from torchslim.utils.inputs import Inputs, arguments, map_tensors, tensors_in, unwrap
+from torchslim.utils.inputs import Inputs, arguments, copied, map_tensors, tensors_in, unwrap
 from torchslim.utils.text import describe_error, format_shape
 
 ModelCall = tuple[tuple[Any, ...], dict[str, Any]]
@@ -85,9 +85,10 @@ def export(model: nn.Module, inputs: Inputs, path: str | Path, *, tolerance: flo
         draft = Path(folder) / path.name
         try:
             with suppress_output():
-                export_format.write(model, calls[-1], _dynamic_shapes(call) if dynamic_batch else None, draft)
-                results = [(list(tensors_in(model(*args, **kwargs))), export_format.run(draft, (args, kwargs)))
-                           for args, kwargs in calls]
+                export_format.write(model, copied(calls[-1]), _dynamic_shapes(call) if dynamic_batch else None, draft)
+                # Copies: the model may write into its inputs.
+                results = [(list(tensors_in(model(*args, **kwargs))), export_format.run(draft, call))
+                           for call in calls for args, kwargs in (copied(call),)]
         except Exception as cause:
             hint = "dynamic_batch=False" if dynamic_batch else "another format, or fixed control flow"
             raise ExportError(f"{path}: the export failed: {describe_error(_root_cause(cause))}; try {hint}") from cause

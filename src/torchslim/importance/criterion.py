@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, get_args
+from zlib import crc32
 
 import numpy as np
 from torch import Tensor
@@ -93,6 +94,8 @@ class Criterion(ABC):
 class Random(Criterion):
     """Uniform random scores in [0, 1), the baseline of other criteria.
 
+    A group's depend on its name, not on which other groups there are.
+
     Attributes:
         seed: None for the plan's seed.
     """
@@ -103,8 +106,8 @@ class Random(Criterion):
 
     def __call__(self, groups: Sequence[ChannelGroup], evidence: Evidence) -> Sequence[Scores]:
         """See `Criterion`."""
-        numbers = np.random.default_rng(evidence.seed if self.seed is None else self.seed)
-        return [numbers.random(group.channels) for group in groups]
+        seed = evidence.seed if self.seed is None else self.seed
+        return [np.random.default_rng([seed, crc32(group.name.encode())]).random(group.channels) for group in groups]
 
 
 @dataclass(frozen=True)

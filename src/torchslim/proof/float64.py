@@ -1,7 +1,8 @@
 """Run a network in float64 throughout, whatever its code says.
 
 `model.double()` converts what the model holds. Code that casts (`x.float()`, `softmax(..., dtype=torch.float32)`) or
-creates tensors would fall back to float32, or fail where both meet.
+creates tensors would fall back to float32, or fail where both meet; so would tensors that modules hold as plain
+attributes.
 """
 
 from __future__ import annotations
@@ -11,19 +12,38 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-_NARROWER_TYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
+from torchslim.utils.inputs import map_tensors, tensors_in
+
+_WIDER_TYPE = {torch.float32: torch.float64, torch.float16: torch.float64, torch.bfloat16: torch.float64,
+               torch.complex64: torch.complex128, torch.complex32: torch.complex128}
 
 
 class _Float64Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Replaces narrower floating-point types in the arguments of operations by float64."""
+    """Replaces narrower floating-point types in the arguments of operations by float64.
+
+    Narrower tensors, too: those that are no parameters or buffers are not converted with the model. A tensor that an
+    operation writes into stays as it is.
+    """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if kwargs.get("dtype") in _NARROWER_TYPES:
-            kwargs = {**kwargs, "dtype": torch.float64}
+        dtype = kwargs.get("dtype")
+        if dtype in _WIDER_TYPE:
+            kwargs = {**kwargs, "dtype": _WIDER_TYPE[dtype]}
+        if any(tensor.dtype in _WIDER_TYPE for tensor in tensors_in((args, kwargs))):
+            written = {argument.name for argument in func._schema.arguments
+                       if argument.alias_info is not None and argument.alias_info.is_write}
+            args = tuple(item if argument.name in written else map_tensors(_widened, item)
+                         for argument, item in zip(func._schema.arguments, args, strict=False))
+            kwargs = {name: item if name in written else map_tensors(_widened, item) for name, item in kwargs.items()}
         return func(*args, **kwargs)
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.to(_WIDER_TYPE.get(tensor.dtype, tensor.dtype))
 
 
 @contextmanager

@@ -85,8 +85,9 @@ def differences(model: nn.Module, slim: nn.Module, plan: Plan, inputs: Inputs) -
             return kept_channels(silenced, inputs64, plan)
 
     watched = _watch_layers(silenced, lambda name, _, output: layers.setdefault(name, []).append(output))
+    call = arguments(inputs64)  # copies, made outside the mode, which counts operations
     with watched, mixing:
-        expected = _outputs(silenced, inputs64)
+        expected = _outputs(silenced, *call)
     layer_differences: list[Difference] = []
     # The plan lists a tied tensor under its first name.
     names: dict[Tensor, str] = {
@@ -105,7 +106,7 @@ def differences(model: nn.Module, slim: nn.Module, plan: Plan, inputs: Inputs) -
         layer_differences.append(Difference(name, _error(part, output, name)))
 
     with _watch_layers(slim_copy, compare):
-        outputs = _outputs(slim_copy, inputs64)
+        outputs = _outputs(slim_copy, *arguments(inputs64))
     if [tuple(t.shape) for t in expected] != [tuple(t.shape) for t in outputs]:
         raise ProofError(f"verify: the slim network's outputs have shapes {[tuple(t.shape) for t in outputs]}, the "
                          f"original's {[tuple(t.shape) for t in expected]}")
@@ -210,11 +211,10 @@ def _kept_part(expected: Tensor, layer: nn.Module, weight: Tensor, kept: Mapping
     return expected.index_select(channels, torch.tensor(kept[makes], device=expected.device))
 
 
-def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+def _outputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     for module in model.modules():
         module.training = False
 
-    args, kwargs = arguments(inputs)
     with torch.random.fork_rng(devices=()), plain_context(), in_float64():
         torch.manual_seed(0)  # where a network draws numbers, both draw the same
         output: Any = model(*args, **kwargs)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+import torch
 
 from torchslim.rules.labels import LabelSpace
 from torchslim.rules.row import Row
-from torchslim.tracing.graph import Op
+from torchslim.tracing.graph import Op, Value
+
+_MASKS = frozenset({torch.bool, torch.uint8})
 
 
 def index(space: LabelSpace, op: Op) -> None:
@@ -15,7 +19,7 @@ def index(space: LabelSpace, op: Op) -> None:
     for value in indices:
         if value is not None:
             space.freeze_value(value, f"positions in {op.where}")
-    used = [dim for dim, value in enumerate(indices) if value is not None]
+    used = _indexed_dims(indices)
     together = used == list(range(used[0], used[-1] + 1)) if used else True
     tracks = []
     for track in space.tracks(x):
@@ -26,6 +30,17 @@ def index(space: LabelSpace, op: Op) -> None:
         shape = [*track.shape[: used[0]], *(1,) * width, *track.shape[used[-1] + 1:]]
         tracks.append(track.reshape(shape))
     space.set(op.output, tracks)
+
+
+def _indexed_dims(indices: Sequence[Value | None]) -> list[int]:
+    """The dimensions that are indexed; a mask stands for as many as it has."""
+    used, dim = list[int](), 0
+    for value in indices:
+        spanned = len(value.shape) if value is not None and value.dtype in _MASKS else 1
+        if value is not None:
+            used += range(dim, dim + spanned)
+        dim += spanned
+    return used
 
 
 def index_select(space: LabelSpace, op: Op) -> None:

@@ -29,6 +29,11 @@ class AttributeUpdate:
     old: int | tuple[int, ...]
     new: int | tuple[int, ...]
 
+    def __post_init__(self) -> None:
+        for name in ("old", "new"):  # widths may be integers of numpy, which JSON does not know
+            value = getattr(self, name)
+            object.__setattr__(self, name, tuple(map(int, value)) if isinstance(value, tuple) else int(value))
+
     def __str__(self) -> str:
         return f"{self.module}.{self.attribute}: {self.old} -> {self.new}"
 

@@ -9,6 +9,7 @@ are put back, after exceptions too.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -36,6 +37,9 @@ _READS_DATA = frozenset({
     "aten._unique2", "aten.unique_dim", "aten.unique_consecutive", "aten.bincount", "aten.repeat_interleave",
     "torchvision.nms", "aten._assert_async",
 })
+
+
+_HIGHER_ORDER = re.compile(r"HigherOrderOperator (\w+)")
 
 
 def trace(model: nn.Module, inputs: Inputs, *, training: bool = False, meta: bool | None = None,
@@ -272,6 +276,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self.needs_data:
             failure = TraceError(f"{where} can't be run on shapes alone: {self.needs_data}; give a model "
                                  "and inputs with data, on another device than meta")
+        elif isinstance(error, NotImplementedError) and (operator := _HIGHER_ORDER.search(str(error))):
+            failure = TraceError(f"{where} calls the higher-order operator `{operator[1]}`, whose branches no run "
+                                 "shows; give a model with plain Python control flow in its place (`if`, `for`)")
         else:
             message = (str(error).strip() or type(error).__name__).splitlines()[0]
             failure = TraceError(f"{where} failed while the model was run on the given inputs: "

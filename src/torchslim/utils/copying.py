@@ -40,7 +40,12 @@ def copy_model(model: nn.Module, parts: Mapping[int, Any] | None = None) -> nn.M
             memo[id(module)] = new = kind.__new__(kind)
             state = module.__getstate__()  # type: ignore[no-untyped-call]
             new.__setstate__({key: _copied(item, memo) for key, item in state.items()})
-    return copy.deepcopy(model, memo)
+    new = copy.deepcopy(model, memo)
+    # A module that builds itself anew when it is copied (`torch.fx.GraphModule`) comes back in train mode.
+    for (_, module), (_, twin) in zip(named_modules(model), named_modules(new), strict=False):
+        if twin.training != module.training:
+            twin.training = module.training
+    return new
 
 
 def _copied(item: Any, memo: dict[int, Any]) -> Any:

@@ -1,9 +1,11 @@
-"""How a model is called: the four forms of `inputs`, the tensors in a model's output, and what wraps a model."""
+"""How a model is called: the forms of `inputs`, the tensors in a model's output, and what wraps a model."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from copy import copy
 from dataclasses import fields, is_dataclass, replace
+from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -11,36 +13,39 @@ from torch import Tensor, nn
 
 from torchslim.errors import RequestError, UnsupportedModel
 
-Inputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
+Inputs = Any
+"""A tensor, a tuple of arguments, a list (one argument), a mapping of keywords, or an object that holds tensors."""
 
 
 def arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments of a model call.
+    """Positional and keyword arguments of a model call: copies, which the model may write into.
 
     A tensor is the one argument, a tuple the arguments in order, a list is passed as the one argument (as detectors
-    want it), a mapping holds keyword arguments.
+    want it), a mapping holds keyword arguments, and any other object that holds tensors is the one argument.
 
     Raises:
         RequestError: `inputs` is none of these, or holds no tensor.
     """
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    if isinstance(inputs, Tensor | list):
-        args, kwargs = (inputs,), {}
-    elif isinstance(inputs, tuple):
-        args, kwargs = inputs, {}
-    elif isinstance(inputs, Mapping):
-        args, kwargs = (), dict(inputs)
-    else:
-        raise RequestError(f"inputs: got {type(inputs).__name__}, wanted a tensor, a tuple of arguments, a list (one "
-                           "argument) or a dict of keywords; try torch.randn(1, 3, 224, 224)")
+    args: tuple[Any, ...] = inputs if isinstance(inputs, tuple) else () if isinstance(inputs, Mapping) else (inputs,)
+    kwargs = dict(inputs) if isinstance(inputs, Mapping) else {}
     if next(tensors_in((args, kwargs)), None) is None:
-        raise RequestError("inputs: no tensor in them; try torch.randn(1, 3, 224, 224)")
-    return args, kwargs
+        if isinstance(inputs, tuple | list | Mapping):
+            raise RequestError("inputs: no tensor in them; try torch.randn(1, 3, 224, 224)")
+        raise RequestError(f"inputs: got {type(inputs).__name__}, wanted a tensor, a tuple of arguments, a list (one "
+                           "argument), a dict of keywords or an object that holds tensors; try "
+                           "torch.randn(1, 3, 224, 224)")
+    copies: tuple[tuple[Any, ...], dict[str, Any]] = copied((args, kwargs))
+    return copies
+
+
+def copied(tree: Any) -> Any:
+    """The same nest with copies of its tensors; one that comes twice is one copy."""
+    copies: dict[int, Tensor] = {}
+    return map_tensors(lambda tensor: copies.setdefault(id(tensor), tensor.clone()), tree)
 
 
 def tensors_in(tree: Any) -> Iterator[Tensor]:
-    """Every tensor in nested tuples, lists, mappings and dataclasses, in order."""
+    """Every tensor in nested tuples, lists, mappings, dataclasses and attributes of other objects, in order."""
     if isinstance(tree, Tensor):
         yield tree
     elif isinstance(tree, Mapping):
@@ -52,10 +57,13 @@ def tensors_in(tree: Any) -> Iterator[Tensor]:
     elif is_dataclass(tree) and not isinstance(tree, type):
         for entry in fields(tree):
             yield from tensors_in(getattr(tree, entry.name))
+    else:
+        for value in _attributes(tree).values():
+            yield from tensors_in(value)
 
 
 def map_tensors(function: Any, tree: Any) -> Any:
-    """The same nest of tuples, lists, mappings and dataclasses with `function` applied to each tensor.
+    """The same nest of tuples, lists, mappings, dataclasses and objects with `function` applied to each tensor.
 
     The rest is kept as it is. A mapping that can't be made from a dict becomes one.
     """
@@ -73,7 +81,19 @@ def map_tensors(function: Any, tree: Any) -> Any:
     if is_dataclass(tree) and not isinstance(tree, type):
         return replace(tree, **{each.name: map_tensors(function, getattr(tree, each.name)) for each in fields(tree)
                                 if each.init})
-    return tree
+    attributes = _attributes(tree)
+    if next(tensors_in(attributes), None) is None:
+        return tree
+    new = copy(tree)
+    vars(new).update({name: map_tensors(function, value) for name, value in attributes.items()})
+    return new
+
+
+def _attributes(item: Any) -> dict[str, Any]:
+    """The attributes of an object of the user's own that may hold tensors: those that are tensors or containers."""
+    if isinstance(item, type | nn.Module | FunctionType | ModuleType) or not hasattr(item, "__dict__"):
+        return {}
+    return {name: value for name, value in vars(item).items() if isinstance(value, Tensor | list | tuple | dict)}
 
 
 def unwrap(model: nn.Module) -> nn.Module:
