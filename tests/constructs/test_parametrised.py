@@ -178,7 +178,7 @@ def test_a_chain_of_weight_norms_stays_and_says_why(how: str) -> None:
 WHOLE = {
     "spectral norm, parametrised": (parametrizations.spectral_norm, "2.parametrizations.weight.0", "aten.mv"),
     "spectral norm, by hooks": (spectral_norm, "2", "aten.mv"),
-    "orthogonal": (parametrizations.orthogonal, "2.parametrizations.weight.0", "aten.tril"),
+    "orthogonal": (parametrizations.orthogonal, "2.parametrizations.weight.0", "aten.linalg_matrix_exp"),
 }
 
 

@@ -116,12 +116,35 @@ FREE: dict[str, Function] = {
     "_batch_norm_no_update": lambda x: aten._batch_norm_no_update(x, *norm_like(x), 0.1, 1e-5)[0],
     "native_group_norm": lambda x: functional.group_norm(x, 6),
     "native_layer_norm": lambda x: functional.layer_norm(x, (4, 4)),
+    **{name: lambda x, name=name: getattr(torch, name)(x, 2) for name in (
+        "sort", "mode", "median", "nanmedian", "cummax", "cummin", "cumprod", "logcumsumexp", "nansum",
+        "count_nonzero")},
+    **{name: lambda x, name=name: getattr(torch, name)(x) for name in ("tril", "triu")},
+    "topk": lambda x: x.topk(2, 2), "kthvalue": lambda x: x.kthvalue(2, 3), "aminmax": lambda x: x.aminmax(dim=2),
+    "linalg_cross": lambda x: torch.linalg.cross(x[:, :, :3], x[:, :, 1:], dim=2),
+    "_fft_r2c": lambda x: torch.fft.rfft(x).abs(), "view_as_real": lambda x: torch.view_as_real(torch.fft.rfft(x)),
+    "_fft_c2r": lambda x: torch.fft.irfft2(torch.fft.rfft2(x)), "_fft_c2c": lambda x: torch.fft.fft(torch.fft.fft(x)),
+    "view_as_complex": lambda x: torch.view_as_complex(x.reshape(2, 6, 8, 2)).abs(),
+    "complex": lambda x: torch.complex(x, x).angle(), "polar": lambda x: torch.polar(x.abs(), x).real,
+    "max_unpool2d": lambda x: functional.max_unpool2d(*functional.max_pool2d(x, 2, return_indices=True), 2),
+    "rot90": lambda x: x.rot90(1, (2, 3)), "renorm": lambda x: x.renorm(2, 1, 1.0),
+    "diagonal": lambda x: x.diagonal(0, 2, 3),
+    "log_sigmoid_forward": functional.logsigmoid, "isin": lambda x: torch.isin(x, torch.zeros(2, dtype=x.dtype)),
+    "bucketize": lambda x: torch.bucketize(x, torch.tensor([0.0, 1.0], dtype=x.dtype)),
+    "searchsorted": lambda x: torch.searchsorted(torch.arange(4.0, dtype=x.dtype), x),
+    "scatter": lambda x: x.scatter(2, at(x).expand(2, 6, 4, 4), 0.0),
+    "scatter_add": lambda x: x.scatter_add(2, torch.zeros_like(x, dtype=torch.long), x.exp()),
+    "scatter_reduce": lambda x: x.scatter_reduce(2, torch.zeros_like(x, dtype=torch.long), x, "amax"),
+    "index_add": lambda x: x.index_add(2, PLACES, x[:, :, 2:]), "index_copy": lambda x: x.index_copy(
+        2, PLACES, x[:, :, 2:]), "index_reduce": lambda x: x.index_reduce(2, PLACES, x[:, :, 2:], "amax"),
 }
 
 # Channels are compared, mixed, or picked by number: they stay.
 FROZEN: dict[str, Function] = {
-    "topk": lambda x: x.topk(2, 1)[0], "sort": lambda x: x.sort(1)[0], "searchsorted": lambda x: torch.searchsorted(
-        torch.arange(4.0, dtype=x.dtype), x), "mv": lambda x: x.flatten(1).mv(torch.ones(96, dtype=x.dtype)),
+    "topk": lambda x: x.topk(2, 1)[0], "sort": lambda x: x.sort(1)[0], "histc": lambda x: x.histc(4),
+    "cumprod": lambda x: x.cumprod(1), "_fft_r2c": lambda x: torch.fft.rfft(x, dim=1), "median": lambda x: x.median(),
+    "renorm": lambda x: x.renorm(2, 2, 1.0), "gather": lambda x: x.gather(1, at(x)),
+    "mv": lambda x: x.flatten(1).mv(torch.ones(96, dtype=x.dtype)),
     "dot": lambda x: x.flatten().dot(x.flatten()), "vdot": lambda x: x.flatten().vdot(x.flatten()),
     "index_put": lambda x: x.index_put([torch.tensor([0])], torch.zeros((), dtype=x.dtype)),
     "_unsafe_index_put": lambda x: aten._unsafe_index_put(x, [torch.tensor([0])], torch.zeros((), dtype=x.dtype)),
@@ -151,6 +174,7 @@ ROOMS: dict[str, Function] = {
     "_upsample_nearest_exact3d": lambda x: functional.interpolate(x, scale_factor=2, mode="nearest-exact"),
     "reflection_pad3d": lambda x: functional.pad(x, (1,) * 6, "reflect"),
     "replication_pad3d": lambda x: functional.pad(x, (1,) * 6, "replicate"),
+    "max_unpool3d": lambda x: functional.max_unpool3d(*functional.max_pool3d(x, 2, return_indices=True), 2),
     "grid_sampler_3d": lambda x: functional.grid_sample(x, torch.zeros(1, 2, 2, 2, 3, dtype=x.dtype),
                                                         align_corners=False),
 }
@@ -203,7 +227,7 @@ READING: dict[str, tuple[Function, str, int]] = {
     "bmm": (lambda w, x: x.flatten(2).mT.bmm(w.matrix.t().expand(2, 6, 5)), "matrix", 1),
     "_weight_norm_interface": (lambda w, x: functional.conv2d(x, torch._weight_norm(w.kernel, w.g, 0)), "kernel", 1),
 }
-TESTED_ELSEWHERE = {"embedding", "pixel_shuffle", "torchvision.deform_conv2d"}
+TESTED_ELSEWHERE = {"embedding", "glu", "pixel_shuffle", "torchvision.deform_conv2d"}
 
 
 def key(name: str) -> str:

@@ -2,7 +2,8 @@
 
 An operation without a row freezes the labels that it reads and is named in the plan; `register_rule` adds a row.
 `labels.py` has the values that rows work on, `row.py` the row itself; rows are in `linear.py`, `elementwise.py`,
-`shape.py`, `indexing.py`, `spatial.py` and `mixing.py`; `flops.py` counts arithmetic beside multiply-adds.
+`shape.py`, `indexing.py`, `along_dims.py`, `spatial.py` and `mixing.py`; `flops.py` counts arithmetic beside
+multiply-adds.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from torchslim.errors import RequestError
-from torchslim.rules import elementwise, linear, mixing, shape, spatial
+from torchslim.rules import along_dims, elementwise, linear, mixing, shape, spatial
 from torchslim.rules import flops as counting
 from torchslim.rules import indexing as positions
 from torchslim.rules.labels import LabelSpace, unnamed
@@ -20,8 +21,8 @@ from torchslim.rules.tracks import Labels
 from torchslim.rules.within_channel import moves_within_channels
 from torchslim.tracing.graph import Op, Value
 
-ROWS: dict[str, Row] = {**elementwise.ROWS, **linear.ROWS, **mixing.ROWS, **positions.ROWS, **shape.ROWS,
-                        **spatial.ROWS}
+ROWS: dict[str, Row] = {**along_dims.ROWS, **elementwise.ROWS, **linear.ROWS, **mixing.ROWS, **positions.ROWS,
+                        **shape.ROWS, **spatial.ROWS}
 
 
 def row_of(op: Op) -> Row | None:

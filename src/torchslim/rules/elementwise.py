@@ -96,6 +96,15 @@ def index_fill(space: LabelSpace, op: Op) -> None:
     space.set(op.output, space.tracks(x))
 
 
+def looked_up(space: LabelSpace, op: Op) -> None:
+    """bucketize(x, boundaries), searchsorted(boundaries, x), isin(x, elements): each element by itself, in a list."""
+    values = [value for value in op.inputs if value.shape == op.output.shape]
+    for value in op.inputs:
+        if len(values) != 1 or value is not values[0]:
+            space.freeze_value(value, f"compared as a whole in {op.where}")
+    space.set(op.output, space.tracks(values[0]) if len(values) == 1 else ())
+
+
 POINTWISE = Row(pointwise)
 
 ROWS = {
@@ -103,11 +112,12 @@ ROWS = {
         "add", "sub", "mul", "div", "where", "copy", "_prelu_kernel", "masked_fill",
         "lerp", "addcmul", "addcdiv", "floor_divide", "remainder", "logical_or", "logical_and", "hardswish",
         "hardsigmoid", "hardtanh", "relu", "silu", "mish", "gelu", "leaky_relu", "elu", "sigmoid", "tanh",
-        "softplus", "clamp", "pow", "threshold", "rsub", "rsqrt", "sqrt")},
+        "softplus", "clamp", "pow", "threshold", "rsub", "rsqrt", "sqrt", "polar", "complex")},
     **{f"aten.{name}": Row(passing) for name in (
         "native_dropout", "clone", "_lazy_clone", "_to_copy", "lift", "lift_fresh", "lift_fresh_copy",
         "bernoulli", "fill", "zero", "_conj", "_neg_view", "uniform", "normal_", "normal_functional", "random",
-        "exponential", "rrelu_with_noise", "rrelu_with_noise_functional")},
+        "exponential", "rrelu_with_noise", "rrelu_with_noise_functional", "log_sigmoid_forward")},
+    **{f"aten.{name}": Row(looked_up) for name in ("bucketize", "searchsorted", "isin")},
     **{f"aten.{name}": Row(aliased) for name in ("alias", "detach")},
     "aten.set": Row(replaced),
     **{f"aten.{name}": Row(resized) for name in ("resize", "resize_as")},

@@ -44,7 +44,7 @@ def _indexed_dims(indices: Sequence[Value | None]) -> list[int]:
 
 
 def index_select(space: LabelSpace, op: Op) -> None:
-    """aten.index_select(x, dim, index) and gather: channels picked by remembered numbers stay."""
+    """aten.index_select(x, dim, index): channels picked by remembered numbers stay."""
     x, dim, positions = op.args[:3]
     space.freeze_value(positions, f"positions in {op.where}")
     tracks = []
@@ -86,9 +86,8 @@ def write_at(space: LabelSpace, op: Op) -> None:
 
 _ROWS: dict[tuple[str, ...], Callable[[LabelSpace, Op], None]] = {
     ("index", "_unsafe_index"): index,
-    ("index_select", "gather"): index_select,
+    ("index_select",): index_select,
     ("index_put", "_unsafe_index_put"): index_put,
-    ("scatter", "index_add", "index_copy"): write_at,
 }
 
 ROWS = {f"aten.{name}": Row(function) for names, function in _ROWS.items() for name in names}

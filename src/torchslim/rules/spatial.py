@@ -20,18 +20,26 @@ def spatial(ndim: int) -> Row:
         x = op.inputs[0]
         for out in op.outputs:
             if out is not None:
-                space.set(out, _unchanged_over(space, x, ndim, op))
+                space.set(out, _unchanged_over(space, x, ndim, op, _idle_dims(op, ndim)))
 
     return Row(labels)
 
 
-def _unchanged_over(space: LabelSpace, x: Value, ndim: int, op: Op) -> list[Labels]:
+def _idle_dims(op: Op, ndim: int) -> frozenset[int]:
+    """The dimensions of the map, from 0, along which each index is left as it is."""
+    before, after = op.inputs[0].shape[-ndim:], op.output.shape[-ndim:]
+    kernel = op.args[1] if "pool" in op.name and "adaptive" not in op.name else (1,)
+    return frozenset(dim for dim in range(ndim) if before[dim] == after[dim] and kernel[dim % len(kernel)] == 1)
+
+
+def _unchanged_over(space: LabelSpace, x: Value, ndim: int, op: Op,
+                    idle: frozenset[int] = frozenset()) -> list[Labels]:
     kept = []
     for track in space.tracks(x):
-        last = tuple(range(track.ndim - ndim, track.ndim))
+        last = tuple(track.ndim - ndim + dim for dim in range(ndim) if dim not in idle)
         if all(track.shape[dim] == 1 for dim in last):
             kept.append(track)
-        elif all(size == 1 for size in track.shape[: track.ndim - ndim]):
+        elif all(size == 1 for dim, size in enumerate(track.shape) if dim not in last):
             space.freeze(track, f"resized over in {op.where}")
         else:  # labels change over space and channels: those of one channel become one
             first = track
