@@ -155,7 +155,7 @@ def test_prune_leaves_each_group_its_least(call: Call, tmp_path: Path) -> None:
      "error: Invalid value for '--min-kept': 2: wanted a share from 0 to 1, such as 0.1 or 10%"),
     (["slim", SMALL, "--data", "digits", "--min-kept", "few"], "error: Invalid value for '--min-kept': few: wanted a"),
     (["prune", SMALL, "--macs", "0.5", "--importance", "l2:most", "--out", "s.safetensors"],
-     "error: importance: 'l2:most': unknown option 'most'; after l2: wanted one of filters, weights, all, none, mean, max"),
+     "error: importance: 'l2:most': unknown option 'most'; after l2: wanted one of filters, weights, all, none, mean"),
     (["profile", "resnet81"], "error: resnet81: no model of that name; did you mean resnet18"),
     (["profile", SMALL, "--input", "3x64x"], "error: --input 3x64x: no shape; wanted sizes joined by x"),
     (["profile", "absent.safetensors"], "error: absent.safetensors: no such file"),
