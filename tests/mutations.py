@@ -36,8 +36,9 @@ from torchslim.tracing.graph import Op
 
 TESTS = Path(__file__).parent
 # What a rule may declare, and what leaving it out means.
-DECLARED: dict[str, Any] = {"freeze": None, "union": None, "equal_groups": None, "equal_rows": None, "part": None,
-                            "mix": True, "reads": None, "makes": None, "meter": None, "_merge_into": None}
+DECLARED: dict[str, Any] = {"freeze": None, "union": None, "equal_groups": None, "equal_rows": None,
+                            "add_sub_tensor": None, "mix": True, "reads": None, "makes": None, "meter": None,
+                            "_merge_into": None}
 
 Labels = Callable[[LabelSpace, Op], None]
 
@@ -199,7 +200,7 @@ class Mutations:
     def replaceable(self, op: Op, name: str) -> bool:
         """Whether the operation would be treated alike without this row: as any other pointwise one."""
         alike = (rules.elementwise.pointwise, rules.elementwise.passing)
-        return torch.Tag.pointwise in getattr(op.overload, "tags", ()) and self.known[name].row.labels in alike
+        return rules.is_pointwise(op.name) and self.known[name].row.labels in alike
 
     def try_one(self, name: str, what: str, row: Row | None, tests: Sequence[Any]) -> None:
         before = dict(rules.ROWS)

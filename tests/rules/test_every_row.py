@@ -12,8 +12,10 @@ from movement import Movement
 from torch import Tensor, nn
 from torch.nn import functional
 
+import mutations
 from torchslim import rules
 from torchslim.rules import row_name, row_of
+from torchslim.rules.labels import LabelSpace
 from torchslim.tracing.graph import Graph
 
 Function = Callable[..., Any]
@@ -117,8 +119,8 @@ FREE: dict[str, Function] = {
     "native_group_norm": lambda x: functional.group_norm(x, 6),
     "native_layer_norm": lambda x: functional.layer_norm(x, (4, 4)),
     **{name: lambda x, name=name: getattr(torch, name)(x, 2) for name in (
-        "sort", "mode", "median", "nanmedian", "cummax", "cummin", "cumprod", "logcumsumexp", "nansum",
-        "count_nonzero")},
+        "sort", "mode", "median", "nanmedian", "cummax", "cummin", "cumprod", "logcumsumexp", "nansum")},
+    "count_nonzero": lambda x: (x > 0.2).count_nonzero(2),
     **{name: lambda x, name=name: getattr(torch, name)(x) for name in ("tril", "triu")},
     "topk": lambda x: x.topk(2, 2), "kthvalue": lambda x: x.kthvalue(2, 3), "aminmax": lambda x: x.aminmax(dim=2),
     "linalg_cross": lambda x: torch.linalg.cross(x[:, :, :3], x[:, :, 1:], dim=2),
@@ -129,7 +131,7 @@ FREE: dict[str, Function] = {
     "max_unpool2d": lambda x: functional.max_unpool2d(*functional.max_pool2d(x, 2, return_indices=True), 2),
     "rot90": lambda x: x.rot90(1, (2, 3)), "renorm": lambda x: x.renorm(2, 1, 1.0),
     "diagonal": lambda x: x.diagonal(0, 2, 3),
-    "log_sigmoid_forward": functional.logsigmoid, "isin": lambda x: torch.isin(x, torch.zeros(2, dtype=x.dtype)),
+    "log_sigmoid_forward": functional.logsigmoid, "isin": lambda x: torch.isin((x > 0.2).long(), torch.tensor([1])),
     "bucketize": lambda x: torch.bucketize(x, torch.tensor([0.0, 1.0], dtype=x.dtype)),
     "searchsorted": lambda x: torch.searchsorted(torch.arange(4.0, dtype=x.dtype), x),
     "scatter": lambda x: x.scatter(2, at(x).expand(2, 6, 4, 4), 0.0),
@@ -142,6 +144,7 @@ FREE: dict[str, Function] = {
 # Channels are compared, mixed, or picked by number: they stay.
 FROZEN: dict[str, Function] = {
     "topk": lambda x: x.topk(2, 1)[0], "sort": lambda x: x.sort(1)[0], "histc": lambda x: x.histc(4),
+    "isin": lambda x: torch.isin(torch.zeros(2, dtype=x.dtype), x),
     "cumprod": lambda x: x.cumprod(1), "_fft_r2c": lambda x: torch.fft.rfft(x, dim=1), "median": lambda x: x.median(),
     "renorm": lambda x: x.renorm(2, 2, 1.0), "gather": lambda x: x.gather(1, at(x)),
     "mv": lambda x: x.flatten(1).mv(torch.ones(96, dtype=x.dtype)),
@@ -244,6 +247,53 @@ def run(name: str, function: Function, shape: tuple[int, ...] = SHAPE, **options
     assert key(name) in reached(moved.graph)
     assert not moved.space.unknown_ops
     return moved
+
+
+# Two tensors meet, the second with its channels in the opposite order: what is at one position goes together.
+MIRRORED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "linalg_cross": lambda x, y: torch.linalg.cross(x[..., :3], y[..., :3], dim=3),
+    "max_unpool2d": lambda x, y: functional.max_unpool2d(
+        functional.max_pool2d(x, 2), functional.max_pool2d(y, 2, return_indices=True)[1], 2),
+    "scatter_add": lambda x, y: x.scatter_add(2, torch.zeros_like(x, dtype=torch.long), y),
+    "scatter_reduce": lambda x, y: x.scatter_reduce(2, torch.zeros_like(x, dtype=torch.long), y, "amax"),
+    "index_add": lambda x, y: x.index_add(2, PLACES, y[:, :, 2:]), "index_copy": lambda x, y: x.index_copy(
+        2, PLACES, y[:, :, 2:]), "index_reduce": lambda x, y: x.index_reduce(2, PLACES, y[:, :, 2:], "amax"),
+    "polar": lambda x, y: torch.polar(x.abs(), y).real, "complex": lambda x, y: torch.complex(x, y).abs(),
+    "slice_scatter": lambda x, y: x.slice_scatter(y[:, :, :2], 2, 1, 3),
+    "select_scatter": lambda x, y: x.select_scatter(y.amax(2), 2, 1),
+    "gather": lambda x, y: x.gather(2, (y > 0).long())}
+
+
+@pytest.mark.parametrize("name", MIRRORED)
+def test_channels_that_meet_go_together(name: str) -> None:
+    moved = run(name, lambda x: MIRRORED[name](x, x.flip(1)), SHAPE).check()
+    assert not moved.frozen.any()
+    assert moved.classes.tolist() == moved.classes[::-1].tolist()
+
+
+def test_maps_of_three_dimensions_meet_their_indices() -> None:
+    def unpooled(x: Tensor) -> Tensor:
+        indices = functional.max_pool3d(x.flip(1), 2, return_indices=True)[1]
+        return functional.max_unpool3d(functional.max_pool3d(x, 2), indices, 2)
+
+    moved = run("max_unpool3d", unpooled, ROOM).check()
+    assert moved.classes.tolist() == moved.classes[::-1].tolist()
+
+
+def test_gated_halves_go_together() -> None:
+    moved = run("glu", lambda x: functional.glu(x, 1), SHAPE).check()
+    assert not moved.frozen.any()
+    assert moved.classes[:3].tolist() == moved.classes[3:].tolist()
+
+
+@pytest.mark.parametrize(("name", "function"), [
+    ("resize", lambda x: x.clone().resize_(SHAPE)), ("resize_as", lambda x: x.clone().resize_as_(x))])
+def test_a_tensor_that_is_resized_to_its_own_shape_keeps_its_channels(name: str, function: Function) -> None:
+    assert run(name, function, SHAPE).check().free
+
+
+def test_what_mutants_forget_is_what_rows_can_declare() -> None:
+    assert [name for name in mutations.DECLARED if not hasattr(LabelSpace, name)] == []
 
 
 def test_every_row_is_in_a_table() -> None:
