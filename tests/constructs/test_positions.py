@@ -9,6 +9,7 @@ import torch
 from cutting import Cut
 from torch import Tensor, nn
 
+import torchslim as ts
 from helpers import Calls, conv
 
 X = torch.randn(2, 3, 12, 12)
@@ -93,3 +94,22 @@ def test_channels_that_are_convolved_over_stay(layer: nn.Module) -> None:
     cut = Cut(Calls(forward, a=conv(3, 16), middle=layer, b=conv(depth, 5)), X)
     assert cut.uncut("a.weight", "b.weight")
     assert any("convolved over" in left.reason for left in cut.plan.left_alone)
+
+
+PRODUCTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "each map by itself": lambda x: x @ x.transpose(2, 3),
+    "by a fixed matrix": lambda x: torch.matmul(x, torch.ones(12, 12).to(x)),
+    "attention within maps": lambda x: nn.functional.scaled_dot_product_attention(x, x, x),
+    "by the mean of all maps": lambda x: x @ x.mean(1, keepdim=True).expand_as(x).relu()}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_products_of_maps_cost_what_is_left_of_them(name: str) -> None:
+    def forward(self: Calls, x: Tensor) -> Tensor:
+        return self.b(PRODUCTS[name](self.a(x)))  # type: ignore[operator, no-any-return]
+
+    cut = Cut(Calls(forward, a=conv(3, 16), b=conv(16, 5)), X)
+    assert cut.plan.predicted["macs"] == ts.profile(cut.slim, X).macs
+    assert ts.profile(cut.model, X).macs == cut.plan.budgets[0].before
+    if name != "by the mean of all maps":
+        assert cut.size("a.weight") == cut.size("b.weight", 1)

@@ -169,6 +169,7 @@ def matmul_macs(op: Op) -> int:
 def matmul(space: LabelSpace, op: Op) -> None:
     """aten.mm, bmm, addmm, baddbmm: the inner dimension is read, the outer ones pass."""
     a, b = _factors(op)
+    batch = _batch_labels(space, op, a, b)
     inner_a, inner_b = space.along(a, -1, op), space.along(b, -2, op)
     if a.static or b.static:
         space.tie(inner_a, inner_b, op, _doing("reads", *((a, inner_a) if b.static else (b, inner_b))))
@@ -187,7 +188,21 @@ def matmul(space: LabelSpace, op: Op) -> None:
         out = _plus_bias(space, op, op.args[0], out)
     space.set(op.output, out)
     rows, columns = space.along(a, -2, op), space.along(b, -1, op)
-    space.meter(op, matmul_macs(op), (rows, inner_a, columns))
+    space.meter(op, matmul_macs(op), (rows, inner_a, columns, batch))
+
+
+def _batch_labels(space: LabelSpace, op: Op, a: Value, b: Value) -> Labels | None:
+    """The labels along the first of three dimensions (maps folded into the batch), which both factors share."""
+    of_a, of_b = (next((track for track in space.tracks(value) if track.size == track.shape[0]), None)
+                  if len(value.shape) == 3 else None for value in (a, b))
+    track, other = (of_a, b) if of_a is not None else (of_b, a)
+    if track is None:
+        return None
+    if of_a is not None and of_b is not None:
+        space.union(of_a, of_b)
+    elif not space.label_repeated(other, track):
+        space.freeze(track, f"multiplied with a tensor that can't be cut in {op.where}")
+    return track.ravel()
 
 
 def _factors(op: Op) -> tuple[Value, Value]:
