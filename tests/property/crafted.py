@@ -23,7 +23,7 @@ LAMBDAS = {
     "arithmetic": lambda: [Lambda(lambda x: x * 2), Lambda(torch.tanh), Lambda(lambda x: x + x.mean((2, 3), True))],
     "views": lambda: [Lambda(lambda x: x.flatten(2)), Lambda(lambda x: x.mT), Lambda(lambda x: x.softmax(1)),
                       Lambda(lambda x: x.mT.unflatten(2, (6, 6)))],
-    "remembered": lambda c: [Lambda(lambda x: x.view(-1, c, 36)), Lambda(lambda x: x.view(-1, c, 6, 6))],
+    "remembered": lambda c: [Lambda(lambda x: x.contiguous().view(-1, c, 36)), Lambda(lambda x: x.view(-1, c, 6, 6))],
     "one input": lambda: [Lambda(lambda x: torch.cat([x], 1)), Lambda(lambda x: torch.cat([x[:, :]], 1))],
 }
 
