@@ -263,4 +263,4 @@ def _owning_module(name: str, modules: Collection[str]) -> str:
 def _layer(graph: Graph, name: str, counts: _LayerCounts) -> Layer:
     return Layer(name, graph.modules[name], counts.params, counts.trainable, counts.dead_params, counts.macs,
                  counts.flops, counts.activations, counts.memory_access, counts.memory_bytes, counts.peak_memory,
-                 counts.in_shape, counts.out_shape, graph.calls.get(name, 0))
+                 counts.in_shape, counts.out_shape, len(graph.module_outputs.get(name, ())))

@@ -96,12 +96,13 @@ def _check_run(model: nn.Module, names: Collection[str], inputs: Inputs, before:
 
 def _difference(before: Graph, after: Graph, names: Collection[str]) -> _Failure | None:
     """How a run differs from the one before outside of the new layers."""
+    old_calls, new_calls = before.calls, after.calls
     for name in names:
-        if before.calls.get(name, 0) != after.calls.get(name, 0):
+        if old_calls.get(name, 0) != new_calls.get(name, 0):
             return _Failure("the network no longer calls what is in its place", name)
     inside = tuple(f"{name}." for name in names)
-    for name in before.calls.keys() | after.calls.keys():
-        if not name.startswith(inside) and before.calls.get(name, 0) != after.calls.get(name, 0):
+    for name in old_calls.keys() | new_calls.keys():
+        if not name.startswith(inside) and old_calls.get(name, 0) != new_calls.get(name, 0):
             return _Failure(f"`{name}` no longer runs as often with it")
     if [value.shape for value in before.outputs] != [value.shape for value in after.outputs]:
         return _Failure("the network's outputs have other shapes with it")

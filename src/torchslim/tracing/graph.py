@@ -92,8 +92,8 @@ class Graph:
         state: every parameter, buffer and plain tensor attribute of the model, read or not, by canonical name.
         aliases: further names of a tied tensor -> its canonical name.
         modules: qualified module name -> class name.
-        calls: how often each module was called; a module that was never reached is missing.
-        module_outputs: of each call of each module the value that it returned, None where that is no single tensor.
+        module_outputs: of each call of each module the value that it returned, None where that is no single tensor; a
+            module that was never reached is missing.
         training: True for a run in train mode.
         device: "meta" where shapes alone were run, else "real".
         kernels: names of the tensors that hold a convolution layer's filters: their last dimensions are positions.
@@ -107,13 +107,17 @@ class Graph:
     state: Mapping[str, Value]
     aliases: Mapping[str, str]
     modules: Mapping[str, str]
-    calls: Mapping[str, int]
     module_outputs: Mapping[str, tuple[Value | None, ...]]
     training: bool
     device: str
     kernels: frozenset[str]
     has_unregistered_parameters: bool
     width_independent: bool
+
+    @property
+    def calls(self) -> dict[str, int]:
+        """How often each module was called; a module that was never reached is missing."""
+        return {name: len(values) for name, values in self.module_outputs.items()}
 
     def tensors_read(self) -> set[str]:
         """Names of the parameters, buffers and attributes that some operation read."""

@@ -129,7 +129,6 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.stack: list[str] = []
         self.failed_in = ""
         self.needs_data = ""
-        self.calls: dict[str, int] = {}
         self.module_outputs: dict[str, list[Value | None]] = {}
         self.ops: list[Op] = []
         self.count = 0
@@ -253,7 +252,6 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if threading.get_ident() == thread and module in self.names:
                 self.stack.append(self.names[module])
                 self.failed_in = self.stack[-1]
-                self.calls[self.failed_in] = self.calls.get(self.failed_in, 0) + 1
 
         def leave(module: nn.Module, _args: Any, output: Any) -> None:
             if threading.get_ident() == thread and module in self.names and self.stack:
@@ -293,8 +291,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         outputs = tuple(self._value(tensor) for tensor in tensors_in(output))
         modules = {name: type(module).__name__ for module, name in self.names.items()}
         module_outputs = {name: tuple(values) for name, values in self.module_outputs.items()}
-        return Graph(tuple(self.ops), self.inputs, outputs, self.state, self.aliases, modules, self.calls,
-                     module_outputs, training,
+        return Graph(tuple(self.ops), self.inputs, outputs, self.state, self.aliases, modules, module_outputs, training,
                      "meta" if self.meta else "real", self._kernels(), self.has_unregistered_parameters,
                      width_independent)
 
