@@ -42,9 +42,10 @@ class UnsupportedModel(RequestError, TypeError):
 
 
 class TraceError(RequestError, RuntimeError):
-    """The model failed while it was being traced; `ops` is what had run by then."""
+    """The model failed while it was traced; `ops` had run by then, and `failed_args` is what the next one was given."""
 
     ops: tuple[Any, ...] = ()
+    failed_args: tuple[Any, ...] = ()
 
 
 class PlanError(TorchslimError):

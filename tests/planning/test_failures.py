@@ -71,3 +71,14 @@ def test_rows_try_other_widths_then_are_tied_then_stay() -> None:
     for level in range(1, MAX_WIDTHS_TRIED + 2):
         log = log.record(whole, Selection((wide,), (level,)), [0], FAILURE)
     assert log.protected(whole) == dict.fromkeys(range(4), "remembers a width")
+
+
+def test_rows_whose_number_shapes_other_channels_stay_at_once() -> None:
+    rows = (EqualCountConstraint(np.arange(4).reshape(2, 2), 1, index=7),)
+    wide = PrunableUnit("rows", np.arange(4), np.arange(8, 1, -1), np.ones(6), tied=True, min_width=2)
+    whole = coupling(DIMS[0], rows=rows)
+    shaped = Failure("remembers a width", "`view`", frozenset({9}), frozenset(range(4)))
+    log = FailureLog().record(whole, Selection((wide,), (1,)), [0], shaped)
+    assert log.protected(whole) == dict.fromkeys(range(4), "remembers a width")
+    met = Failure("remembers a width", "`view`", frozenset({2}), frozenset(range(4)))
+    assert FailureLog().record(whole, Selection((wide,), (1,)), [0], met).infeasible_widths == {(0, 7)}

@@ -32,18 +32,24 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 
 
 def find(monkeypatch: pytest.MonkeyPatch, runs: list[Any], *culprits: set[int], blamed: tuple[int, ...] = (),
-         known: tuple[int, ...] = (), where: str = "") -> list[int]:
-    def resolve(_model: Any, _inputs: Any, _coupling: Any, selection: Selection, _scores: Any) -> Cut | Failure:
+         known: tuple[int, ...] = (), where: str = "", numbers: tuple[int, ...] = (),
+         progress: tuple[int, int] | None = None) -> list[int]:
+    def works(selection: Selection) -> bool:
         cut = {index for index, level in enumerate(selection.levels) if level}
         runs.append(tuple(sorted(cut)))
-        failed = any(group <= cut for group in culprits)
-        return Failure("it fails", where, frozenset()) if failed else Cut(np.ones(1, bool), {}, {}, (), ())
+        return not any(group <= cut for group in culprits)
 
-    monkeypatch.setattr(feasible_cuts, "resolve_cut", resolve)
-    classes = frozenset(int(label) for index in blamed for label in UNITS[index].classes)
+    def resolve(_model: Any, _inputs: Any, _coupling: Any, selection: Selection, _scores: Any) -> Cut | Failure:
+        return Cut(np.ones(1, bool), {}, {}, (), ()) if works(selection) else Failure("it fails", where, frozenset())
+
+    monkeypatch.setattr(feasible_cuts, "resolve_cut", resolve if progress is None else None)
+    monkeypatch.setattr(feasible_cuts, "runs_beyond", lambda at, *rest: at == progress and works(rest[-1]))
+    classes, sized = (frozenset(int(label) for index in indices for label in UNITS[index].classes)
+                      for indices in (blamed, numbers))
+    failure = Failure("it fails", where, classes, sized, progress)
     problem: Any = SimpleNamespace(model=None, inputs=None)
     coupling: Any = None
-    return bisect_failing_units(problem, coupling, ALL, np.zeros(32), Failure("it fails", where, classes), known)
+    return bisect_failing_units(problem, coupling, ALL, np.zeros(32), failure, known)
 
 
 def test_one_culprit_is_found_by_halving(monkeypatch: pytest.MonkeyPatch, runs: list[Any]) -> None:
@@ -75,6 +81,17 @@ def test_any_units_that_fail_are_found_in_few_runs(monkeypatch: pytest.MonkeyPat
 def test_a_single_unit_that_is_blamed_is_taken_at_once(monkeypatch: pytest.MonkeyPatch, runs: list[Any]) -> None:
     assert find(monkeypatch, runs, {5}, blamed=(5,)) == [5]
     assert runs == []
+
+
+def test_units_whose_width_is_an_argument_are_tried_first(monkeypatch: pytest.MonkeyPatch, runs: list[Any]) -> None:
+    assert find(monkeypatch, runs, {5}, numbers=(5,)) == [5]
+    assert runs == [(5,)]
+    assert find(monkeypatch, runs, {5}, blamed=(1,), numbers=(5,)) == [5]
+    assert find(monkeypatch, runs, {5}, numbers=(2,)) == [5]
+
+
+def test_where_an_operation_failed_runs_beyond_it_are_enough(monkeypatch: pytest.MonkeyPatch, runs: list[Any]) -> None:
+    assert find(monkeypatch, runs, {3}, {6}, progress=(0, 17)) == [3, 6]
 
 
 def test_units_that_are_blamed_wrongly_are_not_excluded(monkeypatch: pytest.MonkeyPatch, runs: list[Any]) -> None:

@@ -9,6 +9,7 @@ from torch.nn.functional import conv2d, relu
 
 import torchslim
 from helpers import oracle_error, random_statistics
+from torchslim.planning import width_repair
 
 
 class Remembering(nn.Module):
@@ -141,6 +142,39 @@ def test_planning_leaves_the_attributes_of_the_model_as_they_were() -> None:
         assert all(module.__dict__[key] is item for key, item in before[name].items())
     assert model.sizes == [10, 6]
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+
+
+class Reshaped(nn.Module):
+    """A map that can't be cut is given the shape of one half of another, as attention's values often are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.gate, self.last = (
+            nn.Conv2d(16, width, 3, padding=1) for width in (16, 8, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.first(x).chunk(2, 1)
+        gate = self.gate(x).softmax(1).flatten(1).view(len(x), b.shape[1], *b.shape[2:])
+        return x + self.last(torch.cat([a, gate], 1)) + self.last(torch.cat([b, gate], 1))
+
+
+def test_a_width_that_shapes_other_channels_is_found_in_few_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[object] = []
+
+    def counted(*arguments: object) -> width_repair.SlimRun:
+        runs.append(arguments)
+        return run_at_widths(*arguments)  # type: ignore[arg-type]
+
+    run_at_widths = width_repair.run_at_widths
+    monkeypatch.setattr(width_repair, "run_at_widths", counted)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), *(Reshaped() for _ in range(6)), nn.Conv2d(16, 24, 1),
+                          nn.Conv2d(24, 5, 1))
+    x = torch.randn(1, 3, 8, 8)
+    slim, plan = torchslim.prune(random_statistics(model).eval(), x, macs=0.6, scope="uniform")
+    assert slim[0].out_channels < 16
+    assert slim[7].out_channels < 24
+    assert {name for name in plan.kept if ".first.weight" in name and 0 in plan.kept[name]} == set()
+    assert len(runs) < 12
 
 
 class Split(nn.Module):

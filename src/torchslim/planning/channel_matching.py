@@ -17,15 +17,16 @@ from torch import nn
 
 from torchslim.costs.cost_models import Shares
 from torchslim.coupling.coupling import Coupling, couple
-from torchslim.coupling.labeled_graph import Index
+from torchslim.coupling.labeled_graph import Index, LabeledGraph
 from torchslim.importance import Scores
 from torchslim.planning.channel_order import out_of_order
 from torchslim.planning.selection import Selection
-from torchslim.planning.width_repair import Sizes, repair_widths
+from torchslim.planning.width_repair import Sizes, SlimRun, repair_widths
 from torchslim.rules.labels import LabeledDim
 from torchslim.surgery.cutting import resized
 from torchslim.surgery.plans import AttributeUpdate
 from torchslim.surgery.width_attributes import outdated_attributes
+from torchslim.tracing.graph import Op
 from torchslim.tracing.width_reads import has_parametrizations
 from torchslim.utils.inputs import Inputs
 from torchslim.utils.modules import tensors_of
@@ -54,11 +55,21 @@ class Cut:
 
 @dataclass(frozen=True, eq=False)
 class Failure:
-    """Why the network can't be cut to the selected widths, where it shows, and the classes that are to blame."""
+    """Why the network can't be cut to the selected widths.
+
+    Attributes:
+        reason: in words.
+        where: the operation where it shows, if it is one.
+        classes: the channels that meet there, or are to blame where it is no single operation.
+        read_as_numbers: channels whose number the operation was given as a size, so that their width shows there.
+        progress: how far the run came, where it did not come to its end (`width_repair.SlimRun`).
+    """
 
     reason: str
     where: str
     classes: frozenset[int]
+    read_as_numbers: frozenset[int] = frozenset()
+    progress: tuple[int, int] | None = None
 
     @property
     def key(self) -> str:
@@ -148,9 +159,16 @@ def _attribute_updates(model: nn.Module, sizes: Sizes,
                 if (update.module, update.attribute) not in always]
 
 
-def _trace_and_match(model: nn.Module, inputs: Inputs, coupling: Coupling, selection: Selection,
-                    scores: Scores) -> Cut | Failure:
-    """Run the network at the selected widths, updating what remembers the old ones, and match its channels."""
+def runs_beyond(progress: tuple[int, int], model: nn.Module, inputs: Inputs, coupling: Coupling,
+                selection: Selection) -> bool:
+    """Whether the network, cut as selected, runs further than to an operation at which another selection failed."""
+    run, _ = _run_at_selection(model, inputs, coupling, selection)
+    return run.progress > progress
+
+
+def _run_at_selection(model: nn.Module, inputs: Inputs, coupling: Coupling,
+                      selection: Selection) -> tuple[SlimRun, tuple[AttributeUpdate, ...]]:
+    """A run at the selected widths, and the updates of what remembers the old ones."""
     shares = selection.shares(coupling.num_classes)
     sizes: dict[str, dict[int, int]] = {}
     grouped: dict[str, tuple[int, int]] = {}
@@ -162,13 +180,20 @@ def _trace_and_match(model: nn.Module, inputs: Inputs, coupling: Coupling, selec
             sizes.setdefault(touch.name, {})[touch.dim] = counts[id(touch.labels)] // groups
             if touch.groups > 1:
                 grouped[touch.name] = touch.groups, groups
-    run, attribute_updates = repair_widths(model, inputs, coupling, shares, sizes,
-                                           _attribute_updates(model, sizes, grouped))
+    return repair_widths(model, inputs, coupling, shares, sizes, _attribute_updates(model, sizes, grouped))
+
+
+def _trace_and_match(model: nn.Module, inputs: Inputs, coupling: Coupling, selection: Selection,
+                    scores: Scores) -> Cut | Failure:
+    """Run the network at the selected widths, updating what remembers the old ones, and match its channels."""
+    shares = selection.shares(coupling.num_classes)
+    run, attribute_updates = _run_at_selection(model, inputs, coupling, selection)
     if run.op is not None and run.labeled is not None:
         values = (*run.op.inputs, *(value for value in run.op.outputs if value is not None))
         tracks = [track for value in values for track in run.labeled.tracks.get(value.id, ())]
         classes = frozenset(label for track in tracks for label in track.ravel().tolist())
-        return Failure(run.reason, run.op.where, classes)
+        return Failure(run.reason, run.op.where, classes, _read_as_numbers(run, run.labeled, run.op, shares),
+                       run.progress)
     slim = couple(run.graphs, replace(coupling.options, grouped_weights=coupling.grouped_weights))
     mismatched = _mismatched_classes(coupling, slim, shares)
     if mismatched:
@@ -184,6 +209,17 @@ def _trace_and_match(model: nn.Module, inputs: Inputs, coupling: Coupling, selec
         return Failure(f"in the slim network its channels would come in another order{f' in {where}' if where else ''}",
                        where, classes)
     return Cut(stays, kept, groups_of, readers, attribute_updates)
+
+
+def _read_as_numbers(run: SlimRun, labeled: LabeledGraph, failed: Op, shares: Shares) -> frozenset[int]:
+    """Classes of the values whose size, before and after the cut, is among the numbers that an operation was given."""
+    classes: set[int] = set()
+    values = {value.id: value for op in labeled.graph.ops[:failed.index] for value in op.outputs if value is not None}
+    for key, value in values.items() if run.numbers else ():
+        if key in labeled.tracks and not run.numbers.isdisjoint(
+                zip(value.shape, labeled.shape(value, shares), strict=True)):
+            classes.update(label for track in labeled.tracks[key] for label in np.unique(track).tolist())
+    return frozenset(classes)
 
 
 def _mismatched_classes(coupling: Coupling, slim: Coupling, shares: Shares) -> frozenset[int]:

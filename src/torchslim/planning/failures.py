@@ -59,21 +59,23 @@ class FailureLog:
         kinds = {_kind(coupling, selection.units[index]) for index in failing}
         for index, (unit, level) in enumerate(zip(selection.units, selection.levels, strict=True)):
             if index in failing or (level and _kind(coupling, unit) in kinds):
-                log = log._without(coupling, unit, level, failure.reason)
+                log = log._without(coupling, unit, level, failure)
         # With new ties classes are numbered anew, so what goes by their numbers is dropped.
         return log if log.ties == self.ties else replace(log, infeasible_widths=frozenset(), culprits={})
 
-    def _without(self, coupling: Coupling, unit: PrunableUnit, level: int, reason: str) -> FailureLog:
+    def _without(self, coupling: Coupling, unit: PrunableUnit, level: int, failure: Failure) -> FailureLog:
         """Exclude a width of a unit; after some widths tie its rows; after that keep its channels."""
         classes = set(unit.classes.tolist())
         rows = [rows for rows in coupling.constraints if rows.labels.flat[0] in classes] if unit.tied else []
+        if failure.classes.isdisjoint(classes) and not failure.read_as_numbers.isdisjoint(classes):
+            rows = []  # other channels are shaped by this number: no other width fits them
         untied = {matrix.index for matrix in rows} - self.ties
         first = _first_class(unit)
         if rows and sum(known == first for known, _ in self.infeasible_widths) < MAX_WIDTHS_TRIED:
             return replace(self, infeasible_widths=self.infeasible_widths | {(first, int(unit.widths[level]))})
         if untied:
             return replace(self, ties=self.ties | untied)
-        stays = [(dim.name, dim.dim, index, reason) for dim in coupling.labeled_dims
+        stays = [(dim.name, dim.dim, index, failure.reason) for dim in coupling.labeled_dims
                  for index in np.flatnonzero(np.isin(dim.labels, unit.classes)).tolist()]
         return replace(self, stays=(*self.stays, *stays))
 

@@ -12,7 +12,7 @@ from torchslim.latency.predictor import LatencyPredictor
 from torchslim.latency.target import LatencyTarget
 from torchslim.planning.budgets import Limit, counted_limits
 from torchslim.planning.candidates import protected_classes, prunable_units, select
-from torchslim.planning.channel_matching import Cut, Failure, resolve_cut
+from torchslim.planning.channel_matching import Cut, Failure, resolve_cut, runs_beyond
 from torchslim.planning.failures import FailureLog
 from torchslim.planning.options import PlanOptions
 from torchslim.planning.problem import PlanningProblem
@@ -80,13 +80,16 @@ def bisect_failing_units(problem: PlanningProblem, coupling: Coupling, selection
 
     Those known from an earlier failure of the same operation; where no single operation fails, if the rest goes well
     without them. Else, of those that the failure blames, smallest sets that fail, one after the other until the rest
-    works (QuickXplain, Junker 2004: a few runs for each culprit and each halving of the units).
+    works (QuickXplain, Junker 2004: a few runs for each culprit and each halving of the units). Where an operation
+    failed, a set works if the network runs beyond it.
     """
 
     def works(indices: Sequence[int]) -> bool:
         chosen = set(indices)
         levels = tuple(level if index in chosen else 0 for index, level in enumerate(selection.levels))
         part = Selection(selection.units, levels)
+        if failure.progress is not None:
+            return runs_beyond(failure.progress, problem.model, problem.inputs, coupling, part)
         return isinstance(resolve_cut(problem.model, problem.inputs, coupling, part, scores), Cut)
 
     def smallest_failing(others: list[int], indices: list[int]) -> list[int]:
@@ -109,10 +112,11 @@ def bisect_failing_units(problem: PlanningProblem, coupling: Coupling, selection
     cut = [index for index, level in enumerate(selection.levels) if level]
     if known and (failure.where or works([index for index in cut if index not in known])):
         return list(known)
-    blamed = [index for index in cut if not failure.classes.isdisjoint(selection.units[index].classes.tolist())]
-    if len(blamed) == 1:
-        return blamed
-    culprits = failing(blamed) or failing(cut)
+    meet, shape = ([index for index in cut if not classes.isdisjoint(selection.units[index].classes.tolist())]
+                   for classes in (failure.classes, failure.read_as_numbers))
+    if len(meet) == 1 and not shape:
+        return meet
+    culprits = failing(sorted({*meet, *shape})) or failing(cut)
     if not culprits:
         raise PlanError("plan: the network does not run at its own widths a second time; "
                         "it may count its calls or change its shape by chance")

@@ -38,6 +38,8 @@ class SlimRun:
         labeled: which of the original's runs the operation is in.
         op: the original's operation there.
         reason: what was wrong.
+        numbers: of the whole numbers that the operation was given, those that are others than in the original run:
+            pairs of before and after.
         progress: how far the run came; more is better.
     """
 
@@ -45,6 +47,7 @@ class SlimRun:
     labeled: LabeledGraph | None
     op: Op | None
     reason: str
+    numbers: frozenset[tuple[int, int]]
     progress: tuple[int, int]
 
 
@@ -55,20 +58,34 @@ def run_at_widths(model: nn.Module, inputs: Inputs, coupling: Coupling, shares: 
     for index, labeled in enumerate(coupling.labeled_graphs):
         reason = ""
         ops: Sequence[Op]
+        failed_args: tuple[Any, ...] = ()
         with resized(model, sizes, attribute_updates):
             try:
                 graph = retrace(model, inputs, labeled.graph)
                 ops = graph.ops
             except TraceError as error:
-                graph, ops, reason = None, error.ops, f"the slim network fails: {error}"
+                graph, ops = None, error.ops
+                reason = f"the slim network fails: {str(error).partition('; ')[0]}"  # without what to try
+                failed_args = error.failed_args
         mismatch = _first_mismatch(labeled, ops, shares) if labeled.graph.device == "meta" else None
         if mismatch is None and reason:
             mismatch = min(len(ops), len(labeled.graph.ops) - 1)
         if mismatch is not None or graph is None:
             op = labeled.graph.ops[mismatch or 0]
-            return SlimRun(tuple(graphs), labeled, op, reason or f"remembers a width in {op.where}", (index, op.index))
+            slim_args = ops[op.index].args if op.index < len(ops) else failed_args
+            return SlimRun(tuple(graphs), labeled, op, reason or f"remembers a width in {op.where}",
+                           _changed_numbers(op.args, slim_args), (index, op.index))
         graphs.append(graph)
-    return SlimRun(tuple(graphs), None, None, "", (len(graphs), 0))
+    return SlimRun(tuple(graphs), None, None, "", frozenset(), (len(graphs), 0))
+
+
+def _changed_numbers(before: Any, after: Any) -> frozenset[tuple[int, int]]:
+    """Pairs of whole numbers that stand in the same place of two lists of arguments and differ."""
+    if type(before) is int and type(after) is int:
+        return frozenset({(before, after)} if before != after else ())
+    if not isinstance(before, list | tuple) or not isinstance(after, list | tuple):
+        return frozenset()
+    return frozenset().union(*map(_changed_numbers, before, after))
 
 
 def _first_mismatch(labeled: LabeledGraph, ops: Sequence[Op], shares: Shares) -> int | None:

@@ -129,6 +129,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.stack: list[str] = []
         self.failed_in = ""
         self.needs_data = ""
+        self.failed_args: tuple[Any, ...] = ()
         self.module_outputs: dict[str, list[Value | None]] = {}
         self.ops: list[Op] = []
         self.count = 0
@@ -179,7 +180,11 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         read: list[Value] = []
         recorded_args = self._record_args(args, read)
         recorded_kwargs = dict(zip(kwargs, self._record_args(kwargs.values(), read), strict=True)) if kwargs else kwargs
-        result = self._on_meta(func, args, kwargs) if self.meta else func(*args, **kwargs)
+        try:
+            result = self._on_meta(func, args, kwargs) if self.meta else func(*args, **kwargs)
+        except Exception:
+            self.failed_args = recorded_args
+            raise
         static = all(value.static for value in read)
         outputs = tuple(self._output(tensor, static) for tensor in _flat(result))
         if outputs:
@@ -282,7 +287,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             failure = TraceError(f"{where} failed while the model was run on the given inputs: "
                                  f"{type(error).__name__}: {message}; check the inputs' shapes, dtype and device with "
                                  "a plain call of the model")
-        failure.ops = tuple(self.ops)
+        failure.ops, failure.failed_args = tuple(self.ops), self.failed_args
         failure.__cause__ = error
         return failure
 
