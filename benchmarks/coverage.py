@@ -1,7 +1,8 @@
 """Cut every architecture of torchvision and of timm's families, and write docs/coverage.md.
 
-Each network runs in a process of its own, under a limit of time and of memory. Results are kept line by line in
-benchmarks/results/coverage.jsonl; a second run goes on where the first stopped. Needs torchslim[timm].
+With `--field`: networks of other people's libraries, as far as these are installed, and docs/coverage-field.md. Each
+network runs in a process of its own, under a limit of time and of memory. Results are kept line by line under
+benchmarks/results; a second run goes on where the first stopped. Needs torchslim[timm].
 """
 
 from __future__ import annotations
@@ -21,13 +22,12 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torchslim
+from matrix.field import FIELD
 from matrix.measure import MACS, Row, approximate_too, measure
 from matrix.networks import NETWORKS, Network
 from matrix.table import good, table
 
 HERE = Path(__file__).resolve().parent
-RESULTS = HERE / "results" / "coverage.jsonl"
-TABLE = HERE.parent / "docs" / "coverage.md"
 SETTINGS = f"torchslim {torchslim.__version__}, macs={MACS}, shortcuts=True, importance=l2"
 GIB = 2**30
 
@@ -35,8 +35,11 @@ GIB = 2**30
 def main() -> None:
     """Run what has no result yet, and write the table."""
     options = _parser().parse_args()
+    networks, name = (FIELD, "coverage-field") if options.field else (NETWORKS, "coverage")
+    options.results = options.results or HERE / "results" / f"{name}.jsonl"
+    options.table = options.table or HERE.parent / "docs" / f"{name}.md"
     rows = _read(options.results)
-    chosen = _chosen(options.networks)
+    chosen = _chosen(networks, options.networks)
     if options.list:
         print("\n".join(f"{network.name:60} {network.section}" for network in chosen))
         return
@@ -47,8 +50,8 @@ def main() -> None:
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
     rows = _read(options.results)
-    _write(options.results, rows)
-    options.table.write_text(table(NETWORKS, rows, SETTINGS), encoding="utf-8")
+    _write(options.results, networks, rows)
+    options.table.write_text(table(networks, rows, SETTINGS, field=options.field), encoding="utf-8")
 
 
 def _run(chosen: Sequence[Network], rows: dict[str, Row], options: argparse.Namespace) -> None:
@@ -109,9 +112,9 @@ def _told(network: Network, row: Row) -> str:
     return f"{'ok ' if good(row) else 'BAD'} {network.key}: macs {kept} {shown} ({row['wall']:.0f} s)"
 
 
-def _chosen(patterns: Sequence[str]) -> list[Network]:
+def _chosen(networks: Sequence[Network], patterns: Sequence[str]) -> list[Network]:
     """The networks that match a pattern, with or without their library."""
-    chosen = [network for network in NETWORKS
+    chosen = [network for network in networks
               if not patterns or any(fnmatchcase(name, pattern) for pattern in patterns
                                      for name in (network.name, network.name.partition(":")[2]))]
     if not chosen:
@@ -130,9 +133,10 @@ def _read(path: Path) -> dict[str, Row]:
     return rows
 
 
-def _write(path: Path, rows: dict[str, Row]) -> None:
-    """Each row once, in the order of the networks."""
-    keys = [key for network in NETWORKS for key in (network.key, f"{network.key} (approximate)") if key in rows]
+def _write(path: Path, networks: Sequence[Network], rows: dict[str, Row]) -> None:
+    """Each row once, in the order of the networks; those of networks that are not installed here come last."""
+    keys = [key for network in networks for key in (network.key, f"{network.key} (approximate)") if key in rows]
+    keys += [key for key in rows if key not in set(keys)]
     path.write_text("".join(_line(key, rows[key]) for key in keys), encoding="utf-8")
 
 
@@ -151,8 +155,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--limit", type=int, default=150, metavar="SECONDS", help="time for one network (150)")
     parser.add_argument("--memory", type=float, default=14, metavar="GIB", help="memory for one network (14)")
     parser.add_argument("--minutes", type=float, default=1e9, help="start no further network after this time")
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE", help=f"of results ({RESULTS})")
-    parser.add_argument("--table", type=Path, default=TABLE, metavar="FILE", help=f"the table to write ({TABLE})")
+    parser.add_argument("--field", action="store_true", help="networks of other people's libraries, where installed")
+    parser.add_argument("--results", type=Path, metavar="FILE", help="of results (benchmarks/results/coverage*.jsonl)")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="the table to write (docs/coverage*.md)")
     return parser
 
 

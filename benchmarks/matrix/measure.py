@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 import torchslim
+from matrix.field import BUILDERS
 from matrix.networks import DETECTION, FLOW, QUANTIZABLE, Network
 from torchslim.store.loading import default_input
 from torchslim.surgery.plans import Plan
@@ -95,6 +96,8 @@ def build(network: Network) -> nn.Module:
         initialised = {"init_weights": True} if "inception" in name or "googlenet" in name else {}
         model: nn.Module = models.get_model(name, weights=None, quantize=False, **initialised)
         return model
+    if library in BUILDERS:
+        return BUILDERS[library](name, **network.options)
     return torchslim.create_model(f"{library}:{name}", **network.options)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from importlib import metadata
 from itertools import groupby
 from typing import Any
 
@@ -11,11 +12,18 @@ from matrix.networks import Network, families
 
 Row = Mapping[str, Any]
 
-_HEAD = """# Coverage
+_TITLE = """# Coverage
 
 What torchslim makes of every convolutional architecture of torchvision and of at least one network of every
-convolutional family of timm. Written by `python benchmarks/coverage.py`; see CONTRIBUTING.md.
+convolutional family of timm. Written by `python benchmarks/coverage.py`; see CONTRIBUTING.md. Networks of other
+libraries are in [coverage-field.md](coverage-field.md).
+"""
+_FIELD_TITLE = """# Coverage of other libraries
 
+What torchslim makes of networks of other people's libraries, at least one of each family, built without weights.
+Written by `python benchmarks/coverage.py --field` where these were installed: {versions}.
+"""
+_HEAD = """
 Settings: {settings}.
 Weights, biases, norm statistics and layer scales are random, so that every branch is heard; nothing is downloaded.
 Each network is planned for one input of the size given, in a process with one thread. Detectors see small pictures and
@@ -37,17 +45,19 @@ propose 50 regions; RAFT refines its flow three times.
 """
 
 
-def table(networks: Sequence[Network], rows: Mapping[str, Row], settings: str) -> str:
-    """The whole page, from the rows by `Network.key`."""
+def table(networks: Sequence[Network], rows: Mapping[str, Row], settings: str, field: bool = False) -> str:
+    """The whole page, from the rows by `Network.key`; of the matrix, or of other people's libraries."""
     listed = [one for network in networks for one in (network, replace(network, approximate=True))
               if one.key in rows or not one.approximate]
-    parts = [_HEAD.format(settings=settings), _summary(listed, rows)]
+    title = _FIELD_TITLE.format(versions=_versions(networks)) if field else _TITLE
+    parts = [title, _HEAD.format(settings=settings), _summary(listed, rows)]
     for section, members in groupby(listed, key=lambda network: network.section):
         parts.append(f"\n## {section[0].upper()}{section[1:]}\n\n")
         parts.append("| network | size | works | trains | exact | error | parameters kept | MACs kept | "
                      "left alone, and why | seconds |\n|---|---|---|---|---|---|--:|--:|---|--:|\n")
         parts += [_line(network, rows.get(network.key)) for network in members]
-    parts.append(_left_out())
+    if not field:
+        parts.append(_left_out())
     return "".join(parts)
 
 
@@ -55,6 +65,15 @@ def good(row: Row) -> bool:
     """Whether a network does all that it should: a network that does not train uncut is no fault of the cut."""
     trains = row.get("trains") is True or row.get("original_trains", True) is not True
     return bool("error" not in row and row.get("works") and row.get("exact") and trains)
+
+
+def _versions(networks: Sequence[Network]) -> str:
+    """The libraries of the networks, with their versions."""
+    return ", ".join(f"{name} {metadata.version(_PACKAGES.get(name, name))}"
+                     for name in dict.fromkeys(network.name.partition(":")[0] for network in networks))
+
+
+_PACKAGES = {"doctr": "python-doctr"}
 
 
 def _summary(listed: Sequence[Network], rows: Mapping[str, Row]) -> str:
