@@ -202,9 +202,8 @@ class _LayerCounts:
 
     def add_op(self, op: Op, alive: int) -> None:
         """Add an operation that runs while `alive` bytes of activations are alive."""
-        cost = macs(op)
-        self.macs += cost
-        self.flops += 2 * cost or flops(op)
+        self.macs += macs(op)
+        self.flops += flops(op)
         self.activations += op.output.numel if multiplies(op) else 0
         for value in accessed(op):
             number = value.numel

@@ -1,9 +1,9 @@
 """One row per ATen operation: its cost, and how it moves channel labels.
 
 An operation without a row freezes the labels that it reads and is named in the plan; `register_rule` adds a row.
-`labels.py` has the values that rows work on, `row.py` the row itself; rows are in `linear.py`, `elementwise.py`,
-`shape.py`, `indexing.py`, `along_dims.py`, `spatial.py` and `mixing.py`; `flops.py` counts arithmetic beside
-multiply-adds.
+`labels.py` has the values that rows work on, `row.py` the row itself; rows are in `linear.py`, `recurrent.py`,
+`elementwise.py`, `shape.py`, `indexing.py`, `along_dims.py`, `spatial.py` and `mixing.py`; `flops.py` counts arithmetic
+beside multiply-adds.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from torchslim.errors import RequestError
-from torchslim.rules import along_dims, elementwise, linear, mixing, shape, spatial
+from torchslim.rules import along_dims, elementwise, linear, mixing, recurrent, shape, spatial
 from torchslim.rules import flops as counting
 from torchslim.rules import indexing as positions
 from torchslim.rules.labels import LabelSpace, unnamed
@@ -22,7 +22,7 @@ from torchslim.rules.within_channel import moves_within_channels
 from torchslim.tracing.graph import Op, Value
 
 ROWS: dict[str, Row] = {**along_dims.ROWS, **elementwise.ROWS, **linear.ROWS, **mixing.ROWS, **positions.ROWS,
-                        **shape.ROWS, **spatial.ROWS}
+                        **recurrent.ROWS, **shape.ROWS, **spatial.ROWS}
 
 
 def row_of(op: Op) -> Row | None:
@@ -103,14 +103,12 @@ def macs(op: Op) -> int:
 def flops(op: Op) -> int:
     """Floating-point operations of an operation: 2 for each multiply-add; for others see `counting`."""
     row = row_of(op)
-    if row is not None and row.macs is not None:
-        return 2 * row.macs(op)
     count = counting.COUNTS.get(row_name(op))
     if count is None and row is not None and row.labels is elementwise.pointwise:
         count = counting.POINTWISE
     if count is None or not any(value.dtype.is_floating_point or value.dtype.is_complex for value in op.inputs):
-        return 0
-    return count(op)
+        return 2 * macs(op)
+    return 2 * macs(op) + count(op)
 
 
 def register_rule(name: str, *, cost: Callable[[Op], int] | None = None,

@@ -8,6 +8,7 @@ What is counted is the arithmetic that the definition asks for, whatever a kerne
     batch norm                              2 an output element, scale and shift; 4 more with statistics of the batch
     layer and group norm                    5 an element, 7 with weight and bias
     softmax                                 5 an element: largest, difference, exponential, sum, quotient
+    recurrent layers                        13 a hidden unit and step, GRU 10, plain RNN 2: gates and states
     resizing, sampling                      2 taps - 1 an output element: bilinear 7, bicubic 31, nearest 0
 
 Moving, copying, selecting and filling cost none. A complex number counts as one number.
@@ -18,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from math import ceil, prod
 
+from torchslim.rules.recurrent import recurrence
 from torchslim.tracing.graph import Op
 
 Count = Callable[[Op], int]
@@ -90,6 +92,16 @@ def regions(op: Op) -> int:
     return int(op.output.numel * samples * 8)
 
 
+def gates(times: int) -> Count:
+    """So many operations a hidden unit of a recurrent layer, and step."""
+
+    def count(op: Op) -> int:
+        layer = recurrence(op)
+        return times * layer.units * layer.steps
+
+    return count
+
+
 def _each(names: Sequence[str], count: Count) -> dict[str, Count]:
     return {f"aten.{name}": count for name in names}
 
@@ -117,6 +129,9 @@ COUNTS: dict[str, Count] = {
     **_each(("_upsample_bicubic2d_aa",), resized(4, antialias=True)),
     **_each(("grid_sampler_2d", "grid_sampler_3d"), sampled),
     "torchvision.roi_align": regions,
+    **_each(("lstm", "lstm_cell"), gates(13)),
+    **_each(("gru", "gru_cell"), gates(10)),
+    **_each(("rnn_tanh", "rnn_relu", "rnn_tanh_cell", "rnn_relu_cell"), gates(2)),
 }
 
 POINTWISE: Count = each(1)

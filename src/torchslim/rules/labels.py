@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -112,6 +113,7 @@ class LabelSpace:
     _repeats: dict[int, dict[int, Repeat]] = field(default_factory=dict)
     _state: dict[tuple[str, int], Labels | None] = field(default_factory=dict)
     _spread: dict[str, Labels] = field(default_factory=dict)
+    _filled: dict[int, tuple[int, int, tuple[int, ...]]] = field(default_factory=dict)
 
     def new_labels(self, count: int) -> Labels:
         """`count` new labels."""
@@ -123,7 +125,7 @@ class LabelSpace:
 
         Parameters keep their labels, which joins the graphs.
         """
-        self._tracks, self._repeats = {}, {}
+        self._tracks, self._repeats, self._filled = {}, {}, {}
         return self._tracks
 
     def tracks(self, value: Value) -> Tracks:
@@ -194,8 +196,21 @@ class LabelSpace:
 
     def fill(self, value: Value) -> None:
         """Label a tensor of equal elements (zeros, ones, uninitialised): it is cut along with whatever it meets."""
-        self.set(value, (along_dim(self.new_labels(size), dim, len(value.shape))
-                         for dim, size in enumerate(value.shape) if size > 1))
+        first = self.num_labels
+        self.set(value, [along_dim(self.new_labels(size), dim, len(value.shape))
+                         for dim, size in enumerate(value.shape) if size > 1])
+        self._filled[value.id] = first, self.num_labels, tuple(map(len, self._declared))
+
+    def is_blank(self, value: Value) -> bool:
+        """True for a tensor of equal elements (see `fill`) that met nothing, and had no part taken, up to now."""
+        first, end, counts = self._filled.get(value.id, (0, 0, ()))
+        met = (labels for declared, count in zip(self._declared, counts, strict=False) for labels in declared[count:])
+        return end > 0 and not any(((part >= first) & (part < end)).any() for item in met for part in (
+            item if isinstance(item, tuple) else (getattr(item, "labels", item),)))
+
+    @property
+    def _declared(self) -> tuple[list[Any], ...]:
+        return self.unions, self.frozen, self.constraints, self.sub_tensors
 
     def union(self, a: Labels, b: Labels) -> None:
         """The labels at one position are one."""

@@ -47,16 +47,16 @@ def _hook_target(hook: Any) -> tuple[str, str] | None:
     return None
 
 
-def weight_of(layer: nn.Module) -> Tensor:
+def weight_of(layer: nn.Module, name: str = "weight") -> Tensor:
     """The tensor that determines the shape of a layer's weight: the weight, or what it is computed from.
 
     A computed weight itself is not read: computing it may fail at new widths, and changes the state of a spectral norm.
     """
-    if is_parametrized(layer, "weight"):
-        originals = layer.get_submodule("parametrizations.weight")
+    if is_parametrized(layer, name):
+        originals = layer.get_submodule(f"parametrizations.{name}")
         return max((*originals.parameters(recurse=False), *originals.buffers(recurse=False)), key=Tensor.numel)
     hooks = filter(None, map(_hook_target, layer._forward_pre_hooks.values()))
-    source = next((source for name, source in hooks if name == "weight"), "weight")
+    source = next((source for target, source in hooks if target == name), name)
     weight: Tensor = getattr(layer, source)
     return weight
 
@@ -103,6 +103,18 @@ def _prelu(layer: nn.PReLU, shape: Shape) -> Attributes:
     return {"num_parameters": shape(layer.weight)[0]}
 
 
+def _recurrent(layer: nn.RNNBase, shape: Shape) -> Attributes:
+    first = {name: shape(weight_of(layer, f"weight_{name}_l0")) for name in ("ih", "hr")[:1 + bool(layer.proj_size)]}
+    gates = {"LSTM": 4, "GRU": 3}.get(layer.mode, 1)
+    sizes: Attributes = {"input_size": first["ih"][1], "hidden_size": first["ih"][0] // gates}
+    return sizes | ({"proj_size": first["hr"][0]} if layer.proj_size else {})
+
+
+def _recurrent_cell(layer: nn.RNNCellBase, shape: Shape) -> Attributes:
+    rows, columns = shape(weight_of(layer, "weight_ih"))
+    return {"input_size": columns, "hidden_size": shape(weight_of(layer, "weight_hh"))[1]}
+
+
 _LAYERS: tuple[tuple[type[nn.Module], Callable[[Any, Shape], Attributes]], ...] = (
     (_ConvNd, _convolution),
     (nn.Linear, _linear),
@@ -112,6 +124,8 @@ _LAYERS: tuple[tuple[type[nn.Module], Callable[[Any, Shape], Attributes]], ...] 
     (nn.RMSNorm, _layer_norm),
     (nn.GroupNorm, _group_norm),
     (nn.PReLU, _prelu),
+    (nn.RNNBase, _recurrent),
+    (nn.RNNCellBase, _recurrent_cell),
 )
 
 

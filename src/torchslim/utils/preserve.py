@@ -11,6 +11,7 @@ import numpy
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from torchslim.utils.modules import names_of_modules
 
@@ -82,10 +83,32 @@ def unfused_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
+class WholeRecurrences(TorchFunctionMode):
+    """Dispatch a call of a recurrent layer or cell as one operation, such as `aten.lstm`.
+
+    Otherwise torch takes it apart before any dispatch mode sees it: into thousands of products, or into a fused kernel,
+    by device and precision.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func not in _RECURRENCES:
+            return func(*args, **kwargs) if kwargs else func(*args)
+        with torch._C._AutoDispatchBelowAutograd():  # it is taken apart where autograd would come in
+            return _RECURRENCES[func](*args, **kwargs or {})
+
+
+_RECURRENCES = {getattr(torch, name + cell): getattr(torch.ops.aten, name + cell)
+                for name in ("lstm", "gru", "rnn_tanh", "rnn_relu") for cell in ("", "_cell")}
+
+
 @contextmanager
 def plain_context() -> Iterator[None]:
-    """Run as if nothing were around the call: no autograd, no inference mode, no autocast, no fused attention."""
-    with torch.inference_mode(False), torch.no_grad(), unfused_attention(), ExitStack() as stack:
+    """Run as if nothing were around the call: no autograd, no inference mode, no autocast.
+
+    Attention is taken apart, and recurrent layers stay whole, whatever the device and precision.
+    """
+    with (torch.inference_mode(False), torch.no_grad(), unfused_attention(), WholeRecurrences(),
+          ExitStack() as stack):
         for device in ("cpu", "cuda"):
             if torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
