@@ -193,6 +193,8 @@ class LabelSpace:
         """Give a value the labels of another of the same elements."""
         self.set(value, self.tracks(source))
         self.inherit_repeats(value, [source])
+        if source.id in self._filled:
+            self._filled[value.id] = self._filled[source.id]
 
     def fill(self, value: Value) -> None:
         """Label a tensor of equal elements (zeros, ones, uninitialised): it is cut along with whatever it meets."""

@@ -148,6 +148,18 @@ def _starts(space: LabelSpace, op: Op, state: Value, track: Labels) -> None:
         space.freeze(track, f"starts from a state that can't be cut in {op.where}")
 
 
+def packed(space: LabelSpace, op: Op) -> None:
+    """aten._pack_padded_sequence(x, lengths, batch_first) -> data, batch_sizes: steps and samples become one."""
+    x = op.args[0]
+    for track in space.tracks(x):
+        if track.shape[0] > 1 or track.shape[1] > 1:
+            space.freeze(track, f"packed in {op.where}")
+    space.set(op.output, [track[0] for track in space.tracks(x) if track.shape[:2] == (1, 1)])
+
+
 RECURRENT = Row(recurrent, recurrent_macs)
 
-ROWS = {f"aten.{name}{cell}": RECURRENT for name in ("lstm", "gru", "rnn_tanh", "rnn_relu") for cell in ("", "_cell")}
+ROWS = {
+    **{f"aten.{name}{cell}": RECURRENT for name in ("lstm", "gru", "rnn_tanh", "rnn_relu") for cell in ("", "_cell")},
+    "aten._pack_padded_sequence": Row(packed),
+}

@@ -8,6 +8,7 @@ knows better (errors, unusual memory formats). Same-shaped results are views: no
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -96,7 +97,37 @@ def _mean(x: Tensor, dims: list[int] | None = None, keep: bool = False) -> Tenso
     return _empty(x, [1 if d in gone else n for d, n in enumerate(x.shape) if keep or d not in gone])
 
 
+def _recurrent(gates: int, x: Tensor, hx: Any, params: list[Tensor], biases: Any, layers: int, _dropout: float,
+               _train: bool, bidirectional: bool, batch_first: bool = False) -> tuple[Tensor, ...] | None:
+    if not isinstance(biases, bool):  # of packed sequences: their sizes are data
+        return None
+    states, cells = hx if isinstance(hx, list | tuple) else (hx,), layers * (1 + bidirectional)
+    width, units, read, wanted = states[0].shape[-1], states[-1].shape[-1], x.shape[-1], list[tuple[int, ...]]()
+    for _ in range(layers):
+        cell = [(gates * units, read), (gates * units, width), *[(gates * units,)] * (2 * biases), (width, units)]
+        wanted += cell[:len(params) // cells] * (1 + bidirectional)
+        read = width * (1 + bidirectional)
+    batch = x.shape[0 if batch_first else 1]
+    if len(states) > 1 and (width != units) != (len(wanted[-1]) == 2 and len(params) // cells > 2):
+        return None  # a projection to as many units as there are: torch would take it for none
+    fits = ([tuple(p.shape) for p in params] == wanted and all(p.dtype == x.dtype for p in (*params, *states))
+            and all(state.shape[:-1] == (cells, batch) for state in states))
+    return (_empty(x, (*x.shape[:-1], read)), *(_empty(x, state.shape) for state in states)) if fits else None
+
+
+def _recurrent_cell(gates: int, x: Tensor, hx: Any, into: Tensor, hidden: Tensor, *biases: Tensor | None) -> Any:
+    states = hx if isinstance(hx, list | tuple) else (hx,)
+    (batch, units), rows = states[0].shape, (gates * states[0].shape[-1],)
+    fits = (into.shape == (*rows, x.shape[-1]) and hidden.shape == (*rows, units) and x.shape[:-1] == (batch,)
+            and all(bias is None or bias.shape == rows for bias in biases)
+            and all(state.shape == (batch, units) for state in states)
+            and all(t is None or t.dtype == x.dtype for t in (into, hidden, *biases, *states)))
+    results = tuple(_empty(x, state.shape) for state in states)
+    return None if not fits else results if len(states) > 1 else results[0]
+
+
 _ACTIVATIONS = ("relu", "silu", "hardtanh", "hardswish", "hardsigmoid", "sigmoid", "leaky_relu", "elu", "tanh", "mish")
+_GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
 _SHAPES: dict[str, Callable[..., Any]] = {
     "aten.native_batch_norm": _batch_norm,
@@ -110,6 +141,8 @@ _SHAPES: dict[str, Callable[..., Any]] = {
     "aten.gelu": _same,
     **{f"aten.{name}": _same for name in _ACTIVATIONS},
     **{f"aten.{name}_": _in_place for name in _ACTIVATIONS},
+    **{f"aten.{name}": partial(_recurrent, gates) for name, gates in _GATES.items()},
+    **{f"aten.{name}_cell": partial(_recurrent_cell, gates) for name, gates in _GATES.items()},
 }
 
 # Where the first argument that is no weight stands, if it is not the first of all.
