@@ -31,8 +31,9 @@ Table = NDArray[np.float64]
 class Activation(Criterion):
     """Activation statistic of the channel on unlabelled data, relative to the group's mean.
 
-    Measured in eval mode at the inputs of the convolutions and linear layers that read the channel, so after norms,
-    activations and additions; over all positions, samples and layers.
+    Measured in eval mode at the inputs of the convolutions, linear and recurrent layers that read the channel, so after
+    norms, activations and additions; over all positions, samples and layers. Hidden units of recurrent layers are
+    measured where they leave: at every step of the last layer, after the last step of the others.
 
     Attributes:
         statistic: "rms", the root mean square; "mean_abs", the mean of |a|; "variance", which is 0 for a constant
@@ -90,14 +91,14 @@ def _moments(group: ChannelGroup, evidence: Evidence, readers: Mapping[int, list
     sums, count = np.zeros((4, group.channels)), 0
     for member in group.members:
         if member.role == "reads":
-            for name in readers.get(id(evidence.state[member.name]), ()):
+            for name in (member.name, *readers.get(id(evidence.state[member.name]), ())):
                 tally = evidence.memo["moments"].get(name)
                 if tally is not None and tally.sums.shape[1] > member.indices.max():
                     sums += tally.sums[:, member.indices].sum(2)
                     count += tally.count * member.indices.shape[1]
     if not count:
-        raise RequestError(f"importance 'activation': no convolution or linear layer that ran on the data reads the "
-                           f"channels of `{group.name}`; leave it alone with exclude=, or use importance='l2'")
+        raise RequestError(f"importance 'activation': no convolution, linear or recurrent layer that ran on the data "
+                           f"reads the channels of `{group.name}`; leave it alone with exclude=, or use importance='l2'")
     return Moments(*(sums / count))
 
 
@@ -126,7 +127,7 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _measured(model: nn.Module, batches: Sequence[Inputs]) -> dict[str, _Tally]:
-    """Input sums of each layer that ran."""
+    """Input sums of each layer that ran, and of each weight of recurrent layers."""
     model, tallies = copy_model(model), dict[str, _Tally]()
     for name, layer in _layers(model):
         dims = len(layer.kernel_size) if isinstance(layer, _ConvNd) else None
@@ -138,7 +139,35 @@ def _measured(model: nn.Module, batches: Sequence[Inputs]) -> dict[str, _Tally]:
             tallies.setdefault(name, _Tally()).add(x)
 
         layer.register_forward_pre_hook(note, with_kwargs=True)
+    for recurrent, name in names_of_modules(model).items():
+        def note_states(layer: nn.Module, args: tuple[Any, ...], output: Any, name: str = name) -> None:
+            for weight, read in _read_by_weights(layer, args[0], output):
+                tallies.setdefault(f"{name}.{weight}" if name else weight, _Tally()).add(
+                    read.data.reshape(-1, read.data.shape[-1], 1))
+
+        if isinstance(recurrent, nn.RNNBase | nn.RNNCellBase):
+            recurrent.register_forward_hook(note_states)
     with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
         for index, batch in enumerate(batches):
             call_on_batch(model, batch, index)
     return tallies
+
+
+def _read_by_weights(layer: Any, x: Any, output: Any) -> Iterator[tuple[str, Any]]:
+    """What each weight of a recurrent layer or cell reads; what only its last step shows, of that."""
+    if isinstance(layer, nn.RNNCellBase):
+        yield from (("weight_ih", x), ("weight_hh", output[0] if isinstance(output, tuple) else output))
+        return
+    sequence, states = output
+    hidden, cell = states if isinstance(states, tuple) else (states, None)
+    suffixes = ("", "_reverse")[:1 + layer.bidirectional]
+    for number in range(layer.num_layers):
+        rows = slice(number * len(suffixes), (number + 1) * len(suffixes))
+        last = number == layer.num_layers - 1
+        parts = sequence.data.chunk(len(suffixes), -1) if last else hidden[rows]
+        for suffix, part, state in zip(suffixes, parts, hidden[rows] if cell is None else cell[rows], strict=True):
+            yield f"weight_ih_l{number}{suffix}", x
+            yield f"weight_hh_l{number}{suffix}", part
+            if layer.proj_size:
+                yield f"weight_hr_l{number}{suffix}", state.tanh()
+        x = torch.cat([*parts], -1)

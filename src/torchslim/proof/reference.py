@@ -44,12 +44,12 @@ class KeptChannels:
         """The run, with the classes of each value's elements."""
         return self.coupling.labeled_graphs[0]
 
-    def part_of_call(self, module: str, call: int, output: Tensor) -> Tensor:
-        """What the slim network has of the output of a module's n-th call."""
-        values = self.labeled.graph.module_outputs.get(module, ())
-        value = values[call] if call < len(values) else None
-        if value is None or tuple(output.shape) != value.shape:
+    def part_of_output(self, module: str, number: int, output: Tensor) -> Tensor:
+        """What the slim network has of the n-th tensor that a module returned, over all its calls."""
+        values = [value for call in self.labeled.graph.module_outputs.get(module, ()) for value in call]
+        if number >= len(values) or tuple(output.shape) != values[number].shape:
             return output
+        value = values[number]
         tracks = [track for track in self.labeled.tracks.get(value.id, ()) if not self.kept[track].all()]
         mask = np.ones((1,) * output.dim(), dtype=bool)
         for track in tracks:
@@ -134,7 +134,7 @@ class KeptChannelsMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return result
         self.count += 1
         if op.index in self.reading:
-            args = [self._silenced(tensor, recorded) for tensor, recorded in zip(args, op.args, strict=True)]
+            args = self._silenced(list(args), op.args)
         if op.index not in self.mixing:
             return func(*args, **kwargs)
         return self._on_kept_channels(func, op, args, kwargs)
@@ -145,6 +145,8 @@ class KeptChannelsMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return value.static and not value.name and not all(self.kept[track].all() for track in tracks)
 
     def _silenced(self, tensor: Any, recorded: Any) -> Any:
+        if isinstance(tensor, list | tuple) and isinstance(recorded, list | tuple):  # such as an LSTM's weights
+            return [self._silenced(part, value) for part, value in zip(tensor, recorded, strict=True)]
         if isinstance(recorded, Value) and self._computed(recorded):
             for track in self.labeled.tracks[recorded.id]:
                 tensor = tensor.masked_fill(torch.from_numpy(~self.kept[track]).to(tensor.device), 0)

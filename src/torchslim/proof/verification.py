@@ -32,6 +32,8 @@ from torchslim.utils.inputs import Inputs, arguments, map_tensors, tensors_in, u
 from torchslim.utils.modules import tensors_of
 from torchslim.utils.preserve import plain_context
 
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+
 
 def verify(model: nn.Module, slim: nn.Module, plan: Plan, inputs: Inputs) -> float:
     """The largest relative error of `slim` against the silenced `model`, over all outputs and layers.
@@ -92,17 +94,18 @@ def differences(model: nn.Module, slim: nn.Module, plan: Plan, inputs: Inputs) -
     # The plan lists a tied tensor under its first name.
     names: dict[Tensor, str] = {
         tensor: name for name, tensor in reversed(list(silenced.named_parameters(remove_duplicate=False)))}
-    calls: Counter[str] = Counter()
+    outputs_seen: Counter[str] = Counter()
 
     def compare(name: str, layer: nn.Module, output: Tensor) -> None:
         if not layers.get(name):
             raise ProofError(f"verify: `{name}` runs more often in the slim network than in the original")
-        weight = weight_of(silenced.get_submodule(name))
-        expected = layers[name].pop(0)
-        part = _kept_part(expected, layer, weight, plan.kept.get(names.get(weight, ""), {}))
+        part = expected = layers[name].pop(0)
+        if not isinstance(layer, _RECURRENT):
+            weight = weight_of(silenced.get_submodule(name))
+            part = _kept_part(expected, layer, weight, plan.kept.get(names.get(weight, ""), {}))
         if part.shape != output.shape:  # its weight does not run along the channels that were cut
-            part = channels().part_of_call(name, calls[name], expected)
-        calls[name] += 1
+            part = channels().part_of_output(name, outputs_seen[name], expected)
+        outputs_seen[name] += 1
         # Where a custom layer has other shapes than labels say, only the layers that follow are compared.
         if part.shape == output.shape or _is_torch_layer(layer):
             layer_differences.append(Difference(name, _error(part, output, name)))
@@ -164,18 +167,18 @@ def silence(model: nn.Module, plan: Plan) -> nn.Module:
 
 @contextmanager
 def _watch_layers(model: nn.Module, callback: Callable[[str, nn.Module, Tensor], None]) -> Iterator[None]:
-    """Call `callback(name, layer, output)` after each call of each layer that has a weight of its own."""
+    """Call `callback(name, layer, output)` for each output of each call of each layer that has weights of its own."""
 
     def hook(name: str) -> Callable[..., None]:
         def after_call(layer: nn.Module, _args: Any, output: Any) -> None:
-            if isinstance(output, Tensor):
-                with _disable_current_modes():  # the mode must not count these operations
-                    # A copy: the next layer may work in place.
-                    callback(name, layer, output.clone())
+            whole = isinstance(output, Tensor) or isinstance(layer, _RECURRENT)
+            with _disable_current_modes():  # the mode must not count these operations
+                for tensor in tensors_in(output) if whole else ():
+                    callback(name, layer, tensor.clone())  # a copy: the next layer may work in place
         return after_call
 
     handles = [module.register_forward_hook(hook(name)) for name, module in model.named_modules()
-               if _has_weight(module)]
+               if isinstance(module, _RECURRENT) or _has_weight(module)]
     try:
         yield
     finally:

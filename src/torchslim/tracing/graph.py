@@ -92,7 +92,7 @@ class Graph:
         state: every parameter, buffer and plain tensor attribute of the model, read or not, by canonical name.
         aliases: further names of a tied tensor -> its canonical name.
         modules: qualified module name -> class name.
-        module_outputs: of each call of each module the value that it returned, None where that is no single tensor; a
+        module_outputs: of each call of each module the tensors that it returned, by itself or in tuples and lists; a
             module that was never reached is missing.
         training: True for a run in train mode.
         device: "meta" where shapes alone were run, else "real".
@@ -107,7 +107,7 @@ class Graph:
     state: Mapping[str, Value]
     aliases: Mapping[str, str]
     modules: Mapping[str, str]
-    module_outputs: Mapping[str, tuple[Value | None, ...]]
+    module_outputs: Mapping[str, tuple[tuple[Value, ...], ...]]
     training: bool
     device: str
     kernels: frozenset[str]

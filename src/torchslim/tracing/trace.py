@@ -130,7 +130,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.failed_in = ""
         self.needs_data = ""
         self.failed_args: tuple[Any, ...] = ()
-        self.module_outputs: dict[str, list[Value | None]] = {}
+        self.module_outputs: dict[str, list[tuple[Value, ...]]] = {}
         self.ops: list[Op] = []
         self.count = 0
         self.has_unregistered_parameters = False
@@ -261,8 +261,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def leave(module: nn.Module, _args: Any, output: Any) -> None:
             if threading.get_ident() == thread and module in self.names and self.stack:
                 name = self.stack.pop()
-                value = self._value(output) if isinstance(output, Tensor) else None
-                self.module_outputs.setdefault(name, []).append(value)
+                values = tuple(self._value(tensor) for tensor in _flat(output) if tensor is not None)
+                self.module_outputs.setdefault(name, []).append(values)
                 if output is not None:  # it has not failed
                     self.failed_in = self.stack[-1] if self.stack else ""
 
