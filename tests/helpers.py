@@ -82,6 +82,10 @@ def silenced_oracle(model: nn.Module, plan: Plan) -> nn.Module:
         if _computes(home, name):
             _deafen(home, dims, 1 if name in plan.grouped else getattr(home, "groups", 1))
             continue
+        if isinstance(home, nn.RNNBase | nn.RNNCellBase) and 1 in dims:
+            with torch.no_grad():
+                weight = getattr(home, attribute)
+                weight[:, _missing(dims[1], weight.shape[1])] = 0
         if attribute == "weight":
             for layer in silenced.modules():
                 if layer is home or getattr(layer, "weight", None) is home.weight:

@@ -15,7 +15,8 @@ from torchslim.surgery.plans import Plan
 
 EXACT = 1e-10
 OWN_LAYERS = frozenset({"in_channels", "out_channels", "in_features", "out_features", "num_features", "num_channels",
-                        "num_groups", "num_parameters", "normalized_shape", "embedding_dim"})
+                        "num_groups", "num_parameters", "normalized_shape", "embedding_dim", "input_size",
+                        "hidden_size", "proj_size"})
 
 
 class Cut:

@@ -135,5 +135,5 @@ def test_data_that_says_nothing_is_refused_in_one_line(data: Any, said: str) -> 
 def test_a_group_that_no_measured_layer_reads_is_named() -> None:
     model = Calls(lambda s, x: nn.functional.conv2d(s.a(x), s.w), a=conv(3, 6))
     model.w = nn.Parameter(torch.randn(2, 6, 1, 1))
-    with pytest.raises(RequestError, match=r"no convolution or linear layer that ran on the data reads .* `a`"):
+    with pytest.raises(RequestError, match=r"no convolution, linear or recurrent layer that ran .* reads .* `a`"):
         ts.plan(model, X, macs=0.5, importance="activation", data=[X])

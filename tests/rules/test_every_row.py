@@ -230,7 +230,8 @@ READING: dict[str, tuple[Function, str, int]] = {
     "bmm": (lambda w, x: x.flatten(2).mT.bmm(w.matrix.t().expand(2, 6, 5)), "matrix", 1),
     "_weight_norm_interface": (lambda w, x: functional.conv2d(x, torch._weight_norm(w.kernel, w.g, 0)), "kernel", 1),
 }
-TESTED_ELSEWHERE = {"embedding", "glu", "pixel_shuffle", "torchvision.deform_conv2d"}
+TESTED_ELSEWHERE = {"embedding", "glu", "pixel_shuffle", "torchvision.deform_conv2d",
+                    *(row.removeprefix("aten.") for row in rules.recurrent.ROWS)}
 
 
 def key(name: str) -> str:

@@ -134,9 +134,9 @@ def _stacked(rows: list[Labels], like: Value) -> Labels:
 
 def _starts(space: LabelSpace, op: Op, state: Value, track: Labels) -> None:
     """What a layer starts from meets its units."""
-    if space.is_blank(state):
-        # Of equal elements, only their number matters: it is that of every row.
-        space.union(space.along(state, -1, op), track.reshape(-1, track.shape[-1])[0])
+    labels = space.along(state, -1, op) if space.is_blank(state) else None
+    if labels is not None:  # of equal elements, only their number matters: it is that of every row
+        space.union(labels, track.reshape(-1, track.shape[-1])[0])
         return
     meeting = [other for other in space.tracks(state) if other.shape[-1] > 1]
     for other in space.tracks(state):

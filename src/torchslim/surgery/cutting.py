@@ -8,6 +8,7 @@ from functools import cache
 from itertools import accumulate
 from operator import mul
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -201,17 +202,24 @@ def resized(model: nn.Module, sizes: Mapping[str, Mapping[int, int]],
     spaces: list[dict[str, Any]] = []
     for _, module in named_modules(model):
         spaces += [module._parameters, module._buffers, module.__dict__]
-    replaced = [(space, key, item) for space in spaces for key, item in space.items() if id(item) in views]
+    replaced: list[tuple[dict[str, Any], str, Any, Any]] = [
+        (space, key, item, views[id(item)]) for space in spaces for key, item in space.items() if id(item) in views]
+    for _, module in named_modules(model):
+        if isinstance(module, nn.RNNBase):  # it lists its weights, and lays them out anew where the list is outdated
+            flat = [views.get(id(weight), weight) for weight in module._flat_weights]
+            replaced += [(module.__dict__, "_flat_weights", module._flat_weights, flat),
+                         (module.__dict__, "_flat_weight_refs", module._flat_weight_refs,
+                          [None if weight is None else ref(weight) for weight in flat])]
     old = [(model.get_submodule(update.module), update) for update in attribute_updates]
     values = [(owner, update.attribute, getattr(owner, update.attribute)) for owner, update in old]
     try:
-        for space, key, item in replaced:
-            space[key] = views[id(item)]
+        for space, key, _, view in replaced:
+            space[key] = view
         for update in attribute_updates:
             _update_attribute(model, update)
         yield
     finally:
-        for space, key, item in replaced:
+        for space, key, item, _ in replaced:
             space[key] = item
         for owner, attribute, value in values:
             setattr(owner, attribute, value)

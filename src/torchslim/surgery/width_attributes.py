@@ -104,15 +104,14 @@ def _prelu(layer: nn.PReLU, shape: Shape) -> Attributes:
 
 
 def _recurrent(layer: nn.RNNBase, shape: Shape) -> Attributes:
-    first = {name: shape(weight_of(layer, f"weight_{name}_l0")) for name in ("ih", "hr")[:1 + bool(layer.proj_size)]}
-    gates = {"LSTM": 4, "GRU": 3}.get(layer.mode, 1)
-    sizes: Attributes = {"input_size": first["ih"][1], "hidden_size": first["ih"][0] // gates}
-    return sizes | ({"proj_size": first["hr"][0]} if layer.proj_size else {})
+    rows, columns = shape(weight_of(layer, "weight_ih_l0"))
+    sizes: Attributes = {"input_size": columns, "hidden_size": rows // {"LSTM": 4, "GRU": 3}.get(layer.mode, 1)}
+    return sizes | ({"proj_size": shape(weight_of(layer, "weight_hr_l0"))[0]} if layer.proj_size else {})
 
 
 def _recurrent_cell(layer: nn.RNNCellBase, shape: Shape) -> Attributes:
-    rows, columns = shape(weight_of(layer, "weight_ih"))
-    return {"input_size": columns, "hidden_size": shape(weight_of(layer, "weight_hh"))[1]}
+    return {"input_size": shape(weight_of(layer, "weight_ih"))[1],
+            "hidden_size": shape(weight_of(layer, "weight_hh"))[1]}
 
 
 _LAYERS: tuple[tuple[type[nn.Module], Callable[[Any, Shape], Attributes]], ...] = (
