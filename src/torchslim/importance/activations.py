@@ -97,8 +97,9 @@ def _moments(group: ChannelGroup, evidence: Evidence, readers: Mapping[int, list
                     sums += tally.sums[:, member.indices].sum(2)
                     count += tally.count * member.indices.shape[1]
     if not count:
-        raise RequestError(f"importance 'activation': no convolution, linear or recurrent layer that ran on the "
-                           f"data reads the channels of `{group.name}`; leave it alone with exclude=, or use importance='l2'")
+        raise RequestError("importance 'activation': no convolution, linear or recurrent layer that ran on the data "
+                           f"reads the channels of `{group.name}`; leave it alone with exclude=, or use "
+                           "importance='l2'")
     return Moments(*(sums / count))
 
 
