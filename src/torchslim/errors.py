@@ -4,7 +4,8 @@
     ├── RequestError            the request was wrong: an unknown name, a bad value, a missing file (exit status 2)
     │   ├── MissingExtra        an optional package is needed and not installed
     │   ├── UnsupportedModel    a model of a kind that is refused by name (scripted, quantised, ...)
-    │   └── TraceError          the model failed on the given inputs while it was being traced
+    │   ├── TraceError          the model failed on the given inputs while it was being traced
+    │   └── BudgetError         no cut meets a budget; it has the nearest that can be met (a PlanError, too)
     ├── PlanError               no plan meets the request, or a plan does not fit the model
     ├── ProofError              a cut network does not equal its silenced original
     ├── CheckpointError         a file is not what it should be (corrupt, cut short, made for another model), or
@@ -18,6 +19,7 @@ A message says where, what was found, what was wanted and what to try, in one li
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -50,6 +52,20 @@ class TraceError(RequestError, RuntimeError):
 
 class PlanError(TorchslimError):
     """No plan meets the request, or a plan does not fit the model."""
+
+
+class BudgetError(RequestError, PlanError):
+    """No cut meets a budget; `nearest` has those that can be met.
+
+    Attributes:
+        nearest: by each resource that was asked for ("macs", ...) the share that `plan` can keep: as asked for where
+            that can be met, else the least. `plan(model, inputs, **error.nearest)` meets them all at once.
+        counts: the same as counts; times in nanoseconds.
+    """
+
+    def __init__(self, message: str, nearest: Mapping[str, float], counts: Mapping[str, int]) -> None:
+        super().__init__(message)
+        self.nearest, self.counts = dict(nearest), dict(counts)
 
 
 class ProofError(TorchslimError, ArithmeticError):

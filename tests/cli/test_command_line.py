@@ -7,17 +7,20 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import torchslim
+from clocks import Blocky
 from helpers import Call, heeds_ctrl_c
 from torchslim.cli.loading import example_inputs
 from torchslim.cli.options import amount, shape
 from torchslim.errors import CheckpointError, RequestError, TorchslimError
+from torchslim.latency.local_backend import LocalBackend
 from torchslim.store.saving import read_header
 from torchslim.surgery.plans import Plan
 from torchslim.zoo.sources import Source, resolve
@@ -120,9 +123,46 @@ def test_prune_puts_back_what_is_lost(call: Call, tmp_path: Path) -> None:
     assert not torch.equal(cut["fc.weight"], compensated["fc.weight"])
 
 
+def test_prune_refuses_what_is_out_of_reach_or_comes_near(call: Call, tmp_path: Path) -> None:
+    asked = ("prune", SMALL, "--macs", "1", "--round-to", "16", "--input", "1x3x64x64")
+    out = tmp_path / "slim.safetensors"
+    status, printed, err = call(*asked, "--out", out)
+    assert (status, printed, out.exists()) == (2, "", False)
+    refused = err.splitlines()[-1]
+    assert refused.startswith("error: macs: asked for at most 1, which can't be met; the nearest feasible budget is ")
+    status, printed, _ = call(*asked, "--out", out, "--nearest")
+    first, *others = printed.splitlines()
+    assert (status, out.exists()) == (0, True)
+    assert refused.startswith(f"error: {first}; left alone: ")
+    assert not any("can't be met" in line for line in others)
+    assert call(*asked[:2], "--macs", "99G", "--out", out)[0] == 2
+
+
+def test_prune_says_first_that_a_time_is_missed(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(Blocky):
+        """A cut network takes nine tenths of the time, whatever its layers take."""
+
+        def time_networks(self, models: Sequence[nn.Module], inputs: Tensor) -> list[list[float]]:
+            found = super().time_networks(models, inputs)
+            return [found[0], *([0.9 * time for time in found[0]] for _ in found[1:])]
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(LocalBackend, "create", lambda name, inputs: Slow())
+    asked = ("prune", SMALL, "--latency", "0.6", "--input", "1x3x64x64", "--out", tmp_path / "slim.safetensors")
+    status, printed, _ = call(*asked)
+    lines = printed.splitlines()
+    assert status == 1
+    assert lines[0].startswith("latency: missed, asked for at most ")
+    assert [line.split()[-1] for line in lines if line.startswith(" latency")] == ["90.0%"]
+    status, printed, _ = call(*asked, "--json")
+    assert status == 1
+    [budget] = json.loads(printed)["budgets"]
+    assert budget["met"] == pytest.approx(0.9 * budget["before"], rel=1e-3)
+
+
 def test_prune_leaves_each_group_its_least(call: Call, tmp_path: Path) -> None:
     status, printed, _ = call("prune", SMALL, "--params", "2%", "--importance", "l1:filters", "--min-kept", "50%",
-                              "--min-channels", "9", "--out", tmp_path / "slim.safetensors", "--json")
+                              "--min-channels", "9", "--nearest", "--out", tmp_path / "slim.safetensors", "--json")
     assert status == 0
     assert "min_kept=" in json.loads(printed)["notes"][0]
     (plan,) = read_header(tmp_path / "slim.safetensors").steps

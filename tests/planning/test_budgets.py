@@ -138,10 +138,9 @@ def test_several_budgets_are_all_met() -> None:
     assert any(budget.met >= 0.99 * budget.asked for budget in plan.budgets)
 
 
-@pytest.mark.parametrize("asked", [1.0, 10**12])
-def test_a_budget_that_is_met_already_cuts_nothing(asked: float) -> None:
+def test_a_budget_that_is_met_already_cuts_nothing() -> None:
     model = chain()
-    plan = ts.plan(model, X, macs=asked)
+    plan = ts.plan(model, X, macs=1.0)
     assert plan.kept == {}
     assert plan.notes == ()
     assert plan.budgets[0].met == plan.budgets[0].before
@@ -150,10 +149,13 @@ def test_a_budget_that_is_met_already_cuts_nothing(asked: float) -> None:
 @pytest.mark.parametrize("resource", ["macs", "params", "channels"])
 def test_a_budget_that_cannot_be_met_says_so(resource: str) -> None:
     model = chain()
-    plan = ts.plan(model, X, **{resource: 1})
+    plan = ts.plan(model, X, **{resource: 1}, strict=False)
     [budget] = plan.budgets
     assert budget.met > budget.asked == 1
     whole = spent(model, X)[resource]
+    least = spent(nn.Sequential(conv(3, 2), nn.BatchNorm2d(2), conv(2, 2), conv(2, 2), nn.AdaptiveAvgPool2d(1),
+                                nn.Flatten(), nn.Linear(2, 2), nn.Linear(2, 10)), X)[resource]
+    assert least <= budget.met <= 1.01 * least
     classifier = {"macs": 0, "params": 10, "channels": 10}[resource]  # what is left of it without a channel to read
     why = (f"the protected channels, those that are left alone, cost {classifier} by themselves" if classifier else
            "the minimum width of the groups (2 channels, min_channels=, min_kept= or a share by pattern) allows no "
@@ -161,8 +163,8 @@ def test_a_budget_that_cannot_be_met_says_so(resource: str) -> None:
     [note] = plan.notes
     above, share = feasible(note)
     assert above == budget.met
-    assert note == (f"{resource}: asked for at most 1, and the nearest feasible budget is {budget.met:,}, a share of "
-                    f"{share}: {why}")
+    assert note == (f"{resource}: asked for at most 1, which can't be met; the nearest feasible budget is "
+                    f"{budget.met:,}, a share of {share}: {why}")
     assert float(share) - 2e-4 <= budget.met / whole <= float(share)
     for asked in (above, float(share)):
         again = ts.plan(model, X, **{resource: asked})
@@ -170,7 +172,6 @@ def test_a_budget_that_cannot_be_met_says_so(resource: str) -> None:
         assert again.budgets[0].met <= again.budgets[0].asked
     slim = ts.apply(model, plan)
     assert spent(slim, X)[resource] == budget.met
-    assert widths(plan, model) == {"0": 2, "3": 2, "5": 2, "8": 2, "10": 10}
     assert slim(X).shape == (1, 10)
 
 
@@ -282,7 +283,7 @@ def test_a_width_that_is_no_multiple_stays_or_becomes_one() -> None:
 @pytest.mark.parametrize("least", [2, 7, 30, 64])
 def test_no_group_gets_narrower_than_asked(least: int) -> None:
     model = chain()
-    plan = ts.plan(model, X, params=1, min_channels=least)
+    plan = ts.plan(model, X, channels=1, min_channels=least, strict=False)
     assert widths(plan, model) == {name: min(max(least, 2), size) for name, size in (
         ("0", 64), ("3", 96), ("5", 48), ("8", 64))} | {"10": 10}
 
@@ -290,7 +291,7 @@ def test_no_group_gets_narrower_than_asked(least: int) -> None:
 def test_two_channels_stay_in_any_case() -> None:
     """A dimension of size 1 broadcasts."""
     model = chain()
-    assert set(widths(ts.plan(model, X, params=1, min_channels=1), model).values()) == {2, 10}
+    assert set(widths(ts.plan(model, X, channels=1, min_channels=1, strict=False), model).values()) == {2, 10}
 
 
 def test_rows_keep_multiples_too() -> None:
@@ -303,7 +304,7 @@ def test_rows_keep_multiples_too() -> None:
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 1.0])
 def test_no_group_loses_more_than_its_share(share: float) -> None:
     model = chain()
-    plan = ts.plan(model, X, params=1, min_kept=share)
+    plan = ts.plan(model, X, channels=1, min_kept=share, strict=False)
     assert widths(plan, model) == {"0": ceil(share * 64), "3": ceil(share * 96), "5": ceil(share * 48),
                                    "8": ceil(share * 64), "10": 10}
     [budget], [note] = plan.budgets, plan.notes
@@ -313,25 +314,25 @@ def test_no_group_loses_more_than_its_share(share: float) -> None:
 
 def test_a_share_of_channels_is_no_matter_of_floats() -> None:
     model = nn.Sequential(conv(3, 30), conv(30, 4))
-    assert len(ts.plan(model, X, params=1, min_kept=0.1).kept["0.weight"][0]) == 3  # 0.1 * 30 is a little above 3
-    assert len(ts.plan(model, X, params=1, min_kept=0.1, round_to=4).kept["0.weight"][0]) == 4
-    assert len(ts.plan(model, X, params=1, min_kept=0.1, min_channels=5).kept["0.weight"][0]) == 5
+    for options, least in (({}, 3), ({"round_to": 4}, 4), ({"min_channels": 5}, 5)):  # 0.1 * 30 is a little above 3
+        plan = ts.plan(model, X, channels=1, min_kept=0.1, strict=False, **options)
+        assert len(plan.kept["0.weight"][0]) == least
 
 
 def test_what_a_cap_lets_stay_says_so() -> None:
-    plan = ts.plan(chain(), X, params=0.5, min_kept=1.0)
+    plan = ts.plan(chain(), X, params=0.5, min_kept=1.0, strict=False)
     assert plan.kept == {}
     assert "min_channels=, min_kept= and round_to= may ask for more" in plan.left_alone[1].reason
 
 
 def test_rows_and_deep_networks_keep_their_share() -> None:
     model = nn.Sequential(conv(3, 32), conv(32, 48, groups=4), conv(48, 4))
-    slim = ts.apply(model, ts.plan(model, X, params=1, min_kept=0.3))
+    slim = ts.apply(model, ts.plan(model, X, channels=1, min_kept=0.3, strict=False))
     assert slim[0].weight.shape[0] == 4 * 3  # of the 8 that each group reads
     assert slim[1].weight.shape[0] == 4 * 4  # of the 12 that each group makes
     for name in ("mobilenet_v2", "shufflenet_v2_x1_0", "densenet121"):
         deep = network(name)
-        plan = ts.plan(deep, PICTURE, macs=0.1, min_kept=0.4, importance="random")
+        plan = ts.plan(deep, PICTURE, macs=0.1, min_kept=0.4, importance="random", strict=False)
         assert "min_kept=" in plan.notes[0]
         assert all(len(kept[0]) >= 0.4 * len(deep.get_parameter(layer)) for layer, kept in plan.kept.items()
                    if layer.endswith(".weight") and 0 in kept)
@@ -451,11 +452,12 @@ def test_widths_of_deep_networks_are_multiples(name: str, round_to: int) -> None
 
 
 def test_fire_modules_without_their_concatenations_are_a_budget_out_of_reach() -> None:
-    plan = ts.plan(network("squeezenet1_1"), PICTURE, macs=0.5, shortcuts=False)
+    plan = ts.plan(network("squeezenet1_1"), PICTURE, macs=0.5, shortcuts=False, strict=False)
     [budget] = plan.budgets
     assert budget.met > budget.asked
     [note] = plan.notes
-    assert note.startswith(f"macs: asked for at most {budget.asked:,}, and the nearest feasible budget is ")
+    assert note.startswith(f"macs: asked for at most {budget.asked:,}, which can't be met; the nearest feasible "
+                           "budget is ")
     assert "the protected channels, those that are left alone, cost " in note
 
 
@@ -467,7 +469,7 @@ def test_fire_modules_without_their_concatenations_are_a_budget_out_of_reach() -
     ({"scope": {"3": 0.9, "5": 0.9}}, "the minimum width")])
 def test_what_stops_a_budget_is_named(options: dict[str, Any], why: str) -> None:
     model = chain()
-    plan = ts.plan(model, X, macs=0.02, **options)
+    plan = ts.plan(model, X, macs=0.02, **options, strict=False)
     [budget], [note] = plan.budgets, plan.notes
     assert budget.met > budget.asked
     assert why in note
@@ -476,19 +478,19 @@ def test_what_stops_a_budget_is_named(options: dict[str, Any], why: str) -> None
 
 def test_rows_that_rounding_holds_are_named_and_single_steps_are_what_they_would_leave() -> None:
     model = nn.Sequential(conv(3, 32), conv(32, 32, groups=4), conv(32, 4))
-    [note] = ts.plan(model, X, params=0.4, round_to=32).notes
+    [note] = ts.plan(model, X, params=0.4, round_to=32, strict=False).notes
     left = int(note.rpartition(" ")[2].replace(",", ""))
     assert "rounding (round_to=" in note
-    assert ts.plan(model, X, params=1).budgets[0].met == left
+    assert left <= ts.plan(model, X, params=1, strict=False).budgets[0].met <= 1.01 * left
 
 
 def test_nothing_goes_for_a_budget_that_it_can_not_serve() -> None:
     """A map that stays is the peak of memory: what is not alive then need not go."""
     model = nn.Sequential(conv(3, 16, 1), nn.ReLU(), nn.AvgPool2d(8), conv(16, 64), nn.ReLU(), conv(64, 8))
-    plan = ts.plan(model, X, memory=0.01, exclude=["0"])
+    plan = ts.plan(model, X, memory=0.01, exclude=["0"], strict=False)
     assert plan.budgets[0].met > plan.budgets[0].asked
     assert plan.kept == {}
-    both = ts.plan(model, X, memory=0.01, params=0.5, exclude=["0"])
+    both = ts.plan(model, X, memory=0.01, params=0.5, exclude=["0"], strict=False)
     assert both.budgets[0].met <= both.budgets[0].asked
     assert both.budgets[0].met > 0.48 * both.budgets[0].before
 

@@ -58,7 +58,7 @@ def test_a_count_is_bytes_and_budgets_go_together() -> None:
 
 def test_what_can_not_be_met_says_so() -> None:
     model = nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 64))
-    plan = ts.plan(model, torch.randn(1, 3, 16, 16), memory=0.5)
+    plan = ts.plan(model, torch.randn(1, 3, 16, 16), memory=0.5, strict=False)
     assert plan.budgets[0].met > plan.budgets[0].asked
     assert "the nearest feasible budget is" in plan.notes[0]
     assert "the protected channels, those that are left alone, cost " in plan.notes[0]

@@ -88,7 +88,7 @@ def test_limits_are_met_and_nothing_more_can_be_given_back(data: st.DataObject) 
     maximum = data.draw(st.integers(1, model.total))
     selection = select_by_score(first, units, [Limit("macs", model, maximum)])
     smallest = min(model(_shares(units, levels, first)) for levels in product(*(range(len(u.widths)) for u in units)))
-    reachable = max(maximum, smallest)
+    reachable = maximum if maximum >= smallest else max(smallest, int(1.01 * smallest))
     assert model(selection.shares(first)) <= reachable
     for index, level in enumerate(selection.levels):
         if level:

@@ -42,7 +42,7 @@ def test_every_cut_is_exact_and_fits_and_trains(model: nn.Module, request: dict[
     model = random_statistics(model.double(), seed)
     x = torch.randn(2, 3, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     before = Untouched(model)
-    plan = ts.plan(model, x, **request)
+    plan = ts.plan(model, x, **request, strict=False)
     slim = ts.apply(model, plan)
 
     assert ts.verify(model, slim, plan, x) < EXACT
@@ -52,7 +52,7 @@ def test_every_cut_is_exact_and_fits_and_trains(model: nn.Module, request: dict[
     assert all(len(dims[0]) >= request["min_kept"] * len(model.get_parameter(name)) - EXACT
                for name, dims in plan.kept.items() if 0 in dims and name.endswith("weight"))
     for budget in plan.budgets:
-        assert budget.met <= budget.asked or any(note.startswith(budget.resource) for note in plan.notes)
+        assert budget.is_met or any(note.startswith(budget.resource) for note in plan.notes)
     assert ts.Plan.from_json(plan.to_json()) == plan
     before.check()
     assert check_training(slim, x) == check_training(model, x)

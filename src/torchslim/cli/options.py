@@ -34,6 +34,8 @@ Exclude = Annotated[list[str] | None, typer.Option(
     metavar="PATTERN", show_default=False,
     help="Do not cut the output channels of layers of this name; again for each further pattern.")]
 Shortcuts = Annotated[bool, typer.Option(help="Also cut channels that shortcuts share.")]
+Nearest = Annotated[bool, typer.Option(
+    "--nearest", help="Where a budget can't be met, take the nearest that can, with as little cut as gives it.")]
 Json = Annotated[bool, typer.Option("--json", help="Print data, and nothing else, on stdout.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
 

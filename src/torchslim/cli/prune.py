@@ -17,6 +17,7 @@ from torchslim.cli.options import (
     Json,
     Latency,
     Model,
+    Nearest,
     Only,
     Pictures,
     Seed,
@@ -105,14 +106,16 @@ def prune(
     min_kept: MinKept = 0.0,
     approximate: Approximate = False,
     whole_groups: WholeGroups = False,
+    nearest: Nearest = False,
     show: Show = False,
     seed: Seed = 0,
     shapes: Shapes = None,
     as_json: Json = False,
-) -> None:
+) -> int:
     """Cut channels to a budget, prove the cut, save the result.
 
-    The proof compares the slim model with the original in which the removed channels are silenced.
+    The proof compares the slim model with the original in which the removed channels are silenced. Exit status 1: a
+    latency is missed when measured.
     """
     import torchslim
     from torchslim.zoo.sources import resolve
@@ -127,12 +130,15 @@ def prune(
     options = None if not has_budget else _plan_options(
         **budgets, allow_approximate=approximate, whole_groups=whole_groups, backend=backend, scope=shares,
         only=patterns, exclude=exclude or (), importance=importance, shortcuts=shortcuts, round_to=round_to,
-        min_channels=min_channels, min_kept=min_kept, seed=seed)
+        min_channels=min_channels, min_kept=min_kept, seed=seed, strict=not nearest)
     labelled = _labelled_pictures(importance, compensate, data, shapes, pictures, seed)
     inputs = example_inputs(source, shapes, seed) if labelled is None or shapes else labelled[0][0][:1]
     original = build_model(source, seed)
     plan = None if options is None else _plan(options, original, inputs, labelled)
     result: dict[str, Any] = {"model": str(source)}
+    unmet = plan is not None and not all(budget.is_met for budget in plan.budgets)
+    if plan is not None and unmet and not as_json:
+        print(plan.notes[0])
     if show:
         groups = torchslim.groups(original, inputs, allow_approximate=approximate, whole_groups=whole_groups)
         result |= _show(str(source), original, groups, plan, as_json)
@@ -141,6 +147,7 @@ def prune(
         result |= _carry_out(plan, original, inputs, images, source, out, as_json)
     if as_json:
         print_json(result)
+    return int(unmet and not nearest)
 
 
 def _budgets(latency: str | None, **counted: str | None) -> dict[str, Any]:
@@ -274,7 +281,7 @@ def _cut(original: nn.Module, inputs: Any, plan: Plan, source: Source, out: Path
     if not as_json:
         _print_costs([("parameters", before.params, after.params), ("multiply-adds", before.macs, after.macs),
                       *((b.resource, b.before, b.met) for b in plan.budgets if b.resource == "latency")])
-        for note in plan.notes:
+        for note in plan.notes[not all(budget.is_met for budget in plan.budgets):]:  # the first line has that one
             print(f"note: {note}")
         print(f"proof: differs from the silenced original by {error:.1e}")
         if pictures:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -64,6 +63,8 @@ RoundTo = Annotated[int | None, typer.Option(
     min=1, show_default="8", help="Keep multiples of this many channels, for fast kernels.")]
 MinKept = Annotated[float | None, typer.Option(parser=fraction, metavar="SHARE", show_default="0", help=(
     "The least share of its channels that a group keeps; 0.1 lets none lose more than nine tenths."))]
+Nearest = Annotated[bool | None, typer.Option("--nearest", show_default=False, help=(
+    "Where a budget can't be met, take the nearest that can, with as little cut as gives it."))]
 Workers = Annotated[int | None, typer.Option(min=0, show_default="0", help="Processes that load pictures.")]
 Export = Annotated[bool | None, typer.Option("--export/--no-export", show_default="export", help=(
     "Write ONNX files, compare and time them."))]
@@ -99,22 +100,24 @@ def slim(
     importance: Importance = None,
     round_to: RoundTo = None,
     min_kept: MinKept = None,
+    nearest: Nearest = None,
     threads: Threads = None,
     workers: Workers = None,
     export: Export = None,
     restart: Restart = False,
     as_json: Json = False,
-) -> None:
+) -> int:
     """Train, sparsify, cut, prove, fine-tune, measure, save, export and report, in one go.
 
-    The same command continues an interrupted run, and shows the result of a finished one.
+    The same command continues an interrupted run, and shows the result of a finished one. Exit status 1: a latency is
+    missed when measured.
     """
     record = _run(_settings(out, recipe, epochs, _given(context.params)), restart)
-    _print(record, out, as_json)
+    return _print(record, out, as_json)
 
 
 def demo(out: Out = Path("runs/demo"), seed: Seed = 0, threads: Threads = None, restart: Restart = False,
-         as_json: Json = False) -> None:
+         as_json: Json = False) -> int:
     """Make a ResNet-18 light on scikit-learn's handwritten digits: a few minutes on two cores.
 
     The same as `torchslim slim torchvision:resnet18 --data digits --macs 0.4 --out runs/demo`.
@@ -123,7 +126,7 @@ def demo(out: Out = Path("runs/demo"), seed: Seed = 0, threads: Threads = None, 
 
     settings = Settings(model=DEMO_MODEL, data=DEMO_DATA, out=out, macs=amount("--macs", DEMO_MACS), seed=seed,
                         threads=threads)
-    _print(_run(settings, restart), out, as_json)
+    return _print(_run(settings, restart), out, as_json)
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
@@ -174,11 +177,16 @@ def _run(settings: Settings, restart: bool) -> Record:
         raise SystemExit(INTERRUPTED) from None
 
 
-def _print(record: Record, out: Path, as_json: bool) -> None:
-    """The table and where the files are, or the record as JSON."""
+def _print(record: Record, out: Path, as_json: bool) -> int:
+    """Print the table and where the files are, or the record as JSON; the exit status."""
+    from torchslim.surgery.plans import Plan
+
+    plan = Plan.from_json((out / "plan.json").read_bytes())
+    unmet = not all(budget.is_met for budget in plan.budgets)
+    status = int(unmet and not record.settings.get("nearest"))
     if as_json:
         print(record.to_json())
-        return
+        return status
     from torchslim.utils.formatting import (
         format_bytes,
         format_change,
@@ -188,6 +196,8 @@ def _print(record: Record, out: Path, as_json: bool) -> None:
         percent,
     )
 
+    if unmet:
+        print(f"Plan: {plan.notes[0]}")
     before, after = record.before, record.after
     costs: list[tuple[str, float, float, Callable[[float], str]]] = [
         ("parameters", before.params, after.params, lambda n: format_count(n, " ")),
@@ -203,7 +213,8 @@ def _print(record: Record, out: Path, as_json: bool) -> None:
     print(f"Proof: the cut network differs from its silenced original by {format_error(record.proof_error)}")
     if record.onnx_error is not None:
         print(f"ONNX: differs from PyTorch by {format_error(record.onnx_error)}")
-    for note in json.loads((out / "plan.json").read_text(encoding="utf-8"))["notes"]:
+    for note in plan.notes[unmet:]:
         print(f"Plan: {note}")
     print(f"Model: {out / 'slim.safetensors'}")
     print(f"Report: {out / 'report.html'}")
+    return status

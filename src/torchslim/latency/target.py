@@ -16,13 +16,11 @@ from torchslim.latency.backends import Backend
 from torchslim.latency.cache import LatencyCache, checked_times
 from torchslim.latency.local_backend import LOCAL_BACKENDS, LocalBackend
 from torchslim.latency.predictor import LatencyPredictor, required_workloads
-from torchslim.surgery.plans import Plan
+from torchslim.surgery.plans import CLOCK_TOLERANCE, Plan
 from torchslim.tracing.graph import Graph
 from torchslim.utils.formatting import milliseconds
 from torchslim.utils.inputs import Inputs
 
-TOLERANCE = 0.02
-"""Maximum difference between measured and predicted time of an accepted plan, as a share of the budget."""
 MAX_SPREAD = 0.05
 """A measurement whose quarters differ by more than this share is noisy and not cached."""
 _MAX_REPEATS = 3  # measurements of one network, until one is not noisy
@@ -106,22 +104,36 @@ class LatencyTarget:
             make_slim: makes the cut network; called only if its time is not cached.
 
         Returns:
-            The plan with a note of the measured time; and a target with a better correction to plan again with, or
-            None if the plan is accepted.
+            The plan with a note of the measured time, which is the first one, and the time in the budget, if it misses
+            that; and a target with a better correction to plan again with, or None if the plan is accepted.
         """
         if self.budget_ns is None or not plan.kept:
             return plan, None
         ratio, spread = self._measured(plan, make_slim)
         measured_ns, predicted_ns = self.baseline_ns * ratio, plan.predicted["latency"]
-        noted = replace(plan, notes=(*plan.notes, self._note(measured_ns, spread, predicted_ns)))
+        noted = self._with_measurement(plan, measured_ns, self._note(measured_ns, spread, predicted_ns))
         plans = self.plans_measured + 1
         saving = (self.baseline_ns - predicted_ns) / self.correction
         # A noisy measurement counts only if it differs by more than its spread.
-        tolerance = max(TOLERANCE * self.budget_ns, spread * measured_ns if spread > MAX_SPREAD else 0.0)
+        tolerance = max(CLOCK_TOLERANCE * self.budget_ns, spread * measured_ns if spread > MAX_SPREAD else 0.0)
         if abs(measured_ns - predicted_ns) <= tolerance or plans == _MAX_PLANS or saving <= 0:
             return noted, None
         correction = min(max((self.baseline_ns - measured_ns) / saving, _CORRECTIONS[0]), _CORRECTIONS[1])
         return noted, replace(self, correction=correction, plans_measured=plans)
+
+    @staticmethod
+    def _with_measurement(plan: Plan, measured_ns: float, note: str) -> Plan:
+        """The plan with what there is to say of a measured time; it counts where it or the prediction is too long."""
+        predicted = next(budget for budget in plan.budgets if budget.resource == "latency")
+        measured = replace(predicted, met=round(measured_ns))
+        if predicted.is_met and measured.is_met:
+            return replace(plan, notes=(*plan.notes, note))
+        plan = replace(plan, budgets=tuple(measured if budget is predicted else budget for budget in plan.budgets))
+        if not predicted.is_met:  # the first note says so
+            return replace(plan, notes=(*plan.notes, note))
+        asked = measured.format_count(measured.asked)
+        missed = f"latency: missed, asked for at most {asked}; {note.removeprefix('latency: ')}"
+        return replace(plan, notes=(missed, *plan.notes))
 
     def _measured(self, plan: Plan, make_slim: Callable[[], nn.Module]) -> tuple[float, float]:
         """Ratio of the cut network's time to the original's, and the measurement's spread (0 if cached)."""

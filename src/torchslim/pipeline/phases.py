@@ -156,7 +156,8 @@ def _plan(run: RunContext, model: nn.Module) -> Plan:
     settings = run.settings
     options = PlanOptions(macs=settings.macs, params=settings.params, channels=settings.channels,
                           latency=settings.latency, backend=settings.backend, importance=settings.importance,
-                          round_to=settings.round_to, min_kept=settings.min_kept, seed=settings.seed)
+                          round_to=settings.round_to, min_kept=settings.min_kept, seed=settings.seed,
+                          strict=not settings.nearest)
     return plan_with(options, model, run.inputs, **_scoring_data(run))
 
 

@@ -92,6 +92,7 @@ def run_slim(settings: Settings, progress: EventCallback = lambda event: None, *
     Raises:
         RequestError: the folder holds a run with other settings or is in use; the model, the data or the budget are
             invalid.
+        BudgetError: a budget can't be met; before anything is trained, but for a latency.
         MissingExtra: a package that a phase needs is not installed.
         ProofError: the cut network does not equal its silenced original.
         TorchslimError: a phase failed.

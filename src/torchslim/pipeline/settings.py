@@ -11,7 +11,7 @@ from typing import Any
 from torchslim.errors import RequestError
 
 # These do not affect the final weights: they may differ when a run is continued.
-_NOT_IN_IDENTITY = frozenset({"out", "export", "workers", "threads"})
+_NOT_IN_IDENTITY = frozenset({"out", "export", "workers", "threads", "nearest"})
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Settings:
         round_to: numbers of channels stay multiples of this. Many runtimes' kernels work on blocks of 8 channels; other
             widths can make a network slower than the uncut one.
         min_kept: minimum share of its channels that a group keeps.
+        nearest: whether budgets that can't be met become the nearest that can.
         threads: CPU threads; None for the number of cores, or that of the interrupted run.
         workers: processes that load images.
         export: whether to write and time ONNX files.
@@ -77,6 +78,7 @@ class Settings:
     importance: str = "bn_scale"
     round_to: int = 8
     min_kept: float = 0.0
+    nearest: bool = False
     threads: int | None = None
     workers: int = 0
     export: bool = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,8 @@ import numpy as np
 from torchslim.costs.cost_models import CostModel
 from torchslim.coupling.coupling import Coupling
 from torchslim.coupling.unreached import notes_on_unreached_layers
-from torchslim.planning.budget_notes import budget_notes
+from torchslim.errors import BudgetError
+from torchslim.planning.budget_notes import OUT_OF_REACH, budget_notes, nearest_share, reasons_in_short, rounded_share
 from torchslim.planning.budgets import counted_limits
 from torchslim.planning.candidates import at_minimum, partly_scoped
 from torchslim.planning.feasible_cuts import FeasibleCut
@@ -31,9 +32,7 @@ def assemble_plan(feasible: FeasibleCut, options: PlanOptions, original: Couplin
     cut, coupling, limits = feasible.cut, feasible.coupling, feasible.limits
     shares = cut.stays.astype(np.float64)
     budgets = tuple(Budget(limit.resource, limit.cost.total, limit.maximum, limit.cost(shares)) for limit in limits)
-    counted = {limit.resource: 1 for limit in limits if limit.cost is not feasible.predictor}
-    totals = {} if original is None else {
-        limit.resource: limit.cost.total for limit in counted_limits(original, counted)}
+    totals = _totals(budgets, original)
     approximate = list(dict.fromkeys(m.reason for m in coupling.mixed if (shares[m.labels] == 0).any()))
     notes = [
         *budget_notes(limits, budgets, feasible.selection, coupling.num_classes, totals),
@@ -48,6 +47,30 @@ def assemble_plan(feasible: FeasibleCut, options: PlanOptions, original: Couplin
                 attribute_updates=cut.attribute_updates, budgets=budgets, predicted=predicted,
                 left_alone=_left_alone(coupling, _reasons(feasible, options)), notes=tuple(notes),
                 settings=_settings(options, bool(approximate), original))
+
+
+def budget_error(plan: Plan, original: Coupling | None) -> BudgetError:
+    """What there is to say of a plan's budgets out of reach: the nearest, what stands in the way, what to try."""
+    totals = _totals(plan.budgets, original)
+    counts = {budget.resource: max(budget.asked, budget.met) for budget in plan.budgets}
+    nearest = {budget.resource: nearest_share(counts[budget.resource], totals.get(budget.resource, budget.before))
+               for budget in plan.budgets}
+    unmet = [budget for budget in plan.budgets if not budget.is_met]
+    said = [note for note in plan.notes if OUT_OF_REACH in note]
+    less = all(budget.met < budget.before for budget in unmet)
+    wanted = [f"{budget.resource}={rounded_share(budget.met, totals.get(budget.resource, budget.before)):.4f}"
+              for budget in unmet]
+    remedy = (f"ask for {', '.join(wanted)}, or take the nearest with strict=False (--nearest)" if less else
+              "let more be cut, or leave the network as it is")
+    return BudgetError("; ".join([*said, *reasons_in_short(plan.left_alone), remedy]), nearest, counts)
+
+
+def _totals(budgets: Sequence[Budget], original: Coupling | None) -> dict[str, int]:
+    """By resource that is counted, what shares are of where that is another network."""
+    if original is None:
+        return {}
+    counted = {budget.resource: 1 for budget in budgets if budget.resource != "latency"}
+    return {limit.resource: limit.cost.total for limit in counted_limits(original, counted)}
 
 
 def _settings(options: PlanOptions, approximate: bool, original: Coupling | None) -> dict[str, Any]:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import ceil
+from math import ceil, nextafter
 
 import numpy as np
 
 from torchslim.costs.cost_models import Shares
 from torchslim.planning.budgets import Limit
 from torchslim.planning.selection import Selection
-from torchslim.surgery.plans import Budget
+from torchslim.surgery.plans import Budget, LeftAlone
 
 CLOSE = 0.01
 """How far below its budget, as a share of the uncut network's cost, a cut may be without a remark."""
+OUT_OF_REACH = "which can't be met"
+MAX_REASONS = 3
+"""How many reasons for leaving channels alone an error gives."""
 
 
 def budget_notes(limits: Sequence[Limit], budgets: Sequence[Budget], selection: Selection, classes: int,
@@ -43,7 +46,11 @@ def _why_exceeded(limit: Limit, budget: Budget, selection: Selection, classes: i
         else:
             narrow[unit.classes[: unit.widths[0] - unit.min_width]] = 0.0
     protected, least = limit.cost(alone), limit.cost(narrow)
-    if protected > budget.asked:
+    if all(len(unit.widths) == 1 for unit in selection.units):
+        why = "no channel can be cut"
+    elif budget.met == budget.before:
+        why = f"all that can be cut saves {max(0.0, 1 - protected / total):.2%} of it"
+    elif protected > budget.asked:
         why = f"the protected channels, those that are left alone, cost {budget.format_count(protected)} by themselves"
     elif least > budget.asked:
         why = ("the minimum width of the groups (2 channels, min_channels=, min_kept= or a share by pattern) allows "
@@ -51,8 +58,29 @@ def _why_exceeded(limit: Limit, budget: Budget, selection: Selection, classes: i
     else:
         why = ("rounding (round_to=, or rows that lose equally many) stops it, single channels would leave "
                f"{budget.format_count(least)}")
-    return (f"{budget.resource}: asked for at most {budget.format_count(budget.asked)}, and the nearest feasible "
-            f"budget is {_count_and_share(budget, budget.met, total)}: {why}")
+    return (f"{budget.resource}: asked for at most {budget.format_count(budget.asked)}, {OUT_OF_REACH}; the nearest "
+            f"feasible budget is {_count_and_share(budget, budget.met, total)}: {why}")
+
+
+def reasons_in_short(left_alone: Sequence[LeftAlone]) -> list[str]:
+    """The reasons for which most channels are left alone, in one phrase; nothing where there are none."""
+    groups: dict[str, list[LeftAlone]] = {}
+    for entry in left_alone:
+        groups.setdefault(entry.reason, []).append(entry)
+    ranked = sorted(groups.items(), key=lambda item: -sum(entry.channels for entry in item[1]))
+    said = [f"`{entries[0].name}`{f' and {len(entries) - 1} more' if len(entries) > 1 else ''} ({reason})"
+            for reason, entries in ranked[:MAX_REASONS]]
+    if len(ranked) > MAX_REASONS:
+        said.append(f"{sum(len(entries) for _, entries in ranked[MAX_REASONS:])} for other reasons")
+    return [f"left alone: {', '.join(said)}"] if said else []
+
+
+def nearest_share(count: int, total: int) -> float:
+    """The least share that, as a budget, allows a count."""
+    share = count / total if count and total else nextafter(0.0, 1.0)
+    while int(total * share) < count:
+        share = nextafter(share, 2.0)
+    return share
 
 
 def _why_far_below(pairs: Sequence[tuple[Limit, Budget]], selection: Selection, totals: Mapping[str, int]) -> list[str]:
@@ -91,7 +119,10 @@ def _step(selection: Selection, before_last: Shares) -> int:
 
 def _count_and_share(budget: Budget, count: int, total: int) -> str:
     """A count, and the share with four digits that asks for no less."""
-    share = ceil(count / total * 1e4) / 1e4
-    if int(total * share) < count:
-        share += 1e-4
-    return f"{budget.format_count(count)}, a share of {share:.4f}"
+    return f"{budget.format_count(count)}, a share of {rounded_share(count, total):.4f}"
+
+
+def rounded_share(count: int, total: int) -> float:
+    """The share of four digits that asks for no less than a count."""
+    share = ceil(count / max(1, total) * 1e4) / 1e4
+    return share if int(total * share) >= count else share + 1e-4

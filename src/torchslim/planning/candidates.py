@@ -14,6 +14,7 @@ from torchslim.importance import Evidence, Scores, score
 from torchslim.latency.predictor import LatencyPredictor
 from torchslim.planning.budgets import Limit, made_dimensions
 from torchslim.planning.greedy import drop_levels_without_speedup, select_by_time
+from torchslim.planning.nearest import nearest_levels
 from torchslim.planning.options import PlanOptions
 from torchslim.planning.selection import Selection, select_by_score
 from torchslim.planning.units import PrunableUnit, free_unit, tied_unit
@@ -138,7 +139,8 @@ def select(coupling: Coupling, units: Sequence[PrunableUnit], limits: Sequence[L
             min_levels[index] = len(units[index].losses)
     if predictor is not None:
         return select_by_time(coupling.num_classes, units, limits, predictor, min_levels)
-    return select_by_score(coupling.num_classes, units, limits, min_levels)
+    return select_by_score(coupling.num_classes, units, limits,
+                           nearest_levels(coupling.num_classes, units, limits, min_levels))
 
 
 def _groups_of(coupling: Coupling, units: Sequence[PrunableUnit]) -> list[list[ChannelGroup]]:
@@ -189,6 +191,8 @@ def at_minimum(units: Sequence[PrunableUnit], options: PlanOptions) -> dict[int,
     for unit in units:
         if len(unit.widths) == 1:
             why = ("no smaller number of channels fits all the rows that must lose equally many" if unit.tied else
+                   f"no smaller width is a multiple of round_to={options.round_to}"
+                   if options.round_to > 1 and unit.min_width < unit.widths[0] else
                    f"the least width already (a group keeps 2 channels; {settings} may ask for more)")
             reasons.update(dict.fromkeys(unit.classes.tolist(), why))
     return reasons

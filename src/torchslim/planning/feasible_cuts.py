@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from torchslim.coupling.coupling import Coupling
 from torchslim.errors import PlanError
@@ -41,6 +43,37 @@ class FeasibleCut:
     protected: Mapping[int, str]
     coupling: Coupling
     predictor: LatencyPredictor | None
+
+    @property
+    def costs(self) -> dict[str, int]:
+        """By resource, what the cut network costs; times as predicted."""
+        shares = self.cut.stays.astype(np.float64)
+        return {limit.resource: limit.cost(shares) for limit in self.limits}
+
+    @property
+    def unmet(self) -> set[str]:
+        """The resources whose budgets are not met."""
+        costs = self.costs
+        return {limit.resource for limit in self.limits if costs[limit.resource] > limit.maximum}
+
+
+def find_nearest_cut(problem: PlanningProblem, options: PlanOptions, budgets: Mapping[str, float],
+                     target: LatencyTarget | None, failures: FailureLog) -> tuple[FeasibleCut, FailureLog]:
+    """As `find_feasible_cut`; and a budget that its cut misses is out of reach, whatever failed on the way.
+
+    What fails depends on the widths that are tried. So where something failed, the network is cut as far as it runs
+    at all, which says what is the nearest budget; the cut for this one is found with what was learnt, or is that one.
+    """
+    cut, learnt = find_feasible_cut(problem, options, budgets, target, failures)
+    if not cut.unmet or learnt == failures:
+        return cut, learnt
+    asked = {limit.resource: limit.maximum for limit in cut.limits}
+    timed = target if target is None or target.budget_ns is None else replace(target, budget_ns=1)
+    least, learnt = find_feasible_cut(problem, options, dict.fromkeys(budgets, 1), timed, failures)
+    again, learnt_again = find_feasible_cut(problem, options, budgets, target, learnt)
+    if all(cost <= max(asked[resource], least.costs[resource]) for resource, cost in again.costs.items()):
+        return again, learnt_again
+    return replace(least, limits=[replace(limit, maximum=asked[limit.resource]) for limit in least.limits]), learnt
 
 
 def find_feasible_cut(problem: PlanningProblem, options: PlanOptions, budgets: Mapping[str, float],

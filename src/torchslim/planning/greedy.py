@@ -21,7 +21,7 @@ from torchslim.costs.cost_models import Array, CostModel, PeakMemory, Shares
 from torchslim.latency.predictor import LatencyPredictor
 from torchslim.planning.budget_notes import CLOSE
 from torchslim.planning.budgets import Limit, is_met
-from torchslim.planning.selection import Selection, restore, select_by_score
+from torchslim.planning.selection import REACH, Selection, reachable_limits, restore, select_by_score
 from torchslim.planning.units import PrunableUnit
 
 _MIN_SAVING = 1e-5
@@ -135,7 +135,7 @@ def units_without_speedup(predictor: LatencyPredictor, selection: Selection, all
 
 def select_by_time(classes: int, units: Sequence[PrunableUnit], limits: Sequence[Limit], predictor: LatencyPredictor,
                    min_levels: Mapping[int, int] | None = None) -> Selection:
-    """The removals that meet every limit and lose little importance for the time that they save.
+    """The removals that meet every limit, or come near it, and lose little importance for the time that they save.
 
     Where no limit is one of time, the cut is to be as fast as it is light: of what is asked for and of time the same
     share is to stay. So a removal is judged by what it saves of both, and time is given the least weight with which
@@ -148,7 +148,21 @@ def select_by_time(classes: int, units: Sequence[PrunableUnit], limits: Sequence
         predictor: of time.
         min_levels: removals that are made in any case, by index of the unit.
     """
+    smallest = Selection(tuple(units), tuple(len(unit.losses) for unit in units)).shares(classes)
+    timed = [limit for limit in limits if limit.cost is predictor]
+    counted = reachable_limits([limit for limit in limits if limit.cost is not predictor], smallest)
     start = [(min_levels or {}).get(index, 0) for index in range(len(units))]
+    selection = _select(classes, units, [*counted, *timed], predictor, start)
+    fastest = predictor(selection.shares(classes))
+    if all(fastest <= limit.maximum for limit in timed):
+        return selection
+    timed = [replace(limit, maximum=max(limit.maximum, int(REACH * fastest))) for limit in timed]
+    return _select(classes, units, [*counted, *timed], predictor, start)
+
+
+def _select(classes: int, units: Sequence[PrunableUnit], limits: Sequence[Limit], predictor: LatencyPredictor,
+            start: Sequence[int]) -> Selection:
+    """As `select_by_time`, where the limits can be met."""
     descend = partial(_descend, classes, units, limits, predictor, start=start)
     counted = [limit for limit in limits if not isinstance(limit.cost, LatencyPredictor | PeakMemory)]
     if not counted or any(limit.cost is predictor for limit in limits):

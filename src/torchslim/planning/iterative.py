@@ -42,7 +42,8 @@ def schedule(model: nn.Module, inputs: Inputs, *, steps: int = 5, curve: str = "
         An iterator over the steps: the slim network, and the plan that leads to it from the network before.
 
     Raises:
-        RequestError: at once, before anything is trained: a plan of the whole cut was refused.
+        RequestError, BudgetError: at once, before anything is trained: a plan of the whole cut was refused. The steps
+            themselves come as near to their budgets as they can.
         ProofError: a step's network does not equal its silenced original.
     """
     if "original" in options:
@@ -60,21 +61,22 @@ def options_of_steps(options: PlanOptions, model: nn.Module, inputs: Inputs, ste
     """The options of each step's plan: its own budgets and shares by pattern, all of the original's.
 
     Raises:
-        RequestError: see `schedule`.
+        RequestError, BudgetError: see `schedule`.
     """
     ends = shares(steps, 1.0, curve)  # nothing is cut by these: they refuse what is no number of steps and no curve
     whole_cut = plan_with(options, model, inputs, data, loss)
     changes: list[dict[str, Any]] = [{} for _ in ends]
     for budget in whole_cut.budgets:
-        final = min(1.0, budget.asked / budget.before)
+        count = max(budget.asked, whole_cut.predicted["latency"] if budget.resource == "latency" else budget.met)
+        final = min(1.0, count / budget.before)
         for change, share in zip(changes, shares(steps, final, curve), strict=True):
             change[budget.resource] = max(1, int(share * budget.before))
-        changes[-1][budget.resource] = budget.asked
+        changes[-1][budget.resource] = count
     if options.shares:
         by_pattern = {pattern: shares(steps, share, curve) for pattern, share in options.shares.items()}
         for index, change in enumerate(changes):
             change["scope"] = {pattern: of_steps[index] for pattern, of_steps in by_pattern.items()}
-    return [replace(options, **change) for change in changes]
+    return [replace(options, strict=False, **change) for change in changes]
 
 
 def _cuts(steps: Sequence[PlanOptions], model: nn.Module, inputs: Inputs, data: Iterable[Any] | None,

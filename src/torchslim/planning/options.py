@@ -40,6 +40,7 @@ class PlanKeywords(TypedDict, total=False):
     data: Iterable[Any] | None
     loss: Loss | None
     seed: int
+    strict: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,7 @@ class PlanOptions:
     allow_approximate: bool = False
     whole_groups: bool = False
     seed: int = 0
+    strict: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "importance", criterion(self.importance))

@@ -56,11 +56,20 @@ class PlanningProblem:
         return couple(self.coupling.graphs, replace(self.coupling.options, tied_constraints=ties))
 
     def counted_budgets(self, options: PlanOptions) -> dict[str, float]:
-        """The budgets that are counted: as asked for, or as counts where they are shares of the original."""
+        """The budgets that are counted: as asked for, or as counts where they are shares of the original.
+
+        Raises:
+            RequestError: one is above what the network (the original, if there is one) costs.
+        """
         budgets = options.counted_budgets
+        limits = counted_limits(self.original_coupling or self.coupling, budgets)
+        for limit in limits:
+            if limit.maximum > limit.cost.total:
+                raise RequestError(f"{limit.resource}={limit.maximum:,}: the network has {limit.cost.total:,} as it "
+                                   "is, which is less; ask for fewer, or for a share such as 0.5")
         if self.original is None:
             return budgets
-        return {limit.resource: max(1, limit.maximum) for limit in counted_limits(self.original.coupling, budgets)}
+        return {limit.resource: max(1, limit.maximum) for limit in limits}
 
     def latency_target(self, options: PlanOptions) -> LatencyTarget | None:
         """The time that is asked for; None where neither a time nor a backend is."""

@@ -22,9 +22,9 @@ from torchslim.errors import ProofError, RequestError
 from torchslim.importance import Evidence, Importance
 from torchslim.importance.gradients import Loss
 from torchslim.latency.backends import Backend
-from torchslim.planning.assembly import assemble_plan
+from torchslim.planning.assembly import assemble_plan, budget_error
 from torchslim.planning.failures import FailureLog
-from torchslim.planning.feasible_cuts import find_feasible_cut
+from torchslim.planning.feasible_cuts import find_nearest_cut
 from torchslim.planning.options import PlanKeywords, PlanOptions, Scope, split_keywords
 from torchslim.planning.problem import PlanningProblem, prepare
 from torchslim.proof.verification import differences
@@ -42,7 +42,7 @@ def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params:
          shortcuts: bool = True, round_to: int = 1, min_channels: int = 1, min_kept: float = 0.0,
          only: Sequence[str] = (), exclude: Sequence[str] = (), allow_approximate: bool = False,
          whole_groups: bool = False, data: Iterable[Any] | None = None, loss: Loss | None = None, seed: int = 0,
-         original: nn.Module | None = None) -> Plan:
+         strict: bool = True, original: nn.Module | None = None) -> Plan:
     """Decide which channels stay, and touch nothing.
 
     Args:
@@ -52,6 +52,7 @@ def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params:
         macs, params, channels, memory: what is *kept*, alone or together: a float in (0, 1] is a share of today, an
             int a count (multiply-adds, parameters, channels that layers make, bytes of activations at the peak).
             What keeps the plan from meeting them closely is in its notes, with the nearest feasible budget.
+            A count above what the network has is refused.
         latency: the time kept of one call, measured: a share, an int of nanoseconds or a text such as "3ms".
         backend: where the network is to be fast, and is timed: "eager" (the default where a latency is asked for),
             "channels-last", "compiled", "onnxruntime", "openvino", "cuda", or a backend of your own
@@ -73,11 +74,14 @@ def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params:
             "hessian". Other criteria do not look at it.
         loss: of outputs and targets: torch.nn.functional.cross_entropy, say.
         seed: of importance="random".
+        strict: a budget that can't be met raises. False: the nearest that can be met is, with as little cut as gives
+            it, and the first notes of the plan say so.
         original: the network that the model was cut from: shares (of budgets, by pattern, `min_kept`, "uniform") are
             then of its costs and widths, not of the model's.
 
     Raises:
         RequestError: nothing was asked, or a value is none of these; or the backend can't run here.
+        BudgetError: a budget can't be met (`strict`).
         ExportError: the network can't be run in the backend.
         TraceError: the model fails on these inputs.
 
@@ -94,7 +98,7 @@ def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params:
         macs=macs, params=params, channels=channels, memory=memory, latency=latency, backend=backend,
         importance=importance, scope=scope, shortcuts=shortcuts, round_to=round_to, min_channels=min_channels,
         min_kept=min_kept, only=only, exclude=exclude, allow_approximate=allow_approximate, whole_groups=whole_groups,
-        seed=seed)
+        seed=seed, strict=strict)
     return plan_with(options, model, inputs, data, loss, original)
 
 
@@ -111,17 +115,23 @@ def decide(problem: PlanningProblem, options: PlanOptions) -> Plan:
     Args:
         problem: the network, prepared with the same `allow_approximate` and `whole_groups`.
         options: what is asked for.
+
+    Raises:
+        BudgetError: a budget can't be met, and the options are strict.
     """
     budgets, target = problem.counted_budgets(options), problem.latency_target(options)
     failures = FailureLog()
     while True:
-        feasible, failures = find_feasible_cut(problem, options, budgets, target, failures)
+        feasible, failures = find_nearest_cut(problem, options, budgets, target, failures)
         decided = assemble_plan(feasible, options, problem.original_coupling)
-        if target is None:
-            return decided
-        decided, target = target.measure_and_update(decided, partial(apply, problem.model, decided))
-        if target is None:
-            return decided
+        refused = options.strict and feasible.unmet - {"latency"}
+        if target is not None and not refused:  # what is predicted to be too slow may be faster
+            decided, target = target.measure_and_update(decided, partial(apply, problem.model, decided))
+            if target is not None:
+                continue
+        if options.strict and any(not budget.is_met for budget in decided.budgets if budget.resource in feasible.unmet):
+            raise budget_error(decided, problem.original_coupling)
+        return decided
 
 
 def prune(model: nn.Module, inputs: Inputs, *, compensate: bool = False, original: nn.Module | None = None,

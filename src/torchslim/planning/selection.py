@@ -4,6 +4,9 @@ Removals are put in one order, and as few of them are made as meet every limit. 
 that of importance. Where time is what counts, it is that of importance lost for each unit saved (`greedy.py`). Costs
 are exact sums over the coupling, so that a limit is met by arithmetic and not by cutting and measuring. What the last
 removal saves beyond the limits is given back.
+
+A limit below the least cost that can be had is replaced by one a little above that (`REACH`): the last hundredth of it
+would take nearly all channels of layers that hardly count (`nearest.py`).
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ from torchslim.costs.cost_models import PeakMemory, Shares
 from torchslim.planning.budgets import Limit, is_met
 from torchslim.planning.units import PrunableUnit
 
+REACH = 1.01
+"""A budget that is out of reach counts as met at this times the least cost that can be had."""
 MAX_RESTORED_UNITS = 32
 """How many units may take back removals that a limit leaves room for. No bound where a limit asks for a peak, which
 most channels have no part in."""
@@ -61,8 +66,7 @@ def select_by_score(classes: int, units: Sequence[PrunableUnit], limits: Sequenc
     order = _RemovalOrder(units, start, classes)
     low, high = 0, len(order.owners)
     smallest = order.shares(high)
-    # Replace infeasible limits by the smallest reachable cost.
-    limits = [replace(limit, maximum=max(limit.maximum, limit.cost(smallest))) for limit in limits]
+    limits = reachable_limits(limits, smallest)
     while low < high:
         middle = (low + high) // 2
         if is_met(limits, order.shares(middle)):
@@ -83,6 +87,17 @@ def select_by_score(classes: int, units: Sequence[PrunableUnit], limits: Sequenc
     if not low:
         return Selection(tuple(units), tuple(levels))
     return Selection(tuple(units), tuple(levels), int(order.owners[low - 1]), order.shares(low - 1))
+
+
+def nearest_count(limit: Limit, smallest: Shares) -> int:
+    """The most that counts as the least cost, that of the smallest shares."""
+    return min(int(REACH * limit.cost(smallest)), limit.cost.total)
+
+
+def reachable_limits(limits: Iterable[Limit], smallest: Shares) -> list[Limit]:
+    """The limits, with those that not even the smallest shares meet replaced by the nearest that can be met."""
+    return [limit if limit.cost(smallest) <= limit.maximum else replace(limit, maximum=nearest_count(limit, smallest))
+            for limit in limits]
 
 
 def restore(latest_first: Iterable[int], levels: Sequence[int], lowest: Callable[[int], int],

@@ -17,6 +17,8 @@ from torchslim.utils.json_values import parse_json, read_values, to_values
 Kept = Mapping[str, Mapping[int, tuple[int, ...]]]
 
 FORMAT = 1
+CLOCK_TOLERANCE = 0.02
+"""By how much of it a measured time may miss its budget: clocks are no more precise."""
 _REMEDY = "give the text that Plan.to_json wrote"
 
 
@@ -42,7 +44,7 @@ class AttributeUpdate:
 class Budget:
     """One limit: the requested maximum (a count), the network's cost before and after the cut.
 
-    Times ("latency") are in nanoseconds.
+    Times ("latency") are in nanoseconds; that after the cut is predicted, or measured where one of both is too long.
     """
 
     resource: str
@@ -54,6 +56,11 @@ class Budget:
     def share(self) -> float:
         """Share of the original that is kept."""
         return self.met / self.before if self.before else 1.0
+
+    @property
+    def is_met(self) -> bool:
+        """Whether the cost after the cut is within the budget; a time, within the clock's precision."""
+        return self.met <= self.asked * (1 + CLOCK_TOLERANCE * (self.resource == "latency"))
 
     def format_count(self, number: int) -> str:
         """A number of this resource for display: "1,234,567", or for a time "1.23 ms"."""

@@ -72,6 +72,7 @@ def fit_gradually(model: nn.Module, data: Any, inputs: Inputs, *, macs: float | 
         The slim network, in the modes and on the device of the model, its cuts, and the history.
 
     Raises:
+        BudgetError: a final budget can't be met; before anything is trained.
         RequestError: no budget, a schedule that does not fit into the epochs, invalid options.
         ProofError: a cut network does not equal its silenced original.
         CheckpointError, TrainingError, MissingExtra: see `fit`.
