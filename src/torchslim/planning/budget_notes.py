@@ -46,18 +46,18 @@ def _why_exceeded(limit: Limit, budget: Budget, selection: Selection, classes: i
         else:
             narrow[unit.classes[: unit.widths[0] - unit.min_width]] = 0.0
     protected, least = limit.cost(alone), limit.cost(narrow)
-    if all(len(unit.widths) == 1 for unit in selection.units):
-        why = "no channel can be cut"
-    elif budget.met == budget.before:
-        why = f"all that can be cut saves {max(0.0, 1 - protected / total):.2%} of it"
-    elif protected > budget.asked:
-        why = f"the protected channels, those that are left alone, cost {budget.format_count(protected)} by themselves"
-    elif least > budget.asked:
-        why = ("the minimum width of the groups (2 channels, min_channels=, min_kept= or a share by pattern) allows "
-               "no less")
-    else:
+    if least <= budget.asked:
         why = ("rounding (round_to=, or rows that lose equally many) stops it, single channels would leave "
                f"{budget.format_count(least)}")
+    elif all(len(unit.widths) == 1 for unit in selection.units):
+        why = "no channel can be cut"
+    elif budget.met == budget.before:
+        why = f"all that can be cut saves {1 - least / budget.before:.2%} of it"
+    elif protected > budget.asked:
+        why = f"the protected channels, those that are left alone, cost {budget.format_count(protected)} by themselves"
+    else:
+        why = ("the minimum width of the groups (2 channels, min_channels=, min_kept= or a share by pattern) allows "
+               "no less")
     return (f"{budget.resource}: asked for at most {budget.format_count(budget.asked)}, {OUT_OF_REACH}; the nearest "
             f"feasible budget is {_count_and_share(budget, budget.met, total)}: {why}")
 
