@@ -148,7 +148,7 @@ def test_prune_says_first_that_a_time_is_missed(call: Call, tmp_path: Path, monk
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(LocalBackend, "create", lambda name, inputs: Slow())
-    asked = ("prune", SMALL, "--latency", "0.6", "--input", "1x3x64x64", "--out", tmp_path / "slim.safetensors")
+    asked = ("prune", SMALL, "--latency", "0.8", "--input", "1x3x64x64", "--out", tmp_path / "slim.safetensors")
     status, printed, _ = call(*asked)
     lines = printed.splitlines()
     assert status == 1
