@@ -153,7 +153,7 @@ def test_prune_says_first_that_a_time_is_missed(call: Call, tmp_path: Path, monk
     lines = printed.splitlines()
     assert status == 1
     assert lines[0].startswith("latency: missed, asked for at most ")
-    assert [line.split()[-1] for line in lines if line.startswith(" latency")] == ["90.0%"]
+    assert [line.split()[-1] for line in lines if line.startswith("latency ")] == ["90.0%"]
     status, printed, _ = call(*asked, "--json")
     assert status == 1
     [budget] = json.loads(printed)["budgets"]
