@@ -47,7 +47,7 @@ def build(name: str) -> tuple[nn.Module, torch.Tensor]:
 
 def cut(model: nn.Module, inputs: torch.Tensor, **options: bool) -> tuple[nn.Module, Plan]:
     """The network at a quarter of its multiply-adds; torch counts what was foretold, and it trains as before."""
-    plan = torchslim.plan(model, inputs, macs=0.25, **options)
+    plan = torchslim.plan(model, inputs, macs=0.25, strict=False, **options)
     slim = torchslim.apply(model, plan)
     (budget,) = plan.budgets
     assert budget.before == counted_macs(model, inputs)

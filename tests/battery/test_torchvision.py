@@ -37,7 +37,8 @@ def build(name: str, seed: int) -> tuple[nn.Module, torch.Tensor]:
 def test_a_cut_is_exact_runs_trains_and_costs_what_was_foretold(name: str, share: float, shortcuts: bool,
                                                                importance: str, seed: int) -> None:
     model, inputs = build(name, seed)
-    plan = torchslim.plan(model, inputs, macs=share, shortcuts=shortcuts, importance=importance, seed=seed)
+    plan = torchslim.plan(model, inputs, macs=share, shortcuts=shortcuts, importance=importance, seed=seed,
+                          strict=False)
     slim = torchslim.apply(model, plan)
 
     proof = inputs[..., :PROVEN_ON.get(name, 999), :PROVEN_ON.get(name, 999)]
