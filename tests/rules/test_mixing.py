@@ -35,7 +35,6 @@ def test_the_scales_of_batch_norms_are_known() -> None:
 
 
 @pytest.mark.parametrize(("norm", "operation"), [
-    (lambda s, x: functional.group_norm(x, 2), "native_group_norm"),
     (lambda s, x: functional.group_norm(x, 1), "native_group_norm"),
     (lambda s, x: functional.layer_norm(x, (6, 3, 3)), "native_layer_norm"),
     (lambda s, x: functional.layer_norm(x.permute(0, 2, 3, 1), (6,)), "native_layer_norm"),
@@ -98,7 +97,7 @@ def test_rows_of_channels_that_are_reduced_become_one() -> None:
     assert moved.classes[:3].tolist() == moved.classes[3:].tolist()
 
 
-@pytest.mark.parametrize("norm", [nn.GroupNorm(2, 6), nn.GroupNorm(1, 6), nn.LayerNorm((6, 3, 3))], ids=str)
+@pytest.mark.parametrize("norm", [nn.GroupNorm(1, 6), nn.LayerNorm((6, 3, 3))], ids=str)
 def test_an_approximation_that_is_allowed_is_listed(norm: nn.Module) -> None:
     frozen = Movement(lambda s, x: s.norm(x), SHAPE, norm=norm)
     assert frozen.frozen.all()
@@ -114,6 +113,14 @@ def test_a_layer_norm_over_channels_last_follows_the_channels() -> None:
     moved = Movement(lambda s, x: s.norm(x.permute(0, 2, 3, 1)), SHAPE, allow_approximate=True, norm=norm)
     touched = {touch.name: moved.of[touch.labels].tolist() for touch in moved.space.labeled_dims}
     assert touched["norm.weight"] == touched["norm.bias"] == moved.classes.tolist()
+
+
+@pytest.mark.parametrize("norm", [nn.GroupNorm(3, 6), nn.GroupNorm(3, 6, affine=False)], ids=str)
+def test_the_channels_of_a_group_of_a_norm_are_one(norm: nn.Module) -> None:
+    moved = Movement(lambda s, x: s.norm(x), SHAPE, norm=norm).check()
+    assert not moved.frozen.any()
+    assert len(set(moved.classes.tolist())) == 3
+    assert moved.classes[::2].tolist() == moved.classes[1::2].tolist()
 
 
 def test_the_groups_of_an_approximate_group_norm_lose_equally_many() -> None:

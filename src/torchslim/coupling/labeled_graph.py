@@ -9,9 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchslim.rules.tracks import widest_dim
-from torchslim.tracing.graph import Graph, Value
+from torchslim.tracing.graph import Graph, Op, Value
 
 Index = NDArray[np.int64]
+
+GROUP_NORM = "aten.native_group_norm"
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,3 +36,13 @@ class LabeledGraph:
                 count = by_index.sum(1).max() if dim == widest else (by_index > 0).any(0).sum()
                 shape[dim] = min(shape[dim], round(float(count)))
         return tuple(shape)
+
+    def norm_groups(self, op: Op, shares: NDArray[np.float64]) -> int:
+        """The number of groups of a group norm after a cut: whole groups go, or channels of each."""
+        x, groups = op.args[0], op.args[6]
+        track = next((track for track in self.tracks.get(x.id, ()) if track.shape[1] > 1), None)
+        if track is None:
+            return int(groups)
+        rows = np.moveaxis(track, 1, -1).reshape(-1, x.shape[1])[0].reshape(groups, -1)
+        whole = (rows == rows[:, :1]).all(1)
+        return round(float(np.where(whole, shares[rows[:, 0]], (shares[rows] > 0).any(1)).sum()))

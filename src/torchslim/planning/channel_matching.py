@@ -17,7 +17,7 @@ from torch import nn
 
 from torchslim.costs.cost_models import Shares
 from torchslim.coupling.coupling import Coupling, couple
-from torchslim.coupling.labeled_graph import Index, LabeledGraph
+from torchslim.coupling.labeled_graph import GROUP_NORM, Index, LabeledGraph
 from torchslim.importance import Scores
 from torchslim.planning.channel_order import out_of_order
 from torchslim.planning.selection import Selection
@@ -117,7 +117,8 @@ def predict_cut(model: nn.Module, coupling: Coupling, selection: Selection, scor
     kept = {name: dict(sorted(dims.items())) for name, dims in kept.items()}
     readers = tuple((t.name, t.dim) for t in coupling.labeled_dims
                     if t.dim in kept.get(t.name, {}) and (t.name, t.dim) in coupling.reading_dims)
-    return Cut(stays, kept, grouped, readers, tuple(_attribute_updates(model, sizes, grouped)))
+    updates = _attribute_updates(model, coupling, stays.astype(np.float64), sizes, grouped)
+    return Cut(stays, kept, grouped, readers, tuple(updates))
 
 
 def _staying_classes(coupling: Coupling, selection: Selection, scores: Scores) -> NDArray[np.bool_] | None:
@@ -144,9 +145,32 @@ def _groups_left(touch: LabeledDim, stays: NDArray[np.bool_]) -> int:
     return int(np.count_nonzero(stays[touch.labels].reshape(touch.groups, -1).any(1))) if touch.groups > 1 else 1
 
 
-def _attribute_updates(model: nn.Module, sizes: Sizes,
+def _attribute_updates(model: nn.Module, coupling: Coupling, shares: Shares, sizes: Sizes,
                        grouped: Mapping[str, tuple[int, int]]) -> list[AttributeUpdate]:
     """What torch's own layers remember that the cut makes outdated; what contradicts its tensors now is left alone."""
+    return _updates_by_shape(model, sizes, grouped) + _updates_of_group_norms(model, coupling, shares)
+
+
+def _updates_of_group_norms(model: nn.Module, coupling: Coupling, shares: Shares) -> list[AttributeUpdate]:
+    """The groups that are left of group norms, and the channels of those without weights: no shape shows them."""
+    updates = {}
+    for labeled in coupling.labeled_graphs:
+        for op in labeled.graph.ops:
+            module = model.get_submodule(op.module) if op.name == GROUP_NORM else None
+            if isinstance(module, nn.GroupNorm) and module.num_groups == op.args[6]:
+                new = {"num_groups": labeled.norm_groups(op, shares)}
+                if module.weight is None:
+                    new["num_channels"] = labeled.shape(op.args[0], shares)[1]
+                for attribute, value in new.items():
+                    old = getattr(module, attribute)
+                    if value != old:
+                        updates[op.module, attribute] = AttributeUpdate(op.module, attribute, old, value)
+    return list(updates.values())
+
+
+def _updates_by_shape(model: nn.Module, sizes: Sizes,
+                      grouped: Mapping[str, tuple[int, int]]) -> list[AttributeUpdate]:
+    """What the shapes of the tensors tell, and the groups that are left of convolutions."""
     state = tensors_of(model)
     shapes = {id(state[name]): [dims.get(dim, size) for dim, size in enumerate(state[name].shape)]
               for name, dims in sizes.items()}
@@ -180,7 +204,8 @@ def _run_at_selection(model: nn.Module, inputs: Inputs, coupling: Coupling,
             sizes.setdefault(touch.name, {})[touch.dim] = counts[id(touch.labels)] // groups
             if touch.groups > 1:
                 grouped[touch.name] = touch.groups, groups
-    return repair_widths(model, inputs, coupling, shares, sizes, _attribute_updates(model, sizes, grouped))
+    return repair_widths(model, inputs, coupling, shares, sizes,
+                         _attribute_updates(model, coupling, shares, sizes, grouped))
 
 
 def _trace_and_match(model: nn.Module, inputs: Inputs, coupling: Coupling, selection: Selection,

@@ -87,11 +87,12 @@ def free_unit(group: ChannelGroup, scores: Scores, round_to: int, min_channels: 
     """A group whose channels are removed one by one, or in steps that leave multiples of `round_to`.
 
     Two channels stay at the least: a dimension of size 1 broadcasts, and its channel could not be told from none. The
-    `needed` ones stay too.
+    `needed` ones stay too. Where a channel of the group is several of a layer's (a group of a norm), these are rounded.
     """
-    min_width = max(min_channels, 2, int(needed.sum()))
+    made = gcd(*(m.indices.shape[1] for m in group.members if m.role == "makes")) or 1
+    min_width = max(ceil(min_channels / made), 2, int(needed.sum()))
     fewer = np.arange(group.channels - 1, min_width - 1, -1)
-    widths = np.concatenate([[group.channels], fewer[fewer % round_to == 0]])
+    widths = np.concatenate([[group.channels], fewer[fewer * made % round_to == 0]])
     order = np.lexsort((scores, needed))
     ranked = scores[order]
     gone = group.channels - widths

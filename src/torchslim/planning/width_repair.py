@@ -17,7 +17,7 @@ from torch import nn
 
 from torchslim.costs.cost_models import Shares
 from torchslim.coupling.coupling import Coupling
-from torchslim.coupling.labeled_graph import LabeledGraph
+from torchslim.coupling.labeled_graph import GROUP_NORM, LabeledGraph
 from torchslim.errors import TraceError
 from torchslim.rules import is_arithmetic
 from torchslim.surgery.cutting import resized
@@ -73,7 +73,8 @@ def run_at_widths(model: nn.Module, inputs: Inputs, coupling: Coupling, shares: 
         if mismatch is not None or graph is None:
             op = labeled.graph.ops[mismatch or 0]
             slim_args = ops[op.index].args if op.index < len(ops) else failed_args
-            return SlimRun(tuple(graphs), labeled, op, reason or f"remembers a width in {op.where}",
+            what = "a fixed number of groups" if op.name == GROUP_NORM else "remembers a width"
+            return SlimRun(tuple(graphs), labeled, op, reason or f"{what} in {op.where}",
                            _changed_numbers(op.args, slim_args), (index, op.index))
         graphs.append(graph)
     return SlimRun(tuple(graphs), None, None, "", frozenset(), (len(graphs), 0))
@@ -94,6 +95,8 @@ def _first_mismatch(labeled: LabeledGraph, ops: Sequence[Op], shares: Shares) ->
         if original.name != op.name or len(original.outputs) != len(op.outputs):
             return _before_whole_views(labeled.graph.ops, index)
         if is_arithmetic(op) and _numbers(original) != _numbers(op):
+            return index
+        if op.name == GROUP_NORM and op.args[6] != labeled.norm_groups(original, shares):
             return index
         for before, after in zip(original.outputs, op.outputs, strict=True):
             if before is None or after is None:
@@ -206,6 +209,8 @@ def _widths_seen(labeled: LabeledGraph, op: Op, shares: Shares) -> _WidthsSeen:
         for number in op.args[2:4]:
             if isinstance(number, int) and 0 < number < op.args[0].shape[op.args[1]]:
                 pool[number] = _kept_before(labeled, op.args[0], op.args[1], number, shares)
+    if op.name == GROUP_NORM:
+        pool[op.args[6]] = labeled.norm_groups(op, shares)
     return _WidthsSeen({old: new for old, new in pool.items() if old != new and old > 1}, _parts(labeled, op, shares))
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchslim.coupling.coupling import Coupling, couple
-from torchslim.coupling.labeled_graph import Index, LabeledGraph
+from torchslim.coupling.labeled_graph import GROUP_NORM, Index, LabeledGraph
 from torchslim.errors import ProofError
 from torchslim.rules import multiplies, preserves_values
 from torchslim.rules.options import CouplingOptions
@@ -154,11 +154,20 @@ class KeptChannelsMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _on_kept_channels(self, func: Any, op: Op, args: Any, kwargs: Any) -> Any:
         narrow = [self._narrow(tensor, recorded) for tensor, recorded in zip(args, op.args, strict=True)]
-        result = func(*_resized_arguments(op, narrow), **kwargs)
+        result = func(*self._resized_arguments(op, narrow), **kwargs)
         if isinstance(result, Tensor):
             return self._widened(result, op.output)
         return tuple(self._widened(part, value) if value is not None else part
                      for part, value in zip(result, op.outputs, strict=True))
+
+    def _resized_arguments(self, op: Op, args: Sequence[Any]) -> list[Any]:
+        """The arguments, with sizes that repeat the shape of a tensor updated."""
+        args = list(args)
+        if op.name == "aten.native_layer_norm":
+            args[1] = list(args[0].shape[-len(args[1]):])
+        elif op.name == GROUP_NORM:
+            args[4], args[6] = args[0].shape[1], self.labeled.norm_groups(op, self.kept.astype(np.float64))
+        return args
 
     def _kept_indices(self, value: Value) -> dict[int, Index]:
         """For each labelled dimension of a value the indices that are kept."""
@@ -189,16 +198,6 @@ class KeptChannelsMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             shape[dim] = value.shape[dim]
             result = result.new_zeros(shape).index_copy(dim, torch.from_numpy(index).to(result.device), result)
         return result
-
-
-def _resized_arguments(op: Op, args: Sequence[Any]) -> list[Any]:
-    """The arguments, with sizes that repeat the shape of a tensor updated."""
-    args = list(args)
-    if op.name == "aten.native_layer_norm":
-        args[1] = list(args[0].shape[-len(args[1]):])
-    elif op.name == "aten.native_group_norm":
-        args[4] = args[0].shape[1]
-    return args
 
 
 def _gives_tensors(result: Any) -> bool:

@@ -1,7 +1,8 @@
 """Norms, softmax, reductions, sorting: operations in which one channel may change another's value.
 
-Where a batch norm works channel by channel, its parameters follow the channels. Where an operation mixes channels,
-cutting one changes what the others become: such labels are frozen, unless the caller allows the approximation.
+Where a batch norm works channel by channel, its parameters follow the channels. A group norm mixes the channels of each
+of its groups, which go together. Where an operation mixes all channels, cutting one changes what the others become: such
+labels are frozen, unless the caller allows the approximation.
 """
 
 from __future__ import annotations
@@ -44,22 +45,25 @@ def layer_norm(space: LabelSpace, op: Op) -> None:
 
 
 def group_norm(space: LabelSpace, op: Op) -> None:
-    """aten.native_group_norm(x, weight, bias, N, C, HxW, groups, eps): mixes each group's channels."""
+    """aten.native_group_norm(x, weight, bias, N, C, HxW, groups, eps): mixes each group's channels, which become one.
+
+    Where the approximation is allowed, each group loses equally many channels instead.
+    """
     x = op.args[0]
     channels = space.along(x, 1, op)
     for parameter in op.args[1:3]:
         if isinstance(parameter, Value) and not space.label_repeated(parameter, channels):
             space.tie(channels, space.along(parameter, 0, op), op, "normalises channels that can't be cut")
-    groups = op.args[6]
-    if channels is not None and groups == len(channels):
-        space.set(op.output, space.tracks(x))  # one channel a group: nothing is mixed
+    rows = None if channels is None else channels.reshape(op.args[6], -1)
+    if rows is not None and (rows.shape[1] == 1 or (len(rows) > 1 and not space.options.allow_approximate)):
+        space.union(rows[:, :1], rows)
+        space.set(op.output, [t for t in space.tracks(x) if t.shape[1] > 1 or t.size == t.shape[0] or space.mix(t, op)])
         for statistics in op.outputs[1:]:
             if statistics is not None:
-                space.set(statistics, [along_dim(channels, 1, 2)])
+                space.set(statistics, [along_dim(rows[:, 0], 1, 2)])
         return
     _mixed(space, op, space.tracks(x), range(1, len(x.shape)))
-    if channels is not None and space.options.allow_approximate:
-        rows = channels.reshape(groups, -1)
+    if rows is not None and space.options.allow_approximate:
         space.equal_groups(rows, least=2)
         space.group_blocks.append(rows)  # which of them a channel is in decides what it is mixed with
 

@@ -91,12 +91,7 @@ def _layer_norm(layer: Any, shape: Shape) -> Attributes:
 
 
 def _group_norm(layer: nn.GroupNorm, shape: Shape) -> Attributes:
-    if layer.weight is None:
-        return {}
-    channels = shape(layer.weight)[0]
-    # With one group a channel it is an instance norm, which it must remain.
-    return {"num_channels": channels,
-            "num_groups": channels if layer.num_groups == layer.num_channels else layer.num_groups}
+    return {} if layer.weight is None else {"num_channels": shape(layer.weight)[0]}
 
 
 def _prelu(layer: nn.PReLU, shape: Shape) -> Attributes:
