@@ -20,7 +20,7 @@ def unit(first: int) -> PrunableUnit:
 
 def coupling(*dims: LabeledDim, rows: tuple[EqualCountConstraint, ...] = ()) -> Any:
     modules = {dim.name.rpartition(".")[0]: dim.name[0] for dim in dims}  # a0 and a1 are of one class
-    return SimpleNamespace(num_classes=16, labeled_dims=dims, constraints=rows,
+    return SimpleNamespace(num_classes=16, whole_heads={}, labeled_dims=dims, constraints=rows,
                            graphs=(SimpleNamespace(modules=modules),),
                            by_dimension={(dim.name, dim.dim): dim for dim in dims})
 

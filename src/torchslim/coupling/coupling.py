@@ -43,6 +43,8 @@ class Coupling:
         graphs: the traced runs; multiply-adds are counted on the first.
         unknown: names of operations without a rule.
         mixed: classes that operations of the first graph mix by value and that the caller allowed to cut anyway.
+        whole_heads: the classes of the heads that go whole, by the number of the product of activations.
+        head_widths: numbers of the products of activations whose heads lose equally many widths.
         builder: computes the properties below when they are first read.
     """
 
@@ -57,6 +59,8 @@ class Coupling:
     graphs: tuple[Graph, ...]
     unknown: tuple[str, ...]
     mixed: tuple[MixedLabels, ...]
+    whole_heads: Mapping[int, Index]
+    head_widths: frozenset[int]
     builder: _CouplingBuilder
 
     @cached_property
@@ -204,6 +208,8 @@ class _CouplingBuilder:
             graphs=self.graphs,
             unknown=tuple(sorted(space.unknown_ops)),
             mixed=tuple(MixedLabels(class_of[m.labels], m.reason, m.op) for m in space.mixed),
+            whole_heads={number: class_of[labels] for number, labels in space.whole_heads.items()},
+            head_widths=frozenset(space.head_widths),
             builder=self,
         )
 

@@ -219,7 +219,8 @@ def _trace_and_match(model: nn.Module, inputs: Inputs, coupling: Coupling, selec
         classes = frozenset(label for track in tracks for label in track.ravel().tolist())
         return Failure(run.reason, run.op.where, classes, _read_as_numbers(run, run.labeled, run.op, shares),
                        run.progress)
-    slim = couple(run.graphs, replace(coupling.options, grouped_weights=coupling.grouped_weights))
+    slim = couple(run.graphs, replace(coupling.options, grouped_weights=coupling.grouped_weights,
+                                      whole_heads=frozenset(coupling.whole_heads), head_widths=coupling.head_widths))
     mismatched = _mismatched_classes(coupling, slim, shares)
     if mismatched:
         return Failure("in the slim network its channels would reach other weights than in the original", "",

@@ -29,12 +29,14 @@ class FailureLog:
     Attributes:
         infeasible_widths: pairs of a unit, by its first class, and a width.
         ties: rows, by their index, that are tied channel by channel.
+        head_widths: products of activations, by their number, that lose widths of heads, since whole heads can't go.
         stays: channels that stay: tensor, dimension, index along it, reason.
         culprits: by the operation that failed, or the reason, the units to blame, by their first classes.
     """
 
     infeasible_widths: frozenset[tuple[int, int]] = frozenset()
-    ties: frozenset[int] = frozenset()
+    ties: frozenset[tuple[int, int]] = frozenset()
+    head_widths: frozenset[int] = frozenset()
     stays: tuple[tuple[str, int, int, str], ...] = ()
     culprits: Mapping[str, frozenset[int]] = field(default_factory=dict)
 
@@ -61,11 +63,21 @@ class FailureLog:
             if index in failing or (level and _kind(coupling, unit) in kinds):
                 log = log._without(coupling, unit, level, failure)
         # With new ties classes are numbered anew, so what goes by their numbers is dropped.
-        return log if log.ties == self.ties else replace(log, infeasible_widths=frozenset(), culprits={})
+        return log if log.couples_like(self) else replace(log, infeasible_widths=frozenset(), culprits={})
+
+    def couples_like(self, other: FailureLog) -> bool:
+        """Whether the network's channels are coupled alike with both logs."""
+        return self.ties == other.ties and self.head_widths == other.head_widths
 
     def _without(self, coupling: Coupling, unit: PrunableUnit, level: int, failure: Failure) -> FailureLog:
-        """Exclude a width of a unit; after some widths tie its rows; after that keep its channels."""
+        """Exclude a width of a unit; after some widths tie its rows; after that keep its channels.
+
+        Where heads can't go whole, their widths are tried first.
+        """
         classes = set(unit.classes.tolist())
+        heads = {number for number, members in coupling.whole_heads.items() if not classes.isdisjoint(members.tolist())}
+        if heads - self.head_widths:
+            return replace(self, head_widths=self.head_widths | heads)
         rows = [rows for rows in coupling.constraints if rows.labels.flat[0] in classes] if unit.tied else []
         if failure.classes.isdisjoint(classes) and not failure.read_as_numbers.isdisjoint(classes):
             rows = []  # other channels are shaped by this number: no other width fits them

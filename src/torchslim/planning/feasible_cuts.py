@@ -87,7 +87,7 @@ def find_feasible_cut(problem: PlanningProblem, options: PlanOptions, budgets: M
         target: the time that is asked for, if any.
         failures: what is known not to work.
     """
-    coupling = problem.coupled(failures.ties)
+    coupling = problem.coupled(failures)
     while True:
         predictor = None if target is None else target.predictor(coupling)
         limits = counted_limits(coupling, budgets)
@@ -102,9 +102,9 @@ def find_feasible_cut(problem: PlanningProblem, options: PlanOptions, budgets: M
             return FeasibleCut(outcome, selection, units, limits, protected, coupling, predictor), failures
         known = failures.known_culprits(selection, outcome)
         failing = bisect_failing_units(problem, coupling, selection, scores, outcome, known)
-        known_ties, failures = failures.ties, failures.record(coupling, selection, failing, outcome)
-        if failures.ties != known_ties:
-            coupling = problem.coupled(failures.ties)
+        before, failures = failures, failures.record(coupling, selection, failing, outcome)
+        if not failures.couples_like(before):
+            coupling = problem.coupled(failures)
 
 
 def bisect_failing_units(problem: PlanningProblem, coupling: Coupling, selection: Selection, scores: Scores,

@@ -14,6 +14,7 @@ from torchslim.importance import Evidence
 from torchslim.importance.gradients import Loss
 from torchslim.latency.target import LatencyTarget, latency_target
 from torchslim.planning.budgets import counted_limits
+from torchslim.planning.failures import FailureLog
 from torchslim.planning.options import PlanOptions
 from torchslim.tracing.runs import trace_modes
 from torchslim.utils.inputs import Inputs, unwrap
@@ -49,11 +50,12 @@ class PlanningProblem:
         """Of the original, where there is one."""
         return None if self.original is None else self.original.coupling
 
-    def coupled(self, ties: frozenset[int]) -> Coupling:
-        """The coupling with these rows tied channel by channel."""
-        if not ties:
+    def coupled(self, failures: FailureLog) -> Coupling:
+        """The coupling after failures: with rows tied channel by channel, and heads that lose widths."""
+        if not failures.ties and not failures.head_widths:
             return self.coupling
-        return couple(self.coupling.graphs, replace(self.coupling.options, tied_constraints=ties))
+        return couple(self.coupling.graphs, replace(self.coupling.options, tied_constraints=failures.ties,
+                                                    head_widths=failures.head_widths))
 
     def counted_budgets(self, options: PlanOptions) -> dict[str, float]:
         """The budgets that are counted: as asked for, or as counts where they are shares of the original.

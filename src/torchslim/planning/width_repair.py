@@ -27,6 +27,8 @@ from torchslim.tracing.runs import retrace
 from torchslim.utils.inputs import Inputs
 
 Sizes = Mapping[str, Mapping[int, int]]
+Repair = tuple[AttributeUpdate, str]
+"""An update that helped, and the name of the operation that had failed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,6 +130,7 @@ def repair_widths(model: nn.Module, inputs: Inputs, coupling: Coupling, shares: 
            attribute_updates: Sequence[AttributeUpdate]) -> tuple[SlimRun, tuple[AttributeUpdate, ...]]:
     """Update attributes until the run at slim widths goes as expected, or no update helps any further."""
     current = list(attribute_updates)
+    repairs: list[Repair] = []
     run = run_at_widths(model, inputs, coupling, shares, sizes, current)
     while run.op is not None and run.labeled is not None:
         better = None
@@ -138,28 +141,30 @@ def repair_widths(model: nn.Module, inputs: Inputs, coupling: Coupling, shares: 
                 break
         if better is None:
             break
-        failed_op, run = run.op, better[0]
+        repairs += [(update, run.op.name) for update in better[1]]
+        run = better[0]
         current += better[1]
-        run, current = _repair_sister_modules(model, inputs, coupling, shares, sizes, run, current, better[1],
-                                              failed_op)
+        module = better[1][0].module
+        in_module = [repair for repair in repairs if repair[0].module == module]
+        run, current = _repair_sister_modules(model, inputs, coupling, shares, sizes, run, current, in_module)
     return run, tuple(current)
 
 
 def _repair_sister_modules(model: nn.Module, inputs: Inputs, coupling: Coupling, shares: Shares, sizes: Sizes,
-                           run: SlimRun, current: list[AttributeUpdate], updates: Sequence[AttributeUpdate],
-                           failed_op: Op) -> tuple[SlimRun, list[AttributeUpdate]]:
-    """What one module needed, others of its class will: update them together, if that helps.
+                           run: SlimRun, current: list[AttributeUpdate],
+                           repairs: Sequence[Repair]) -> tuple[SlimRun, list[AttributeUpdate]]:
+    """What one module needed so far, others of its class will: update them together, if that helps.
 
     By what an operation like the one that failed sees there: elsewhere the same width may be another's.
     """
     if run.op is None:
         return run, current
-    kinds = {(type(model.get_submodule(update.module)), update.attribute) for update in updates}
+    kinds = {(type(model.get_submodule(update.module)), update.attribute, failed) for update, failed in repairs}
     extra: list[AttributeUpdate] = []
     for labeled in coupling.labeled_graphs:
         for op in labeled.graph.ops:
             module = model.get_submodule(op.module)
-            wanted = [attribute for kind, attribute in kinds if type(module) is kind and op.name == failed_op.name]
+            wanted = [attribute for kind, attribute, failed in kinds if type(module) is kind and op.name == failed]
             pool = _widths_seen(labeled, op, shares) if wanted else _WidthsSeen({}, {})
             for attribute in wanted:
                 new = _new_value(getattr(module, attribute, None), pool)
@@ -201,7 +206,11 @@ class _WidthsSeen:
 
 def _widths_seen(labeled: LabeledGraph, op: Op, shares: Shares) -> _WidthsSeen:
     pool: dict[int, int] = {}
-    for value in (*(v for v in op.outputs if v is not None), *op.inputs):
+    seen = [*(v for v in op.outputs if v is not None), *op.inputs]
+    # A reshape that copies fails before it does; a size that is a sum of widths shows where it is split.
+    following = labeled.graph.ops[op.index + 1:op.index + 2] if op.name in ("aten.clone", "aten.view") else ()
+    seen += [value for later in following for value in later.outputs if value is not None]
+    for value in seen:
         for old, new in zip(value.shape, labeled.shape(value, shares), strict=True):
             if old != new:
                 pool.setdefault(old, new)

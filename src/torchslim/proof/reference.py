@@ -24,10 +24,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchslim.coupling.coupling import Coupling, couple
 from torchslim.coupling.labeled_graph import GROUP_NORM, Index, LabeledGraph
 from torchslim.errors import ProofError
-from torchslim.rules import multiplies, preserves_values
+from torchslim.rules import multiplies, multiplies_activations, preserves_values
 from torchslim.rules.options import CouplingOptions
 from torchslim.surgery.plans import Plan
-from torchslim.tracing.graph import Op, Value
+from torchslim.tracing.graph import Graph, Op, Value
 from torchslim.tracing.trace import operation_name, trace
 from torchslim.utils.inputs import Inputs
 
@@ -68,7 +68,10 @@ def kept_channels(model: nn.Module, inputs: Inputs, plan: Plan, *, meta: bool | 
         plan: the plan.
         meta: see `trace`.
     """
-    coupling = couple([trace(model, inputs, meta=meta)], CouplingOptions(allow_approximate=True))
+    graph = trace(model, inputs, meta=meta)
+    # By width, whatever was cut: a head that went whole has lost all its widths.
+    by_width = frozenset(range(1, len(graph.ops) + 1))
+    coupling = couple([graph], CouplingOptions(allow_approximate=True, head_widths=by_width))
     kept = np.ones(coupling.num_classes, dtype=bool)
     for dim in coupling.labeled_dims:
         index = plan.kept.get(dim.name, {}).get(dim.dim)
@@ -79,9 +82,17 @@ def kept_channels(model: nn.Module, inputs: Inputs, plan: Plan, *, meta: bool | 
     return KeptChannels(coupling, kept)
 
 
-def is_transformed_before_read(model: nn.Module, inputs: Inputs, names: Collection[str]) -> bool:
-    """Whether one of these parameters is transformed before a convolution or a matrix product reads it."""
+def needs_reference(model: nn.Module, inputs: Inputs, names: Collection[str]) -> bool:
+    """Whether zeros in the readers of removed channels don't silence them.
+
+    Two activations are multiplied with each other, and read without a weight; or one of these parameters, which read
+    channels, is transformed before a convolution or a matrix product reads it.
+    """
     graph = trace(model, inputs)
+    return any(map(multiplies_activations, graph.ops)) or _is_transformed_before_read(graph, names)
+
+
+def _is_transformed_before_read(graph: Graph, names: Collection[str]) -> bool:
     unchanged = {graph.state[name].id for name in names}
     for op in graph.ops:
         if unchanged.isdisjoint(value.id for value in op.inputs):
@@ -113,7 +124,7 @@ class KeptChannelsMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.kept = kept
         self.mixing = {m.op for m in coupling.mixed if not kept[m.labels].all()}
         self.reading = {op.index for op in self.labeled.graph.ops
-                        if multiplies(op) and any(map(self._computed, op.inputs))}
+                        if multiplies(op) and any(self._is_silenced(op, value) for value in op.inputs)}
         # torch makes some views internally, depending on the active modes.
         self.ops = [op for op in self.labeled.graph.ops if op.name not in _INCIDENTAL]
         self.last = max(self.mixing | self.reading, default=-1)
@@ -134,21 +145,22 @@ class KeptChannelsMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return result
         self.count += 1
         if op.index in self.reading:
-            args = self._silenced(list(args), op.args)
+            args = [self._silenced(op, tensor, recorded) for tensor, recorded in zip(args, op.args, strict=True)]
         if op.index not in self.mixing:
             return func(*args, **kwargs)
         return self._on_kept_channels(func, op, args, kwargs)
 
-    def _computed(self, value: Value) -> bool:
-        """True for a computed weight that has removed channels."""
+    def _is_silenced(self, op: Op, value: Value) -> bool:
+        """True for a computed weight, or a factor of a product of activations, that has removed channels."""
         tracks = self.labeled.tracks.get(value.id, ())
-        return value.static and not value.name and not all(self.kept[track].all() for track in tracks)
+        return not value.name and (value.static or multiplies_activations(op)) and not all(
+            self.kept[track].all() for track in tracks)
 
-    def _silenced(self, tensor: Any, recorded: Any) -> Any:
+    def _silenced(self, op: Op, tensor: Any, recorded: Any) -> Any:
         if isinstance(tensor, list | tuple) and isinstance(recorded, list | tuple):  # such as an LSTM's weights
-            return [self._silenced(part, value) for part, value in zip(tensor, recorded, strict=True)]
-        if isinstance(recorded, Value) and self._computed(recorded):
-            for track in self.labeled.tracks[recorded.id]:
+            return [self._silenced(op, part, value) for part, value in zip(tensor, recorded, strict=True)]
+        if isinstance(recorded, Value) and self._is_silenced(op, recorded):
+            for track in self.labeled.tracks.get(recorded.id, ()):
                 tensor = tensor.masked_fill(torch.from_numpy(~self.kept[track]).to(tensor.device), 0)
         return tensor
 

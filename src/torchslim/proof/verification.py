@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from torchslim.errors import PlanError, ProofError
 from torchslim.proof.float64 import in_float64
-from torchslim.proof.reference import KeptChannels, is_transformed_before_read, kept_channels, kept_channels_mode
+from torchslim.proof.reference import KeptChannels, kept_channels, kept_channels_mode, needs_reference
 from torchslim.surgery.plans import Plan
 from torchslim.surgery.width_attributes import weight_of
 from torchslim.utils.copying import copy_model
@@ -125,7 +125,7 @@ def _needs_kept_channels_mode(model: nn.Module, inputs: Inputs, plan: Plan) -> b
     if plan.settings.get("allow_approximate"):
         return True
     names = {name for name, _ in plan.readers if not _is_layer(model, name)}
-    return bool(names) and is_transformed_before_read(model, inputs, names)
+    return needs_reference(model, inputs, names)
 
 
 def _is_layer(model: nn.Module, name: str) -> bool:

@@ -60,8 +60,14 @@ def multiplies(op: Op) -> bool:
     return row is not None and row.macs is not None
 
 
+def multiplies_activations(op: Op) -> bool:
+    """True for a matrix product of two values that both depend on the input."""
+    return row_of(op) is linear.MATMUL and not any(value.static for value in op.args[-2:])
+
+
 def move_labels(space: LabelSpace, op: Op) -> None:
     """Apply an operation's row to the labels; freeze what an unknown operation reads."""
+    space.op_number += 1
     row = row_of(op)
     written = _written_arguments(op)
     if row is not None and written:

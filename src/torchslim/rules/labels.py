@@ -64,12 +64,13 @@ class MixedLabels:
 class EqualCountConstraint:
     """A matrix of labels whose rows must lose equally many, and how many each row keeps at least.
 
-    `index` is its number among all that the rules declared, the same for every run of the same operations.
+    `index` is the number of the operation that declared it, and its own among those of that operation: the same for
+    every run of the same operations.
     """
 
     labels: Labels
     min_kept: int
-    index: int
+    index: tuple[int, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +86,8 @@ class LabelSpace:
     """The labels of one coupling run, and all that the operations declared of them.
 
     `options` says what may be cut, and how. `kernels` names filters, whose last dimensions are positions
-    and no channels. `batch` is the first size of the graph's first input.
+    and no channels. `batch` is the first size of the graph's first input. `op_number` counts the operations of all
+    graphs; by it `whole_heads` and `head_widths` tell which products of activations lose whole heads, and which widths.
 
     Mutable while the rules run over the graphs; `coupling` reads it afterwards.
     """
@@ -109,11 +111,15 @@ class LabelSpace:
     norm_scales: set[str] = field(default_factory=set)
     unknown_ops: set[str] = field(default_factory=set)
     mixed: list[MixedLabels] = field(default_factory=list)
+    op_number: int = 0
+    whole_heads: dict[int, Labels] = field(default_factory=dict)
+    head_widths: set[int] = field(default_factory=set)
     _tracks: dict[int, Tracks] = field(default_factory=dict)
     _repeats: dict[int, dict[int, Repeat]] = field(default_factory=dict)
     _state: dict[tuple[str, int], Labels | None] = field(default_factory=dict)
     _spread: dict[str, Labels] = field(default_factory=dict)
     _filled: dict[int, tuple[int, int, tuple[int, ...]]] = field(default_factory=dict)
+    _constraints_of_op: dict[int, int] = field(default_factory=dict)
 
     def new_labels(self, count: int) -> Labels:
         """`count` new labels."""
@@ -253,7 +259,15 @@ class LabelSpace:
         Rows that become tensors of their own keep at least two: a dimension of size 1 broadcasts, and its channel
         could no longer be told from none.
         """
-        self.constraints.append(EqualCountConstraint(rows, least, len(self.constraints)))
+        number = self._constraints_of_op.get(self.op_number, 0)
+        self._constraints_of_op[self.op_number] = number + 1
+        self.constraints.append(EqualCountConstraint(rows, least, (self.op_number, number)))
+
+    def refine_rows(self, track: Labels, dim: int) -> None:
+        """Rows along a dimension are split: what lies in each part has rows of its own, which lose equally many."""
+        if sum(size > 1 for size in track.shape) > 1 and widest_dim(track) == dim:
+            rows = np.moveaxis(track, dim, -1).reshape(-1, track.shape[dim])
+            self.constraints = [c for c in self.constraints if not np.array_equal(c.labels, rows)]
 
     def add_sub_tensor(self, labels: Labels) -> None:
         """Labels that become a tensor of their own: two stay at the least (see `equal_groups`)."""

@@ -8,6 +8,7 @@ from math import prod
 import numpy as np
 
 from torchslim.rules.labels import LabelSpace
+from torchslim.rules.products import between_activations
 from torchslim.rules.row import Row
 from torchslim.rules.tracks import Labels, Tracks, along_dim
 from torchslim.tracing.graph import Op, Value
@@ -169,20 +170,18 @@ def matmul_macs(op: Op) -> int:
 def matmul(space: LabelSpace, op: Op) -> None:
     """aten.mm, bmm, addmm, baddbmm: the inner dimension is read, the outer ones pass."""
     a, b = _factors(op)
+    if not (a.static or b.static):
+        between_activations(space, op, a, b)
+        return
     batch = _batch_labels(space, op, a, b)
     inner_a, inner_b = space.along(a, -1, op), space.along(b, -2, op)
-    if a.static or b.static:
-        space.tie(inner_a, inner_b, op, _doing("reads", *((a, inner_a) if b.static else (b, inner_b))))
-        weight, read, made = (b, inner_b, -1) if b.static else (a, inner_a, -2)
-        if read is not None:
-            space.reads(weight, read, 1)
-        labels = space.along(weight, made, op)
-        if labels is not None:
-            space.makes(labels, max(1, op.output.shape[-2] // max(1, space.batch_size)))  # positions, not pictures
-    else:
-        for labels in (inner_a, inner_b):
-            if labels is not None:
-                space.freeze(labels, f"multiplied out between two activations in {op.where}")
+    space.tie(inner_a, inner_b, op, _doing("reads", *((a, inner_a) if b.static else (b, inner_b))))
+    weight, read, made = (b, inner_b, -1) if b.static else (a, inner_a, -2)
+    if read is not None:
+        space.reads(weight, read, 1)
+    labels = space.along(weight, made, op)
+    if labels is not None:
+        space.makes(labels, max(1, op.output.shape[-2] // max(1, space.batch_size)))  # positions, not pictures
     out = (*_outer(space, a, -1), *_outer(space, b, -2))
     if len(op.args) == 3:  # addmm, baddbmm
         out = _plus_bias(space, op, op.args[0], out)

@@ -1,8 +1,8 @@
 """Norms, softmax, reductions, sorting: operations in which one channel may change another's value.
 
 Where a batch norm works channel by channel, its parameters follow the channels. A group norm mixes the channels of each
-of its groups, which go together. Where an operation mixes all channels, cutting one changes what the others become: such
-labels are frozen, unless the caller allows the approximation.
+of its groups, which go together. Where an operation mixes all channels, cutting one changes what the others become:
+such labels are frozen, unless the caller allows the approximation.
 """
 
 from __future__ import annotations

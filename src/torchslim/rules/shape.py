@@ -211,6 +211,7 @@ def _parts(space: LabelSpace, op: Op, x: Value, dim: int, sizes: list[int]) -> N
             parts = [track] * len(sizes)
         else:
             parts = list(np.split(track, ends[:-1], axis=dim))
+            space.refine_rows(track, dim)
             if track.size == track.shape[dim] and len(sizes) > 1:
                 if len(set(sizes)) == 1 and sizes[0] > 1:
                     space.equal_groups(track.reshape(len(sizes), -1), least=2)

@@ -19,8 +19,15 @@ def along_dim(labels: Labels, dim: int, ndim: int) -> Labels:
 
 
 def widest_dim(track: Labels) -> int:
-    """The dimension along which a track's rows lie: the largest, the last of equal ones."""
-    return max(range(track.ndim), key=lambda dim: (track.shape[dim], dim))
+    """The dimension along which a track's rows lie: that of the most labels, the last of equal ones.
+
+    Where labels are repeated along a dimension (heads, for each picture of a batch), each counts once.
+    """
+    varied = [dim for dim in range(track.ndim) if track.shape[dim] > 1]
+    if len(varied) < 2:
+        return varied[0] if varied else track.ndim - 1
+    lines = {dim: track[tuple(slice(None) if other == dim else 0 for other in range(track.ndim))] for dim in varied}
+    return max(varied, key=lambda dim: (len(np.unique(lines[dim])), dim))
 
 
 def spread(track: Labels, shape: Sequence[int], dims: Iterable[int]) -> Labels:
