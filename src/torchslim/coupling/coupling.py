@@ -156,6 +156,7 @@ class _CouplingBuilder:
         self.class_of = connected_components(space.num_labels, space.unions)
         self.num_classes = int(self.class_of.max()) + 1 if space.num_labels else 0
         self.labeled_dims = self._labeled_dims()
+        self._freeze_positions()
         self._freeze_copies_in_unequal_rows()
 
     def _labeled_dims(self) -> tuple[LabeledDim, ...]:
@@ -185,6 +186,16 @@ class _CouplingBuilder:
         return tuple(LabeledGraph(graph, {value: tuple(self.class_of[track] for track in tracks)
                                   for value, tracks in tracks_of_graph.items()})
                      for graph, tracks_of_graph in zip(self.graphs, self.tracks, strict=True))
+
+    def _freeze_positions(self) -> None:
+        """Freeze what runs through no layer's channels: rows of position tables, entries of look-up buffers."""
+        in_layer = np.zeros(self.num_classes, dtype=bool)
+        for labels in self.space.layer_channels:
+            in_layer[self.class_of[labels]] = True
+        for labeled in self.space.labeled_dims:
+            elsewhere = labeled.labels[~in_layer[self.class_of[labeled.labels]]]
+            if len(elsewhere):
+                self.space.freeze(elsewhere, f"no layer's channels: positions of `{labeled.name}`")
 
     def _freeze_copies_in_unequal_rows(self) -> None:
         """Freeze rows that share a channel and are not equal: removing it would shift the other channels apart."""

@@ -106,6 +106,7 @@ class LabelSpace:
     sub_tensors: list[Labels] = field(default_factory=list)
     readers: list[tuple[Labels, int]] = field(default_factory=list)
     producers: list[tuple[Labels, int]] = field(default_factory=list)
+    layer_channels: list[Labels] = field(default_factory=list)
     joined_branches: list[Labels] = field(default_factory=list)
     mac_costs: list[CostTerm] = field(default_factory=list)
     norm_scales: set[str] = field(default_factory=set)
@@ -313,13 +314,22 @@ class LabelSpace:
             assert kept is not None
             self.freeze(kept, f"{what} in {op.where}")
 
-    def makes(self, labels: Labels, size: int) -> None:
-        """Weights with these labels make channels, on maps of `size` positions."""
+    def makes(self, labels: Labels, size: int, layer: bool = True) -> None:
+        """Weights with these labels make channels, on maps of `size` positions; without a layer see `add_channels`."""
         self.producers.append((labels, size))
+        if layer:
+            self.add_channels(labels)
 
-    def reads(self, value: Value, labels: Labels, size: int) -> None:
-        """Weights with these labels read channels, from maps of `size` positions."""
+    def reads(self, value: Value, labels: Labels, size: int, layer: bool = True) -> None:
+        """Weights with these labels read channels, from maps of `size` positions; as with `makes`."""
         self.readers.append((labels, size))
+        if layer:
+            self.add_channels(labels)
+
+    def add_channels(self, labels: Labels | None) -> None:
+        """Declare that these are channels of a layer: what runs through no layer's channels can't be cut."""
+        if labels is not None:
+            self.layer_channels.append(labels.ravel())
 
     def meter(self, op: Op, macs: int, along: Iterable[Labels | None]) -> None:
         """An operation's multiply-adds and what scales them; those of a second graph are not counted."""

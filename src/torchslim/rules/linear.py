@@ -44,6 +44,7 @@ def convolution(space: LabelSpace, op: Op) -> None:
         out = _grouped(space, op, into, groups)
     if out is not None and not depthwise:
         space.makes(out, prod(op.output.shape[2:]))
+    space.add_channels(out)
     if bias is not None:
         space.tie(space.along(bias, 0, op), out, op, "the bias of channels that can't be cut")
     made = () if out is None else (along_dim(out, 1, len(op.output.shape)),)
@@ -177,11 +178,15 @@ def matmul(space: LabelSpace, op: Op) -> None:
     inner_a, inner_b = space.along(a, -1, op), space.along(b, -2, op)
     space.tie(inner_a, inner_b, op, _doing("reads", *((a, inner_a) if b.static else (b, inner_b))))
     weight, read, made = (b, inner_b, -1) if b.static else (a, inner_a, -2)
+    # Rows of a table that a buffer picks, and what a fixed transform makes, are no layer's channels; of a weight
+    # that is itself a product only the inner dimension surely is one.
+    learned = not (a.fixed or b.fixed)
     if read is not None:
-        space.reads(weight, read, 1)
+        space.reads(weight, read, 1, layer=learned)
     labels = space.along(weight, made, op)
-    if labels is not None:
-        space.makes(labels, max(1, op.output.shape[-2] // max(1, space.batch_size)))  # positions, not pictures
+    if labels is not None:  # positions, not pictures
+        space.makes(labels, max(1, op.output.shape[-2] // max(1, space.batch_size)),
+                    layer=learned and not (a.static and b.static))
     out = (*_outer(space, a, -1), *_outer(space, b, -2))
     if len(op.args) == 3:  # addmm, baddbmm
         out = _plus_bias(space, op, op.args[0], out)

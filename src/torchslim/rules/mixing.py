@@ -26,6 +26,7 @@ def batch_norm(space: LabelSpace, op: Op) -> None:
             space.tie(channels, space.along(parameter, 0, op), op, "normalises channels that can't be cut")
     if isinstance(op.args[1], Value) and op.args[1].name:
         space.norm_scales.add(op.args[1].name)
+    space.add_channels(channels)
     tracks = list(space.tracks(x))
     if op.args[3] is None:  # statistics of this very tensor: what lies in one channel is mixed
         tracks = [t for t in tracks if t.shape[1] > 1 or space.mix(t, op, "normalised over in")]
@@ -38,6 +39,9 @@ def layer_norm(space: LabelSpace, op: Op) -> None:
     values = [x, *(v for v in op.args[2:4] if isinstance(v, Value))]
     tracks = space.broadcast_union(values, op)
     dims = range(len(x.shape) - len(shape), len(x.shape))
+    for track in tracks if len(values) > 1 else ():
+        if any(track.shape[dim] > 1 for dim in dims):
+            space.add_channels(track)
     for statistics in op.outputs[1:]:
         if statistics is not None:
             space.set(statistics, [track for track in tracks if all(track.shape[dim] == 1 for dim in dims)])
@@ -54,6 +58,7 @@ def group_norm(space: LabelSpace, op: Op) -> None:
     for parameter in op.args[1:3]:
         if isinstance(parameter, Value) and not space.label_repeated(parameter, channels):
             space.tie(channels, space.along(parameter, 0, op), op, "normalises channels that can't be cut")
+    space.add_channels(channels)
     rows = None if channels is None else channels.reshape(op.args[6], -1)
     if rows is not None and (rows.shape[1] == 1 or (len(rows) > 1 and not space.options.allow_approximate)):
         space.union(rows[:, :1], rows)

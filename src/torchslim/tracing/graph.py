@@ -22,6 +22,8 @@ class Value:
         name: the qualified name of a parameter, buffer or attribute; empty otherwise.
         static: True where the value depends on no input: parameters, buffers, constants, and what is computed of
             these alone.
+        fixed: True where it is data that no input and no parameter changes: buffers, constants, and what is computed of
+            these alone. Zeros and other tensors that are made of nothing are none: they may be written to.
     """
 
     id: int
@@ -30,6 +32,7 @@ class Value:
     source: str
     name: str = ""
     static: bool = False
+    fixed: bool = False
 
     @property
     def numel(self) -> int:

@@ -149,14 +149,14 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if value is not None:
                 self.aliases[name] = value[1].name
             else:
-                self.state[name] = self._new(tensor, kind, name=name, static=True)
+                self.state[name] = self._new(tensor, kind, name, static=True, fixed=kind != "parameter")
 
     def add_inputs(self, tree: Any) -> None:
         """Make the given tensors the run's inputs."""
         self.inputs = tuple(self._new(tensor, "input") for tensor in tensors_in(tree))
 
-    def _new(self, tensor: Tensor, source: str, name: str = "", static: bool = False) -> Value:
-        value = Value(self.count, tuple(tensor.shape), tensor.dtype, source, name, static)
+    def _new(self, tensor: Tensor, source: str, name: str = "", static: bool = False, fixed: bool = False) -> Value:
+        value = Value(self.count, tuple(tensor.shape), tensor.dtype, source, name, static, fixed)
         self.count += 1
         self.known[id(tensor)] = (tensor, value)
         return value
@@ -166,7 +166,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if known is not None:
             return known[1]
         self.has_unregistered_parameters |= isinstance(tensor, nn.Parameter)
-        return self._new(tensor, "constant", static=True)
+        return self._new(tensor, "constant", static=True, fixed=not isinstance(tensor, nn.Parameter))
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -186,7 +186,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.failed_args = recorded_args
             raise
         static = all(value.static for value in read)
-        outputs = tuple(self._output(tensor, static) for tensor in _flat(result))
+        fixed = bool(read) and all(value.fixed for value in read)
+        outputs = tuple(self._output(tensor, static, fixed) for tensor in _flat(result))
         if outputs:
             module = self.stack[-1] if self.stack else ""
             self.ops.append(Op(len(self.ops), operation_name(func), func, recorded_args, recorded_kwargs, tuple(read),
@@ -205,14 +206,14 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             recorded.append(item)
         return tuple(recorded)
 
-    def _output(self, tensor: Tensor | None, static: bool) -> Value | None:
+    def _output(self, tensor: Tensor | None, static: bool, fixed: bool) -> Value | None:
         if tensor is None:
             return None
         known = self.known.get(id(tensor))
         # An in-place operation returns its argument: the same value, unless its shape has changed.
         if known is not None and known[1].shape == tuple(tensor.shape):
             return known[1]
-        return self._new(tensor, "operation", static=static)
+        return self._new(tensor, "operation", static=static, fixed=fixed)
 
     def _on_meta(self, func: Any, args: Any, kwargs: Any) -> Any:
         name = operation_name(func)
