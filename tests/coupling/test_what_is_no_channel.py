@@ -1,4 +1,4 @@
-"""Rows of position tables, look-up buffers and positions of any kind are no channels, and nothing else than channels goes."""
+"""Rows of position tables, look-up buffers and positions of any kind are no channels, and only channels go."""
 
 from __future__ import annotations
 
@@ -62,7 +62,8 @@ TABLES: dict[str, tuple[Callable[[Any], Tensor], dict[str, Any]]] = {
                        {"table": table(ROWS, HEADS)}),
     "an embedding": (lambda s: s.table(s.index).permute(2, 0, 1), {"table": nn.Embedding(ROWS, HEADS)}),
     "rows by a look-up": (lambda s: by_heads(s.lookup @ s.table), {"table": table(ROWS, HEADS)}),
-    "columns by a look-up": (lambda s: (s.table @ s.lookup.T).view(HEADS, TOKENS, TOKENS), {"table": table(HEADS, ROWS)}),
+    "columns by a look-up": (lambda s: (s.table @ s.lookup.T).view(HEADS, TOKENS, TOKENS),
+                             {"table": table(HEADS, ROWS)}),
     "rows by einsum": (lambda s: by_heads(torch.einsum("rh,pr->ph", s.table * 2, s.lookup)),
                        {"table": table(ROWS, HEADS)}),
     "an interpolated table": (lambda s: functional.interpolate(s.table[None], TOKENS, mode="linear")[0].view(
@@ -83,13 +84,13 @@ def test_rows_of_position_tables_stay(kind: str) -> None:
 
 
 def test_what_makes_a_table_is_cut_and_its_rows_stay() -> None:
-    """A table that a small network computes of coordinates, and one that is a product: their inner widths are channels."""
+    """A table computed of coordinates by layers, and one that is a product: their inner widths are channels."""
     mlp = nn.Sequential(nn.Linear(3, 32), nn.ReLU(), nn.Linear(32, HEADS))
     model = random_statistics(Attention(lambda s: by_heads((s.mlp(s.grid) + s.left @ s.right)[s.index.flatten()]),
                                         mlp=mlp, left=table(ROWS, 8), right=table(8, HEADS),
                                         grid=nn.Buffer(torch.randn(ROWS, 3)))).eval()
     x = torch.randn(2, 3, SIDE, SIDE)
-    slim, plan = ts.prune(model, x, params=0.3, importance="random")
+    slim, _ = ts.prune(model, x, params=0.3, importance="random")
     assert slim.mlp[0].out_features < 32
     assert slim.left.shape[1] == slim.right.shape[0] < 8
     assert slim.grid.shape == (ROWS, 3)
@@ -129,8 +130,9 @@ def test_frequencies_and_tokens_stay_and_the_widths_about_them_go() -> None:
 def layer_dims(model: nn.Module) -> Iterator[tuple[str, int]]:
     """The dimensions of the weights of torch's layers along which their channels lie."""
     for name, module in model.named_modules():
-        dims = ((0, 1) if isinstance(module, _ConvNd | nn.Linear | nn.RNNBase) else (1,) if isinstance(module, nn.Embedding)
-                else (0,) if isinstance(module, _NormBase | nn.GroupNorm | nn.LayerNorm) else ())
+        dims = ((0, 1) if isinstance(module, _ConvNd | nn.Linear | nn.RNNBase) else
+                (1,) if isinstance(module, nn.Embedding) else
+                (0,) if isinstance(module, _NormBase | nn.GroupNorm | nn.LayerNorm) else ())
         for own, _ in module.named_parameters(recurse=False):
             yield from ((f"{name}.{own}".removeprefix("."), dim) for dim in dims)
 

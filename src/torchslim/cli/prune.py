@@ -267,7 +267,7 @@ def _cut(original: nn.Module, inputs: Any, plan: Plan, source: Source, out: Path
          pictures: Sequence[Tensor]) -> dict[str, Any]:
     """Cut, prove, refit on pictures if there are any, save and print; returns the result as data."""
     import torchslim
-    from torchslim.planning.pruning import TOLERANCE
+    from torchslim.proof.verification import TOLERANCE
 
     slim = torchslim.apply(original, plan)
     error = torchslim.verify(original, slim, plan, inputs)

@@ -21,7 +21,8 @@ from torchslim.latency.timing import Latency, measure
 from torchslim.pipeline.context import RunContext
 from torchslim.pipeline.summary import histogram, record_of
 from torchslim.planning.options import PlanOptions
-from torchslim.planning.pruning import TOLERANCE, plan_with
+from torchslim.planning.pruning import plan_with
+from torchslim.proof.verification import TOLERANCE
 from torchslim.report import write
 from torchslim.store.loading import build
 from torchslim.surgery.plans import Plan

@@ -22,9 +22,10 @@ from torchslim.importance import Scores
 from torchslim.planning.channel_order import out_of_order
 from torchslim.planning.selection import Selection
 from torchslim.planning.width_repair import Sizes, SlimRun, repair_widths
+from torchslim.proof.verification import TOLERANCE, differences
 from torchslim.rules.labels import LabeledDim
-from torchslim.surgery.cutting import resized
-from torchslim.surgery.plans import AttributeUpdate
+from torchslim.surgery.cutting import apply, resized
+from torchslim.surgery.plans import AttributeUpdate, Plan
 from torchslim.surgery.width_attributes import outdated_attributes
 from torchslim.tracing.graph import Op
 from torchslim.tracing.width_reads import has_parametrizations
@@ -186,13 +187,14 @@ def _updates_by_shape(model: nn.Module, sizes: Sizes,
 def runs_beyond(progress: tuple[int, int], model: nn.Module, inputs: Inputs, coupling: Coupling,
                 selection: Selection) -> bool:
     """Whether the network, cut as selected, runs further than to an operation at which another selection failed."""
-    run, _ = _run_at_selection(model, inputs, coupling, selection)
+    run, *_ = _run_at_selection(model, inputs, coupling, selection)
     return run.progress > progress
 
 
 def _run_at_selection(model: nn.Module, inputs: Inputs, coupling: Coupling,
-                      selection: Selection) -> tuple[SlimRun, tuple[AttributeUpdate, ...]]:
-    """A run at the selected widths, and the updates of what remembers the old ones."""
+                      selection: Selection) -> tuple[
+        SlimRun, tuple[AttributeUpdate, ...], tuple[AttributeUpdate, ...]]:
+    """A run at the selected widths, the updates of what remembers the old ones, and those that only the run showed."""
     shares = selection.shares(coupling.num_classes)
     sizes: dict[str, dict[int, int]] = {}
     grouped: dict[str, tuple[int, int]] = {}
@@ -204,15 +206,16 @@ def _run_at_selection(model: nn.Module, inputs: Inputs, coupling: Coupling,
             sizes.setdefault(touch.name, {})[touch.dim] = counts[id(touch.labels)] // groups
             if touch.groups > 1:
                 grouped[touch.name] = touch.groups, groups
-    return repair_widths(model, inputs, coupling, shares, sizes,
-                         _attribute_updates(model, coupling, shares, sizes, grouped))
+    own = _attribute_updates(model, coupling, shares, sizes, grouped)
+    run, attribute_updates = repair_widths(model, inputs, coupling, shares, sizes, own)
+    return run, attribute_updates, attribute_updates[len(own):]
 
 
 def _trace_and_match(model: nn.Module, inputs: Inputs, coupling: Coupling, selection: Selection,
                     scores: Scores) -> Cut | Failure:
     """Run the network at the selected widths, updating what remembers the old ones, and match its channels."""
     shares = selection.shares(coupling.num_classes)
-    run, attribute_updates = _run_at_selection(model, inputs, coupling, selection)
+    run, attribute_updates, repairs = _run_at_selection(model, inputs, coupling, selection)
     if run.op is not None and run.labeled is not None:
         values = (*run.op.inputs, *(value for value in run.op.outputs if value is not None))
         tracks = [track for value in values for track in run.labeled.tracks.get(value.id, ())]
@@ -234,7 +237,16 @@ def _trace_and_match(model: nn.Module, inputs: Inputs, coupling: Coupling, selec
         where, classes = misplaced
         return Failure(f"in the slim network its channels would come in another order{f' in {where}' if where else ''}",
                        where, classes)
-    return Cut(stays, kept, groups_of, readers, attribute_updates)
+    cut = Cut(stays, kept, groups_of, readers, attribute_updates)
+    if repairs and any(graph.device != "meta" for graph in coupling.graphs):
+        # On data no shape tells whether a width is calculated with, too: the numbers do.
+        plan = Plan(kept, readers, groups_of, attribute_updates)
+        worst = max(differences(model, apply(model, plan), plan, inputs), key=lambda one: one.error, default=None)
+        if worst is not None and not worst.error <= TOLERANCE:
+            names = ", ".join(f"`{update.module}.{update.attribute}`".replace("`.", "`") for update in repairs)
+            return Failure(f"{names} is a width, and something else: at its new value `{worst.where}` changes", "",
+                           frozenset(np.flatnonzero(shares < 1).tolist()))
+    return cut
 
 
 def _read_as_numbers(run: SlimRun, labeled: LabeledGraph, failed: Op, shares: Shares) -> frozenset[int]:

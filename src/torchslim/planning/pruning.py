@@ -11,6 +11,7 @@ object that changes: what was learnt is returned.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Unpack
 
@@ -27,13 +28,11 @@ from torchslim.planning.failures import FailureLog
 from torchslim.planning.feasible_cuts import find_nearest_cut
 from torchslim.planning.options import PlanKeywords, PlanOptions, Scope, split_keywords
 from torchslim.planning.problem import PlanningProblem, prepare
-from torchslim.proof.verification import differences
+from torchslim.planning.remembered_widths import with_remembered_widths
+from torchslim.proof.verification import TOLERANCE, differences
 from torchslim.surgery.cutting import apply
 from torchslim.surgery.plans import Plan
 from torchslim.utils.inputs import Inputs, unwrap
-
-TOLERANCE = 1e-6
-"""Largest relative error at which `prune` accepts a cut; a correct one is at about 1e-15."""
 
 
 def plan(model: nn.Module, inputs: Inputs, *, macs: float | None = None, params: float | None = None,
@@ -123,6 +122,8 @@ def decide(problem: PlanningProblem, options: PlanOptions) -> Plan:
     failures = FailureLog()
     while True:
         feasible, failures = find_nearest_cut(problem, options, budgets, target, failures)
+        feasible = replace(feasible, cut=with_remembered_widths(problem.model, problem.inputs, feasible.coupling,
+                                                                feasible.cut))
         decided = assemble_plan(feasible, options, problem.original_coupling)
         refused = options.strict and feasible.unmet - {"latency"}
         if target is not None and not refused:  # what is predicted to be too slow may be faster

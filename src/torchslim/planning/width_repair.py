@@ -96,7 +96,7 @@ def _first_mismatch(labeled: LabeledGraph, ops: Sequence[Op], shares: Shares) ->
     for index, (original, op) in enumerate(zip(labeled.graph.ops, ops, strict=False)):
         if original.name != op.name or len(original.outputs) != len(op.outputs):
             return _before_whole_views(labeled.graph.ops, index)
-        if is_arithmetic(op) and _numbers(original) != _numbers(op):
+        if _numbers(original) != _numbers(op):
             return index
         if op.name == GROUP_NORM and op.args[6] != labeled.norm_groups(original, shares):
             return index
@@ -121,9 +121,19 @@ def _before_whole_views(ops: Sequence[Op], index: int) -> int:
     return index
 
 
-def _numbers(op: Op) -> list[Any]:
-    """The arguments that are plain numbers: `x / x.shape[1]` works with a width, at whatever shapes."""
-    return [item for item in (*op.args, *op.kwargs.values()) if isinstance(item, int | float)]
+_FILLS = frozenset({"aten.full", "aten.full_like", "aten.new_full", "aten.fill", "aten.constant_pad_nd"})
+
+
+def _numbers(op: Op) -> list[str]:
+    """The numbers that an operation calculates with: `x / x.shape[1]` works with a width, at whatever shapes.
+
+    Whole numbers may be sizes or dimensions elsewhere than in arithmetic, in fillings and as factors of a sum.
+    """
+    calculates = is_arithmetic(op) or op.name.removesuffix("_") in _FILLS
+    numbers = [item for item in op.args if isinstance(item, float) or (calculates and isinstance(item, int))]
+    factors = [item for key, item in op.kwargs.items()
+               if isinstance(item, float) or (isinstance(item, int) and (calculates or key in ("alpha", "beta")))]
+    return list(map(repr, (*numbers, *factors, *(value.number for value in op.inputs))))  # NaN equals NaN
 
 
 def repair_widths(model: nn.Module, inputs: Inputs, coupling: Coupling, shares: Shares, sizes: Sizes,

@@ -33,6 +33,8 @@ from torchslim.utils.modules import tensors_of
 from torchslim.utils.preserve import plain_context
 
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+TOLERANCE = 1e-6
+"""Largest relative error at which a cut is accepted; a correct one is at about 1e-15."""
 
 
 def verify(model: nn.Module, slim: nn.Module, plan: Plan, inputs: Inputs) -> float:

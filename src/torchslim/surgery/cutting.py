@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from itertools import accumulate
 from operator import mul
@@ -159,9 +160,8 @@ def _memory_format(tensor: Tensor) -> torch.memory_format:
 
 def _update_attribute(model: nn.Module, update: AttributeUpdate) -> None:
     try:
-        owner = model.get_submodule(update.module)
-        value = getattr(owner, update.attribute)
-    except AttributeError as error:
+        value = _value_of(model, update)
+    except (AttributeError, LookupError) as error:
         raise PlanError(f"`{update.module}.{update.attribute}`: the plan updates this attribute and the model has "
                         "none; apply the plan to the model that it was made for") from error
     plain = tuple(value) if isinstance(value, list | tuple) else value
@@ -171,7 +171,26 @@ def _update_attribute(model: nn.Module, update: AttributeUpdate) -> None:
     new: Any = update.new
     if isinstance(value, list | tuple) and isinstance(update.new, tuple):
         new = type(value)(update.new) if type(value) in (list, tuple, torch.Size) else update.new
-    setattr(owner, update.attribute, new)
+    _set_value(model, update, new)
+
+
+def _value_of(model: nn.Module, update: AttributeUpdate) -> Any:
+    value: Any = model.get_submodule(update.module)
+    for key in update.attribute.split("."):
+        value = value[key] if isinstance(value, Mapping) else (
+            value[int(key)] if isinstance(value, list) else getattr(value, key))
+    return value
+
+
+def _set_value(model: nn.Module, update: AttributeUpdate, new: Any) -> None:
+    path, _, key = update.attribute.rpartition(".")
+    holder = _value_of(model, replace(update, attribute=path)) if path else model.get_submodule(update.module)
+    if isinstance(holder, dict):
+        holder[key] = new
+    elif isinstance(holder, list):
+        holder[int(key)] = new
+    else:
+        setattr(holder, key, new)
 
 
 def _narrow(tensor: Tensor, dims: Mapping[int, int]) -> Tensor:
@@ -210,8 +229,7 @@ def resized(model: nn.Module, sizes: Mapping[str, Mapping[int, int]],
             replaced += [(module.__dict__, "_flat_weights", module._flat_weights, flat),
                          (module.__dict__, "_flat_weight_refs", module._flat_weight_refs,
                           [None if weight is None else ref(weight) for weight in flat])]
-    old = [(model.get_submodule(update.module), update) for update in attribute_updates]
-    values = [(owner, update.attribute, getattr(owner, update.attribute)) for owner, update in old]
+    values = [(update, _value_of(model, update)) for update in attribute_updates]
     try:
         for space, key, _, view in replaced:
             space[key] = view
@@ -221,5 +239,5 @@ def resized(model: nn.Module, sizes: Mapping[str, Mapping[int, int]],
     finally:
         for space, key, item, _ in replaced:
             space[key] = item
-        for owner, attribute, value in values:
-            setattr(owner, attribute, value)
+        for update, value in values:
+            _set_value(model, update, value)

@@ -24,7 +24,10 @@ _REMEDY = "give the text that Plan.to_json wrote"
 
 @dataclass(frozen=True)
 class AttributeUpdate:
-    """An attribute of a module that stores a width (`groups`, `num_features`, ...), and its value after the cut."""
+    """An attribute of a module that stores a width (`groups`, `num_features`, ...), and its value after the cut.
+
+    Within lists, mappings and other objects it is a path: `feature_info.2.num_chs`.
+    """
 
     module: str
     attribute: str

@@ -24,6 +24,7 @@ class Value:
             these alone.
         fixed: True where it is data that no input and no parameter changes: buffers, constants, and what is computed of
             these alone. Zeros and other tensors that are made of nothing are none: they may be written to.
+        number: what a constant of one element holds.
     """
 
     id: int
@@ -33,6 +34,7 @@ class Value:
     name: str = ""
     static: bool = False
     fixed: bool = False
+    number: complex | None = None
 
     @property
     def numel(self) -> int:

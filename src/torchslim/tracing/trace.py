@@ -155,8 +155,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Make the given tensors the run's inputs."""
         self.inputs = tuple(self._new(tensor, "input") for tensor in tensors_in(tree))
 
-    def _new(self, tensor: Tensor, source: str, name: str = "", static: bool = False, fixed: bool = False) -> Value:
-        value = Value(self.count, tuple(tensor.shape), tensor.dtype, source, name, static, fixed)
+    def _new(self, tensor: Tensor, source: str, name: str = "", **details: Any) -> Value:
+        value = Value(self.count, tuple(tensor.shape), tensor.dtype, source, name, **details)
         self.count += 1
         self.known[id(tensor)] = (tensor, value)
         return value
@@ -166,7 +166,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if known is not None:
             return known[1]
         self.has_unregistered_parameters |= isinstance(tensor, nn.Parameter)
-        return self._new(tensor, "constant", static=True, fixed=not isinstance(tensor, nn.Parameter))
+        number = tensor.item() if tensor.numel() == 1 and not tensor.is_meta else None
+        return self._new(tensor, "constant", static=True, fixed=not isinstance(tensor, nn.Parameter), number=number)
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:

@@ -100,7 +100,7 @@ _WIDTH_ATTRIBUTES = frozenset({"in_channels", "out_channels", "groups", "in_feat
 
 def reads_layer_widths(modules: Iterable[nn.Module]) -> bool:
     """True if the code of some user-defined module reads a width attribute of a layer."""
-    return any(not _WIDTH_ATTRIBUTES.isdisjoint(_names_in_module(module)) for module in _user_modules(modules))
+    return any(not _WIDTH_ATTRIBUTES.isdisjoint(_names_in_module(module)) for module in user_modules(modules))
 
 
 def reads_training_flag(modules: Iterable[nn.Module]) -> bool:
@@ -108,10 +108,10 @@ def reads_training_flag(modules: Iterable[nn.Module]) -> bool:
 
     The libraries' modules run the same layers in both modes: dropout and stochastic depth are all that differs.
     """
-    return any("training" in _names_in_module(module) for module in _user_modules(modules))
+    return any("training" in _names_in_module(module) for module in user_modules(modules))
 
 
-def _user_modules(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
+def user_modules(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
     """The modules from outside the well-known libraries, whose code has been reviewed."""
     return (module for module in modules if not type(module).__module__.startswith(_LIBRARIES))
 
