@@ -74,7 +74,7 @@ MENDED = {
     "a fixed blur and its width": (
         binomial, lambda s, x: blurred(x, s.kernel, s.channels), {"channels"}),
     "a fixed blur as wide as its input": (
-        binomial, lambda s, x: blurred(x, s.kernel, x.shape[1]), set()),
+        binomial, lambda s, x: blurred(x, s.kernel, x.shape[1]), {"channels"}),
     "a list of split sizes": (
         keeping(sizes=[10, 6]), lambda s, x: torch.cat([p.tanh() for p in x.split(s.sizes, 1)], 1), {"sizes"}),
     "a tuple of split sizes": (
@@ -106,7 +106,7 @@ MENDED = {
     "a hand-written depthwise convolution": (
         grouped(16), lambda s, x: functional.conv2d(x, s.weight, padding=1, groups=s.groups), {"groups"}),
     "buffers for every channel": (
-        by_channel, lambda s, x: (x - s.mean.view(1, -1, 1, 1)) / s.spread + s.grid, set()),
+        by_channel, lambda s, x: (x - s.mean.view(1, -1, 1, 1)) / s.spread + s.grid, {"channels"}),
     "a buffer viewed by a width": (
         by_channel, lambda s, x: x - s.mean.view(1, s.channels, 1, 1), {"channels"}),
     "zeros made to measure": (
