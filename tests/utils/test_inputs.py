@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict, namedtuple
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+import torch.fx
 from torch import Tensor, nn
 
+import torchslim as ts
 from torchslim.errors import RequestError, UnsupportedModel
 from torchslim.utils.inputs import arguments, map_tensors, tensors_in, unwrap
 
@@ -125,3 +129,65 @@ def test_scripted_models_are_refused_by_name(script: Any) -> None:
 def test_what_is_no_module_is_refused(model: Any) -> None:
     with pytest.raises(UnsupportedModel, match=r"wanted a torch\.nn\.Module"):
         unwrap(model)
+
+
+class Predictor(nn.Module):
+    """A wrapper that is called on paths, and trains where `train` is asked for."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.model = network
+
+    def __call__(self, source: Any, **options: Any) -> list[str]:
+        return [str(source)]
+
+    def train(self, mode: bool = True, **options: Any) -> Predictor:
+        if mode:
+            raise RuntimeError("trains")
+        return self
+
+
+class PathReader(Predictor):
+    def __call__(self, *args: Any) -> Any:
+        return nn.Module.__call__(self, *args)
+
+    def forward(self, source: Any) -> Any:
+        return source.read()
+
+
+class Pipeline:
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+
+
+class Trainer(Pipeline):
+    @property
+    def model(self) -> nn.Module:
+        return self.network
+
+
+@pytest.mark.parametrize(("wrapper", "said"), [
+    (Predictor, "Predictor has no forward of its own, it wraps a network; give its `.model`"),
+    (PathReader, "or give its `.model` if it wraps a network"),
+    (Pipeline, "got Pipeline, wanted a torch.nn.Module; its `.network` is one, give that"),
+    (Trainer, "got Trainer, wanted a torch.nn.Module; its `.model` is one, give that")])
+@pytest.mark.parametrize("call", [partial(ts.plan, macs=0.5), partial(ts.prune, macs=0.5), ts.profile, ts.groups])
+def test_wrappers_of_networks_are_refused_with_the_network_in_them(call: Any, wrapper: Any, said: str) -> None:
+    with pytest.raises(RequestError, match=re.escape(said)) as error:
+        call(wrapper(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1))), torch.zeros(1, 3, 4, 4))
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_called_by_its_forward_is_no_wrapper() -> None:
+    class Lit(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.model(x)
+
+    lit, patched = Lit(), nn.Module()
+    patched.model, patched.forward = lit.model, lit.model.forward
+    for model in (lit, patched, torch.fx.symbolic_trace(lit)):
+        assert unwrap(model) is model

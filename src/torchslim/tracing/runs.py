@@ -14,7 +14,7 @@ from torchslim.errors import TraceError, UnsupportedModel
 from torchslim.tracing.graph import Graph
 from torchslim.tracing.trace import trace
 from torchslim.tracing.width_reads import reads_training_flag
-from torchslim.utils.inputs import Inputs, map_tensors, unwrap
+from torchslim.utils.inputs import Inputs, map_tensors, unwrap, wrapped_network
 from torchslim.utils.modules import named_modules
 
 
@@ -51,8 +51,9 @@ def _check_supported(model: nn.Module, graph: Graph) -> None:
         raise UnsupportedModel("model: it uses layers or parameters that are not registered with it, which copies and "
                                "optimizers would miss; hold them in nn.ModuleList, nn.ModuleDict or as attributes")
     if not graph.outputs:
+        inner = wrapped_network(model)
         raise UnsupportedModel("model: returns no tensor that could be found; tensors in tuples, lists, mappings and "
-                               "dataclasses are")
+                               f"dataclasses are{f'; if it wraps a network, give its `.{inner}`' if inner else ''}")
 
 
 def _held_by(item: object, model: nn.Module) -> str:

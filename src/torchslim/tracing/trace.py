@@ -27,7 +27,7 @@ from torchslim.errors import TraceError, UnsupportedModel
 from torchslim.tracing.graph import Graph, Op, Value
 from torchslim.tracing.meta_shapes import infer_on_meta
 from torchslim.tracing.width_reads import WidthReadDetector, has_hidden_groups, has_parametrizations, reads_layer_widths
-from torchslim.utils.inputs import Inputs, arguments, map_tensors, tensors_in, unwrap
+from torchslim.utils.inputs import Inputs, arguments, map_tensors, tensors_in, unwrap, wrapped_network
 from torchslim.utils.modules import named_tensors, names_of_modules
 from torchslim.utils.preserve import plain_context, preserved
 
@@ -286,9 +286,12 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                                  "shows; give a model with plain Python control flow in its place (`if`, `for`)")
         else:
             message = (str(error).strip() or type(error).__name__).splitlines()[0]
+            root = next(module for module, name in self.names.items() if not name)
+            inner = "" if self.failed_in else wrapped_network(root)
             failure = TraceError(f"{where} failed while the model was run on the given inputs: "
                                  f"{type(error).__name__}: {message}; check the inputs' shapes, dtype and device with "
-                                 "a plain call of the model")
+                                 "a plain call of the model"
+                                 f"{f', or give its `.{inner}` if it wraps a network' if inner else ''}")
         failure.ops, failure.failed_args = tuple(self.ops), self.failed_args
         failure.__cause__ = error
         return failure

@@ -100,7 +100,8 @@ def unwrap(model: nn.Module) -> nn.Module:
     """The plain module inside a compiled or data-parallel wrapper.
 
     Raises:
-        UnsupportedModel: the model is no module, or is scripted, so that its operations can't be rewritten.
+        UnsupportedModel: the model is no module, has no forward of its own and wraps a network, or is scripted, so that
+            its operations can't be rewritten.
     """
     while True:
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
@@ -113,5 +114,26 @@ def unwrap(model: nn.Module) -> nn.Module:
         raise UnsupportedModel(f"model: {type(model).__name__} is a scripted module, whose widths are compiled in; "
                                "give the nn.Module that it was scripted from")
     if not isinstance(model, nn.Module):
-        raise UnsupportedModel(f"model: got {type(model).__name__}, wanted a torch.nn.Module")
+        inner = wrapped_network(model)
+        raise UnsupportedModel(f"model: got {type(model).__name__}, wanted a torch.nn.Module"
+                               f"{f'; its `.{inner}` is one, give that' if inner else ''}")
+    if _without_forward(model) and wrapped_network(model):
+        raise UnsupportedModel(f"model: {type(model).__name__} has no forward of its own, it wraps a network; give its "
+                               f"`.{wrapped_network(model)}`")
     return model
+
+
+def _without_forward(model: nn.Module) -> bool:
+    """True for a module that is not called by `forward`, but otherwise (on paths or pictures), or not at all."""
+    return "forward" not in vars(model) and not any("forward" in vars(kind) for kind in type(model).__mro__
+                                                    if kind is not nn.Module)
+
+
+def wrapped_network(model: Any) -> str:
+    """The attribute in which a wrapper (a predictor, a pipeline, a trainer) holds its network; empty if none does."""
+    for name in ("model", "module", "network", "net"):
+        if isinstance(getattr(model, name, None), nn.Module):
+            return name
+    held = {**getattr(model, "__dict__", {}), **(model._modules if isinstance(model, nn.Module) else {})}
+    networks = [name for name, item in held.items() if isinstance(item, nn.Module)]
+    return networks[0] if len(networks) == 1 else ""
