@@ -93,13 +93,13 @@ class _Rememberer:
         """What becomes of a width of what goes into a module, or comes out of it, where the name says which."""
         graph = self.coupling.labeled_graphs[0]
         if name in _OUTPUT_NAMES:
-            values: Iterable[Value | None] = graph.graph.module_outputs.get(path, ())
+            values = _single_outputs(graph, path)
         elif name in _INPUT_NAMES:
             first = next((op for op in graph.graph.ops if _within(op, path)), None)
             values = [] if first is None else [value for value in first.inputs if not value.static]
         else:
             return set()
-        return set().union(*(self._new_sizes(graph, value).get(old, set()) for value in values if value is not None))
+        return set().union(*(self._new_sizes(graph, value).get(old, set()) for value in values))
 
     def _new_sizes(self, graph: LabeledGraph, value: Value) -> Widths:
         """What becomes of the widths of a value: of its sizes along dimensions that have labels."""
@@ -133,10 +133,9 @@ class _Rememberer:
                         entry.get("hook_type", "")):
                     continue
                 inner = str(entry.get("module", ""))
-                calls = [value for name in (inner, inner.replace(".", "_"))
-                         for value in graph.graph.module_outputs.get(f"{path}.{name}".strip("."), ()) if inner]
-                new = set().union(*(self._new_sizes(graph, value).get(entry["num_chs"], set())
-                                    for value in calls if value is not None))
+                made = [value for name in (inner, inner.replace(".", "_"))
+                        for value in _single_outputs(graph, f"{path}.{name}".strip(".")) if inner]
+                new = set().union(*(self._new_sizes(graph, value).get(entry["num_chs"], set()) for value in made))
                 if len(new) == 1:
                     yield AttributeUpdate(path, f"{where}.{index}.num_chs", entry["num_chs"], next(iter(new)))
 
@@ -223,6 +222,11 @@ class _Rememberer:
                 for handle in handles:
                     handle.remove()
         return working
+
+
+def _single_outputs(labeled: LabeledGraph, module: str) -> list[Value]:
+    """What the calls of a module returned that return one tensor."""
+    return [call[0] for call in labeled.graph.module_outputs.get(module, ()) if len(call) == 1]
 
 
 def _within(op: Op, path: str) -> bool:
