@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torchslim.coupling.coupling import groups
     from torchslim.deploy.exporting import export
     from torchslim.latency.timing import measure
+    from torchslim.planning.dead.removal import remove_dead
     from torchslim.planning.iterative import schedule
     from torchslim.planning.presets import preset
     from torchslim.planning.pruning import plan, prune
@@ -50,6 +51,7 @@ _HOME = {
     "profile": "costs.profiler",
     "prune": "planning.pruning",
     "register_rule": "rules",
+    "remove_dead": "planning.dead.removal",
     "save": "store.saving",
     "schedule": "planning.iterative",
     "sensitivity": "planning.sensitivity",
@@ -79,6 +81,7 @@ __all__ = [
     "profile",
     "prune",
     "register_rule",
+    "remove_dead",
     "rewriting",
     "save",
     "schedule",

@@ -45,7 +45,7 @@ def assemble_plan(feasible: FeasibleCut, options: PlanOptions, original: Couplin
         predicted["latency"] = feasible.predictor(shares)
     return Plan(kept=cut.kept, readers=cut.readers, grouped=cut.grouped,
                 attribute_updates=cut.attribute_updates, budgets=budgets, predicted=predicted,
-                left_alone=_left_alone(coupling, _reasons(feasible, options)), notes=tuple(notes),
+                left_alone=left_alone(coupling, _reasons(feasible, options)), notes=tuple(notes),
                 settings=_settings(options, bool(approximate), original))
 
 
@@ -93,7 +93,7 @@ def _reasons(feasible: FeasibleCut, options: PlanOptions) -> dict[int, str]:
             **feasible.protected}
 
 
-def _left_alone(coupling: Coupling, reasons: Mapping[int, str]) -> tuple[LeftAlone, ...]:
+def left_alone(coupling: Coupling, reasons: Mapping[int, str]) -> tuple[LeftAlone, ...]:
     """What stays, by group and reason; positions and other constants that no parameter shares are no channels."""
     parameters = {name for name, value in coupling.graphs[0].state.items() if value.source == "parameter"}
     counts = Counter((group.name, reasons[label]) for group in coupling.groups

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,6 +20,10 @@ from torchslim.planning.options import PlanOptions
 from torchslim.planning.problem import PlanningProblem
 from torchslim.planning.selection import Selection
 from torchslim.planning.units import PrunableUnit
+
+
+Selecting = Callable[[Coupling, Sequence[PrunableUnit], Sequence[Limit], PlanOptions, Coupling | None,
+                      LatencyPredictor | None], Selection]
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +81,8 @@ def find_nearest_cut(problem: PlanningProblem, options: PlanOptions, budgets: Ma
 
 
 def find_feasible_cut(problem: PlanningProblem, options: PlanOptions, budgets: Mapping[str, float],
-                      target: LatencyTarget | None, failures: FailureLog) -> tuple[FeasibleCut, FailureLog]:
+                      target: LatencyTarget | None, failures: FailureLog,
+                      selected: Selecting = select) -> tuple[FeasibleCut, FailureLog]:
     """The best cut within the budgets that the network runs at, and the failures on the way to it.
 
     Args:
@@ -86,6 +91,7 @@ def find_feasible_cut(problem: PlanningProblem, options: PlanOptions, budgets: M
         budgets: those that are counted.
         target: the time that is asked for, if any.
         failures: what is known not to work.
+        selected: how far each unit goes down.
     """
     coupling = problem.coupled(failures)
     while True:
@@ -96,7 +102,7 @@ def find_feasible_cut(problem: PlanningProblem, options: PlanOptions, budgets: M
         protected = {**protected_classes(coupling, options), **failures.protected(coupling)}
         units, scores = prunable_units(coupling, options, protected, problem.evidence, problem.original_coupling)
         units = [failures.without_infeasible_widths(unit) for unit in units]
-        selection = select(coupling, units, limits, options, problem.original_coupling, predictor)
+        selection = selected(coupling, units, limits, options, problem.original_coupling, predictor)
         outcome = resolve_cut(problem.model, problem.inputs, coupling, selection, scores)
         if isinstance(outcome, Cut):
             return FeasibleCut(outcome, selection, units, limits, protected, coupling, predictor), failures

@@ -19,16 +19,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchslim.coupling.coupling import Coupling, couple
 from torchslim.coupling.labeled_graph import GROUP_NORM, Index, LabeledGraph
 from torchslim.errors import ProofError
+from torchslim.proof.following import FollowedRun
 from torchslim.rules import multiplies, multiplies_activations, preserves_values
 from torchslim.rules.options import CouplingOptions
 from torchslim.surgery.plans import Plan
 from torchslim.tracing.graph import Graph, Op, Value
-from torchslim.tracing.trace import operation_name, trace
+from torchslim.tracing.trace import trace
 from torchslim.utils.inputs import Inputs
 
 
@@ -104,20 +104,16 @@ def _is_transformed_before_read(graph: Graph, names: Collection[str]) -> bool:
     return False
 
 
-_INCIDENTAL = frozenset({"aten.detach", "aten.alias"})
-
-
 def kept_channels_mode(model: nn.Module, inputs: Inputs, plan: Plan) -> KeptChannelsMode:
     """A mode under which a run of `model` on these inputs mixes and reads only the kept channels."""
     # With real tensors, so that operations come in the same order as in that run.
     return KeptChannelsMode(kept_channels(model, inputs, plan, meta=False))
 
 
-class KeptChannelsMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class KeptChannelsMode(FollowedRun):
     """Runs operations that mix channels on the kept channels only, and fills the others with zeros."""
 
     def __init__(self, channels: KeptChannels) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
         coupling, kept = channels.coupling, channels.kept
         self.labeled = channels.labeled
         self.labeled_dims = coupling.by_dimension
@@ -125,25 +121,10 @@ class KeptChannelsMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.mixing = {m.op for m in coupling.mixed if not kept[m.labels].all()}
         self.reading = {op.index for op in self.labeled.graph.ops
                         if multiplies(op) and any(self._is_silenced(op, value) for value in op.inputs)}
-        # torch makes some views internally, depending on the active modes.
-        self.ops = [op for op in self.labeled.graph.ops if op.name not in _INCIDENTAL]
-        self.last = max(self.mixing | self.reading, default=-1)
-        self.count = 0
+        super().__init__(self.labeled.graph, last=max(self.mixing | self.reading, default=-1))
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if operation_name(func) in _INCIDENTAL:
-            return func(*args, **kwargs)
-        op = self.ops[self.count] if self.count < len(self.ops) else None
-        if op is None or op.index > self.last:  # the rest (such as a detector's choice of boxes) may depend on values
-            return func(*args, **kwargs)
-        if op.name != operation_name(func):
-            result = func(*args, **kwargs)
-            if _gives_tensors(result):
-                raise ProofError(f"verify: the original ran {operation_name(func)} where it ran {op.name} just before; "
-                                 "a network whose operations change from run to run can't be compared")
-            return result
-        self.count += 1
+    def run_operation(self, op: Op, func: Any, args: Any, kwargs: Any) -> Any:
+        """See the base class."""
         if op.index in self.reading:
             args = [self._silenced(op, tensor, recorded) for tensor, recorded in zip(args, op.args, strict=True)]
         if op.index not in self.mixing:
@@ -212,6 +193,3 @@ class KeptChannelsMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
-def _gives_tensors(result: Any) -> bool:
-    parts = result if isinstance(result, list | tuple) else [result]
-    return any(isinstance(part, Tensor) for part in parts)

@@ -91,7 +91,7 @@ def differences(model: nn.Module, slim: nn.Module, plan: Plan, inputs: Inputs) -
     watched = _watch_layers(silenced, lambda name, _, output: layers.setdefault(name, []).append(output))
     call = arguments(inputs64)  # copies, made outside the mode, which counts operations
     with watched, mixing:
-        expected = _outputs(silenced, *call)
+        expected = outputs_of(silenced, *call)
     layer_differences: list[Difference] = []
     # The plan lists a tied tensor under its first name.
     names: dict[Tensor, str] = {
@@ -110,14 +110,14 @@ def differences(model: nn.Module, slim: nn.Module, plan: Plan, inputs: Inputs) -
         outputs_seen[name] += 1
         # Where a custom layer has other shapes than labels say, only the layers that follow are compared.
         if part.shape == output.shape or _is_torch_layer(layer):
-            layer_differences.append(Difference(name, _error(part, output, name)))
+            layer_differences.append(Difference(name, relative_error(part, output, name)))
 
     with _watch_layers(slim_copy, compare):
-        outputs = _outputs(slim_copy, *arguments(inputs64))
+        outputs = outputs_of(slim_copy, *arguments(inputs64))
     if [tuple(t.shape) for t in expected] != [tuple(t.shape) for t in outputs]:
         raise ProofError(f"verify: the slim network's outputs have shapes {[tuple(t.shape) for t in outputs]}, the "
                          f"original's {[tuple(t.shape) for t in expected]}")
-    output_differences = [Difference("the output", _error(a, b, "the output"))
+    output_differences = [Difference("the output", relative_error(a, b, "the output"))
                           for a, b in zip(expected, outputs, strict=True)]
     return layer_differences + output_differences
 
@@ -218,7 +218,8 @@ def _kept_part(expected: Tensor, layer: nn.Module, weight: Tensor, kept: Mapping
     return expected.index_select(channels, torch.tensor(kept[makes], device=expected.device))
 
 
-def _outputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+def outputs_of(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """The tensors that a float64 model returns in eval mode."""
     for module in model.modules():
         module.training = False
 
@@ -228,7 +229,12 @@ def _outputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     return list(tensors_in(output))
 
 
-def _error(expected: Tensor, output: Tensor, where: str) -> float:
+def relative_error(expected: Tensor, output: Tensor, where: str) -> float:
+    """The largest difference of two tensors, relative to the largest element of the first.
+
+    Raises:
+        ProofError: they differ in shape, or are not finite.
+    """
     if expected.shape != output.shape:
         raise ProofError(f"verify: `{where}` gives {tuple(output.shape)} in the slim network, and "
                          f"{tuple(expected.shape)} in the original with the removed channels taken out")

@@ -54,6 +54,14 @@ def is_arithmetic(op: Op) -> bool:
     return row is not None and row.labels is elementwise.pointwise
 
 
+def works_by_channel(op: Op) -> bool:
+    """True for an operation whose result in a channel depends on that channel of its inputs alone."""
+    row = row_of(op)
+    return row is not None and not _written_arguments(op) and (
+        preserves_values(op) or row_name(op) in spatial.ROWS
+        or row.labels in (elementwise.pointwise, elementwise.aliased, mixing.batch_norm, mixing.reduction))
+
+
 def multiplies(op: Op) -> bool:
     """True for an operation that has multiply-adds: a convolution or a matrix product."""
     row = row_of(op)

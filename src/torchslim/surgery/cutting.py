@@ -43,6 +43,10 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
     """
     model = unwrap(model)
     state = tensors_of(model)
+    for name in plan.unused:
+        if name not in state:
+            raise PlanError(f"`{name}`: the plan takes this parameter out and the model has none of that name; "
+                            "apply the plan to the model that it was made for")
     replacements: dict[int, Any] = {}
     computed = tensors_computed_by_hooks(model)
     indices_of = cache(KeptIndices)
@@ -60,7 +64,16 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
                                "copy.deepcopy(model) must work") from error
     for update in plan.attribute_updates:
         _update_attribute(slim, update)
+    unused = {id(state.get(name)) for name in plan.unused}
+    for name, tensor in state.items():
+        if id(tensor) in unused:  # a tied one under each of its names
+            _take_out(slim, name)
     return slim
+
+
+def _take_out(model: nn.Module, name: str) -> None:
+    owner, _, key = name.rpartition(".")
+    model.get_submodule(owner).register_parameter(key, None)
 
 
 class KeptIndices:

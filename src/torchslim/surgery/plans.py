@@ -91,6 +91,7 @@ class Plan:
             zeroing their missing indices in the original silences exactly what was removed.
         grouped: for the weight of each grouped convolution that is cut, its groups before and after.
         attribute_updates: module attributes that store a width, before and after.
+        unused: parameters that no run reads, which the slim network has not.
         budgets: the requested limits and what is met.
         predicted: `params` and `macs` of the slim network, as predicted for the given inputs, and where it
             was planned for a backend `latency`, in nanoseconds.
@@ -108,6 +109,7 @@ class Plan:
     left_alone: tuple[LeftAlone, ...] = ()
     notes: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON values."""
@@ -141,6 +143,7 @@ class Plan:
             cuts = ", ".join(f"dim {dim} keeps {len(index)}" for dim, index in dims.items())
             lines.append(f"  {name}: {cuts}")
         lines += [f"  updates {update}" for update in self.attribute_updates]
+        lines += [f"  {name}: never used, taken out" for name in self.unused]
         lines += [f"  left alone: {entry.name} ({entry.channels} channels): {entry.reason}"
                   for entry in self.left_alone]
         lines += [f"  note: {note}" for note in self.notes]
