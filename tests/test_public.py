@@ -14,7 +14,7 @@ import torchslim
 PUBLIC = [
     "Plan", "Profile", "Sensitivity", "apply", "blocks", "carry_optimizer", "compensate", "create_model", "errors",
     "export", "groups", "importance", "lighten", "list_models", "load", "measure", "plan", "preset", "profile", "prune",
-    "register_rule", "rewriting", "save", "schedule", "sensitivity", "train", "verify", "zoo",
+    "register_rule", "remove_dead", "rewriting", "save", "schedule", "sensitivity", "train", "verify", "zoo",
 ]
 
 HEAVY = ("torch", "torchvision", "timm", "onnx", "onnxruntime", "onnxscript", "openvino", "sklearn", "accelerate",

@@ -58,6 +58,17 @@ def test_models(call: Call) -> None:
     assert call("models", "no such*") == (0, "", "")
 
 
+MASKED = """
+from torch import nn
+from torch.nn.utils import prune
+
+def net():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    prune.ln_structured(model[0], "weight", amount=2, n=2, dim=0)
+    return model
+"""
+
+
 def test_prune_then_use_the_file_everywhere(call: Call, tmp_path: Path) -> None:
     slim, size = tmp_path / "slim.safetensors", ("--input", "1x3x64x64")
     status, out, err = call("prune", SMALL, "--macs", "0.5", *size, "--out", slim)
@@ -160,6 +171,23 @@ def test_prune_says_first_that_a_time_is_missed(call: Call, tmp_path: Path, monk
     assert budget["met"] == pytest.approx(0.9 * budget["before"], rel=1e-3)
 
 
+def test_prune_takes_out_what_contributes_nothing(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "masked.py").write_text(MASKED)
+    model, slim = f"{tmp_path}/masked.py:net", str(tmp_path / "slim.safetensors")
+    status, printed, err = call("advise", model, "--input", "1x3x12x12", "--no-time", "--json")
+    assert status == 0, err
+    finding = next(each for each in json.loads(printed)["findings"] if each["kind"] == "dead channels")
+    status, printed, err = call("prune", model, "--dead", "--input", "1x3x12x12", "--out", slim, "--json")
+    assert status == 0, err
+    result = json.loads(printed)
+    assert finding["gain"] == pytest.approx(1 - result["macs"]["after"] / result["macs"]["before"])
+    assert result["macs"]["after"] == 100 * 27 * 6 + 64 * 54 * 4
+    assert not result["left_alone"]
+    assert result["error"] < 1e-12
+    status, printed, _ = call("profile", f"{slim}?trust_source=True", "--input", "1x3x12x12", "--json")
+    assert json.loads(printed)["macs"] == result["macs"]["after"]
+
+
 def test_prune_leaves_each_group_its_least(call: Call, tmp_path: Path) -> None:
     status, printed, _ = call("prune", SMALL, "--params", "2%", "--importance", "l1:filters", "--min-kept", "50%",
                               "--min-channels", "9", "--nearest", "--out", tmp_path / "slim.safetensors", "--json")
@@ -176,6 +204,8 @@ def test_prune_leaves_each_group_its_least(call: Call, tmp_path: Path) -> None:
     (["prune", SMALL, "--macs", "150%", "--out", "slim.safetensors"], "error: --macs 150%: a share above 1"),
     (["prune", SMALL, "--macs", "half", "--out", "slim.safetensors"], "error: --macs half: wanted a share such"),
     (["prune", SMALL, "--macs", "0.5", "--out", "absent/slim.safetensors"], "error: --out absent/slim.safeten"),
+    (["prune", SMALL, "--dead", "--macs", "0.5", "--out", "s.safetensors"], "error: --macs: --dead takes out what"),
+    (["prune", SMALL, "--dead"], "error: prune: nowhere to save the slim model"),
     (["prune", SMALL, "--macs", "0.5"], "error: prune: nowhere to save the slim model; give --out"),
     (["prune", SMALL, "--macs", "0.5", "--importance", "taylor", "--out", "s.safetensors"],
      "error: prune: --importance taylor asks for pictures; give --data digits"),

@@ -10,7 +10,8 @@ import pytest
 
 import torchslim
 
-FUNCTIONS = ("plan", "prune", "apply", "verify", "profile", "groups", "lighten", "compensate", "save", "export")
+FUNCTIONS = ("plan", "prune", "apply", "verify", "profile", "groups", "lighten", "compensate", "save", "export",
+             "remove_dead")
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

@@ -9,13 +9,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 import torchslim as ts
 from blocks import networks
-from helpers import Untouched, check_training, count, counted_macs, oracle_error, random_statistics
+from helpers import Untouched, check_training, count, counted_macs, oracle_error, random_statistics, tensors
+from torchslim.coupling.coupling import couple
+from torchslim.tracing.runs import trace_modes
 
 EXACT = 1e-9
 
@@ -56,3 +58,41 @@ def test_every_cut_is_exact_and_fits_and_trains(model: nn.Module, request: dict[
     assert ts.Plan.from_json(plan.to_json()) == plan
     before.check()
     assert check_training(slim, x) == check_training(model, x)
+
+
+@settings(max_examples=settings.default.max_examples // 8)
+@given(networks(), st.integers(0, 99))
+def test_channels_that_contribute_nothing_go_and_the_outputs_stay(model: nn.Module, seed: int) -> None:
+    model = random_statistics(model.double().eval(), seed)
+    numbers = torch.Generator().manual_seed(seed)
+    x, other = torch.randn(2, 2, 3, 6, 6, dtype=torch.float64, generator=numbers)
+    with torch.no_grad():  # some filters, what reads some channels, some biases and scales
+        for name, parameter in model.named_parameters():
+            if not name.endswith((".weight", ".bias")):
+                continue  # a norm of zeros is not a number
+            for dim in range(min(parameter.dim(), 2)):
+                gone = torch.rand(parameter.shape[dim], generator=numbers) < 0.2
+                parameter.index_fill_(dim, gone.nonzero().flatten(), 0)
+    rows = {label for rows in couple(trace_modes(model, x)).constraints for label in rows.labels.ravel().tolist()}
+    unread = [(group, [place for place in range(group.channels) if is_unread(model, group, place)])
+              for group in couple(trace_modes(model, x)).groups if not group.frozen and rows.isdisjoint(group.classes)]
+    before = Untouched(model)
+    slim, plan = ts.remove_dead(model, x)
+    before.check()
+    for expected, output in zip(tensors(model(other)), tensors(slim(other)), strict=True):
+        assert (output - expected).abs().max() <= EXACT * expected.abs().max()
+    for group, places in unread:
+        first = group.members[0]
+        kept = plan.kept.get(first.name, {}).get(first.dim, range(max(map(int, first.indices.ravel())) + 1))
+        stay = [place for place in places if int(first.indices[place, 0]) in kept]
+        assert not stay or group.channels - len(places) + len(stay) <= 2
+
+
+def is_unread(model: nn.Module, group: Any, place: int) -> bool:
+    """Whether each weight that reads a channel is a plain one, and zero; and at least one does."""
+    readers = [member for member in group.members if member.role == "reads"]
+    parameters = dict(model.named_parameters())
+    return bool(readers) and all(
+        member.groups == 1 and member.name.endswith(".weight") and member.name in parameters
+        and not parameters[member.name].index_select(member.dim, torch.from_numpy(member.indices[place])).any()
+        for member in readers)

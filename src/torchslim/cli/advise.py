@@ -31,6 +31,7 @@ def advise(
     could save, and the command that acts on it.
     """
     from torchslim.costs.advice import advise as find
+    from torchslim.planning.dead.finding import dead_channels
     from torchslim.store.loading import build
     from torchslim.zoo.sources import resolve
 
@@ -42,7 +43,9 @@ def advise(
 
         ms = {layer.name: layer.ms for layer in time_modules(network, inputs).layers}
     command = " ".join([shlex.quote(str(source)), *(f"--input {shape}" for shape in shapes or [])])
-    findings = find(network, inputs, ms=ms, name=command)
+    dead = dead_channels(network, inputs, command)
+    findings = sorted([*find(network, inputs, ms=ms, name=command), *([] if dead is None else [dead])],
+                      key=lambda finding: -finding.gain)
     if as_json:
         print_json({"model": str(source), "findings": [asdict(finding) for finding in findings]})
     elif not findings:

@@ -54,3 +54,12 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]], text: Co
     for row in rows:
         table.add_row(*row)
     Console(markup=False, highlight=False, width=width).print(table)
+
+
+def print_costs(rows: Sequence[tuple[str, int, int]]) -> None:
+    """A table of costs: resource, before, after."""
+    from torchslim.surgery.plans import format_count
+
+    print_table(("", "before", "after", "kept"), [
+        (name, format_count(name, old), format_count(name, new), f"{new / old:.1%}" if old else "-")
+        for name, old, new in rows])

@@ -28,7 +28,8 @@ from torchslim.cli.options import (
     duration,
     fraction,
 )
-from torchslim.cli.output import print_json, print_table
+from torchslim.cli.output import print_costs, print_json
+from torchslim.cli.prune_dead import check_request, remove_dead
 from torchslim.errors import ProofError, RequestError
 from torchslim.utils.text import describe_error
 
@@ -75,6 +76,9 @@ Approximate = Annotated[bool, typer.Option(
     help="Also cut channels that a layer norm or a similar operation mixes; the result is then no exact cut.")]
 WholeGroups = Annotated[bool, typer.Option(
     "--whole-groups", help="Grouped convolutions lose whole groups, not equally many channels of each.")]
+Dead = Annotated[bool, typer.Option(
+    "--dead", help="Take out what contributes nothing, and cut nothing else: zeroed filters, channels that nobody "
+                   "reads, parameters never used. The outputs stay the same.")]
 Show = Annotated[bool, typer.Option(
     "--show", help="Draw the layers as a tree: widths, what is cut together, what stays and why. Needs no --out, and "
                    "no budget.")]
@@ -107,6 +111,7 @@ def prune(
     approximate: Approximate = False,
     whole_groups: WholeGroups = False,
     nearest: Nearest = False,
+    dead: Dead = False,
     show: Show = False,
     seed: Seed = 0,
     shapes: Shapes = None,
@@ -120,6 +125,16 @@ def prune(
     import torchslim
     from torchslim.zoo.sources import resolve
 
+    if dead:
+        target = check_request([macs, params, channels, memory, latency, backend, threads, only, preset, scope,
+                                importance, data, pictures, compensate, shortcuts, round_to, min_channels, min_kept,
+                                approximate, whole_groups, show], out)
+        source = resolve(model)
+        outcome = remove_dead(build_model(source, seed), example_inputs(source, shapes, seed), exclude or (), source,
+                              target, as_json)
+        if as_json:
+            print_json({"model": str(source), **outcome})
+        return
     budgets = _budgets(latency, macs=macs, params=params, channels=channels, memory=memory)
     shares = _scope(scope)
     has_budget = any(budgets.values()) or not isinstance(shares, str)
@@ -257,7 +272,7 @@ def _carry_out(plan: Plan, original: nn.Module, inputs: Any, pictures: Sequence[
     if out is not None:
         result = _cut(original, inputs, plan, source, out, as_json, pictures)
     elif not as_json:
-        _print_costs([(budget.resource, budget.before, budget.met) for budget in plan.budgets])
+        print_costs([(budget.resource, budget.before, budget.met) for budget in plan.budgets])
     return {**result, "budgets": [asdict(budget) for budget in plan.budgets],
             "left_alone": [{"name": group.name, "channels": group.channels, "reason": group.reason}
                            for group in plan.left_alone], "notes": list(plan.notes)}
@@ -279,7 +294,7 @@ def _cut(original: nn.Module, inputs: Any, plan: Plan, source: Source, out: Path
         slim = torchslim.compensate(original, slim, plan, pictures)
     torchslim.save(slim, out, plan=plan, source=source)
     if not as_json:
-        _print_costs([("parameters", before.params, after.params), ("multiply-adds", before.macs, after.macs),
+        print_costs([("parameters", before.params, after.params), ("multiply-adds", before.macs, after.macs),
                       *((b.resource, b.before, b.met) for b in plan.budgets if b.resource == "latency")])
         for note in plan.notes[not all(budget.is_met for budget in plan.budgets):]:  # the first line has that one
             print(f"note: {note}")
@@ -291,11 +306,3 @@ def _cut(original: nn.Module, inputs: Any, plan: Plan, source: Source, out: Path
         print(f"saved: {out}")
     return {"out": str(out), "error": error, "params": {"before": before.params, "after": after.params},
             "macs": {"before": before.macs, "after": after.macs}}
-
-
-def _print_costs(rows: list[tuple[str, int, int]]) -> None:
-    from torchslim.surgery.plans import format_count
-
-    print_table(("", "before", "after", "kept"), [
-        (name, format_count(name, old), format_count(name, new), f"{new / old:.1%}" if old else "-")
-        for name, old, new in rows])

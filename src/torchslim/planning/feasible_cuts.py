@@ -21,7 +21,6 @@ from torchslim.planning.problem import PlanningProblem
 from torchslim.planning.selection import Selection
 from torchslim.planning.units import PrunableUnit
 
-
 Selecting = Callable[[Coupling, Sequence[PrunableUnit], Sequence[Limit], PlanOptions, Coupling | None,
                       LatencyPredictor | None], Selection]
 

@@ -110,7 +110,7 @@ def kept_channels_mode(model: nn.Module, inputs: Inputs, plan: Plan) -> KeptChan
     return KeptChannelsMode(kept_channels(model, inputs, plan, meta=False))
 
 
-class KeptChannelsMode(FollowedRun):
+class KeptChannelsMode(FollowedRun):  # type: ignore[no-untyped-call]
     """Runs operations that mix channels on the kept channels only, and fills the others with zeros."""
 
     def __init__(self, channels: KeptChannels) -> None:

@@ -126,8 +126,9 @@ class Plan:
         Raises:
             CheckpointError: the values are not a plan, or one of another format.
         """
-        if isinstance(values, Mapping) and "mends" in values:  # the key in earlier files of this format
-            values = {"attribute_updates" if key == "mends" else key: value for key, value in values.items()}
+        if isinstance(values, Mapping):  # earlier files of this format have another key, and lack one
+            values = {"unused": [], **{"attribute_updates" if key == "mends" else key: value
+                                       for key, value in values.items()}}
         return read_values(cls, values, where, _REMEDY, FORMAT)
 
     @classmethod

@@ -9,7 +9,7 @@ than zero) depends on the size of the map, and counts as varying.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from torchslim.coupling.coupling import Coupling, couple
 from torchslim.coupling.labeled_graph import Index
@@ -89,19 +90,23 @@ class Step:
     @cached_property
     def zeros(self) -> tuple[Index, ...]:
         """Of each operand of a product the classes at which it is zero, so that others don't matter there."""
-        name = row_name(self.op)
-        if _BATCH_NORM in name:
-            places: tuple[int, ...] = (1,) if self.op.args[1] is not None else ()
-        else:
-            places = {"aten.mul": (0, 1), "aten.div": (0,)}.get(name, ())
+        places = _factors(self.op)
         return tuple(operand.channels.classes[operand.channels.values == 0] if place in places else _NONE
                      for place, operand in enumerate(self.operands))
+
+
+def _factors(op: Op) -> tuple[int, ...]:
+    """The places among an operation's inputs of those that make its result zero, or a constant, where they are zero."""
+    name = row_name(op)
+    if _BATCH_NORM in name:
+        return (1,) if op.args[1] is not None else ()
+    return {"aten.mul": (0, 1), "aten.div": (0,)}.get(name, ())
 
 
 _NONE = np.zeros(0, dtype=np.int64)
 
 
-class ConstantsRun(FollowedRun):
+class ConstantsRun(FollowedRun):  # type: ignore[no-untyped-call]
     """A run in which constant channels are followed.
 
     Attributes:
@@ -145,7 +150,12 @@ class ConstantsRun(FollowedRun):
         written = list(_written(func, args, kwargs))
         result = func(*args, **kwargs)
         results = list(_flat(result))
-        random = torch.Tag.nondeterministic_seeded in func.tags
+        with _disable_current_modes():
+            self._follow(op, tensors, results, written, torch.Tag.nondeterministic_seeded in func.tags)
+        return result
+
+    def _follow(self, op: Op, tensors: Sequence[Tensor], results: Sequence[Tensor | None], written: Sequence[Tensor],
+                random: bool) -> None:
         if random or any(map(self.varies, op.inputs)):
             others = {number for tensor in written for number in self._others(tensor, op)}
             for number in others:
@@ -158,7 +168,6 @@ class ConstantsRun(FollowedRun):
                 views = self._views.setdefault(tensor.untyped_storage().data_ptr(), [])
                 if all(other() is not tensor for other, _ in views):
                     views.append((ref(tensor), self.number(value)))
-        return result
 
     def varies(self, value: Value) -> bool:
         """Whether a value may depend on the network's inputs."""
@@ -175,12 +184,11 @@ class ConstantsRun(FollowedRun):
                   random: bool) -> None:
         reader = None if shared or random else reader_of(self, op, tensors)
         opaque = shared or random or (reader is None and not works_by_channel(op))
-        operands = tuple(self._operand(value, tensor, reader is not None)
-                         for value, tensor in zip(op.inputs, tensors, strict=True))
-        made = np.unique(np.concatenate([_NONE, *(track.ravel() for out in op.outputs if out is not None
-                                                  for track in self.tracks(out))]))
-        step = Step(op, operands, tuple(self.number(out) for out in op.outputs if out is not None), made, opaque,
-                    shared, reader)
+        places = () if opaque or reader is not None else _factors(op)
+        operands = tuple(self._operand(value, tensor if place in places else None)
+                         for place, (value, tensor) in enumerate(zip(op.inputs, tensors, strict=True)))
+        step = Step(op, operands, tuple(self.number(out) for out in op.outputs if out is not None),
+                    self._classes(op.outputs), opaque, shared, reader)
         self.steps.append(step)
         varies = np.ones(self.coupling.num_classes, dtype=bool)
         if reader is not None:
@@ -193,18 +201,24 @@ class ConstantsRun(FollowedRun):
                 self._known[self.number(out)] = Channels(
                     channels.classes, np.where(varies[channels.classes], np.nan, channels.values))
 
-    def _operand(self, value: Value, tensor: Tensor, of_reader: bool) -> Operand:
+    def _operand(self, value: Value, tensor: Tensor | None) -> Operand:
+        """An input; of one that depends on no input of the network, the values where the tensor is given."""
         if self.varies(value):
             return Operand(self.number(value), self.channels(value))
-        return Operand(-1, Channels(_NONE, np.zeros(0)) if of_reader else self._uniform(value, tensor))
+        return Operand(-1, self._unknown(value) if tensor is None else self._uniform(value, tensor))
 
     def channels(self, value: Value) -> Channels:
         """What is known of a value that depends on the network's inputs."""
         known = self._known.get(self.number(value))
-        if known is not None:
-            return known
-        classes = np.unique(np.concatenate([_NONE, *(track.ravel() for track in self.tracks(value))]))
+        return self._unknown(value) if known is None else known
+
+    def _unknown(self, value: Value) -> Channels:
+        classes = self._classes([value])
         return Channels(classes, np.full(len(classes), np.nan))
+
+    def _classes(self, values: Iterable[Value | None]) -> Index:
+        tracks = [track.ravel() for value in values if value is not None for track in self.tracks(value)]
+        return np.unique(np.concatenate([_NONE, *tracks]))
 
     def _varying_results(self, step: Step) -> Mask:
         """Of each class whether the results of an operation that works channel by channel vary in it."""
@@ -235,8 +249,9 @@ class ConstantsRun(FollowedRun):
             dims = [dim for dim, size in enumerate(track.shape) if size == 1]
             for extreme, reduce, update in ((lowest, torch.amin, np.minimum), (highest, torch.amax, np.maximum)):
                 reduced = reduce(tensor.detach(), dims, keepdim=True) if dims else tensor.detach()
-                update.at(extreme, track.ravel(), reduced.reshape(-1).double().cpu().numpy())
-        classes = np.unique(np.concatenate([_NONE, *(track.ravel() for track in self.tracks(value))]))
+                with np.errstate(invalid="ignore"):
+                    update.at(extreme, track.ravel(), reduced.reshape(-1).double().cpu().numpy())
+        classes = self._classes([value])
         low, high = lowest[classes], highest[classes]
         with np.errstate(invalid="ignore"):
             equal = np.isfinite(low) & (high - low <= UNIFORM * np.maximum(np.abs(low), np.abs(high)))

@@ -40,7 +40,7 @@ class DeadIndices:
 
     def dead_in_evaluation(self, group: ChannelGroup) -> Mask:
         """Of each channel of a group whether it is dead by what runs in eval mode."""
-        return self._alive(group, evaluated_only=True) == 0
+        return np.asarray(self._alive(group, evaluated_only=True) == 0)
 
     def _alive(self, group: ChannelGroup, evaluated_only: bool) -> Scores:
         alive, evaluated = np.zeros(group.channels, dtype=bool), False

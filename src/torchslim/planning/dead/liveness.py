@@ -161,9 +161,9 @@ class _Backward:
         source[UNLABELED] = True
 
     def _note_held(self, reader: Reader, stuck: Mask) -> None:
-        for label, constant in zip(reader.reads[stuck].tolist(), reader.constants[stuck].tolist(), strict=True):
-            why = "with zeros around the map" if reader.pads else "without a bias to move it to"
-            self.held.setdefault(label, f"holds {constant:.3g}, which `{reader.op.module}` reads {why}")
+        why = "with zeros around the map" if reader.pads else "without a bias to move it to"
+        for label in reader.reads[stuck].tolist():
+            self.held.setdefault(label, f"holds a constant that `{reader.op.module}` reads {why}")
 
     def _fold(self, reader: Reader, read: Mask, made: Mask) -> None:
         target = self.targets.of(reader)

@@ -64,7 +64,7 @@ class Reader:
     @property
     def spoilt(self) -> Mask:
         """Of each channel that it reads whether what it gives to those made varies."""
-        return np.isnan(self.constants) | ((self.constants != 0) & self.pads)
+        return np.asarray(np.isnan(self.constants) | ((self.constants != 0) & self.pads))
 
     def mark_varying(self, varies: Mask) -> None:
         """Set for each class that it makes whether it varies."""

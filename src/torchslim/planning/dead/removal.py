@@ -19,7 +19,7 @@ from torchslim.coupling.unreached import unreached_parameters
 from torchslim.errors import ProofError, TraceError
 from torchslim.importance.criterion import ByGroup
 from torchslim.planning.assembly import assemble_plan, left_alone
-from torchslim.planning.dead.constants import ConstantsRun, Mask, follow_constants
+from torchslim.planning.dead.constants import Mask, follow_constants
 from torchslim.planning.dead.dead_indices import DeadIndices, reasons_to_stay
 from torchslim.planning.dead.folding import folded
 from torchslim.planning.dead.liveness import Fold, dead_channels
@@ -48,13 +48,15 @@ class Removal:
         plan: what stays.
         folds: what takes the constants of removed channels.
         removed: how many channels go, by the layer that makes them.
-        before: multiply-adds ("macs") and parameters ("params") of the network as it is.
+        before, saved: multiply-adds ("macs") and parameters ("params") of the network as it is, and of the channels
+            that go.
     """
 
     plan: Plan
     folds: tuple[Fold, ...]
     removed: Mapping[str, int]
     before: Mapping[str, int]
+    saved: Mapping[str, int]
 
 
 def remove_dead(model: nn.Module, inputs: Inputs, *, exclude: Sequence[str] = ()) -> tuple[nn.Module, Plan]:
@@ -139,12 +141,13 @@ def plan_removal(model: nn.Module, inputs: Inputs, exclude: Sequence[str] = ()) 
     plan = assemble_plan(feasible, options, None)
     fewer = sum(coupling.graphs[0].state[name].numel for name in unused)
     notes = [f"`{fold.name}` takes the constants of {pluralize(fold.channels, 'channel')}" for fold in liveness.folds]
+    before = {"macs": CostModel(coupling.macs).total, "params": CostModel(coupling.params).total}
+    saved = {name: cost - plan.predicted[name] for name, cost in before.items()}
     plan = replace(
         plan, unused=unused, left_alone=left_alone(coupling, reasons), notes=(*plan.notes, *notes, *remarks),
         predicted={**plan.predicted, "params": plan.predicted["params"] - fewer},
         settings={"importance": "dead", "exclude": list(options.exclude)})
-    before = {"macs": CostModel(coupling.macs).total, "params": CostModel(coupling.params).total}
-    return Removal(plan, liveness.folds, _removed_by_layer(coupling, feasible.cut.stays), before)
+    return Removal(plan, liveness.folds, _removed_by_layer(coupling, feasible.cut.stays), before, saved)
 
 
 def _all_without_loss(coupling: Coupling, units: Sequence[PrunableUnit], *_: object) -> Selection:
@@ -186,8 +189,8 @@ def _unused_parameters(problem: PlanningProblem) -> tuple[tuple[str, ...], list[
         for graph in graphs:
             retrace(trial, problem.inputs, graph)
     except TraceError as error:
-        return (), [f"no operation reads {pluralize(len(unused), 'parameter')} such as `{unused[0]}`, but code asks for "
-                    f"them: {error}"]
+        return (), [f"no operation reads {pluralize(len(unused), 'parameter')} such as `{unused[0]}`, but code asks "
+                    f"for them: {error}"]
     return unused, []
 
 
