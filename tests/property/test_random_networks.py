@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -73,9 +74,11 @@ def test_channels_that_contribute_nothing_go_and_the_outputs_stay(model: nn.Modu
             for dim in range(min(parameter.dim(), 2)):
                 gone = torch.rand(parameter.shape[dim], generator=numbers) < 0.2
                 parameter.index_fill_(dim, gone.nonzero().flatten(), 0)
-    rows = {label for rows in couple(trace_modes(model, x)).constraints for label in rows.labels.ravel().tolist()}
+    coupling = couple(trace_modes(model, x))
+    constrained = set(numpy.concatenate([part.ravel() for part in (
+        *coupling.sub_tensors, *(rows.labels for rows in coupling.constraints), numpy.zeros(0, int))]).tolist())
     unread = [(group, [place for place in range(group.channels) if is_unread(model, group, place)])
-              for group in couple(trace_modes(model, x)).groups if not group.frozen and rows.isdisjoint(group.classes)]
+              for group in coupling.groups if not group.frozen and constrained.isdisjoint(group.classes.tolist())]
     before = Untouched(model)
     slim, plan = ts.remove_dead(model, x)
     before.check()
@@ -85,7 +88,8 @@ def test_channels_that_contribute_nothing_go_and_the_outputs_stay(model: nn.Modu
         first = group.members[0]
         kept = plan.kept.get(first.name, {}).get(first.dim, range(max(map(int, first.indices.ravel())) + 1))
         stay = [place for place in places if int(first.indices[place, 0]) in kept]
-        assert not stay or group.channels - len(places) + len(stay) <= 2
+        assert not stay or group.channels - len(places) + len(stay) <= 2 or any(
+            entry.name == group.name and "fails" in entry.reason for entry in plan.left_alone)
 
 
 def is_unread(model: nn.Module, group: Any, place: int) -> bool:
