@@ -17,12 +17,12 @@ from weakref import ref
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from torchslim.coupling.coupling import Coupling, couple
 from torchslim.coupling.labeled_graph import Index
+from torchslim.planning.dead.channels import Channels, Mask
 from torchslim.planning.dead.readers import Reader, reader_of
 from torchslim.proof.float64 import in_float64
 from torchslim.proof.following import INCIDENTAL, FollowedRun
@@ -33,28 +33,12 @@ from torchslim.tracing.trace import trace
 from torchslim.utils.inputs import Inputs, arguments, tensors_in
 from torchslim.utils.preserve import plain_context
 
-Numbers = NDArray[np.float64]
-Mask = NDArray[np.bool_]
-
 UNIFORM = 1e-12
 """Largest difference between the elements of a constant channel, relative to them: sums may be taken in any order."""
 
 _BATCH_NORM = "batch_norm"
 _JOINS = frozenset({"aten.cat", "aten.stack"})
 _POOLS = ("aten.max_pool", "aten.adaptive_", "aten._adaptive_", "aten.upsample_", "aten._upsample_")
-
-
-@dataclass(frozen=True, eq=False)
-class Channels:
-    """The channels of a tensor.
-
-    Attributes:
-        classes: theirs, sorted.
-        values: of each the one value that all its elements have, whatever the inputs are; NaN where there is none.
-    """
-
-    classes: Index
-    values: Numbers
 
 
 @dataclass(frozen=True, eq=False)

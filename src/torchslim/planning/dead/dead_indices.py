@@ -10,7 +10,8 @@ from torch import Tensor
 from torchslim.coupling.groups import ChannelGroup
 from torchslim.coupling.labeled_graph import Index
 from torchslim.importance import Scores
-from torchslim.planning.dead.constants import ConstantsRun, Mask
+from torchslim.planning.dead.channels import Mask
+from torchslim.planning.dead.constants import ConstantsRun
 from torchslim.planning.dead.readers import UNLABELED
 from torchslim.planning.feasible_cuts import FeasibleCut
 from torchslim.planning.problem import PlanningProblem

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from torchslim.planning.dead.constants import ConstantsRun, Mask, Numbers, Step
+from torchslim.planning.dead.channels import Mask, Numbers
+from torchslim.planning.dead.constants import ConstantsRun, Step
 from torchslim.planning.dead.readers import UNLABELED, Reader
 from torchslim.rules import preserves_values, row_name
 from torchslim.tracing.graph import Graph, Op

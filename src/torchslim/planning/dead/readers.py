@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,11 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from torchslim.coupling.labeled_graph import Index
+from torchslim.planning.dead.channels import FollowedValues, Mask, Numbers
 from torchslim.rules import row_name
 from torchslim.tracing.graph import Op, Value
-
-if TYPE_CHECKING:
-    from torchslim.planning.dead.constants import ConstantsRun, Mask, Numbers
 
 UNLABELED = -1
 """The class of what has none."""
@@ -88,7 +85,7 @@ class Reader:
         return np.asarray(sums.sum(2).reshape(-1).cpu().numpy())
 
 
-def reader_of(run: ConstantsRun, op: Op, tensors: Sequence[Tensor]) -> Reader | None:
+def reader_of(run: FollowedValues, op: Op, tensors: Sequence[Tensor]) -> Reader | None:
     """What an operation is where weights read channels; None for any other, and where the weights vary themselves."""
     name = row_name(op)
     if op.kwargs or name not in _CONVOLUTIONS | _PRODUCTS:
@@ -119,12 +116,12 @@ def reader_of(run: ConstantsRun, op: Op, tensors: Sequence[Tensor]) -> Reader | 
     return Reader(op, run.number(x), reads, makes, constants, bool(pads), blocks, bias)
 
 
-def _depends_on(run: ConstantsRun, x: Value, *others: Value | None) -> bool:
+def _depends_on(run: FollowedValues, x: Value, *others: Value | None) -> bool:
     """Whether a result depends on the network's inputs by `x` alone."""
     return run.varies(x) and not any(other is not None and run.varies(other) for other in others)
 
 
-def _along(run: ConstantsRun, value: Value, dim: int) -> Index:
+def _along(run: FollowedValues, value: Value, dim: int) -> Index:
     """The class of each index along a dimension."""
     dim %= len(value.shape)
     track = next((track for track in run.tracks(value) if track.shape[dim] > 1), None)

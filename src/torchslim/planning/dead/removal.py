@@ -19,7 +19,8 @@ from torchslim.coupling.unreached import unreached_parameters
 from torchslim.errors import ProofError, TraceError
 from torchslim.importance.criterion import ByGroup
 from torchslim.planning.assembly import assemble_plan, left_alone
-from torchslim.planning.dead.constants import Mask, follow_constants
+from torchslim.planning.dead.channels import Mask
+from torchslim.planning.dead.constants import follow_constants
 from torchslim.planning.dead.dead_indices import DeadIndices, reasons_to_stay
 from torchslim.planning.dead.folding import folded
 from torchslim.planning.dead.liveness import Fold, dead_channels
