@@ -128,13 +128,13 @@ def prune(
     if dead:
         target = check_request([macs, params, channels, memory, latency, backend, threads, only, preset, scope,
                                 importance, data, pictures, compensate, shortcuts, round_to, min_channels, min_kept,
-                                approximate, whole_groups, show], out)
+                                approximate, whole_groups, nearest, show], out)
         source = resolve(model)
         outcome = remove_dead(build_model(source, seed), example_inputs(source, shapes, seed), exclude or (), source,
                               target, as_json)
         if as_json:
             print_json({"model": str(source), **outcome})
-        return
+        return 0
     budgets = _budgets(latency, macs=macs, params=params, channels=channels, memory=memory)
     shares = _scope(scope)
     has_budget = any(budgets.values()) or not isinstance(shares, str)

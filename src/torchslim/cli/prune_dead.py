@@ -19,7 +19,8 @@ DEFAULTS: Mapping[str, object] = {
     "--macs": None, "--params": None, "--channels": None, "--memory": None, "--latency": None, "--backend": None,
     "--threads": None, "--only": None, "--preset": None, "--scope": "global", "--importance": "l2", "--data": None,
     "--pictures": None, "--compensate": False, "--no-shortcuts": True, "--round-to": 1, "--min-channels": 1,
-    "--min-kept": 0.0, "--approximate": False, "--whole-groups": False, "--show": False}
+    "--min-kept": 0.0, "--approximate": False, "--whole-groups": False, "--nearest": False,
+    "--show": False}
 """The options that say what else to cut, or how, and their values where they are not given."""
 
 
