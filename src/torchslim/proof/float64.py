@@ -13,15 +13,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from torchslim.utils.dispatch import DispatchMode
 from torchslim.utils.inputs import map_tensors, tensors_in
 
 _WIDER_TYPE = {torch.float32: torch.float64, torch.float16: torch.float64, torch.bfloat16: torch.float64,
                torch.complex64: torch.complex128, torch.complex32: torch.complex128}
 
 
-class _Float64Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Float64Mode(DispatchMode):  # type: ignore[no-untyped-call]
     """Replaces narrower floating-point types in the arguments of operations by float64.
 
     Narrower tensors, too: those that are no parameters or buffers are not converted with the model. A tensor that an

@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchslim.errors import ProofError
 from torchslim.tracing.graph import Graph, Op
 from torchslim.tracing.trace import operation_name
+from torchslim.utils.dispatch import DispatchMode
 
 INCIDENTAL = frozenset({"aten.detach", "aten.alias"})
 """Views that torch makes internally, depending on the active modes."""
 
 
-class FollowedRun(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class FollowedRun(DispatchMode):
     """Runs a network and gives each operation to `run_operation`, with its record.
 
     Attributes:

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.nn.parameter import is_lazy
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchslim.errors import TraceError, UnsupportedModel
 from torchslim.tracing.graph import Graph, Op, Value
 from torchslim.tracing.meta_shapes import infer_on_meta
 from torchslim.tracing.width_reads import WidthReadDetector, has_hidden_groups, has_parametrizations, reads_layer_widths
+from torchslim.utils.dispatch import DispatchMode
 from torchslim.utils.inputs import Inputs, arguments, map_tensors, tensors_in, unwrap, wrapped_network
 from torchslim.utils.modules import named_tensors, names_of_modules
 from torchslim.utils.preserve import plain_context, preserved
@@ -117,7 +117,7 @@ def _to_meta(tensor: Tensor) -> Tensor:
     return tensor if tensor.is_meta else torch.empty_like(tensor, device="meta", requires_grad=False)
 
 
-class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Recorder(DispatchMode):
     """Writes each dispatched operation down, and on the meta device replaces real tensors by their shapes."""
 
     def __init__(self, tensors: Iterable[tuple[str, str, Tensor]], names: Mapping[nn.Module, str], meta: bool,
@@ -168,11 +168,6 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.has_unregistered_parameters |= isinstance(tensor, nn.Parameter)
         number = tensor.item() if tensor.numel() == 1 and not tensor.is_meta else None
         return self._new(tensor, "constant", static=True, fixed=not isinstance(tensor, nn.Parameter), number=number)
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Tell torch not to guard every single operation against its compiler, which is not at work here."""
-        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
