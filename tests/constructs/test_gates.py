@@ -111,7 +111,7 @@ def test_selective_kernels(how: str, share: float) -> None:
         assert cut.kept("2.weigh.0.weight") == cut.kept("2.weigh.1.weight") == left
     else:
         assert cut.kept("2.both.weight") == (*left, *(16 + one for one in left))
-    assert cut.attribute_updates == ({"2.width": (16, len(left))} if how == "remembered" else {})
+    assert cut.attribute_updates == {"2.width": (16, len(left))}
 
 
 @pytest.mark.parametrize("split", [False, True])

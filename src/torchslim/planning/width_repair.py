@@ -133,7 +133,8 @@ def _numbers(op: Op) -> list[str]:
     numbers = [item for item in op.args if isinstance(item, float) or (calculates and isinstance(item, int))]
     factors = [item for key, item in op.kwargs.items()
                if isinstance(item, float) or (isinstance(item, int) and (calculates or key in ("alpha", "beta")))]
-    return list(map(repr, (*numbers, *factors, *(value.number for value in op.inputs))))  # NaN equals NaN
+    constants = [value.number for value in op.inputs if value.number is not None]
+    return list(map(repr, (*numbers, *factors, *constants)))  # NaN equals NaN
 
 
 def repair_widths(model: nn.Module, inputs: Inputs, coupling: Coupling, shares: Shares, sizes: Sizes,
