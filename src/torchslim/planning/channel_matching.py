@@ -27,7 +27,7 @@ from torchslim.rules.labels import LabeledDim
 from torchslim.surgery.cutting import apply, resized
 from torchslim.surgery.plans import AttributeUpdate, Plan
 from torchslim.surgery.width_attributes import outdated_attributes
-from torchslim.tracing.graph import Op
+from torchslim.tracing.graph import Graph, Op
 from torchslim.tracing.width_reads import has_parametrizations
 from torchslim.utils.inputs import Inputs
 from torchslim.utils.modules import tensors_of
@@ -45,6 +45,7 @@ class Cut:
         grouped: the groups of each grouped convolution that is cut, before and after.
         readers: the dimensions in `kept` that read channels.
         attribute_updates: what remembers a width, and its new value.
+        graphs: the runs at the slim widths; none where they were foreseen.
     """
 
     stays: NDArray[np.bool_]
@@ -52,6 +53,7 @@ class Cut:
     grouped: dict[str, tuple[int, int]]
     readers: tuple[tuple[str, int], ...]
     attribute_updates: tuple[AttributeUpdate, ...]
+    graphs: tuple[Graph, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,7 +239,7 @@ def _trace_and_match(model: nn.Module, inputs: Inputs, coupling: Coupling, selec
         where, classes = misplaced
         return Failure(f"in the slim network its channels would come in another order{f' in {where}' if where else ''}",
                        where, classes)
-    cut = Cut(stays, kept, groups_of, readers, attribute_updates)
+    cut = Cut(stays, kept, groups_of, readers, attribute_updates, run.graphs)
     if repairs and any(graph.device != "meta" for graph in coupling.graphs):
         # On data no shape tells whether a width is calculated with, too: the numbers do.
         plan = Plan(kept, readers, groups_of, attribute_updates)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from itertools import groupby
 from types import CodeType
 from typing import Any
@@ -26,7 +27,7 @@ from torchslim.planning.channel_matching import Cut
 from torchslim.rules.labels import LabeledDim
 from torchslim.surgery.cutting import resized
 from torchslim.surgery.plans import AttributeUpdate
-from torchslim.tracing.graph import Op, Value
+from torchslim.tracing.graph import Graph, Op, Value
 from torchslim.tracing.runs import retrace
 from torchslim.tracing.width_reads import user_modules
 from torchslim.utils.inputs import Inputs, map_tensors, tensors_in
@@ -141,26 +142,39 @@ class _Rememberer:
 
     def _harmless(self, updates: Sequence[AttributeUpdate]) -> list[AttributeUpdate]:
         """The updates that leave the run at the slim widths as it is; those of a class and an attribute together."""
-        if not updates:
-            return []
-        expected = self._runs([])
-        if self._runs(updates) == expected:
+        if not updates or self._is_unchanged(self._run(updates)):
             return list(updates)
 
         def kind(update: AttributeUpdate) -> str:
             return f"{type(self.model.get_submodule(update.module)).__qualname__} {update.attribute}"
 
         alike = [list(part) for _, part in groupby(sorted(updates, key=kind), kind)]
-        return [update for part in alike if self._runs(part) == expected for update in part]
+        return [update for part in alike if self._is_unchanged(self._run(part)) for update in part]
 
-    def _runs(self, extra: Sequence[AttributeUpdate]) -> list[Any]:
-        """What the operations of the runs at the slim widths are given, and the shapes that they return."""
+    def _is_unchanged(self, graphs: Sequence[Graph]) -> bool:
+        """Whether runs at the slim widths are what they are without an update."""
+        # Code that reads no widths is given the numbers that it was given before the cut, which saves a run.
+        if not self.cut.graphs and _operations(graphs, shapes=False) == self.before_cut:
+            return True
+        return _operations(graphs) == self.expected
+
+    @cached_property
+    def before_cut(self) -> list[Any]:
+        """The operations before the cut, without shapes."""
+        return _operations(self.coupling.graphs, shapes=False)
+
+    @cached_property
+    def expected(self) -> list[Any]:
+        """The operations at the slim widths, without updates."""
+        return _operations(self.cut.graphs or self._run([]))
+
+    def _run(self, extra: Sequence[AttributeUpdate]) -> tuple[Graph, ...]:
+        """The runs at the slim widths with further updates; nothing where they fail."""
         with resized(self.model, self.sizes, (*self.cut.attribute_updates, *extra)):
             try:
-                return [[(op.name, _plain(op.args), _plain(op.kwargs), _plain(op.outputs)) for op in
-                         retrace(self.model, self.inputs, graph).ops] for graph in self.coupling.graphs]
+                return tuple(retrace(self.model, self.inputs, graph) for graph in self.coupling.graphs)
             except TraceError:
-                return []
+                return ()
 
     def _of_substitutes(self, done: set[tuple[str, str]], extra: Sequence[AttributeUpdate]) -> list[AttributeUpdate]:
         """Updates with which methods that stand in for `forward` give what it gives, as they did before the cut."""
@@ -233,13 +247,19 @@ def _within(op: Op, path: str) -> bool:
     return not path or op.module == path or op.module.startswith(f"{path}.")
 
 
-def _plain(item: Any) -> Any:
+def _operations(graphs: Sequence[Graph], shapes: bool = True) -> list[Any]:
+    """What the operations of runs are given, and with `shapes` what these are, and those of the results."""
+    return [[(op.name, _plain(op.args, shapes), _plain(op.kwargs, shapes), shapes and _plain(op.outputs, True))
+             for op in graph.ops] for graph in graphs]
+
+
+def _plain(item: Any, shapes: bool) -> Any:
     """An operation's arguments or results, with each tensor's shape in its place."""
     if isinstance(item, Value):
-        return item.shape, repr(item.number)
+        return shapes and item.shape, repr(item.number)
     if isinstance(item, Mapping):
-        return [(key, _plain(part)) for key, part in item.items()]
-    return [_plain(part) for part in item] if isinstance(item, list | tuple) else repr(item)
+        return [(key, _plain(part, shapes)) for key, part in item.items()]
+    return [_plain(part, shapes) for part in item] if isinstance(item, list | tuple) else repr(item)
 
 
 def _substitutes(model: nn.Module) -> Iterator[tuple[str, dict[str, CodeType]]]:
