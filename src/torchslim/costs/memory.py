@@ -24,7 +24,7 @@ _WRITING = frozenset({"aten.copy_", "aten.fill_", "aten.zero_"})
 
 def is_view(op: Op) -> bool:
     """True where the operation's results share the memory of an argument, and nothing is written."""
-    return op.name in _VIEWS or _aliases(op.overload)
+    return op.name in _VIEWS or op.overload is None or _aliases(op.overload)
 
 
 @cache

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchslim.tracing.arguments import written_arguments
 from torchslim.utils.dispatch import DispatchMode
 from torchslim.utils.inputs import map_tensors, tensors_in
 
@@ -34,8 +35,7 @@ class _Float64Mode(DispatchMode):  # type: ignore[no-untyped-call]
         if dtype in _WIDER_TYPE:
             kwargs = {**kwargs, "dtype": _WIDER_TYPE[dtype]}
         if any(tensor.dtype in _WIDER_TYPE for tensor in tensors_in((args, kwargs))):
-            written = {argument.name for argument in func._schema.arguments
-                       if argument.alias_info is not None and argument.alias_info.is_write}
+            written = {name for _, name in written_arguments(func)}
             args = tuple(item if argument.name in written else map_tensors(_widened, item)
                          for argument, item in zip(func._schema.arguments, args, strict=False))
             kwargs = {name: item if name in written else map_tensors(_widened, item) for name, item in kwargs.items()}

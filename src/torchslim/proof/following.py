@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from torchslim.errors import ProofError
+from torchslim.tracing.arguments import operation_name
 from torchslim.tracing.graph import Graph, Op
-from torchslim.tracing.trace import operation_name
 from torchslim.utils.dispatch import DispatchMode
 
 INCIDENTAL = frozenset({"aten.detach", "aten.alias"})
@@ -26,7 +26,8 @@ class FollowedRun(DispatchMode):
 
     def __init__(self, graph: Graph, last: int | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.ops = [op for op in graph.ops if op.name not in INCIDENTAL]
+        # What has no overload torch never dispatches.
+        self.ops = [op for op in graph.ops if op.overload is not None and op.name not in INCIDENTAL]
         self.last = len(graph.ops) if last is None else last
         self.count = 0
 

@@ -126,14 +126,7 @@ def _needs_kept_channels_mode(model: nn.Module, inputs: Inputs, plan: Plan) -> b
     """Whether zeros in the readers don't silence all: channels are mixed, or weights are computed from the readers."""
     if plan.settings.get("allow_approximate"):
         return True
-    names = {name for name, _ in plan.readers if not _is_layer(model, name)}
-    return needs_reference(model, inputs, names)
-
-
-def _is_layer(model: nn.Module, name: str) -> bool:
-    """True for the weight of one of torch's own layers, which reads it without transforming it."""
-    owner, _, attribute = name.rpartition(".")
-    return attribute == "weight" and _is_torch_layer(model.get_submodule(owner))
+    return bool(plan.kept) and needs_reference(model, inputs, {name for name, _ in plan.readers})
 
 
 def _is_torch_layer(layer: nn.Module) -> bool:

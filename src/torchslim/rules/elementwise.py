@@ -5,6 +5,7 @@ from __future__ import annotations
 from torchslim.rules.labels import LabelSpace
 from torchslim.rules.row import Row
 from torchslim.tracing.graph import Op, Value
+from torchslim.tracing.undispatched import ASSIGNED
 
 # Operations that join branches. A product does not: it is how gates (squeeze-excite) act.
 _JOINING = frozenset({"aten.add", "aten.add_", "aten.sub", "aten.sub_", "aten.maximum", "aten.minimum", "aten.lerp",
@@ -40,12 +41,14 @@ def aliased(space: LabelSpace, op: Op) -> None:
 
 
 def replaced(space: LabelSpace, op: Op) -> None:
-    """aten.set_(x, source): x becomes another name of the source."""
-    source: Value = op.inputs[-1]
-    if source.shape == op.output.shape:
-        space.set(op.output, space.tracks(source))
-    else:
+    """aten.set_(x, source), `x.data = source`: x becomes another name of the source; a parameter is cut with it."""
+    x, source = op.inputs[0], op.inputs[-1]
+    if source.shape != op.output.shape:
         space.freeze_value(source, f"read by strides in {op.where}")
+    elif x.shape == source.shape and x.name:
+        space.set(op.output, space.broadcast_union([source, x], op))
+    else:
+        space.set(op.output, space.tracks(source))
 
 
 def resized(space: LabelSpace, op: Op) -> None:
@@ -120,6 +123,7 @@ ROWS = {
     **{f"aten.{name}": Row(looked_up) for name in ("bucketize", "searchsorted", "isin")},
     **{f"aten.{name}": Row(aliased) for name in ("alias", "detach")},
     "aten.set": Row(replaced),
+    ASSIGNED: Row(replaced),
     **{f"aten.{name}": Row(resized) for name in ("resize", "resize_as")},
     "aten.as_strided": Row(restrided),
     "aten.index_fill": Row(index_fill),

@@ -15,6 +15,7 @@ from torchslim.rules.labels import LabelSpace
 from torchslim.rules.row import Row
 from torchslim.rules.tracks import Labels, along_dim, squeeze_equal
 from torchslim.tracing.graph import Op, Value
+from torchslim.tracing.undispatched import READ_OUTSIDE
 
 
 def batch_norm(space: LabelSpace, op: Op) -> None:
@@ -144,6 +145,12 @@ def multiplied_out(space: LabelSpace, op: Op) -> None:
         space.freeze_value(value, f"multiplied out as a whole in {op.where}")
 
 
+def read_outside(space: LabelSpace, op: Op) -> None:
+    """`x.numpy()`, `x.tolist()`: what becomes of the numbers is not known."""
+    for value in op.inputs:
+        space.freeze_value(value, f"read by code outside torch in {op.where}")
+
+
 ROWS = {
     **{f"aten.{name}": Row(batch_norm) for name in (
         "native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit", "cudnn_batch_norm",
@@ -158,5 +165,6 @@ ROWS = {
         "_unique2", "bincount", "nonzero", "histc")},
     **{f"aten.{name}": Row(multiplied_out) for name in ("mv", "dot", "vdot")},
     "aten._weight_norm_interface": Row(weight_norm),
+    **{name: Row(read_outside) for name in READ_OUTSIDE},
     "torchvision.nms": Row(freeze_compared),
 }

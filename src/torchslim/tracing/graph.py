@@ -47,12 +47,12 @@ class Value:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Op:
-    """One ATen operation of the run.
+    """One ATen operation of the run, or one of the calls of `undispatched.py`.
 
     Attributes:
         index: its position in the graph.
         name: operation without overload, such as "aten.convolution".
-        overload: the callable torch operation.
+        overload: the callable torch operation; None for what torch does not dispatch (see `undispatched.py`).
         args: positional arguments, each tensor replaced by its `Value`.
         kwargs: keyword arguments, likewise.
         inputs: the values among the arguments, in order.

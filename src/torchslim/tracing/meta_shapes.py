@@ -31,7 +31,7 @@ def _empty(like: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def _same(x: Tensor, *_: Any) -> Tensor | None:
-    return x.detach() if x.is_floating_point() else None
+    return torch.empty_like(x) if x.is_floating_point() else None
 
 
 def _in_place(x: Tensor, *_: Any) -> Tensor:
@@ -39,7 +39,7 @@ def _in_place(x: Tensor, *_: Any) -> Tensor:
 
 
 def _batch_norm(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return x.detach(), _empty(x, (0,)), _empty(x, (0,))
+    return torch.empty_like(x), _empty(x, (0,)), _empty(x, (0,))
 
 
 def _cat(tensors: list[Tensor], dim: int = 0) -> Tensor | None:
@@ -71,17 +71,17 @@ def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[in
 
 def _arithmetic(x: Tensor, y: Any) -> Tensor | None:
     if not isinstance(y, Tensor):
-        return x.detach() if x.is_floating_point() else None
+        return torch.empty_like(x) if x.is_floating_point() else None
     if y.dtype != x.dtype or y.dim() != x.dim():
         return None
     if y.shape == x.shape:
-        return x.detach() if y.stride() == x.stride() else None
+        return torch.empty_like(x) if y.stride() == x.stride() else None
     if not (x.is_contiguous() and y.is_contiguous()):
         return None
     if all(b in (1, a) for a, b in zip(x.shape, y.shape, strict=True)):
-        return x.detach()
+        return torch.empty_like(x)
     fits = y.is_meta and all(a in (1, b) for a, b in zip(x.shape, y.shape, strict=True))
-    return y.detach() if fits else None
+    return torch.empty_like(y) if fits else None
 
 
 def _addmm(bias: Tensor, x: Tensor, weight: Tensor) -> Tensor | None:

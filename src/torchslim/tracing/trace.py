@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from functools import cache
 from typing import Any
 
 import torch
@@ -23,9 +22,11 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.nn.parameter import is_lazy
 
 from torchslim.errors import TraceError, UnsupportedModel
+from torchslim.tracing.arguments import flat, map_arguments, operation_name, written_tensors
 from torchslim.tracing.graph import Graph, Op, Value
 from torchslim.tracing.meta_shapes import infer_on_meta
-from torchslim.tracing.width_reads import WidthReadDetector, has_hidden_groups, has_parametrizations, reads_layer_widths
+from torchslim.tracing.undispatched import ASSIGNED, StateMemory, UndispatchedCalls, same_elements
+from torchslim.tracing.width_reads import WidthReadDetector, reads_widths_otherwise
 from torchslim.utils.dispatch import DispatchMode
 from torchslim.utils.inputs import Inputs, arguments, map_tensors, tensors_in, unwrap, wrapped_network
 from torchslim.utils.modules import named_tensors, names_of_modules
@@ -84,7 +85,8 @@ def _run(model: nn.Module, tensors: Iterable[tuple[str, str, Tensor]], args: tup
     detector = WidthReadDetector() if detect_width_reads else None
     recorder = _Recorder(tensors, names, meta, detector)
     output, error = None, None
-    with preserved(model, keep_buffers=not meta), plain_context():
+    calls = UndispatchedCalls(recorder.assign, recorder.read_outside)
+    with preserved(model, keep_contents=not meta), plain_context():
         # Not model.train(): a user's override of it may do more than set the flag.
         for module in names:
             if module.training != training:
@@ -92,25 +94,17 @@ def _run(model: nn.Module, tensors: Iterable[tuple[str, str, Tensor]], args: tup
         if meta:
             args, kwargs = map_tensors(_to_meta, args), map_tensors(_to_meta, kwargs)
         recorder.add_inputs((args, kwargs))
-        with recorder.module_names(), detector or nullcontext(), recorder:
+        with recorder.module_names(), detector or nullcontext(), calls, recorder:
             try:
                 output = model(*args, **kwargs)
+                recorder.add_replaced(named_tensors(model))
             except Exception as exception:
                 error = exception
     if error is not None or recorder.needs_data:
         return recorder.failure(error)
     width_independent = (detector is not None and not detector.first_width_read
-                         and not has_hidden_groups(model, recorder.ops) and not has_parametrizations(names)
-                         and not any(map(_joins_copies, recorder.ops))
-                         and not reads_layer_widths(names))
+                         and not reads_widths_otherwise(model, names, recorder.ops))
     return recorder.graph(output, training, width_independent)
-
-
-def _joins_copies(op: Op) -> bool:
-    """Whether a list of tensors holds one several times: how often may be a width that no operation shows."""
-    lists = [item for item in op.args if isinstance(item, list | tuple)]
-    return any(len({value.id for value in values}) < len(values)
-               for values in ([item for item in items if isinstance(item, Value)] for items in lists))
 
 
 def _to_meta(tensor: Tensor) -> Tensor:
@@ -141,6 +135,8 @@ class _Recorder(DispatchMode):
         self.state: dict[str, Value] = {}
         self.aliases: dict[str, str] = {}
         self.inputs: tuple[Value, ...] = ()
+        tensors = list(tensors)
+        self.memory = StateMemory(tensor for _, _, tensor in tensors)
         self._add_state(tensors)
 
     def _add_state(self, tensors: Iterable[tuple[str, str, Tensor]]) -> None:
@@ -165,14 +161,23 @@ class _Recorder(DispatchMode):
         known = self.known.get(id(tensor))
         if known is not None:
             return known[1]
-        self.has_unregistered_parameters |= isinstance(tensor, nn.Parameter)
+        if isinstance(tensor, nn.Parameter):
+            # `nn.Parameter(weight)` in forward shares the memory of its argument, and no operation shows it.
+            same = [value for other, value in self.known.values() if same_elements(other, tensor)]
+            if same:
+                self.known[id(tensor)] = tensor, same[-1]
+                return same[-1]
+            self.has_unregistered_parameters = True
         number = tensor.item() if tensor.numel() == 1 and not tensor.is_meta else None
         return self._new(tensor, "constant", static=True, fixed=not isinstance(tensor, nn.Parameter), number=number)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        kwargs, name = kwargs or {}, operation_name(func)
         if self.detector is not None:
-            self.detector.check_operation(operation_name(func))
+            self.detector.check_operation(name)
+        if name == "aten.set_" and args[0] in self.memory and isinstance(args[1], Tensor):
+            self.assign(args[0], args[1], name, func)
+            return args[0]
         read: list[Value] = []
         recorded_args = self._record_args(args, read)
         recorded_kwargs = dict(zip(kwargs, self._record_args(kwargs.values(), read), strict=True)) if kwargs else kwargs
@@ -183,12 +188,48 @@ class _Recorder(DispatchMode):
             raise
         static = all(value.static for value in read)
         fixed = bool(read) and all(value.fixed for value in read)
-        outputs = tuple(self._output(tensor, static, fixed) for tensor in _flat(result))
+        outputs = tuple(self._output(tensor, static, fixed) for tensor in flat(result))
         if outputs:
-            module = self.stack[-1] if self.stack else ""
-            self.ops.append(Op(len(self.ops), operation_name(func), func, recorded_args, recorded_kwargs, tuple(read),
-                               outputs, module))
+            self._record(name, func, recorded_args, recorded_kwargs, read, outputs)
+        for tensor in written_tensors(func, args, kwargs):
+            self._rewritten(tensor, static)
         return result
+
+    def _record(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], read: Iterable[Value],
+                outputs: tuple[Value | None, ...]) -> None:
+        module = self.stack[-1] if self.stack else ""
+        self.ops.append(Op(len(self.ops), name, func, args, kwargs, tuple(read), outputs, module))
+
+    def _rewritten(self, tensor: Tensor, static: bool) -> None:
+        """What the model holds in the memory of a tensor that was written into is a parameter as it was no longer."""
+        for held in self.memory.at(tensor):
+            value = self.known[id(held)][1]
+            if value.shape and (value.name or (value.static and not static)):
+                self._record(ASSIGNED, None, (value,), {}, (value,),
+                             (self._new(held, "operation", static=static and value.static),))
+
+    def assign(self, target: Tensor, source: Tensor, name: str = ASSIGNED, func: Any = None) -> None:
+        """Give a tensor another's elements; on the meta device the model's own tensors are real, and this is noted."""
+        read = (self._value(target), self._value(source))
+        if not self.meta or target.is_meta:
+            (func or torch.Tensor.data.__set__)(target, source)  # type: ignore[attr-defined]
+            self.memory.add(target, target)
+        elif target.shape != source.shape or target.dtype != source.dtype:
+            self.needs_data = self.needs_data or "a parameter is replaced by one of another shape or type"
+        self._record(name, func, read, {}, read, (self._new(target, "operation", static=read[1].static),))
+
+    def add_replaced(self, tensors: Iterable[tuple[str, str, Tensor]]) -> None:
+        """Note the parameters and buffers that the run has put in the place of others (`layer.weight = ...`)."""
+        for kind, name, tensor in tensors:
+            value = self.state.get(name)
+            if kind != "attribute" and tensor not in self.memory and value is not None and value.shape == tensor.shape:
+                read = value, self._value(tensor)
+                self._record(ASSIGNED, None, read, {}, read, (self._new(tensor, "operation", static=read[1].static),))
+
+    def read_outside(self, name: str, tensor: Tensor) -> None:
+        """Note that code outside torch reads a tensor."""
+        value = self._value(tensor)
+        self._record(name, None, (value,), {}, (value,), ())
 
     def _record_args(self, items: Iterable[Any], read: list[Value]) -> tuple[Any, ...]:
         """Arguments with each tensor replaced by its value, which is also added to `read`."""
@@ -216,16 +257,16 @@ class _Recorder(DispatchMode):
         result = None if kwargs else infer_on_meta(name, args)
         if result is not None:
             return result
-        tensors = [t for t in _flat((*args, *kwargs.values())) if t is not None]
-        persistent = any(known[1].name for t in tensors if (known := self.known.get(id(t))) is not None)
+        tensors = [t for t in flat((*args, *kwargs.values())) if t is not None]
+        persistent = any(t in self.memory or self._value(t).name for t in tensors)
         if tensors and not persistent and not any(t.is_meta for t in tensors):
             return func(*args, **kwargs)  # plain constants: their data may matter, and costs little
         if name in _READS_DATA and tensors:
             # The run goes on: most of these operations fail on the meta device, and the result is discarded anyway.
             self.needs_data = self.needs_data or f"{func} reads data"
-        result = func(*_map(self._meta_copy, args),
-                      **{key: _map(self._meta_copy, (item,))[0] for key, item in kwargs.items()})
-        return _map(self._original, (result,))[0]
+        result = func(*map_arguments(self._meta_copy, args),
+                      **{key: map_arguments(self._meta_copy, (item,))[0] for key, item in kwargs.items()})
+        return map_arguments(self._original, (result,))[0]
 
     def _meta_copy(self, tensor: Tensor) -> Tensor:
         if tensor.is_meta:
@@ -235,6 +276,8 @@ class _Recorder(DispatchMode):
             self._value(tensor)  # keeps it alive
             copy = self.meta_copies[id(tensor)] = torch.empty_like(tensor, device="meta", requires_grad=False)
             self.originals[id(copy)] = tensor
+            for held in self.memory.at(tensor):
+                self.memory.add(copy, held)
         return copy
 
     def _original(self, tensor: Tensor) -> Tensor:
@@ -307,29 +350,3 @@ class _Recorder(DispatchMode):
         owned = ((name, value, name.partition(".parametrizations.")[0] if ".parametrizations." in name
                   else name.rpartition(".")[0]) for name, value in self.state.items())
         return frozenset(name for name, value, owner in owned if len(value.shape) == ranks.get(owner))
-
-
-@cache
-def operation_name(func: Any) -> str:
-    """The name of a torch operation without its overload, such as "aten.convolution"."""
-    return str(func._schema.name).replace("::", ".")
-
-
-def _map(function: Callable[[Tensor], Any], items: Any) -> Any:
-    """`function` over the tensors of an argument list; lists inside become tuples, so that a graph can't be changed."""
-    out = []
-    for item in items:
-        if isinstance(item, Tensor):
-            item = function(item)
-        elif isinstance(item, list | tuple) and any(isinstance(part, Tensor) for part in item):
-            item = type(item)(function(part) if isinstance(part, Tensor) else part for part in item)
-        out.append(item)
-    return tuple(out)
-
-
-def _flat(tree: Any) -> list[Tensor | None]:
-    if isinstance(tree, Tensor):
-        return [tree]
-    if isinstance(tree, list | tuple):
-        return [tensor for item in tree for tensor in _flat(item)]
-    return []

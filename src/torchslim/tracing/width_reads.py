@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
-from torchslim.tracing.graph import Op
+from torchslim.tracing.graph import Op, Value
 
 # Functions that neither return a size nor take one along channels. Anything else counts as a width read.
 _LAYERS = ("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear batch_norm prelu "
@@ -81,7 +81,14 @@ def _is_width_independent_call(name: str, func: Any, args: Any) -> bool:
     return False
 
 
-def has_hidden_groups(model: nn.Module, ops: list[Op]) -> bool:
+def reads_widths_otherwise(model: nn.Module, modules: Iterable[nn.Module], ops: list[Op]) -> bool:
+    """True if a run may depend on widths in ways that the detector can't watch."""
+    modules = list(modules)
+    return (_has_hidden_groups(model, ops) or has_parametrizations(modules) or _joins_copies(ops)
+            or _reads_layer_widths(modules))
+
+
+def _has_hidden_groups(model: nn.Module, ops: list[Op]) -> bool:
     """True if a grouped convolution gets its number of groups from elsewhere than a convolution layer of torch."""
     for op in ops:
         if op.name == "aten.convolution" and op.args[8] > 1:
@@ -91,6 +98,13 @@ def has_hidden_groups(model: nn.Module, ops: list[Op]) -> bool:
     return False
 
 
+def _joins_copies(ops: list[Op]) -> bool:
+    """True if a list of tensors holds one several times: how often may be a width that no operation shows."""
+    lists = (item for op in ops for item in op.args if isinstance(item, list | tuple))
+    return any(len({value.id for value in values}) < len(values)
+               for values in ([item for item in items if isinstance(item, Value)] for items in lists))
+
+
 _LIBRARIES = ("torch.", "torchvision.", "timm.")
 
 # Attributes of torch's layers that a cut changes, and that user code may read.
@@ -98,7 +112,7 @@ _WIDTH_ATTRIBUTES = frozenset({"in_channels", "out_channels", "groups", "in_feat
                          "num_channels", "num_groups", "normalized_shape", "num_parameters", "embedding_dim"})
 
 
-def reads_layer_widths(modules: Iterable[nn.Module]) -> bool:
+def _reads_layer_widths(modules: Iterable[nn.Module]) -> bool:
     """True if the code of some user-defined module reads a width attribute of a layer."""
     return any(not _WIDTH_ATTRIBUTES.isdisjoint(_names_in_module(module)) for module in user_modules(modules))
 

@@ -13,14 +13,19 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from torchslim.utils.modules import names_of_modules
+from torchslim.utils.modules import named_tensors, names_of_modules
 
 Space = dict[str, Any]
 
 
 @contextmanager
-def preserved(model: nn.Module, keep_buffers: bool) -> Iterator[None]:
-    """Put attributes, registries, the random state and, if asked, buffers' contents back, whatever happens inside."""
+def preserved(model: nn.Module, keep_contents: bool) -> Iterator[None]:
+    """Put attributes, registries, the random state and what the tensors are back, whatever happens inside.
+
+    Args:
+        model: any module.
+        keep_contents: also keep the elements of parameters, buffers and attributes, which the run may write into.
+    """
     spaces: list[Space] = []
     for module in names_of_modules(model):
         spaces += [module.__dict__, module._parameters, module._buffers, module._modules]
@@ -29,9 +34,10 @@ def preserved(model: nn.Module, keep_buffers: bool) -> Iterator[None]:
     registries = {id(space) for space in spaces}
     inner = [(item, item.copy()) for space in spaces[::4] for item in space.values()
              if (type(item) is list or type(item) is dict) and id(item) not in registries]
-    learning = [(parameter, parameter.requires_grad) for space in spaces[1::4] for parameter in space.values()
-                if parameter is not None]
-    contents = [(b, b.detach().clone()) for b in model.buffers()] if keep_buffers else []
+    tensors = list({id(tensor): tensor for _, _, tensor in named_tensors(model)}.values())
+    learning = [(tensor, tensor.requires_grad) for tensor in tensors if isinstance(tensor, nn.Parameter)]
+    memory = [(tensor, tensor.data) for tensor in tensors if tensor.layout is torch.strided]
+    contents = [(tensor, data.clone()) for tensor, data in memory if keep_contents]
     python, numbers = random.getstate(), numpy.random.get_state()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
     with torch.random.fork_rng(devices=devices):
@@ -48,14 +54,17 @@ def preserved(model: nn.Module, keep_buffers: bool) -> Iterator[None]:
                 if list(map(id, _parts(item))) != list(map(id, _parts(copy))):
                     item.clear()
                     item.extend(copy) if isinstance(item, list) else item.update(copy)
+            for tensor, data in memory:
+                if tensor.data_ptr() != data.data_ptr() or tensor.shape != data.shape:
+                    tensor.data = data
             for parameter, learns in learning:
                 if parameter.requires_grad != learns:
                     parameter.requires_grad_(learns)
             with torch.no_grad():
-                for buffer, content in contents:
+                for tensor, content in contents:
                     # Batch norm in train mode writes without counting a version.
-                    if not torch.equal(buffer, content):
-                        buffer.copy_(content)
+                    if not torch.equal(tensor, content):
+                        tensor.copy_(content)
 
 
 def _same(space: Space, before: Space) -> bool:
