@@ -12,7 +12,9 @@ from cutting import Cut
 from torch import Tensor, nn
 from torch.nn import functional
 
+import torchslim as ts
 from helpers import Calls, conv
+from torchslim.errors import UnsupportedModel
 
 X = torch.randn(2, 3, 8, 8)
 
@@ -140,3 +142,71 @@ def test_what_code_outside_torch_reads_stays_by_name(read: Any) -> None:
     assert any("read by code outside torch in `model` (Tensor." in reason for reason in cut.reasons("a"))
     assert cut.size("b.weight") == cut.size("c.weight", 1)
     assert cut.uncut("a.weight")
+
+
+# --- transforms of torch.func, nested tensors, quantised networks --------------------------------------------
+
+def image_by_image(self: Any, x: Tensor) -> Tensor:
+    return self.c(torch.vmap(lambda image: self.b(self.a(image[None]).relu())[0])(x))  # type: ignore[no-any-return]
+
+
+def weight_by_weight(self: Any, x: Tensor) -> Tensor:
+    y, weights = self.a(x).relu(), torch.stack([self.b.weight, self.b2.weight])
+    return self.c(torch.vmap(lambda weight: functional.conv2d(y, weight, padding=1))(weights).sum(0))  # type: ignore
+
+
+def derivative(self: Any, x: Tensor) -> Tensor:
+    y = self.a(x)
+    return self.c(self.b(torch.func.jvp(torch.sin, (y,), (torch.ones_like(y),))[1]))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("forward", [image_by_image, weight_by_weight, derivative])
+def test_what_torch_func_transforms_is_followed(forward: Any) -> None:
+    cut = Cut(Calls(forward, a=conv(3, 16), b=conv(16, 16, bias=False), b2=conv(16, 16, bias=False), c=conv(16, 4)), X,
+              macs=0.5, oracle=False, training=False)
+    assert cut.size("b.weight", 1) == cut.size("a.weight")
+    assert cut.size("c.weight", 1) == cut.size("b.weight")
+
+
+def nested(layout: torch.layout) -> nn.Module:
+    def forward(self: Any, x: Tensor) -> Any:
+        rows = self.b(torch.nested.as_nested_tensor(list(self.a(x).flatten(2).mT), layout=layout))
+        return torch.nested.to_padded_tensor(rows, 0.0)
+
+    return Calls(forward, a=conv(3, 16), b=nn.Linear(16, 4))
+
+
+def quantised(prepare: str, convert: bool = False) -> nn.Module:
+    quantization = torch.ao.quantization
+    network = nn.Sequential(quantization.QuantStub(), conv(3, 16), nn.ReLU(), conv(16, 4), quantization.DeQuantStub())
+    network.train(prepare == "prepare_qat")
+    network.qconfig = quantization.get_default_qat_qconfig("x86")  # type: ignore[assignment]
+    getattr(quantization, prepare)(network, inplace=True)(X)
+    return quantization.convert(network.eval()) if convert else network  # type: ignore[no-any-return]
+
+
+def dynamic() -> nn.Module:
+    return torch.ao.quantization.quantize_dynamic(nn.Sequential(conv(3, 16), nn.Flatten(), nn.Linear(1024, 8)),
+                                                  {nn.Linear})  # type: ignore[no-any-return]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda: nested(torch.strided), "`model`: works on a nested tensor"),
+    (lambda: nested(torch.jagged), "`model`: works on a nested tensor"),
+    (lambda: quantised("prepare"), "FakeQuantize watches or rounds for quantisation; prune the plain network"),
+    (lambda: quantised("prepare_qat"), "`0.activation_post_process`: FusedMovingAvgObsFakeQuantize watches"),
+    (lambda: quantised("prepare", convert=True), "`0` (aten.quantize_per_tensor): works on quantised values"),
+    (dynamic, "`2` (quantized.linear_dynamic): works on quantised values, whose packed weights can't be cut")])
+def test_nested_and_quantised_networks_are_refused_by_name(make: Callable[[], nn.Module], message: str) -> None:
+    network = make().eval()
+    before = {name: tensor.clone() for name, tensor in network.named_buffers()}
+    with pytest.raises(UnsupportedModel) as error:
+        ts.prune(network, X, macs=0.5)
+    assert message in str(error.value)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.named_buffers())
+
+
+def test_a_network_with_stubs_for_later_quantisation_is_cut() -> None:
+    network = nn.Sequential(torch.ao.quantization.QuantStub(), conv(3, 16), nn.ReLU(), conv(16, 4))
+    assert Cut(network, X, macs=0.5).size("1.weight") < 16

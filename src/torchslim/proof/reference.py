@@ -97,7 +97,7 @@ def _is_transformed_before_read(graph: Graph, names: Collection[str]) -> bool:
     for op in graph.ops:
         if unchanged.isdisjoint(value.id for value in op.inputs):
             continue
-        if preserves_values(op):
+        if preserves_values(op) and len(op.inputs) == 1:  # joined weights: which of them are read, labels say
             unchanged.update(value.id for value in op.outputs if value is not None)
         elif not multiplies(op):
             return True

@@ -166,10 +166,12 @@ def _watch_layers(model: nn.Module, callback: Callable[[str, nn.Module, Tensor],
 
     def hook(name: str) -> Callable[..., None]:
         def after_call(layer: nn.Module, _args: Any, output: Any) -> None:
+            # Inside of `torch.vmap` and its kin values are not to be had; there what follows is compared.
             whole = isinstance(output, Tensor) or isinstance(layer, _RECURRENT)
             with _disable_current_modes():  # the mode must not count these operations
                 for tensor in tensors_in(output) if whole else ():
-                    callback(name, layer, tensor.clone())  # a copy: the next layer may work in place
+                    if not torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+                        callback(name, layer, tensor.clone())  # a copy: the next layer may work in place
         return after_call
 
     handles = [module.register_forward_hook(hook(name)) for name, module in model.named_modules()

@@ -5,6 +5,7 @@ Parts that only training runs (auxiliary heads) must survive a cut too, so their
 
 from __future__ import annotations
 
+import sys
 from types import FunctionType
 
 import torch
@@ -35,7 +36,8 @@ def _check_supported(model: nn.Module, graph: Graph) -> None:
     """Raise for what tracing does not see: code and tensors that the model's registries don't hold.
 
     Raises:
-        UnsupportedModel: it holds scripted modules, uses layers from outside its registries, or returns no tensors.
+        UnsupportedModel: it holds scripted modules, is quantised or prepared for it, uses layers from outside its
+            registries, or returns no tensors.
     """
     for name, module in named_modules(model):
         if isinstance(module, torch.jit.ScriptModule):
@@ -47,6 +49,7 @@ def _check_supported(model: nn.Module, graph: Graph) -> None:
                 raise UnsupportedModel(f"`{name or 'model'}.{attribute}`: a function that closes over {held}; a copy "
                                        "of the model would go on running the original's; make it a method, or hand the "
                                        "module over as an argument")
+    _check_not_quantised(model, graph)
     if graph.has_unregistered_parameters:
         raise UnsupportedModel("model: it uses layers or parameters that are not registered with it, which copies and "
                                "optimizers would miss; hold them in nn.ModuleList, nn.ModuleDict or as attributes")
@@ -54,6 +57,27 @@ def _check_supported(model: nn.Module, graph: Graph) -> None:
         inner = wrapped_network(model)
         raise UnsupportedModel("model: returns no tensor that could be found; tensors in tuples, lists, mappings and "
                                f"dataclasses are{f'; if it wraps a network, give its `.{inner}`' if inner else ''}")
+
+
+# Operations on quantised tensors, and those that round as if for them; none runs in float64.
+_QUANTISED = ("quantized.", "quantized_decomposed.", "aten.quantize_per_", "aten.fake_quantize_",
+              "aten._fake_quantize_", "aten._fused_moving_avg_obs_fq_helper")
+
+
+def _check_not_quantised(model: nn.Module, graph: Graph) -> None:
+    """Raise for layers that hold packed integers, and for observers, which take whole tensors for their ranges."""
+    quantization = sys.modules.get("torch.ao.quantization")  # in use only if it was imported
+    kinds = tuple(getattr(quantization, name) for name in ("ObserverBase", "FakeQuantizeBase")
+                  if hasattr(quantization, name))
+    observer = next((name for name, module in named_modules(model)
+                     if isinstance(module, kinds) and name in graph.module_outputs), None)
+    if observer is not None:
+        raise UnsupportedModel(f"`{observer}`: {graph.modules[observer]} watches or rounds for quantisation; prune the "
+                               "plain network first, then prepare it for quantisation")
+    op = next((op for op in graph.ops if op.name.startswith(_QUANTISED)), None)
+    if op is not None:
+        raise UnsupportedModel(f"{op.where}: works on quantised values, whose packed weights can't be cut; prune the "
+                               "plain network first, then quantise it")
 
 
 def _held_by(item: object, model: nn.Module) -> str:

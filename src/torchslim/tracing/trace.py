@@ -39,7 +39,6 @@ _READS_DATA = frozenset({
     "torchvision.nms", "aten._assert_async",
 })
 
-
 _HIGHER_ORDER = re.compile(r"HigherOrderOperator (\w+)")
 
 
@@ -56,23 +55,23 @@ def trace(model: nn.Module, inputs: Inputs, *, training: bool = False, meta: boo
 
     Raises:
         TraceError: the model itself fails on these inputs.
-        UnsupportedModel: scripted modules, lazy modules that have not been initialised.
+        UnsupportedModel: scripted modules, lazy modules that have not been initialised, nested tensors.
     """
     model = unwrap(model)
     tensors = named_tensors(model)
     lazy = next((name for _, name, tensor in tensors if is_lazy(tensor)), None)
     if lazy is not None:
         raise UnsupportedModel(f"`{lazy}`: is not initialised; call the model once on real inputs first")
-    args, kwargs = arguments(inputs)
+    call = arguments(inputs)
     if meta is not False:
-        result = _run(model, tensors, args, kwargs, training, True, detect_width_reads)
+        result = _run(model, tensors, *call, training, True, detect_width_reads)
         if isinstance(result, Graph):
             return result
         parameters = [tensor for kind, _, tensor in tensors if kind == "parameter"]
         # Anything may go wrong on shapes without data; what the model does for real is what counts.
-        if meta or training or any(t.is_meta for t in (*tensors_in((args, kwargs)), *parameters)):
+        if meta or training or any(t.is_meta for t in (*tensors_in(call), *parameters)):
             raise result
-    result = _run(model, tensors, args, kwargs, training, False, False)
+    result = _run(model, tensors, *call, training, False, False)
     if isinstance(result, TraceError):
         raise result
     return result
@@ -152,6 +151,9 @@ class _Recorder(DispatchMode):
         self.inputs = tuple(self._new(tensor, "input") for tensor in tensors_in(tree))
 
     def _new(self, tensor: Tensor, source: str, name: str = "", **details: Any) -> Value:
+        if tensor.is_nested:
+            raise UnsupportedModel(f"`{self.failed_in or 'model'}`: works on a nested tensor, whose rows have sizes of "
+                                   "their own; give a model that pads them to one size")
         value = Value(self.count, tuple(tensor.shape), tensor.dtype, source, name, **details)
         self.count += 1
         self.known[id(tensor)] = (tensor, value)
@@ -165,8 +167,7 @@ class _Recorder(DispatchMode):
             # `nn.Parameter(weight)` in forward shares the memory of its argument, and no operation shows it.
             same = [value for other, value in self.known.values() if same_elements(other, tensor)]
             if same:
-                self.known[id(tensor)] = tensor, same[-1]
-                return same[-1]
+                return self.known.setdefault(id(tensor), (tensor, same[-1]))[1]
             self.has_unregistered_parameters = True
         number = tensor.item() if tensor.numel() == 1 and not tensor.is_meta else None
         return self._new(tensor, "constant", static=True, fixed=not isinstance(tensor, nn.Parameter), number=number)
@@ -315,6 +316,8 @@ class _Recorder(DispatchMode):
 
     def failure(self, error: Exception | None) -> TraceError:
         """Why the run gave no graph; `error` is what ended it, if it did not reach its end."""
+        if isinstance(error, UnsupportedModel):
+            raise error
         where = f"`{self.failed_in or 'model'}`"
         if self.needs_data:
             failure = TraceError(f"{where} can't be run on shapes alone: {self.needs_data}; give a model "
