@@ -350,3 +350,45 @@ except CheckpointError as error:
 
 def test_the_example_runs() -> None:
     assert doctest.testmod(store) == (0, 6)
+
+
+# --- tensors that are neither parameters nor buffers --------------------------------------------------------
+
+class Noisy(nn.Module):
+    """Plain tensors drawn at random: by themselves, in containers, and one that the first call makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 4, 3)
+        self.noise, self.rows = torch.randn(16, 1, 1), [torch.randn(16, 1, 1), "text", (torch.randn(4, 1, 1),)]
+        self.named, self.late = {"x": torch.randn(4, 1, 1), "y": 2}, None
+        self.sizes: dict[str, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.late is None:
+            self.late = torch.randn(4, 1, 1)
+        self.sizes.setdefault(str(x.shape), torch.ones(1))  # a cache: a fresh model fills its own
+        y = self.b((self.a(x) * self.noise).relu())
+        return y * self.rows[2][0] + self.named["x"] * self.late  # type: ignore[no-any-return, index]
+
+
+def test_plain_tensors_come_back_in_a_freshly_built_model(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    model = Noisy().eval()
+    slim, plan = torchslim.prune(model, IMAGE[:, :, :12, :12], macs=0.5)
+    wanted = slim(IMAGE)
+    path = save(slim, tmp_path / "slim.safetensors", plan=plan)
+    torch.manual_seed(6)
+    fresh = Noisy()
+    assert torch.equal(load(path, model=fresh)(IMAGE), wanted)
+    assert not torch.equal(fresh.noise, model.noise)
+    fresh.rows.append(torch.ones(1))
+    with pytest.raises(CheckpointError, match=r"made for another model.*rows holds another number of tensors"):
+        load(path, model=fresh)
+
+
+def test_complex_tensors_are_refused_by_name(tmp_path: Path) -> None:
+    model = nn.Conv2d(3, 8, 3)
+    model.filter = torch.randn(3, dtype=torch.complex64)
+    with pytest.raises(RequestError, match="filter: a complex tensor can't be stored"):
+        save(model, tmp_path / "x.safetensors")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from torchslim.errors import CheckpointError, PlanError, RequestError
 from torchslim.rewriting import apply_step
+from torchslim.store.attributes import PREFIX, fill_attributes
 from torchslim.store.header import Header, digest, parse_header, read_header, unreadable
 from torchslim.utils.copying import copy_model
 from torchslim.utils.inputs import unwrap
@@ -43,9 +44,13 @@ def load(path: str | Path, model: nn.Module | None = None, *, trust_source: bool
             slim = apply_step(slim, step)
     except PlanError as error:
         raise CheckpointError(f"{path}: its plan does not fit {_name(header, model)}: {error}") from error
+    attributes = {name: tensors.pop(name) for name in list(tensors) if name.startswith(PREFIX)}
     every = {**tensors, **{name: tensors[stored] for name, stored in header.aliases.items()}}
     _compare(path, slim, every, _name(header, model))
     _fill(path, slim, every, header.buffers)
+    if wrong := fill_attributes(slim, attributes):
+        raise CheckpointError(f"{path}: made for another model than {_name(header, model)}: {', '.join(wrong)} holds "
+                              "another number of tensors; rebuild the original with the options it had")
     return slim.eval()
 
 

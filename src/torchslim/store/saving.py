@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torchslim._version import __version__
 from torchslim.errors import RequestError
 from torchslim.rewriting import ArchitectureStep
+from torchslim.store.attributes import PREFIX, plain_tensors
 from torchslim.store.header import FORMAT, KEY, digest, read_header
 from torchslim.utils.files import check_writable, write_atomically
 from torchslim.utils.inputs import unwrap
@@ -27,6 +28,8 @@ from torchslim.zoo.sources import Source, resolve
 def save(model: nn.Module, path: str | Path, plan: ArchitectureStep | Sequence[ArchitectureStep] | None = None,
          source: str | Path | Source | None = None) -> Path:
     """Write a model, its plan and its source as one safetensors file; the file appears whole or not at all.
+
+    Tensors that modules hold as plain attributes, by themselves or in lists, tuples and dicts, are kept, too.
 
     Args:
         model: the slim model.
@@ -94,6 +97,9 @@ def _stored(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
         stored = value.detach().cpu().contiguous()
         # a view of a larger tensor takes a copy, for the format refuses storage that is shared in part
         tensors[name] = stored if stored.untyped_storage().nbytes() == stored.nbytes else stored.clone()
+    for name, value in plain_tensors(model).items():
+        _check_storable(name.removeprefix(PREFIX), value)
+        tensors[name] = value.detach().cpu().contiguous().clone()
     return tensors, aliases
 
 
@@ -104,9 +110,11 @@ def _check_storable(name: str, value: object) -> None:
         description = "a tensor on the meta device"
     elif value.is_quantized or value.layout != torch.strided:
         description = "a quantised or sparse tensor"
+    elif value.is_complex():
+        description = "a complex tensor"
     else:
         return
-    raise RequestError(f"{name}: {description} can't be stored; wanted an ordinary tensor with data")
+    raise RequestError(f"{name}: {description} can't be stored; wanted an ordinary tensor of real numbers, with data")
 
 
 def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
