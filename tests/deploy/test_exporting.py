@@ -216,3 +216,21 @@ def test_a_model_on_an_accelerator_stays_there(suffix: str, tmp_path: Path) -> N
     model = Net().cuda()
     assert export(model, IMAGE.cuda(), tmp_path / f"net{suffix}").error < 1e-5
     assert {p.device.type for p in model.parameters()} == {"cuda"}
+
+
+class Counting(Net):
+    """Numbers and texts among its outputs."""
+
+    def forward(self, x: Tensor) -> Any:
+        out = self.layers(x)
+        return {"y": out, "more": (out.mean(), {"scale": 1.5}), "name": "net", "none": None}
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_outputs_that_are_no_tensors_are_named_or_left_out(suffix: str, tmp_path: Path) -> None:
+    path, model = tmp_path / f"net{suffix}", Counting().eval()
+    with pytest.raises(ExportError) as caught:
+        export(model, IMAGE, path)
+    assert "output['more'][1]['scale'] is float 1.5, output['name'] is str 'net', tensors wanted" in str(caught.value)
+    assert export(model, IMAGE, path, tensors_only=True).error < 1e-4
+    assert isinstance(model(IMAGE), dict)

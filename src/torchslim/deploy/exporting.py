@@ -9,9 +9,9 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
+from dataclasses import dataclass, fields, is_dataclass
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
@@ -47,7 +47,7 @@ class ExportResult:
 
 
 def export(model: nn.Module, inputs: Inputs, path: str | Path, *, tolerance: float | None = None,
-           dynamic_batch: bool = False) -> ExportResult:
+           dynamic_batch: bool = False, tensors_only: bool = False) -> ExportResult:
     """Export a model in the format of the path's suffix: `.onnx`, `.pt2` (torch.export) or `.xml` (OpenVINO).
 
     The model is exported in eval mode and on the CPU (from a copy, when it lies elsewhere), so that the file
@@ -60,6 +60,8 @@ def export(model: nn.Module, inputs: Inputs, path: str | Path, *, tolerance: flo
         path: the file; one that exists is replaced.
         tolerance: largest error allowed (see `ExportResult`); None means 1e-4, or 1e-2 in half precision.
         dynamic_batch: dimension 0 of every input tensor may take any size; otherwise it is that of `inputs`.
+        tensors_only: the file's outputs are the tensors of the model's output, in order; numbers, texts and other
+            things in it, which most formats can't hold, are left out.
 
     Raises:
         RequestError: an unknown suffix, a missing folder, inputs without a batch dimension to make dynamic.
@@ -80,7 +82,7 @@ def export(model: nn.Module, inputs: Inputs, path: str | Path, *, tolerance: flo
     model, call = _on_cpu(unwrap(model), arguments(inputs))
     calls = [call, _twice_the_batch(call)] if dynamic_batch else [call]
     tolerance = _default_tolerance(model, call) if tolerance is None else tolerance
-    with evaluating(model), torch.no_grad(), \
+    with evaluating(model), torch.no_grad(), _returning_tensors(model) if tensors_only else nullcontext(), \
             TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
         draft = Path(folder) / path.name
         try:
@@ -91,7 +93,11 @@ def export(model: nn.Module, inputs: Inputs, path: str | Path, *, tolerance: flo
                            for call in calls for args, kwargs in (copied(call),)]
         except Exception as cause:
             hint = "dynamic_batch=False" if dynamic_batch else "another format, or fixed control flow"
-            raise ExportError(f"{path}: the export failed: {describe_error(_root_cause(cause))}; try {hint}") from cause
+            reason = describe_error(_root_cause(cause))
+            if others := _others_in_output(model, call):
+                hint = "tensors_only=True, which leaves them out, or another format"
+                reason = f"{', '.join(others)}, tensors wanted ({reason})"
+            raise ExportError(f"{path}: the export failed: {reason}; try {hint}") from cause
         error = max(_difference(path, eager, exported) for eager, exported in results)
         if not error <= tolerance:
             raise ExportError(f"{path}: differs from the eager model by {error:.1e} of its largest output, "
@@ -197,6 +203,38 @@ def _dynamic_shapes(call: ModelCall) -> Any:
 
     args, kwargs = call
     return axes(kwargs or args)
+
+
+# --- outputs ------------------------------------------------------------------------------------------------
+
+@contextmanager
+def _returning_tensors(model: nn.Module) -> Iterator[None]:
+    """In this context the model returns the tensors of its output as a tuple."""
+    handle = model.register_forward_hook(lambda _module, _args, output: tuple(tensors_in(output)))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _others_in_output(model: nn.Module, call: ModelCall) -> list[str]:
+    """Where a model's output holds something else than tensors, and what; nothing where the model fails."""
+    def described(tree: Any, where: str) -> list[str]:
+        if isinstance(tree, Mapping):
+            parts = [(f"{where}[{key!r}]", item) for key, item in tree.items()]
+        elif isinstance(tree, list | tuple):
+            parts = [(f"{where}[{index}]", item) for index, item in enumerate(tree)]
+        elif is_dataclass(tree) and not isinstance(tree, type):
+            parts = [(f"{where}.{field.name}", getattr(tree, field.name)) for field in fields(tree)]
+        else:
+            fits = tree is None or isinstance(tree, Tensor)
+            return [] if fits else [f"{where} is {type(tree).__name__} {tree!r:.40}"]
+        return [text for place, item in parts for text in described(item, place)]
+
+    args, kwargs = copied(call)
+    with suppress_output(), suppress(Exception):
+        return described(model(*args, **kwargs), "output")
+    return []
 
 
 # --- the comparison -----------------------------------------------------------------------------------------

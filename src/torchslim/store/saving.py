@@ -110,11 +110,11 @@ def _check_storable(name: str, value: object) -> None:
         description = "a tensor on the meta device"
     elif value.is_quantized or value.layout != torch.strided:
         description = "a quantised or sparse tensor"
-    elif value.is_complex():
-        description = "a complex tensor"
+    elif value.dtype is torch.complex128:
+        description = "a tensor of complex doubles"
     else:
         return
-    raise RequestError(f"{name}: {description} can't be stored; wanted an ordinary tensor of real numbers, with data")
+    raise RequestError(f"{name}: {description} can't be stored; wanted an ordinary tensor with data")
 
 
 def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
