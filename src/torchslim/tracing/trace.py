@@ -302,7 +302,7 @@ class _Recorder(DispatchMode):
         def leave(module: nn.Module, _args: Any, output: Any) -> None:
             if threading.get_ident() == thread and module in self.names and self.stack:
                 name = self.stack.pop()
-                values = tuple(self._value(tensor) for tensor in _flat(output) if tensor is not None)
+                values = tuple(self._value(tensor) for tensor in flat(output) if tensor is not None)
                 self.module_outputs.setdefault(name, []).append(values)
                 if output is not None:  # it has not failed
                     self.failed_in = self.stack[-1] if self.stack else ""
