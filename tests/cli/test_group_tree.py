@@ -176,7 +176,7 @@ def test_a_share_of_channels(call: Call) -> None:
     (("--exclude", "body.0", "--exclude", "head"), {"stem.0", "body.3"}),
 ], ids=["all", "only", "only twice", "only and exclude", "exclude twice"])
 def test_patterns_say_what_is_cut(call: Call, options: tuple[str, ...], names: set[str]) -> None:
-    status, out, _ = call("--show", "--macs", "0.1", "--json", *options)
+    status, out, _ = call("--show", "--macs", "0.1", "--nearest", "--json", *options)
     assert (status, cut(out)) == (0, names)
 
 
@@ -184,7 +184,7 @@ def test_a_preset_is_that_of_the_network_and_of_what_became_of_it(
         capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def prune(model: object, *options: object) -> set[str]:
         monkeypatch.setattr(sys, "argv", ["torchslim", "prune", str(model), "--input", "1x3x32x32", "--show", "--json",
-                                          *map(str, options)])
+                                          "--nearest", *map(str, options)])
         assert cli.main() == 0
         return cut(capsys.readouterr().out)
 

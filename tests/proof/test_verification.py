@@ -231,7 +231,7 @@ def test_outputs_of_any_form_are_compared() -> None:
             return {"one": self.b(y), "more": [self.c(y).mean(), (y.argmax(1) * 0, 3, None)]}
 
     model = random_statistics(Forms()).double()
-    plan = torchslim.plan(model, X, macs=0.6)
+    plan = torchslim.plan(model, X, macs=0.6, strict=False)
     slim = torchslim.apply(model, plan)
     assert torchslim.verify(model, slim, plan, X) < 1e-12
 

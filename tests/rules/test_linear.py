@@ -323,7 +323,7 @@ def test_an_operation_without_a_rule_freezes_by_name() -> None:
     assert ts.profile(model, x).unknown == ("torchslimtest.swap",)
     group = made_by(ts.groups(model, x), "0")
     assert group.frozen == "no rule for the operation in `1` (torchslimtest.swap)"
-    plan = ts.plan(model, x, macs=0.5)
+    plan = ts.plan(model, x, macs=0.5, strict=False)
     assert plan.kept == {}
     assert "no rule for torchslimtest.swap: what it reads stays" in plan.notes
     assert ("0", "no rule for the operation in `1` (torchslimtest.swap)") in {

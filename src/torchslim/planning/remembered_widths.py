@@ -29,7 +29,7 @@ from torchslim.surgery.cutting import resized
 from torchslim.surgery.plans import AttributeUpdate
 from torchslim.tracing.graph import Graph, Op, Value
 from torchslim.tracing.runs import retrace
-from torchslim.tracing.width_reads import user_modules
+from torchslim.tracing.width_reads import names_in_forward, user_modules
 from torchslim.utils.inputs import Inputs, map_tensors, tensors_in
 from torchslim.utils.modules import named_modules, names_of_modules
 
@@ -142,6 +142,22 @@ class _Rememberer:
 
     def _harmless(self, updates: Sequence[AttributeUpdate]) -> list[AttributeUpdate]:
         """The updates that leave the run at the slim widths as it is; those of a class and an attribute together."""
+        unread = [update for update in updates if self._is_unread(update)]
+        updates = [update for update in updates if update not in unread]
+        return unread + self._tried(updates)
+
+    def _is_unread(self, update: AttributeUpdate) -> bool:
+        """Whether the network reads no widths, and nothing of this name."""
+        return (not self.cut.graphs and self.names_read is not None
+                and update.attribute.rpartition(".")[2] not in self.names_read)
+
+    @cached_property
+    def names_read(self) -> frozenset[str] | None:
+        """The names in the code that the network runs, as far as they are to be had."""
+        return names_in_forward(self.model.modules())
+
+    def _tried(self, updates: Sequence[AttributeUpdate]) -> list[AttributeUpdate]:
+        """The updates with which runs are as without them."""
         if not updates or self._is_unchanged(self._run(updates)):
             return list(updates)
 
@@ -153,14 +169,14 @@ class _Rememberer:
 
     def _is_unchanged(self, graphs: Sequence[Graph]) -> bool:
         """Whether runs at the slim widths are what they are without an update."""
-        # Code that reads no widths is given the numbers that it was given before the cut, which saves a run.
+        # Code that reads no widths calculates with the numbers of before the cut; so no run without updates is needed.
         if not self.cut.graphs and _operations(graphs, shapes=False) == self.before_cut:
             return True
         return _operations(graphs) == self.expected
 
     @cached_property
     def before_cut(self) -> list[Any]:
-        """The operations before the cut, without shapes."""
+        """The operations before the cut, without shapes and other sizes."""
         return _operations(self.coupling.graphs, shapes=False)
 
     @cached_property
@@ -248,18 +264,20 @@ def _within(op: Op, path: str) -> bool:
 
 
 def _operations(graphs: Sequence[Graph], shapes: bool = True) -> list[Any]:
-    """What the operations of runs are given, and with `shapes` what these are, and those of the results."""
+    """What operations are given; with `shapes` the sizes among it, and the shapes of tensors and results, too."""
     return [[(op.name, _plain(op.args, shapes), _plain(op.kwargs, shapes), shapes and _plain(op.outputs, True))
              for op in graph.ops] for graph in graphs]
 
 
 def _plain(item: Any, shapes: bool) -> Any:
-    """An operation's arguments or results, with each tensor's shape in its place."""
+    """An operation's arguments or results, each tensor's shape in its place; without `shapes` no lists of sizes."""
     if isinstance(item, Value):
         return shapes and item.shape, repr(item.number)
     if isinstance(item, Mapping):
         return [(key, _plain(part, shapes)) for key, part in item.items()]
-    return [_plain(part, shapes) for part in item] if isinstance(item, list | tuple) else repr(item)
+    if not isinstance(item, list | tuple):
+        return repr(item)
+    return [_plain(part, shapes) for part in item if shapes or not isinstance(part, int)]
 
 
 def _substitutes(model: nn.Module) -> Iterator[tuple[str, dict[str, CodeType]]]:

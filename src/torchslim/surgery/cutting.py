@@ -62,8 +62,9 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
     except (RuntimeError, TypeError, AttributeError) as error:
         raise UnsupportedModel(f"model: {type(model).__name__} can't be copied ({error}); "
                                "copy.deepcopy(model) must work") from error
+    owners = dict(named_modules(slim))
     for update in plan.attribute_updates:
-        _update_attribute(slim, update)
+        _update_attribute(owners, update)
     unused = {id(state.get(name)) for name in plan.unused}
     for name, tensor in state.items():
         if id(tensor) in unused:  # a tied one under each of its names
@@ -171,9 +172,9 @@ def _memory_format(tensor: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
-def _update_attribute(model: nn.Module, update: AttributeUpdate) -> None:
+def _update_attribute(owners: Mapping[str, nn.Module], update: AttributeUpdate) -> None:
     try:
-        value = _value_of(model, update)
+        value = _value_of(owners, update)
     except (AttributeError, LookupError) as error:
         raise PlanError(f"`{update.module}.{update.attribute}`: the plan updates this attribute and the model has "
                         "none; apply the plan to the model that it was made for") from error
@@ -184,20 +185,20 @@ def _update_attribute(model: nn.Module, update: AttributeUpdate) -> None:
     new: Any = update.new
     if isinstance(value, list | tuple) and isinstance(update.new, tuple):
         new = type(value)(update.new) if type(value) in (list, tuple, torch.Size) else update.new
-    _set_value(model, update, new)
+    _set_value(owners, update, new)
 
 
-def _value_of(model: nn.Module, update: AttributeUpdate) -> Any:
-    value: Any = model.get_submodule(update.module)
+def _value_of(owners: Mapping[str, nn.Module], update: AttributeUpdate) -> Any:
+    value: Any = owners[update.module]
     for key in update.attribute.split("."):
         value = value[key] if isinstance(value, Mapping) else (
             value[int(key)] if isinstance(value, list) else getattr(value, key))
     return value
 
 
-def _set_value(model: nn.Module, update: AttributeUpdate, new: Any) -> None:
+def _set_value(owners: Mapping[str, nn.Module], update: AttributeUpdate, new: Any) -> None:
     path, _, key = update.attribute.rpartition(".")
-    holder = _value_of(model, replace(update, attribute=path)) if path else model.get_submodule(update.module)
+    holder = _value_of(owners, replace(update, attribute=path)) if path else owners[update.module]
     if isinstance(holder, dict):
         holder[key] = new
     elif isinstance(holder, list):
@@ -231,26 +232,27 @@ def resized(model: nn.Module, sizes: Mapping[str, Mapping[int, int]],
         view = _narrow(state[name].detach(), dims)
         views[id(state[name])] = nn.Parameter(view, requires_grad=state[name].requires_grad) if isinstance(
             state[name], nn.Parameter) else view
+    owners = dict(named_modules(model))
     spaces: list[dict[str, Any]] = []
-    for _, module in named_modules(model):
+    for module in owners.values():
         spaces += [module._parameters, module._buffers, module.__dict__]
     replaced: list[tuple[dict[str, Any], str, Any, Any]] = [
         (space, key, item, views[id(item)]) for space in spaces for key, item in space.items() if id(item) in views]
-    for _, module in named_modules(model):
+    for module in owners.values():
         if isinstance(module, nn.RNNBase):  # it lists its weights, and lays them out anew where the list is outdated
             flat = [views.get(id(weight), weight) for weight in module._flat_weights]
             replaced += [(module.__dict__, "_flat_weights", module._flat_weights, flat),
                          (module.__dict__, "_flat_weight_refs", module._flat_weight_refs,
                           [None if weight is None else ref(weight) for weight in flat])]
-    values = [(update, _value_of(model, update)) for update in attribute_updates]
+    values = [(update, _value_of(owners, update)) for update in attribute_updates]
     try:
         for space, key, _, view in replaced:
             space[key] = view
         for update in attribute_updates:
-            _update_attribute(model, update)
+            _update_attribute(owners, update)
         yield
     finally:
         for space, key, item, _ in replaced:
             space[key] = item
         for update, value in values:
-            _set_value(model, update, value)
+            _set_value(owners, update, value)

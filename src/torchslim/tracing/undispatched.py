@@ -23,6 +23,9 @@ READ_OUTSIDE = frozenset({"Tensor.numpy", "Tensor.__array__", "Tensor.tolist", "
 no channels, and what computes it does."""
 
 
+_OUTSIDE_NAMES = frozenset(name.removeprefix("Tensor.") for name in READ_OUTSIDE)
+
+
 class UndispatchedCalls(TorchFunctionMode):
     """Reports the calls above; `assign(target, source)` also does the assignment."""
 
@@ -35,7 +38,7 @@ class UndispatchedCalls(TorchFunctionMode):
         name = func.__name__
         if name == "__set__" and func.__self__ is torch.Tensor.data:
             return self._assign(*args)
-        if f"Tensor.{name}" in READ_OUTSIDE and isinstance(args[0], Tensor):
+        if name in _OUTSIDE_NAMES and isinstance(args[0], Tensor):
             self._read_outside(f"Tensor.{name}", args[0])
         return func(*args, **kwargs) if kwargs else func(*args)
 

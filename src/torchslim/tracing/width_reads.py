@@ -145,6 +145,39 @@ def _names_in_class(kind: Any) -> frozenset[str]:
                      for name in _names_in_function(item))
 
 
+def names_in_forward(modules: Iterable[nn.Module]) -> frozenset[str] | None:
+    """The names in the code that calls of modules run, where all are of well-known libraries and none has hooks.
+
+    None for others: their code may reach functions in ways that names do not show.
+    """
+    names: set[str] = set()
+    for module in modules:
+        kind: Any = type(module)
+        if not kind.__module__.startswith(_LIBRARIES) or module._forward_hooks or module._forward_pre_hooks:
+            return None
+        names |= _names_in_forward_of(kind)
+    return frozenset(names)
+
+
+@cache
+def _names_in_forward_of(kind: Any) -> frozenset[str]:
+    """The names in a class's `forward`, and in the methods, properties and functions that it calls by their names."""
+    members = {key: item for base in reversed(kind.__mro__) for key, item in vars(base).items()}
+    names: set[str] = set()
+    seen: set[Any] = set()
+    todo: list[Any] = [members.get("forward")]
+    while todo:
+        item = todo.pop()
+        function = item.fget if isinstance(item, property) else getattr(item, "__func__", item)
+        if not isinstance(function, FunctionType) or function in seen or function.__module__.startswith("torch."):
+            continue
+        seen.add(function)
+        for name in _names_in_function(function):
+            names.add(name)
+            todo += [members.get(name), function.__globals__.get(name)]
+    return frozenset(names)
+
+
 def _names_in_function(function: FunctionType) -> Iterator[str]:
     """The names in a function's code, in that of functions within it, and in that of functions that it closes over."""
     codes = [function.__code__]
