@@ -105,7 +105,7 @@ OWN_LAYERS = {"in_channels", "out_channels", "groups", "num_features"}
 def test_remembered_widths_are_mended_and_listed(kind: type[Remembering], share: float) -> None:
     model = random_statistics(kind()).eval()
     inputs = torch.randn(2, 3, 8, 8)
-    slim, plan = torchslim.prune(model, inputs, macs=share, only=["stem"])
+    slim, plan = torchslim.prune(model, inputs, macs=share, only=["stem"], strict=False)
     assert slim.stem.out_channels < 16, plan.left_alone
     assert {update.attribute for update in plan.attribute_updates if update.module == ""} - OWN_LAYERS == MENDED[kind]
     assert torchslim.verify(model, slim, plan, inputs) < 1e-12
