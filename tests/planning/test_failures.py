@@ -62,12 +62,12 @@ def test_rows_try_other_widths_then_are_tied_then_stay() -> None:
     whole, log = coupling(DIMS[0], rows=rows), FailureLog()
     for level in range(1, MAX_WIDTHS_TRIED + 1):
         before, log = log, log.record(whole, Selection((wide,), (level,)), [0], FAILURE)
-        assert before.infeasible_widths < log.infeasible_widths
+        assert before.infeasible_widths.keys() < log.infeasible_widths.keys()
     assert log.without_infeasible_widths(wide).widths.tolist() == [8, 3, 2]
     assert log.ties == frozenset()
     log = log.record(whole, Selection((wide,), (5,)), [0], FAILURE)
     assert log.ties == {7}
-    assert (log.infeasible_widths, log.culprits) == (frozenset(), {})  # classes are numbered anew
+    assert (log.infeasible_widths, log.culprits) == ({}, {})  # classes are numbered anew
     for level in range(1, MAX_WIDTHS_TRIED + 2):
         log = log.record(whole, Selection((wide,), (level,)), [0], FAILURE)
     assert log.protected(whole) == dict.fromkeys(range(4), "remembers a width")
@@ -81,4 +81,4 @@ def test_rows_whose_number_shapes_other_channels_stay_at_once() -> None:
     log = FailureLog().record(whole, Selection((wide,), (1,)), [0], shaped)
     assert log.protected(whole) == dict.fromkeys(range(4), "remembers a width")
     met = Failure("remembers a width", "`view`", frozenset({2}), frozenset(range(4)))
-    assert FailureLog().record(whole, Selection((wide,), (1,)), [0], met).infeasible_widths == {(0, 7)}
+    assert FailureLog().record(whole, Selection((wide,), (1,)), [0], met).infeasible_widths.keys() == {(0, 7)}

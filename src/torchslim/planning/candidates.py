@@ -190,7 +190,8 @@ def at_minimum(units: Sequence[PrunableUnit], options: PlanOptions) -> dict[int,
     settings = "min_channels=, min_kept= and round_to=" if options.min_kept else "min_channels= and round_to="
     for unit in units:
         if len(unit.widths) == 1:
-            why = ("no smaller number of channels fits all the rows that must lose equally many" if unit.tied else
+            why = (unit.failure or "no smaller number of channels fits all the rows that must lose equally many"
+                   if unit.tied else
                    f"no smaller width is a multiple of round_to={options.round_to}"
                    if options.round_to > 1 and unit.min_width < unit.widths[0] else
                    f"the least width already (a group keeps 2 channels; {settings} may ask for more)")

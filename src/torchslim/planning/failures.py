@@ -27,14 +27,14 @@ class FailureLog:
     modules, share the verdict: the code that fails for one is the code that runs for the others.
 
     Attributes:
-        infeasible_widths: pairs of a unit, by its first class, and a width.
+        infeasible_widths: pairs of a unit, by its first class, and a width; why the network did not run.
         ties: rows, by their index, that are tied channel by channel.
         head_widths: products of activations, by their number, that lose widths of heads, since whole heads can't go.
         stays: channels that stay: tensor, dimension, index along it, reason.
         culprits: by the operation that failed, or the reason, the units to blame, by their first classes.
     """
 
-    infeasible_widths: frozenset[tuple[int, int]] = frozenset()
+    infeasible_widths: Mapping[tuple[int, int], str] = field(default_factory=dict)
     ties: frozenset[tuple[int, int]] = frozenset()
     head_widths: frozenset[int] = frozenset()
     stays: tuple[tuple[str, int, int, str], ...] = ()
@@ -52,7 +52,9 @@ class FailureLog:
             return unit
         first = _first_class(unit)
         feasible = np.array([(first, width) not in self.infeasible_widths for width in unit.widths.tolist()])
-        return replace(unit, widths=unit.widths[feasible], losses=unit.losses[feasible[1:]])
+        reasons = [reason for (known, _), reason in self.infeasible_widths.items() if known == first]
+        return replace(unit, widths=unit.widths[feasible], losses=unit.losses[feasible[1:]],
+                       failure=reasons[-1] if reasons else "")
 
     def record(self, coupling: Coupling, selection: Selection, failing: Sequence[int], failure: Failure) -> FailureLog:
         """The log with a failure of some of the selection's units, by their indices, added."""
@@ -63,7 +65,7 @@ class FailureLog:
             if index in failing or (level and _kind(coupling, unit) in kinds):
                 log = log._without(coupling, unit, level, failure)
         # With new ties classes are numbered anew, so what goes by their numbers is dropped.
-        return log if log.couples_like(self) else replace(log, infeasible_widths=frozenset(), culprits={})
+        return log if log.couples_like(self) else replace(log, infeasible_widths={}, culprits={})
 
     def couples_like(self, other: FailureLog) -> bool:
         """Whether the network's channels are coupled alike with both logs."""
@@ -84,7 +86,8 @@ class FailureLog:
         untied = {matrix.index for matrix in rows} - self.ties
         first = _first_class(unit)
         if rows and sum(known == first for known, _ in self.infeasible_widths) < MAX_WIDTHS_TRIED:
-            return replace(self, infeasible_widths=self.infeasible_widths | {(first, int(unit.widths[level]))})
+            width = int(unit.widths[level])
+            return replace(self, infeasible_widths={**self.infeasible_widths, (first, width): failure.reason})
         if untied:
             return replace(self, ties=self.ties | untied)
         stays = [(dim.name, dim.dim, index, failure.reason) for dim in coupling.labeled_dims

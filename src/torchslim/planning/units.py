@@ -33,6 +33,7 @@ class PrunableUnit:
         losses: the importance that each removal takes per channel, not decreasing.
         tied: the rows lose equally many; which channels go is chosen once their numbers are known.
         min_width: the least width if it did not go in steps.
+        failure: why the network did not run at widths that are left out; empty if none are.
     """
 
     name: str
@@ -41,6 +42,7 @@ class PrunableUnit:
     losses: Scores
     tied: bool
     min_width: int
+    failure: str = ""
 
     def shares(self, level: int) -> Shares:
         """Kept share of each class at a level: 1 or 0, or the share of each row."""

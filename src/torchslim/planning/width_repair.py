@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -235,8 +236,12 @@ def _widths_seen(labeled: LabeledGraph, op: Op, shares: Shares) -> _WidthsSeen:
 
 
 def _parts(labeled: LabeledGraph, op: Op, shares: Shares) -> dict[tuple[int, ...], tuple[int, ...]]:
-    """Sizes of the parts of a split: parts of one size may lose differently many, which no single number tells."""
+    """Sizes of the parts of a split, or sizes in a row of a reshape: of equal ones each may lose differently many."""
     outputs = [value for value in op.outputs if value is not None]
+    if op.name == "aten.view":
+        before, after = op.output.shape, labeled.shape(op.output, shares)
+        runs = [slice(*ends) for ends in combinations(range(len(before) + 1), 2) if ends[1] - ends[0] > 1]
+        return {before[run]: after[run] for run in runs if before[run] != after[run]}
     if len(outputs) < 2 or len({len(value.shape) for value in outputs}) > 1:
         return {}
     old, new = zip(*(value.shape for value in outputs), strict=True), zip(

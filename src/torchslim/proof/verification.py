@@ -198,8 +198,8 @@ def _kept_part(expected: Tensor, layer: nn.Module, weight: Tensor, kept: Mapping
         # A transposed convolution makes its second dimension; where that is one a group, it goes by its inputs.
         makes = int(isinstance(layer, _ConvTransposeNd) and (layer.groups == 1 or weight.shape[1] > 1))
         channels = expected.dim() + 1 - weight.dim()  # 0 where the maps come without a batch
-    elif isinstance(layer, nn.Linear | nn.Embedding):
-        makes, channels = int(isinstance(layer, nn.Embedding)), expected.dim() - 1
+    elif isinstance(layer, nn.Linear | nn.Bilinear | nn.Embedding | nn.EmbeddingBag):
+        makes, channels = int(isinstance(layer, nn.Embedding | nn.EmbeddingBag)), expected.dim() - 1
     if isinstance(layer, nn.LayerNorm | nn.RMSNorm):  # over several dimensions, of which any may be cut
         part = expected
         for dim, index in kept.items():

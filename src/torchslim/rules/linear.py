@@ -241,14 +241,71 @@ def _along_last(track: Labels, space: LabelSpace) -> Labels:
 
 
 def embedding(space: LabelSpace, op: Op) -> None:
-    """aten.embedding(weight, indices): rows picked by number; the columns are channels that it makes."""
-    weight, indices = op.args[:2]
-    for track in (*space.tracks(indices), *(t for t in space.tracks(weight) if t.shape[0] > 1)):
+    """aten.embedding(weight, indices), _embedding_bag(weight, indices, offsets, ...): rows picked by number.
+
+    The columns are channels that it makes.
+    """
+    weight = op.args[0]
+    picking = [track for value in op.inputs[1:] for track in space.tracks(value)]
+    for track in (*picking, *(track for track in space.tracks(weight) if track.shape[0] > 1)):
         space.freeze(track, f"picked by position in {op.where}")
     made = space.along(weight, 1, op)
     if made is not None:
-        space.makes(made, prod(indices.shape[1:]))
+        space.makes(made, prod(op.output.shape[1:-1]))
+    for out in op.outputs:
+        if out is not None and out.shape == op.output.shape:
+            space.set_along(out, -1, made)
+
+
+def bilinear(space: LabelSpace, op: Op) -> None:
+    """aten._trilinear(x, weight, y, ...) as `F.bilinear` calls it: a weight (out, in, in) reads along two dimensions."""
+    x, weight, y = op.args[:3]
+    if not _is_bilinear(op):
+        for value in op.inputs:
+            space.freeze_value(value, f"multiplied out as a whole in {op.where}")
+        return
+    rows = max(1, x.shape[0] // max(1, space.batch_size))
+    read = [_read_along_last(space, op, value, weight, dim, rows) for value, dim in ((x, 1), (y, 2))]
+    made = space.along(weight, 0, op)
+    if made is not None:
+        space.makes(made, rows)
     space.set_along(op.output, -1, made)
+    space.meter(op, bilinear_macs(op), (made, *read))
+
+
+def bilinear_macs(op: Op) -> int:
+    """Rows x elements of the weight."""
+    return op.args[0].shape[0] * op.args[1].numel if _is_bilinear(op) else 0
+
+
+def _is_bilinear(op: Op) -> bool:
+    return [list(dims) for dims in op.args[3:7]] == [[1, 3], [0], [1, 2], [2, 3]]
+
+
+def _read_along_last(space: LabelSpace, op: Op, x: Value, weight: Value, dim: int, size: int) -> Labels | None:
+    """Tie the last dimension of a value to one of the weight that reads it."""
+    into, read = space.only_along(x, -1, op, "multiplied out"), space.along(weight, dim, op)
+    space.tie(into, read, op, _doing("reads", x, into))
+    if read is not None:
+        space.reads(weight, read, size)
+    return read
+
+
+def channels_last_convolution(space: LabelSpace, op: Op) -> None:
+    """aten.conv_tbc(x, weight, bias, pad): x (time, batch, in), weight (time, in, out)."""
+    x, weight, bias = op.args[:3]
+    read = _read_along_last(space, op, x, weight, 1, x.shape[0])
+    made = space.along(weight, 2, op)
+    if made is not None:
+        space.makes(made, op.output.shape[0])
+    space.tie(space.along(bias, 0, op), made, op, "the bias of channels that can't be cut")
+    space.set_along(op.output, -1, made)
+    space.meter(op, channels_last_macs(op), (made, read))
+
+
+def channels_last_macs(op: Op) -> int:
+    """Outputs x elements of a filter."""
+    return int(op.output.numel * prod(op.args[1].shape[:2]))
 
 
 MATMUL = Row(matmul, matmul_macs)
@@ -258,7 +315,9 @@ ROWS = {
     "aten.convolution": CONVOLUTION,
     "aten._convolution": CONVOLUTION,
     "torchvision.deform_conv2d": Row(deformable, deformable_macs),
-    "aten.embedding": Row(embedding),
+    **{f"aten.{name}": Row(embedding) for name in ("embedding", "_embedding_bag", "_embedding_bag_forward_only")},
+    "aten._trilinear": Row(bilinear, bilinear_macs),
+    "aten.conv_tbc": Row(channels_last_convolution, channels_last_macs),
     "aten.mm": MATMUL,
     "aten.bmm": MATMUL,
     "aten.addmm": MATMUL,

@@ -8,10 +8,11 @@ such labels are frozen, unless the caller allows the approximation.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from torchslim.rules.labels import LabelSpace
+from torchslim.rules.labels import LabelSpace, unnamed
 from torchslim.rules.row import Row
 from torchslim.rules.tracks import Labels, along_dim, squeeze_equal
 from torchslim.tracing.graph import Op, Value
@@ -120,6 +121,26 @@ def _reduced(space: LabelSpace, track: Labels, dims: Sequence[int], op: Op) -> L
     return first
 
 
+def distances(space: LabelSpace, op: Op) -> None:
+    """aten._cdist_forward(x, y, ...), (..., P, M) and (..., R, M) -> (..., P, R): the last dimension is summed over."""
+    rows = []
+    # The second value stands in for one that may be the first.
+    for value, stand_in, dim in ((op.inputs[0], unnamed(op.inputs[0]), -2), (op.inputs[1], unnamed(op.output), -1)):
+        tracks = [_reduced(space, track, [track.ndim - 1], op) for track in space.tracks(value)]
+        shape = (*value.shape[:-2], *((value.shape[-2], 1) if dim == -2 else (1, value.shape[-2])))
+        rows.append(replace(stand_in, shape=shape))
+        space.set(rows[-1], [track.swapaxes(-2, dim) for track in tracks if track is not None])
+    space.set(op.output, space.broadcast_union(rows, op))
+
+
+def pair_distances(space: LabelSpace, op: Op) -> None:
+    """aten._pdist_forward(x, p), (N, M) -> one number for each pair of rows."""
+    for track in space.tracks(op.inputs[0]):
+        rows = _reduced(space, track, [1], op)
+        if rows is not None:
+            space.freeze(rows, f"compared as a whole in {op.where}")
+
+
 def softmax(space: LabelSpace, op: Op) -> None:
     """Softmax and its kin over one dimension: what is normalised together is one, or mixed if that is all."""
     x, dim = op.args[:2]
@@ -164,6 +185,8 @@ ROWS = {
     **{f"aten.{name}": Row(freeze_compared) for name in (
         "_unique2", "bincount", "nonzero", "histc")},
     **{f"aten.{name}": Row(multiplied_out) for name in ("mv", "dot", "vdot")},
+    **{f"aten.{name}": Row(distances) for name in ("_cdist_forward", "_euclidean_dist")},
+    "aten._pdist_forward": Row(pair_distances),
     "aten._weight_norm_interface": Row(weight_norm),
     **{name: Row(read_outside) for name in READ_OUTSIDE},
     "torchvision.nms": Row(freeze_compared),

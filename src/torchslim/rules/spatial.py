@@ -40,7 +40,7 @@ def _unchanged_over(space: LabelSpace, x: Value, ndim: int, op: Op,
         if all(track.shape[dim] == 1 for dim in last):
             kept.append(track)
         elif all(size == 1 for dim, size in enumerate(track.shape) if dim not in last):
-            space.freeze(track, f"resized over in {op.where}")
+            kept += _centres(space, track, ndim, op)
         else:  # labels change over space and channels: those of one channel become one
             first = track
             for dim in last:
@@ -48,6 +48,35 @@ def _unchanged_over(space: LabelSpace, x: Value, ndim: int, op: Op,
             space.union(track, first)
             kept.append(first)
     return kept
+
+
+def _centres(space: LabelSpace, track: Labels, ndim: int, op: Op) -> list[Labels]:
+    """Of labels that are pooled over, as in local response norms, the one in the middle of each window.
+
+    They stay, unless the caller allows that what is left has other neighbours.
+    """
+    varied = [dim for dim, size in enumerate(track.shape) if size > 1]
+    first, count = _windows(op, ndim, varied[0] - track.ndim) if len(varied) == 1 else (-1, 0)
+    if first < 0 or first + count > track.size:
+        space.freeze(track, f"resized over in {op.where}")
+        return []
+    before, middle, after = np.split(track, [first, first + count], axis=varied[0])
+    for end in (before, after):
+        space.freeze(end, f"resized over in {op.where}")
+    return [middle] if space.mix(middle, op) else []
+
+
+def _windows(op: Op, ndim: int, dim: int) -> tuple[int, int]:
+    """Of a pool with a stride and a dilation of 1 the index in the middle of the first window, and how many there are."""
+    if op.name not in ("aten.avg_pool2d", "aten.avg_pool3d", "aten.max_pool2d_with_indices",
+                       "aten.max_pool3d_with_indices"):
+        return -1, 0
+    kernel, stride, padding, dilation = ([*numbers] * ndim for numbers in (
+        op.args[1], op.argument(2, "stride") or op.args[1], op.argument(3, "padding") or [0],
+        (op.argument(4, "dilation") or [1]) if "max" in op.name else [1]))
+    dim += ndim
+    return (kernel[dim] // 2 - padding[dim] if stride[dim] == dilation[dim] == 1 else -1,
+            op.output.shape[dim - ndim])
 
 
 def pad(space: LabelSpace, op: Op) -> None:
@@ -160,7 +189,7 @@ _BY_NDIM: dict[int, tuple[str, ...]] = {
         "fractional_max_pool2d"),
     3: ("avg_pool3d", "max_pool3d_with_indices", "_adaptive_avg_pool3d", "adaptive_max_pool3d",
         "upsample_nearest3d", "upsample_trilinear3d", "_upsample_nearest_exact3d", "reflection_pad3d",
-        "replication_pad3d"),
+        "replication_pad3d", "fractional_max_pool3d"),
 }
 _OTHERS: dict[str, Callable[[LabelSpace, Op], None]] = {
     "aten.constant_pad_nd": pad,

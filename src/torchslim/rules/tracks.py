@@ -19,15 +19,16 @@ def along_dim(labels: Labels, dim: int, ndim: int) -> Labels:
 
 
 def widest_dim(track: Labels) -> int:
-    """The dimension along which a track's rows lie: that of the most labels, the last of equal ones.
+    """The dimension along which a track's rows lie: that of the most labels.
 
-    Where labels are repeated along a dimension (heads, for each picture of a batch), each counts once.
+    Where labels are repeated along a dimension (heads, for each picture of a batch), each counts once. Of two dimensions
+    with equally many it is that whose labels were made beside each other, however the tensor was transposed since.
     """
     varied = [dim for dim in range(track.ndim) if track.shape[dim] > 1]
     if len(varied) < 2:
         return varied[0] if varied else track.ndim - 1
     lines = {dim: track[tuple(slice(None) if other == dim else 0 for other in range(track.ndim))] for dim in varied}
-    return max(varied, key=lambda dim: (len(np.unique(lines[dim])), dim))
+    return max(varied, key=lambda dim: (len(np.unique(lines[dim])), -abs(int(lines[dim][1] - lines[dim][0])), dim))
 
 
 def spread(track: Labels, shape: Sequence[int], dims: Iterable[int]) -> Labels:

@@ -77,7 +77,12 @@ def _linear(layer: nn.Linear, shape: Shape) -> Attributes:
     return {"out_features": out_features, "in_features": in_features}
 
 
-def _embedding(layer: nn.Embedding, shape: Shape) -> Attributes:
+def _bilinear(layer: nn.Bilinear, shape: Shape) -> Attributes:
+    out_features, *read = shape(weight_of(layer))
+    return {"out_features": out_features, "in1_features": read[0], "in2_features": read[1]}
+
+
+def _embedding(layer: nn.Embedding | nn.EmbeddingBag, shape: Shape) -> Attributes:
     return {"embedding_dim": shape(weight_of(layer))[1]}
 
 
@@ -112,7 +117,9 @@ def _recurrent_cell(layer: nn.RNNCellBase, shape: Shape) -> Attributes:
 _LAYERS: tuple[tuple[type[nn.Module], Callable[[Any, Shape], Attributes]], ...] = (
     (_ConvNd, _convolution),
     (nn.Linear, _linear),
+    (nn.Bilinear, _bilinear),
     (nn.Embedding, _embedding),
+    (nn.EmbeddingBag, _embedding),
     (_NormBase, _norm),
     (nn.LayerNorm, _layer_norm),
     (nn.RMSNorm, _layer_norm),
