@@ -140,6 +140,11 @@ FREE: dict[str, Function] = {
     "scatter_reduce": lambda x: x.scatter_reduce(2, torch.zeros_like(x, dtype=torch.long), x, "amax"),
     "index_add": lambda x: x.index_add(2, PLACES, x[:, :, 2:]), "index_copy": lambda x: x.index_copy(
         2, PLACES, x[:, :, 2:]), "index_reduce": lambda x: x.index_reduce(2, PLACES, x[:, :, 2:], "amax"),
+    "_cdist_forward": lambda x: torch.cdist(x, x[:, :, 1:].exp()),
+    "_euclidean_dist": lambda x: aten._euclidean_dist(x, x.exp()),
+    "linalg_inv_ex": torch.linalg.inv, "_linalg_det": torch.linalg.det, "_linalg_slogdet": torch.linalg.slogdet,
+    "linalg_qr": torch.linalg.qr, "_linalg_svd": torch.linalg.svd, "_linalg_eigh": lambda x: torch.linalg.eigh(x @ x.mT),
+    "linalg_cholesky_ex": lambda x: torch.linalg.cholesky(x @ x.mT + torch.eye(4, dtype=x.dtype)),
 }
 
 # Channels are compared, mixed, or picked by number: they stay.
@@ -156,7 +161,7 @@ FROZEN: dict[str, Function] = {
     "index_add": lambda x: x.index_add(1, PLACES, torch.ones(2, 2, 4, 4, dtype=x.dtype)),
     "index_copy": lambda x: x.index_copy(1, PLACES, torch.ones(2, 2, 4, 4, dtype=x.dtype)),
     "torchvision.nms": lambda x: torchvision.ops.nms(x.flatten(1)[:, :4], x.flatten(1)[:, 5], 0.5),
-    "nonzero": lambda x: x.nonzero(), "_unique2": lambda x: x.unique(),
+    "_pdist_forward": lambda x: functional.pdist(x.flatten(1)), "nonzero": lambda x: x.nonzero(), "_unique2": lambda x: x.unique(),
     "bincount": lambda x: (x > 0).long().flatten().bincount(),
 }
 
@@ -179,6 +184,8 @@ ROOMS: dict[str, Function] = {
     "reflection_pad3d": lambda x: functional.pad(x, (1,) * 6, "reflect"),
     "replication_pad3d": lambda x: functional.pad(x, (1,) * 6, "replicate"),
     "max_unpool3d": lambda x: functional.max_unpool3d(*functional.max_pool3d(x, 2, return_indices=True), 2),
+    "fractional_max_pool3d": lambda x: aten.fractional_max_pool3d(
+        x, (1, 2, 2), (1, 2, 2), torch.full((1, 4, 3), 0.5).to(x)),
     "grid_sampler_3d": lambda x: functional.grid_sample(x, torch.zeros(1, 2, 2, 2, 3, dtype=x.dtype),
                                                         align_corners=False),
 }
@@ -231,7 +238,7 @@ READING: dict[str, tuple[Function, str, int]] = {
     "bmm": (lambda w, x: x.flatten(2).mT.bmm(w.matrix.t().expand(2, 6, 5)), "matrix", 1),
     "_weight_norm_interface": (lambda w, x: functional.conv2d(x, torch._weight_norm(w.kernel, w.g, 0)), "kernel", 1),
 }
-TESTED_ELSEWHERE = {"embedding", "glu", "pixel_shuffle", "torchvision.deform_conv2d",
+TESTED_ELSEWHERE = {"_embedding_bag", "affine_grid_generator", "_embedding_bag_forward_only", "_trilinear", "conv_tbc", "embedding", "glu", "pixel_shuffle", "torchvision.deform_conv2d",
                     *(row.removeprefix("aten.") for row in rules.recurrent.ROWS)}
 OUTSIDE = {*READ_OUTSIDE, ASSIGNED}  # no operations of ATen; tests/constructs/test_undispatched.py has them
 
@@ -258,6 +265,7 @@ MIRRORED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "max_unpool2d": lambda x, y: functional.max_unpool2d(
         functional.max_pool2d(x, 2), functional.max_pool2d(y, 2, return_indices=True)[1], 2),
     "scatter_add": lambda x, y: x.scatter_add(2, torch.zeros_like(x, dtype=torch.long), y),
+    "_cdist_forward": torch.cdist,
     "scatter_reduce": lambda x, y: x.scatter_reduce(2, torch.zeros_like(x, dtype=torch.long), y, "amax"),
     "index_add": lambda x, y: x.index_add(2, PLACES, y[:, :, 2:]), "index_copy": lambda x, y: x.index_copy(
         2, PLACES, y[:, :, 2:]), "index_reduce": lambda x, y: x.index_reduce(2, PLACES, y[:, :, 2:], "amax"),
@@ -475,3 +483,15 @@ def test_coordinates_in_volumes_stay() -> None:
 
     moved = run("grid_sampler_3d", function, ROOM)
     assert "coordinates in `model` (aten.grid_sampler_3d)" in moved.reasons
+
+
+def test_coordinates_that_are_made_of_channels_keep_them() -> None:
+    """As in spatial transformers: the numbers of a transformation are no channels."""
+    def function(x: Tensor) -> Tensor:
+        theta = x.mean((2, 3)).view(2, 2, 3)
+        return functional.grid_sample(torch.ones_like(x), functional.affine_grid(theta, (2, 6, 4, 4), False),
+                                      align_corners=False)
+
+    moved = run("affine_grid_generator", function)
+    assert moved.frozen.all()
+    assert "coordinates in `model` (aten.affine_grid_generator)" in moved.reasons

@@ -241,6 +241,41 @@ def test_an_embedding_makes_its_columns_and_keeps_its_rows() -> None:
     assert rows.frozen == "picked by position in `words` (aten.embedding)"
 
 
+@pytest.mark.parametrize("mode", ["mean", "max"])
+def test_a_bag_of_embeddings_makes_its_columns(mode: str) -> None:
+    coupling = coupled(Calls(lambda s, x: s.fc(s.bag(x)), bag=nn.EmbeddingBag(7, 6, mode=mode), fc=nn.Linear(6, 2)),
+                       torch.randint(0, 7, (2, 5)))
+    assert classes(coupling, "bag.weight", 1) == classes(coupling, "fc.weight", 1)
+    assert [group.frozen.split(" (")[0] for group in coupling.groups if group.members[0].dim == 0] == [
+        "picked by position in `bag`", "the network's output"]
+
+
+def test_a_bilinear_layer_reads_along_two_dimensions() -> None:
+    model = Calls(lambda s, x: s.fc(s.both(s.a(x), s.b(x))), a=nn.Linear(3, 6), b=nn.Linear(3, 5),
+                  both=nn.Bilinear(6, 5, 4), fc=nn.Linear(4, 2))
+    x = torch.randn(7, 3)
+    coupling = coupled(model, x)
+    assert classes(coupling, "both.weight", 1) == classes(coupling, "a.weight", 0)
+    assert classes(coupling, "both.weight", 2) == classes(coupling, "b.weight", 0)
+    assert classes(coupling, "both.weight", 0) == classes(coupling, "both.bias", 0) == classes(coupling, "fc.weight", 1)
+    assert ts.profile(model, x).macs == 7 * (3 * 6 + 3 * 5 + 4 * 6 * 5 + 4 * 2)
+    slim, plan = ts.prune(model, x, macs=0.5)
+    assert (slim.both.in1_features, slim.both.in2_features, slim.both.out_features) == (
+        slim.a.out_features, slim.b.out_features, slim.fc.in_features)
+    assert plan.budgets[0].met == 7 * sum(layer.weight.numel() for layer in slim.children())
+
+
+def test_a_convolution_of_channels_last() -> None:
+    kernel = nn.Conv1d(6, 4, 3)  # holds the parameters
+    model = Calls(lambda s, x: s.fc(torch.conv_tbc(s.a(x), s.k.weight.permute(2, 1, 0).contiguous(), s.k.bias)),
+                  a=nn.Linear(3, 6), k=kernel, fc=nn.Linear(4, 2))
+    coupling = coupled(model, torch.randn(9, 2, 3))
+    assert classes(coupling, "k.weight", 1) == classes(coupling, "a.weight", 0)
+    assert classes(coupling, "k.weight", 0) == classes(coupling, "k.bias", 0) == classes(coupling, "fc.weight", 1)
+    assert ts.profile(model, torch.randn(9, 2, 3)).macs == 2 * (9 * 3 * 6 + 7 * 3 * 6 * 4 + 7 * 4 * 2)
+    assert ts.prune(model, torch.randn(9, 2, 3), macs=0.5)[1].budgets[0].is_met
+
+
 def test_bias_of_channels_that_stay() -> None:
     x = torch.randn(1, 3, 5, 5)
     coupling = coupled(Calls(lambda s, x: s.b(s.a(x)[:, :1].repeat(1, 4, 1, 1)), a=conv(3, 4), b=conv(4, 2)), x)

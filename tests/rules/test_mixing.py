@@ -127,3 +127,26 @@ def test_the_groups_of_an_approximate_group_norm_lose_equally_many() -> None:
     moved = Movement(lambda s, x: s.norm(x), SHAPE, allow_approximate=True, norm=nn.GroupNorm(2, 6))
     rows = [moved.of[rows.labels].tolist() for rows in moved.space.constraints]
     assert rows == [moved.classes.reshape(2, 3).tolist()]
+
+
+@pytest.mark.parametrize("function", [
+    lambda x: functional.local_response_norm(x, 3), lambda x: functional.local_response_norm(x, 4),
+    lambda x: functional.max_pool3d(x.unsqueeze(1), (3, 1, 1), 1, (1, 0, 0)).squeeze(1),
+    lambda x: functional.avg_pool2d(x.flatten(2), (3, 1), 1)])
+def test_channels_pooled_with_their_neighbours_stay_where_they_are(function: Callable[[Tensor], Tensor]) -> None:
+    assert Movement(lambda _, x: function(x), SHAPE).check().frozen.all()
+    allowed = Movement(lambda _, x: function(x), SHAPE, allow_approximate=True)
+    channels, made = allowed.classes.tolist(), allowed.outputs()[0].flatten(3)[0, 0, :, 0].tolist()
+    assert made == (channels if len(made) == 6 else channels[1:5])  # without padding those at the ends are no centres
+    assert not allowed.stay[made].any()
+
+
+@pytest.mark.parametrize("options", [{"stride": 2}, {"stride": 1, "dilation": 2}])
+def test_channels_pooled_into_fewer_stay(options: dict[str, int]) -> None:
+    def function(_: Any, x: Tensor) -> Tensor:
+        sizes = {name: (size, 1, 1) for name, size in options.items()}
+        return functional.max_pool3d(x.unsqueeze(1), (3, 1, 1), **sizes)
+
+    moved = Movement(function, SHAPE, allow_approximate=True)
+    assert moved.frozen.all()
+    assert "resized over in `model` (aten.max_pool3d_with_indices)" in moved.reasons

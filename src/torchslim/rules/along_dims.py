@@ -33,10 +33,9 @@ def separately(dims_of: Callable[[Op], Dims], doing: str = "worked on along") ->
             else:
                 tracks.append(track)
         for out in op.outputs:
-            if out is not None and len(out.shape) == ndim:
-                space.set(out, tracks)
-            elif out is not None and len(out.shape) == ndim - len(dims):
-                space.set(out, [np.squeeze(track, axis=tuple(dims)) for track in tracks])
+            if out is not None and len(out.shape) >= ndim - len(dims):
+                gone = sorted(dims)[len(dims) - ndim + len(out.shape):]
+                space.set(out, [np.squeeze(track, axis=tuple(gone)) for track in tracks])
 
     return Row(labels)
 
@@ -129,7 +128,9 @@ _BY_ARGUMENT = {
 
 ROWS = {
     **{f"aten.{name}": separately(_dim(*where)) for where, names in _BY_ARGUMENT.items() for name in names},
-    **{f"aten.{name}": separately(lambda _: (-2, -1)) for name in ("tril", "triu", "max_unpool2d")},
+    **{f"aten.{name}": separately(lambda _: (-2, -1)) for name in (
+        "tril", "triu", "max_unpool2d", "linalg_inv_ex", "linalg_cholesky_ex", "linalg_qr", "_linalg_det",
+        "_linalg_eigh", "_linalg_slogdet", "_linalg_svd")},
     "aten.max_unpool3d": separately(lambda _: (-3, -2, -1)),
     "aten.rot90": separately(lambda op: op.argument(2, "dims", (0, 1))),
     "aten.renorm": separately(_other_dims, "normalised over"),

@@ -115,6 +115,11 @@ def grid_sample(space: LabelSpace, op: Op) -> None:
     space.set(op.output, _unchanged_over(space, x, len(x.shape) - 2, op))
 
 
+def grid_made(space: LabelSpace, op: Op) -> None:
+    """aten.affine_grid_generator(theta, size, align_corners): coordinates, and no channels."""
+    space.freeze_value(op.args[0], f"coordinates in {op.where}")
+
+
 def region_pool(space: LabelSpace, op: Op) -> None:
     """torchvision.roi_align(x, boxes, ...) and its kin: (K, C, h, w) out of (N, C, H, W)."""
     x, boxes = op.args[:2]
@@ -193,6 +198,7 @@ _BY_NDIM: dict[int, tuple[str, ...]] = {
 }
 _OTHERS: dict[str, Callable[[LabelSpace, Op], None]] = {
     "aten.constant_pad_nd": pad,
+    "aten.affine_grid_generator": grid_made,
     "aten.grid_sampler_2d": grid_sample,
     "aten.grid_sampler_3d": grid_sample,
     "aten.pixel_shuffle": pixel_shuffle,
