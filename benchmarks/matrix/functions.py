@@ -33,7 +33,8 @@ LAYERS: dict[str, str | tuple[str, str]] = {
     **dict.fromkeys(_PLAIN.split(), "()"),
     **{f"{name}{dims}d": arguments for name, arguments in _BY_DIMS.items() for dims in (1, 2, 3)},
     "Bilinear": ("(16, 16, 8)", _DECODER), "ChannelShuffle": "(4)", "CrossMapLRN2d": "(5)", "LocalResponseNorm": "(5)",
-    "CosineSimilarity": ("(3)", "x * m(x, x + 1).unsqueeze(3)"), "PairwiseDistance": ("()", "x * m(x, x + 1).unsqueeze(3)"),
+    "CosineSimilarity": ("(3)", "x * m(x, x + 1).unsqueeze(3)"),
+    "PairwiseDistance": ("()", "x * m(x, x + 1).unsqueeze(3)"),
     "Embedding": ("(9, 16)", "x * m(torch.tensor([1, 2]))[:, :, None, None]"),
     "EmbeddingBag": ("(9, 16)", "x * m(torch.tensor([[1, 2], [3, 4]]))[:, :, None, None]"),
     "Flatten": ("(2)", "m(x).unsqueeze(3)"), "Unflatten": ("(1, (4, 4))", "m(x).flatten(1, 2)"),
@@ -58,8 +59,8 @@ LAYERS: dict[str, str | tuple[str, str]] = {
     "UpsamplingNearest2d": "(scale_factor=2)",
 }
 
-_OF_X = """celu celu_ elu elu_ gelu hardshrink hardsigmoid hardswish hardtanh hardtanh_ leaky_relu leaky_relu_ logsigmoid
-    mish relu relu6 relu_ rrelu rrelu_ selu selu_ sigmoid silu softplus softshrink softsign tanh tanhshrink
+_OF_X = """celu celu_ elu elu_ gelu hardshrink hardsigmoid hardswish hardtanh hardtanh_ leaky_relu leaky_relu_
+    logsigmoid mish relu relu6 relu_ rrelu rrelu_ selu selu_ sigmoid silu softplus softshrink softsign tanh tanhshrink
     normalize instance_norm"""
 _POOLS = {"adaptive_avg_pool": "4", "adaptive_max_pool": "4", "avg_pool": "2", "max_pool": "2", "lp_pool": "2, 2"}
 
@@ -80,7 +81,7 @@ FUNCTIONS: dict[str, str] = {
     **{name: f"F.{name}(x, 0.1, 0.0)" for name in ("threshold", "threshold_")},
     **{f"conv{dims}d": f"F.conv{dims}d(x, p(8, 16{', 3' * dims}))" for dims in (1, 2, 3)},
     **{f"conv_transpose{dims}d": f"F.conv_transpose{dims}d(x, p(16, 8{', 3' * dims}))" for dims in (1, 2, 3)},
-    "conv_tbc": "F.conv_tbc(x.flatten(2).permute(2, 0, 1).contiguous(), p(3, 16, 8), p(8)).permute(1, 2, 0).unsqueeze(3)",
+    "conv_tbc": "F.conv_tbc(x.mean(3).permute(2, 0, 1).contiguous(), p(3, 16, 8), p(8)).permute(1, 2, 0).unsqueeze(3)",
     "linear": "maps(F.linear(tokens(x), p(8, 16)))", "bilinear": "maps(F.bilinear(tokens(x), tokens(x), p(8, 16, 16)))",
     "prelu": "F.prelu(x, p(16))", "glu": "F.glu(x, 1)", "one_hot": "x * F.one_hot(x.argmax(3), 12)",
     "batch_norm": "F.batch_norm(x, None, None, p(16), p(16), training=True)", "group_norm": "F.group_norm(x, 4)",
@@ -113,19 +114,22 @@ FOURIER: dict[str, str] = {
 }
 
 UTILITIES: dict[str, str] = {
-    **dict.fromkeys(("weight_norm", "spectral_norm", "parametrizations.weight_norm", "parametrizations.spectral_norm", "parametrizations.orthogonal"), "(nn.Conv2d(16, 8, 3))"),
+    **dict.fromkeys(("weight_norm", "spectral_norm", *(f"parametrizations.{name}" for name in (
+        "weight_norm", "spectral_norm", "orthogonal"))), "(nn.Conv2d(16, 8, 3))"),
     "prune.l1_unstructured": "(nn.Conv2d(16, 8, 3), 'weight', 0.3)",
 }
 
 _ALONG_SPACE = "amax amin argmax argmin logsumexp mean nanmean nansum norm std sum var"
 METHODS: tuple[str, ...] = (
     *(f"x + x.{name}(dim=3, keepdim=True)" for name in _ALONG_SPACE.split()),
-    "x * x.prod(3, keepdim=True)", "x + x.count_nonzero(3).unsqueeze(3)", "x * x.mean()", "x * x.mean(1, keepdim=True)", "x * x.amax(1, keepdim=True)",
+    "x * x.prod(3, keepdim=True)", "x + x.count_nonzero(3).unsqueeze(3)", "x * x.mean()",
+    "x * x.mean(1, keepdim=True)", "x * x.amax(1, keepdim=True)",
     "x * x.norm(dim=1, keepdim=True)", "x * x.argmax(1, keepdim=True)",
     "x + x.argsort(3)", *(f"x.{name}(dim=3)" for name in ("cumprod", "cumsum", "diff", "logcumsumexp")),
     *(f"x.{name}(3)[0]" for name in ("cummax", "cummin", "sort")),
     *(f"x + x.{name}(3, keepdim=True)[0]" for name in ("median", "mode", "nanmedian", "max", "min")),
-    "x.cumsum(1)", "x.sort(1)[0]", "x.cummax(1)[0]", "x.topk(4, 3)[0]", "x.topk(8, 1)[0]", "x.kthvalue(2, 3, True)[0] + x",
+    "x.cumsum(1)", "x.sort(1)[0]", "x.cummax(1)[0]", "x.topk(4, 3)[0]", "x.topk(8, 1)[0]",
+    "x.kthvalue(2, 3, True)[0] + x",
     "x + x.quantile(0.5, 3, keepdim=True)", "x - x.aminmax(dim=3, keepdim=True)[0]", "x * x.histc(4).sum()",
     "x - torch.std_mean(x, 3, keepdim=True)[1]", "torch.trapezoid(x, dim=3).unsqueeze(3)",
     "x.clamp(0, 1)", "x.where(x > 0, -x)", "torch.lerp(x, x.tanh(), 0.3)", "torch.atan2(x, x + 1)", "x.nan_to_num()",
@@ -136,20 +140,27 @@ METHODS: tuple[str, ...] = (
     "x.diagonal(dim1=2, dim2=3).unsqueeze(3)", "x.mT", "x.swapaxes(2, 3)", "x.movedim(1, 3).relu().movedim(3, 1)",
     "x.unflatten(1, (4, -1)).flatten(1, 2)", "x.unflatten(1, (4, 4)).flatten(1, 2)", "x.unfold(2, 3, 3).mean(4)",
     "x.repeat(1, 2, 1, 1)", "x.tile(1, 1, 1, 2)", "x.repeat_interleave(2, 3)", "x.repeat_interleave(2, 1)",
-    "torch.cat(x.chunk(2, 1)[::-1], 1)", "torch.cat(x.tensor_split(2, 1), 1)", "torch.cat([x[:, :4], x[:, 4:].relu()], 1)",
-    "torch.stack([x, x.relu()], 1).flatten(1, 2)", "torch.hstack([x, x])", "x[:, ::2]", "x[:, :, 2:]", "x[:, [3, 1, 2]]",
+    "torch.cat(x.chunk(2, 1)[::-1], 1)", "torch.cat(x.tensor_split(2, 1), 1)",
+    "torch.cat([x[:, :4], x[:, 4:].relu()], 1)",
+    "torch.stack([x, x.relu()], 1).flatten(1, 2)", "torch.hstack([x, x])", "x[:, ::2]", "x[:, :, 2:]",
+    "x[:, [3, 1, 2]]",
     "x.index_select(3, torch.tensor([1, 2]))", "x.gather(3, x.argsort(3))", "x.gather(1, x.argsort(1))",
     "x + x.take_along_dim(x.argmax(3, keepdim=True), 3)", "x.index_add(3, torch.tensor([0]), x[..., :1])",
     "x.index_fill(3, torch.tensor([1]), 0.0)", "x.scatter_add(3, torch.zeros_like(x, dtype=torch.long), x)",
-    "x @ x.mT", "x @ p(12, 12)", "torch.cdist(x, x)", "torch.cdist(tokens(x), tokens(x)).mean(1).unflatten(1, (1, 12, 12)) * x",
+    "x @ x.mT", "x @ p(12, 12)", "torch.cdist(x, x)",
+    "torch.cdist(tokens(x), tokens(x)).mean(1).unflatten(1, (1, 12, 12)) * x",
     "torch.einsum('nchw,nchv->ncwv', x, x)", "torch.einsum('nchw,dc->ndhw', x, p(8, 16))",
-    "torch.einsum('nchh->nc', x)[..., None, None] * x", "torch.einsum('nchw,ndhw->ncd', x, x).mean((1, 2))[:, None, None, None] * x",
+    "torch.einsum('nchh->nc', x)[..., None, None] * x",
+    "torch.einsum('nchw,ndhw->ncd', x, x).mean((1, 2))[:, None, None, None] * x",
     "torch.kron(x, torch.ones(1, 1, 2, 2))", "torch.linalg.cross(x[..., :3], x[..., 3:6], dim=3)",
     "x * torch.linalg.vector_norm(x, dim=(2, 3), keepdim=True)", "x * torch.linalg.matrix_norm(x)[..., None, None]",
     "torch.linalg.inv(x @ x.mT + torch.eye(12))", "x * torch.linalg.svdvals(x)[..., None]",
-    "x.renorm(2, 1, 1.0)", "x.renorm(2, 0, 1.0)", "torch.view_as_real(torch.view_as_complex(x.unflatten(3, (6, 2)).contiguous())).flatten(3)",
-    "torch.polar(x.abs(), x).real", "torch.fft.fft(x, dim=1).abs()", "x + torch.randn_like(x)", "x * torch.rand(16, 1, 1)",
+    "x.renorm(2, 1, 1.0)", "x.renorm(2, 0, 1.0)",
+    "torch.view_as_real(torch.view_as_complex(x.unflatten(3, (6, 2)).contiguous())).flatten(3)",
+    "torch.polar(x.abs(), x).real", "torch.fft.fft(x, dim=1).abs()", "x + torch.randn_like(x)",
+    "x * torch.rand(16, 1, 1)",
 )
+
 
 _LOSS = "a loss: it compares outputs with targets"
 APART: dict[str, str] = {

@@ -72,3 +72,14 @@ def test_what_works_along_channels_keeps_them_by_name(function: Callable[[Tensor
     cut = Cut(between(function), X)
     assert cut.uncut("a.weight", "b.weight")
     assert any(left.name == "a" and "in `model` (aten." in left.reason for left in cut.plan.left_alone)
+
+
+@pytest.mark.parametrize("size", [3, 4])
+def test_a_local_response_norm_sees_the_channels_that_stay(size: int) -> None:
+    norm = nn.LocalResponseNorm(size, alpha=2.0)
+    cut = Cut(nn.Sequential(conv(3, 16), norm, conv(16, 5)), X, macs=0.5, allow_approximate=True, oracle=False)
+    kept = list(cut.kept("0.weight"))
+    read = cut.model[2]
+    with torch.no_grad():
+        expected = functional.conv2d(norm(cut.model[0](X)[:, kept]), read.weight[:, kept], read.bias, padding=1)
+        assert torch.allclose(cut.slim(X), expected, atol=1e-4)

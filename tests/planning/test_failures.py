@@ -64,6 +64,7 @@ def test_rows_try_other_widths_then_are_tied_then_stay() -> None:
         before, log = log, log.record(whole, Selection((wide,), (level,)), [0], FAILURE)
         assert before.infeasible_widths.keys() < log.infeasible_widths.keys()
     assert log.without_infeasible_widths(wide).widths.tolist() == [8, 3, 2]
+    assert (wide.failure, log.without_infeasible_widths(wide).failure) == ("", "remembers a width")
     assert log.ties == frozenset()
     log = log.record(whole, Selection((wide,), (5,)), [0], FAILURE)
     assert log.ties == {7}

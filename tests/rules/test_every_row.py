@@ -143,7 +143,8 @@ FREE: dict[str, Function] = {
     "_cdist_forward": lambda x: torch.cdist(x, x[:, :, 1:].exp()),
     "_euclidean_dist": lambda x: aten._euclidean_dist(x, x.exp()),
     "linalg_inv_ex": torch.linalg.inv, "_linalg_det": torch.linalg.det, "_linalg_slogdet": torch.linalg.slogdet,
-    "linalg_qr": torch.linalg.qr, "_linalg_svd": torch.linalg.svd, "_linalg_eigh": lambda x: torch.linalg.eigh(x @ x.mT),
+    "linalg_qr": torch.linalg.qr, "_linalg_svd": torch.linalg.svd,
+    "_linalg_eigh": lambda x: torch.linalg.eigh(x @ x.mT),
     "linalg_cholesky_ex": lambda x: torch.linalg.cholesky(x @ x.mT + torch.eye(4, dtype=x.dtype)),
 }
 
@@ -161,7 +162,8 @@ FROZEN: dict[str, Function] = {
     "index_add": lambda x: x.index_add(1, PLACES, torch.ones(2, 2, 4, 4, dtype=x.dtype)),
     "index_copy": lambda x: x.index_copy(1, PLACES, torch.ones(2, 2, 4, 4, dtype=x.dtype)),
     "torchvision.nms": lambda x: torchvision.ops.nms(x.flatten(1)[:, :4], x.flatten(1)[:, 5], 0.5),
-    "_pdist_forward": lambda x: functional.pdist(x.flatten(1)), "nonzero": lambda x: x.nonzero(), "_unique2": lambda x: x.unique(),
+    "_pdist_forward": lambda x: functional.pdist(x.flatten(1)),
+    "nonzero": lambda x: x.nonzero(), "_unique2": lambda x: x.unique(),
     "bincount": lambda x: (x > 0).long().flatten().bincount(),
 }
 
@@ -238,7 +240,8 @@ READING: dict[str, tuple[Function, str, int]] = {
     "bmm": (lambda w, x: x.flatten(2).mT.bmm(w.matrix.t().expand(2, 6, 5)), "matrix", 1),
     "_weight_norm_interface": (lambda w, x: functional.conv2d(x, torch._weight_norm(w.kernel, w.g, 0)), "kernel", 1),
 }
-TESTED_ELSEWHERE = {"_embedding_bag", "affine_grid_generator", "_embedding_bag_forward_only", "_trilinear", "conv_tbc", "embedding", "glu", "pixel_shuffle", "torchvision.deform_conv2d",
+TESTED_ELSEWHERE = {"_embedding_bag", "_embedding_bag_forward_only", "_trilinear", "affine_grid_generator", "conv_tbc",
+                    "embedding", "glu", "pixel_shuffle", "torchvision.deform_conv2d",
                     *(row.removeprefix("aten.") for row in rules.recurrent.ROWS)}
 OUTSIDE = {*READ_OUTSIDE, ASSIGNED}  # no operations of ATen; tests/constructs/test_undispatched.py has them
 

@@ -258,7 +258,7 @@ def embedding(space: LabelSpace, op: Op) -> None:
 
 
 def bilinear(space: LabelSpace, op: Op) -> None:
-    """aten._trilinear(x, weight, y, ...) as `F.bilinear` calls it: a weight (out, in, in) reads along two dimensions."""
+    """aten._trilinear(x, weight, y, ...) as `F.bilinear` calls it: a weight (out, in, in) reads along two dims."""
     x, weight, y = op.args[:3]
     if not _is_bilinear(op):
         for value in op.inputs:

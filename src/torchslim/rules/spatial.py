@@ -51,7 +51,7 @@ def _unchanged_over(space: LabelSpace, x: Value, ndim: int, op: Op,
 
 
 def _centres(space: LabelSpace, track: Labels, ndim: int, op: Op) -> list[Labels]:
-    """Of labels that are pooled over, as in local response norms, the one in the middle of each window.
+    """Of labels that are pooled over, as in local response norms: the one in the middle of each window.
 
     They stay, unless the caller allows that what is left has other neighbours.
     """
@@ -67,7 +67,7 @@ def _centres(space: LabelSpace, track: Labels, ndim: int, op: Op) -> list[Labels
 
 
 def _windows(op: Op, ndim: int, dim: int) -> tuple[int, int]:
-    """Of a pool with a stride and a dilation of 1 the index in the middle of the first window, and how many there are."""
+    """Of a pool with a stride and a dilation of 1: the index in the middle of the first window, and their number."""
     if op.name not in ("aten.avg_pool2d", "aten.avg_pool3d", "aten.max_pool2d_with_indices",
                        "aten.max_pool3d_with_indices"):
         return -1, 0

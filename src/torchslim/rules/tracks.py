@@ -21,8 +21,8 @@ def along_dim(labels: Labels, dim: int, ndim: int) -> Labels:
 def widest_dim(track: Labels) -> int:
     """The dimension along which a track's rows lie: that of the most labels.
 
-    Where labels are repeated along a dimension (heads, for each picture of a batch), each counts once. Of two dimensions
-    with equally many it is that whose labels were made beside each other, however the tensor was transposed since.
+    Where labels are repeated along a dimension (heads, for each picture of a batch), each counts once. Of two
+    dimensions with equally many it is that whose labels were made beside each other, transposed or not.
     """
     varied = [dim for dim in range(track.ndim) if track.shape[dim] > 1]
     if len(varied) < 2:
