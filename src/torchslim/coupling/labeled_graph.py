@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +36,11 @@ class LabeledGraph:
                 count = by_index.sum(1).max() if dim == widest else (by_index > 0).any(0).sum()
                 shape[dim] = min(shape[dim], round(float(count)))
         return tuple(shape)
+
+    def classes_of(self, values: Iterable[Value | None]) -> frozenset[int]:
+        """The classes of the elements of some values."""
+        tracks = [track.ravel() for value in values if value is not None for track in self.tracks.get(value.id, ())]
+        return frozenset(np.unique(np.concatenate(tracks)).tolist() if tracks else ())
 
     def norm_groups(self, op: Op, shares: NDArray[np.float64]) -> int:
         """The number of groups of a group norm after a cut: whole groups go, or channels of each."""

@@ -17,9 +17,10 @@ from torch import nn
 
 from torchslim.costs.cost_models import Shares
 from torchslim.coupling.coupling import Coupling, couple
-from torchslim.coupling.labeled_graph import GROUP_NORM, Index, LabeledGraph
+from torchslim.coupling.labeled_graph import GROUP_NORM, Index
 from torchslim.importance import Scores
 from torchslim.planning.channel_order import out_of_order
+from torchslim.planning.equal_widths import EqualWidths, equal_widths, values_of_numbers
 from torchslim.planning.selection import Selection
 from torchslim.planning.width_repair import Sizes, SlimRun, repair_widths
 from torchslim.proof.verification import TOLERANCE, differences
@@ -27,7 +28,7 @@ from torchslim.rules.labels import LabeledDim
 from torchslim.surgery.cutting import apply, resized
 from torchslim.surgery.plans import AttributeUpdate, Plan
 from torchslim.surgery.width_attributes import outdated_attributes
-from torchslim.tracing.graph import Graph, Op
+from torchslim.tracing.graph import Graph
 from torchslim.tracing.width_reads import has_parametrizations
 from torchslim.utils.inputs import Inputs
 from torchslim.utils.modules import tensors_of
@@ -66,6 +67,7 @@ class Failure:
         classes: the channels that meet there, or are to blame where it is no single operation.
         read_as_numbers: channels whose number the operation was given as a size, so that their width shows there.
         progress: how far the run came, where it did not come to its end (`width_repair.SlimRun`).
+        equal_widths: what the operation was to make as wide as something else, for each that it may have been.
     """
 
     reason: str
@@ -73,6 +75,7 @@ class Failure:
     classes: frozenset[int]
     read_as_numbers: frozenset[int] = frozenset()
     progress: tuple[int, int] | None = None
+    equal_widths: tuple[EqualWidths, ...] = ()
 
     @property
     def key(self) -> str:
@@ -219,11 +222,11 @@ def _trace_and_match(model: nn.Module, inputs: Inputs, coupling: Coupling, selec
     shares = selection.shares(coupling.num_classes)
     run, attribute_updates, repairs = _run_at_selection(model, inputs, coupling, selection)
     if run.op is not None and run.labeled is not None:
-        values = (*run.op.inputs, *(value for value in run.op.outputs if value is not None))
-        tracks = [track for value in values for track in run.labeled.tracks.get(value.id, ())]
-        classes = frozenset(label for track in tracks for label in track.ravel().tolist())
-        return Failure(run.reason, run.op.where, classes, _read_as_numbers(run, run.labeled, run.op, shares),
-                       run.progress)
+        classes = run.labeled.classes_of((*run.op.inputs, *run.op.outputs))
+        values = [run.labeled.graph.ops[op].outputs[output] for op, output, *_ in values_of_numbers(
+            run, run.labeled, run.op, shares)]
+        return Failure(run.reason, run.op.where, classes, run.labeled.classes_of(values), run.progress,
+                       equal_widths(run, coupling, run.op, shares))
     slim = couple(run.graphs, replace(coupling.options, grouped_weights=coupling.grouped_weights,
                                       whole_heads=frozenset(coupling.whole_heads), head_widths=coupling.head_widths))
     mismatched = _mismatched_classes(coupling, slim, shares)
@@ -249,17 +252,6 @@ def _trace_and_match(model: nn.Module, inputs: Inputs, coupling: Coupling, selec
             return Failure(f"{names} is a width, and something else: at its new value `{worst.where}` changes", "",
                            frozenset(np.flatnonzero(shares < 1).tolist()))
     return cut
-
-
-def _read_as_numbers(run: SlimRun, labeled: LabeledGraph, failed: Op, shares: Shares) -> frozenset[int]:
-    """Classes of the values whose size, before and after the cut, is among the numbers that an operation was given."""
-    classes: set[int] = set()
-    values = {value.id: value for op in labeled.graph.ops[:failed.index] for value in op.outputs if value is not None}
-    for key, value in values.items() if run.numbers else ():
-        if key in labeled.tracks and not run.numbers.isdisjoint(
-                zip(value.shape, labeled.shape(value, shares), strict=True)):
-            classes.update(label for track in labeled.tracks[key] for label in np.unique(track).tolist())
-    return frozenset(classes)
 
 
 def _mismatched_classes(coupling: Coupling, slim: Coupling, shares: Shares) -> frozenset[int]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 import numpy as np
 
 from torchslim.coupling.coupling import Coupling
 from torchslim.planning.channel_matching import Failure
+from torchslim.planning.equal_widths import LEARNT, EqualWidths, in_sister_modules
 from torchslim.planning.selection import Selection
 from torchslim.planning.units import PrunableUnit
 
@@ -30,6 +32,7 @@ class FailureLog:
         infeasible_widths: pairs of a unit, by its first class, and a width; why the network did not run.
         ties: rows, by their index, that are tied channel by channel.
         head_widths: products of activations, by their number, that lose widths of heads, since whole heads can't go.
+        equal_widths: dimensions that lose equally many, since the network's code gives them one width.
         stays: channels that stay: tensor, dimension, index along it, reason.
         culprits: by the operation that failed, or the reason, the units to blame, by their first classes.
     """
@@ -37,6 +40,7 @@ class FailureLog:
     infeasible_widths: Mapping[tuple[int, int], str] = field(default_factory=dict)
     ties: frozenset[tuple[int, int]] = frozenset()
     head_widths: frozenset[int] = frozenset()
+    equal_widths: frozenset[EqualWidths] = frozenset()
     stays: tuple[tuple[str, int, int, str], ...] = ()
     culprits: Mapping[str, frozenset[int]] = field(default_factory=dict)
 
@@ -60,16 +64,29 @@ class FailureLog:
         """The log with a failure of some of the selection's units, by their indices, added."""
         blamed = frozenset(_first_class(selection.units[index]) for index in failing)
         log = replace(self, culprits={**self.culprits, failure.key: blamed})
+        equal = log._with_equal_widths(coupling, [selection.units[index] for index in failing], failure)
         kinds = {_kind(coupling, selection.units[index]) for index in failing}
         for index, (unit, level) in enumerate(zip(selection.units, selection.levels, strict=True)):
-            if index in failing or (level and _kind(coupling, unit) in kinds):
+            if equal is None and (index in failing or (level and _kind(coupling, unit) in kinds)):
                 log = log._without(coupling, unit, level, failure)
-        # With new ties classes are numbered anew, so what goes by their numbers is dropped.
+        log = equal or log
+        # With new ties classes are numbered anew, and other units are made: what goes by their numbers is dropped.
         return log if log.couples_like(self) else replace(log, infeasible_widths={}, culprits={})
 
     def couples_like(self, other: FailureLog) -> bool:
         """Whether the network's channels are coupled alike with both logs."""
-        return self.ties == other.ties and self.head_widths == other.head_widths
+        return (self.ties, self.head_widths, self.equal_widths) == (
+            other.ties, other.head_widths, other.equal_widths)
+
+    def _with_equal_widths(self, coupling: Coupling, failing: Sequence[PrunableUnit],
+                           failure: Failure) -> FailureLog | None:
+        """The log with what the failed operation makes as wide as units to blame; None where that is nothing new."""
+        pairs: set[EqualWidths] = set()
+        for unit in failing:
+            fitting = (one for one in failure.equal_widths if (rows := one.rows(coupling)) is not None
+                       and np.isin(rows[0], unit.classes).all() and not np.isin(rows[1], unit.classes).all())
+            pairs |= {sister for one in islice(fitting, 1) for sister in in_sister_modules(coupling, one)}
+        return replace(self, equal_widths=self.equal_widths | pairs) if pairs - self.equal_widths else None
 
     def _without(self, coupling: Coupling, unit: PrunableUnit, level: int, failure: Failure) -> FailureLog:
         """Exclude a width of a unit; after some widths tie its rows; after that keep its channels.
@@ -80,7 +97,8 @@ class FailureLog:
         heads = {number for number, members in coupling.whole_heads.items() if not classes.isdisjoint(members.tolist())}
         if heads - self.head_widths:
             return replace(self, head_widths=self.head_widths | heads)
-        rows = [rows for rows in coupling.constraints if rows.labels.flat[0] in classes] if unit.tied else []
+        rows = [rows for rows in coupling.constraints if rows.labels.flat[0] in classes
+                and rows.index[0] != LEARNT] if unit.tied else []
         if failure.classes.isdisjoint(classes) and not failure.read_as_numbers.isdisjoint(classes):
             rows = []  # other channels are shaped by this number: no other width fits them
         untied = {matrix.index for matrix in rows} - self.ties

@@ -154,6 +154,8 @@ def bisect_failing_units(problem: PlanningProblem, coupling: Coupling, selection
                    for classes in (failure.classes, failure.read_as_numbers))
     if len(meet) == 1 and not shape:
         return meet
+    if len(shape) == 1 and failure.equal_widths:
+        return sorted({*meet, *shape})  # what is wrong is known: a width that another tensor gave
     culprits = failing(sorted({*meet, *shape})) or failing(cut)
     if not culprits:
         raise PlanError("plan: the network does not run at its own widths a second time; "

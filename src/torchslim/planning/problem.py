@@ -14,6 +14,7 @@ from torchslim.importance import Evidence
 from torchslim.importance.gradients import Loss
 from torchslim.latency.target import LatencyTarget, latency_target
 from torchslim.planning.budgets import counted_limits
+from torchslim.planning.equal_widths import with_equal_widths
 from torchslim.planning.failures import FailureLog
 from torchslim.planning.options import PlanOptions
 from torchslim.tracing.runs import trace_modes
@@ -51,11 +52,10 @@ class PlanningProblem:
         return None if self.original is None else self.original.coupling
 
     def coupled(self, failures: FailureLog) -> Coupling:
-        """The coupling after failures: with rows tied channel by channel, and heads that lose widths."""
-        if not failures.ties and not failures.head_widths:
-            return self.coupling
-        return couple(self.coupling.graphs, replace(self.coupling.options, tied_constraints=failures.ties,
-                                                    head_widths=failures.head_widths))
+        """The coupling after failures: rows tied channel by channel, heads that lose widths, and equal widths."""
+        options = replace(self.coupling.options, tied_constraints=failures.ties, head_widths=failures.head_widths)
+        coupling = self.coupling if options == self.coupling.options else couple(self.coupling.graphs, options)
+        return with_equal_widths(coupling, failures.equal_widths)
 
     def counted_budgets(self, options: PlanOptions) -> dict[str, float]:
         """The budgets that are counted: as asked for, or as counts where they are shares of the original.
