@@ -223,8 +223,7 @@ def _trace_and_match(model: nn.Module, inputs: Inputs, coupling: Coupling, selec
     run, attribute_updates, repairs = _run_at_selection(model, inputs, coupling, selection)
     if run.op is not None and run.labeled is not None:
         classes = run.labeled.classes_of((*run.op.inputs, *run.op.outputs))
-        values = [run.labeled.graph.ops[op].outputs[output] for op, output, *_ in values_of_numbers(
-            run, run.labeled, run.op, shares)]
+        values = [op.inputs[position] for op, position, *_ in values_of_numbers(run, run.labeled, run.op, shares)]
         return Failure(run.reason, run.op.where, classes, run.labeled.classes_of(values), run.progress,
                        equal_widths(run, coupling, run.op, shares))
     slim = couple(run.graphs, replace(coupling.options, grouped_weights=coupling.grouped_weights,

@@ -16,7 +16,7 @@ from torchslim.coupling.coupling import Coupling
 from torchslim.coupling.labeled_graph import Index, LabeledGraph
 from torchslim.planning.width_repair import SlimRun
 from torchslim.rules.labels import EqualCountConstraint
-from torchslim.tracing.graph import Op, Value
+from torchslim.tracing.graph import Op, Value, is_within
 
 LEARNT = -1
 """The number, in its index, of the operation of a constraint that no operation declared."""
@@ -29,43 +29,45 @@ class EqualWidths:
     Attributes:
         graph: the number of the run.
         op, dim: the operation, and the dimension of its first result.
-        source, output, source_dim: the operation whose result has the width, which of its results, and the dimension.
+        reader, position, read_dim: an operation that reads the other tensor, its place among the inputs, the dimension.
     """
 
     graph: int
     op: int
     dim: int
-    source: int
-    output: int
-    source_dim: int
+    reader: int
+    position: int
+    read_dim: int
 
     def rows(self, coupling: Coupling) -> Index | None:
-        """The classes along both dimensions, the source's first; None where they can't lose equally many."""
+        """The classes along both dimensions, the tensor's first; None where they can't lose equally many."""
         labeled = coupling.labeled_graphs[self.graph]
         made = _along(labeled, labeled.graph.ops[self.op].output, self.dim)
-        source = _along(labeled, labeled.graph.ops[self.source].outputs[self.output], self.source_dim)
-        if made is None or source is None or len(made) != len(source) or np.isin(made, source).any():
+        read = _along(labeled, labeled.graph.ops[self.reader].inputs[self.position], self.read_dim)
+        if made is None or read is None or len(made) != len(read) or np.isin(made, read).any():
             return None
-        return np.stack([source, made])
+        return np.stack([read, made])
 
 
-def _along(labeled: LabeledGraph, value: Value | None, dim: int) -> Index | None:
+def _along(labeled: LabeledGraph, value: Value, dim: int) -> Index | None:
     """The classes along a dimension of a value, where it has no others."""
-    tracks = [] if value is None else [t for t in labeled.tracks.get(value.id, ()) if t.shape[dim] > 1]
+    tracks = [track for track in labeled.tracks.get(value.id, ()) if track.shape[dim] > 1]
     return tracks[0].ravel() if len(tracks) == 1 and tracks[0].size == tracks[0].shape[dim] else None
 
 
 def values_of_numbers(run: SlimRun, labeled: LabeledGraph, failed: Op, shares: Shares) -> Iterator[
-        tuple[int, int, int, tuple[int, int]]]:
-    """Results whose size, before and after the cut, is among the numbers that an operation was given, the latest first.
+        tuple[Op, int, int, tuple[int, int]]]:
+    """What was read before with a size that, before and after the cut, is among the numbers an operation was given.
 
-    Each as the operation that made it, which of its results it is, the dimension, and the two sizes.
+    Each as the operation that read it, its place among the inputs, the dimension, and the two sizes: first those that
+    the failing module read, the latest first.
     """
-    for op in reversed(labeled.graph.ops[:failed.index] if run.numbers else ()):
-        for output, value in enumerate(op.outputs):
-            if value is not None and value.id in labeled.tracks:
-                sizes = list(zip(value.shape, labeled.shape(value, shares), strict=True))
-                yield from ((op.index, output, dim, pair) for dim, pair in enumerate(sizes) if pair in run.numbers)
+    ops = labeled.graph.ops[:failed.index] if run.numbers else ()
+    for op in sorted(reversed(ops), key=lambda op: not is_within(op, failed.module)):
+        for position, value in enumerate(op.inputs):
+            if value.id in labeled.tracks:
+                sizes = enumerate(zip(value.shape, labeled.shape(value, shares), strict=True))
+                yield from ((op, position, dim, pair) for dim, pair in sizes if pair in run.numbers)
 
 
 def equal_widths(run: SlimRun, coupling: Coupling, failed: Op, shares: Shares) -> tuple[EqualWidths, ...]:
@@ -82,9 +84,11 @@ def equal_widths(run: SlimRun, coupling: Coupling, failed: Op, shares: Shares) -
     wrong = [(dim, sizes[0]) for dim, sizes in enumerate(zip(made.shape, labeled.shape(made, shares), strict=True))
              if any(before == sizes[0] and after != sizes[1] for before, after in run.numbers)]
     found: dict[bytes, EqualWidths] = {}
-    for source, output, source_dim, (before, _) in values_of_numbers(run, labeled, failed, shares):
+    for reader, position, read_dim, (before, _) in values_of_numbers(run, labeled, failed, shares):
+        if found and not is_within(reader, failed.module):
+            break  # what the module itself was given is more likely
         for dim in (dim for dim, size in wrong if size == before):
-            one = EqualWidths(len(run.graphs), failed.index, dim, source, output, source_dim)
+            one = EqualWidths(len(run.graphs), failed.index, dim, reader.index, position, read_dim)
             rows = one.rows(coupling)
             if rows is not None:
                 found.setdefault(rows.tobytes(), one)
@@ -92,21 +96,20 @@ def equal_widths(run: SlimRun, coupling: Coupling, failed: Op, shares: Shares) -
 
 
 def in_sister_modules(coupling: Coupling, one: EqualWidths) -> Iterator[EqualWidths]:
-    """The same pair of dimensions wherever the code that was running runs; the given one is the first."""
-    yield one
+    """The same pair of dimensions wherever the code that was running runs."""
     graph = coupling.graphs[one.graph]
-    failed, source = graph.ops[one.op], graph.ops[one.source]
-    for op in graph.ops[failed.index - source.index:]:
-        other = graph.ops[op.index - failed.index + source.index]
-        alike = op.index != failed.index and (op.name, other.name) == (failed.name, source.name) and (
-            graph.modules[op.module] == graph.modules[failed.module])
-        if alike and one.dim < len(op.output.shape) and one.output < len(other.outputs):
-            yield replace(one, op=op.index, source=other.index)
+    failed, reader = graph.ops[one.op], graph.ops[one.reader]
+    for op in graph.ops[failed.index - reader.index:]:
+        other = graph.ops[op.index - failed.index + reader.index]
+        alike = (op.name, graph.modules[op.module]) == (failed.name, graph.modules[failed.module]) and (
+            other.name, other.module.removeprefix(op.module)) == (reader.name, reader.module.removeprefix(failed.module))
+        if alike and len(op.output.shape) == len(failed.output.shape):
+            yield replace(one, op=op.index, reader=other.index)
 
 
 def with_equal_widths(coupling: Coupling, pairs: Iterable[EqualWidths]) -> Coupling:
     """A coupling in which these dimensions lose equally many channels, too."""
-    rows = [found for one in sorted(pairs, key=lambda one: (one.graph, one.op, one.source))
+    rows = [found for one in sorted(pairs, key=lambda one: (one.graph, one.op, one.reader))
             if (found := one.rows(coupling)) is not None]
     extra = [EqualCountConstraint(found, 2, (LEARNT, number)) for number, found in enumerate(rows)]
     return replace(coupling, constraints=(*coupling.constraints, *extra)) if extra else coupling

@@ -154,8 +154,9 @@ def bisect_failing_units(problem: PlanningProblem, coupling: Coupling, selection
                    for classes in (failure.classes, failure.read_as_numbers))
     if len(meet) == 1 and not shape:
         return meet
-    if len(shape) == 1 and failure.equal_widths:
-        return sorted({*meet, *shape})  # what is wrong is known: a width that another tensor gave
+    if len(failure.equal_widths) == 1:
+        given = failure.equal_widths[0].rows(coupling)
+        return [index for index in cut if given is not None and np.isin(given, selection.units[index].classes).any()]
     culprits = failing(sorted({*meet, *shape})) or failing(cut)
     if not culprits:
         raise PlanError("plan: the network does not run at its own widths a second time; "

@@ -27,7 +27,7 @@ from torchslim.planning.channel_matching import Cut
 from torchslim.rules.labels import LabeledDim
 from torchslim.surgery.cutting import resized
 from torchslim.surgery.plans import AttributeUpdate
-from torchslim.tracing.graph import Graph, Op, Value
+from torchslim.tracing.graph import Graph, Value, is_within
 from torchslim.tracing.runs import retrace
 from torchslim.tracing.width_reads import names_in_forward, user_modules
 from torchslim.utils.inputs import Inputs, map_tensors, tensors_in
@@ -96,7 +96,7 @@ class _Rememberer:
         if name in _OUTPUT_NAMES:
             values = _single_outputs(graph, path)
         elif name in _INPUT_NAMES:
-            first = next((op for op in graph.graph.ops if _within(op, path)), None)
+            first = next((op for op in graph.graph.ops if is_within(op, path)), None)
             values = [] if first is None else [value for value in first.inputs if not value.static]
         else:
             return set()
@@ -257,10 +257,6 @@ class _Rememberer:
 def _single_outputs(labeled: LabeledGraph, module: str) -> list[Value]:
     """What the calls of a module returned that return one tensor."""
     return [call[0] for call in labeled.graph.module_outputs.get(module, ()) if len(call) == 1]
-
-
-def _within(op: Op, path: str) -> bool:
-    return not path or op.module == path or op.module.startswith(f"{path}.")
 
 
 def _operations(graphs: Sequence[Graph], shapes: bool = True) -> list[Any]:

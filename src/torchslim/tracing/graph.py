@@ -127,3 +127,8 @@ class Graph:
     def tensors_read(self) -> set[str]:
         """Names of the parameters, buffers and attributes that some operation read."""
         return {value.name for op in self.ops for value in op.inputs if value.name}
+
+
+def is_within(op: Op, module: str) -> bool:
+    """Whether an operation ran in a module or in one of its parts."""
+    return not module or op.module == module or op.module.startswith(f"{module}.")
