@@ -12,6 +12,8 @@ from torch.nn import functional
 
 import torchslim as ts
 from helpers import counted_macs
+from torchslim.planning import width_repair
+from torchslim.tracing.runs import retrace
 
 X = torch.randn(2, 3, 8, 8)
 WIDTH = 32
@@ -89,11 +91,14 @@ def test_few_heads_lose_equally_many_widths(packed: bool) -> None:
         kept = torch.tensor(cut.kept(f"attention.into.{name}.weight")).view(-1, width)
         assert (kept // 16 == torch.arange(len(kept))[:, None]).all()  # of each head the same number
     assert cut.plan.budgets[0].met == counted_macs(cut.slim, X)
-    # What is gone is zero where it is made: products of it with anything are, too.
+    check_with_zeros_where_channels_are_made(cut)
+
+
+def check_with_zeros_where_channels_are_made(cut: Cut) -> None:
+    """What is gone is zero where it is made: products of it with anything are, too."""
     for name, dims in cut.plan.kept.items():
-        if 0 in dims and "into" in name:
-            gone = sorted(set(range(cut.before(name)[0])) - set(dims[0]))
-            cut.model.get_parameter(name).data[gone] = 0
+        gone = sorted(set(range(cut.before(name)[0])) - set(dims.get(0, range(cut.before(name)[0]))))
+        cut.model.get_parameter(name).data[gone] = 0
     torch.testing.assert_close(cut.slim.double()(X.double()), cut.model.double()(X.double()), rtol=0, atol=1e-12)
 
 
@@ -113,11 +118,11 @@ def test_a_scale_that_is_computed_from_the_width_keeps_it() -> None:
 class Area(nn.Module):
     """Queries and keys narrower than values, in one convolution; the values are as wide as the map."""
 
-    def __init__(self, heads: int = 2) -> None:
+    def __init__(self, out: int = 4, heads: int = 2) -> None:
         super().__init__()
         self.num_heads, self.head_dim, self.key_dim = heads, 16 // heads, 8 // heads
         self.scale = self.key_dim ** -0.5
-        self.qkv, self.proj = nn.Conv2d(16, 32, 1), nn.Conv2d(16, 4, 1)
+        self.qkv, self.proj = nn.Conv2d(16, 32, 1), nn.Conv2d(16, out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
@@ -132,6 +137,22 @@ def test_keys_go_where_values_are_as_wide_as_the_map() -> None:
     assert cut.attribute_updates["1.key_dim"][1] < 4
     assert cut.size("1.qkv.weight") == 16 + 4 * cut.attribute_updates["1.key_dim"][1]
     assert cut.uncut("0.weight")
+
+
+def test_values_lose_as_many_as_the_map_whose_width_they_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[int] = []
+    monkeypatch.setattr(width_repair, "retrace", lambda *args: runs.append(0) or retrace(*args))
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), Area(16), nn.ReLU(), Area())
+    cut = Cut(model, X, oracle=False, macs=0.5)
+    assert 0.45 < cut.plan.budgets[0].share <= 0.5
+    assert cut.plan.budgets[0].met == counted_macs(cut.slim, X)
+    for module, maker in (("1", "0"), ("3", "1.proj")):
+        width, keys = cut.size(f"{maker}.weight"), cut.attribute_updates.get(f"{module}.key_dim", (4, 4))[1]
+        assert width == cut.size(f"{module}.proj.weight", 1) == 2 * cut.attribute_updates[f"{module}.head_dim"][1] < 16
+        kept = torch.tensor(cut.kept(f"{module}.qkv.weight")).view(2, 2 * keys + width // 2)
+        assert (kept // 16 == torch.arange(2)[:, None]).all()
+    assert len(runs) < 16
+    check_with_zeros_where_channels_are_made(cut)
 
 
 class NonLocal(nn.Module):

@@ -39,7 +39,7 @@ def test_free_channels_stay_and_sister_modules_share_the_verdict() -> None:
 
 
 def test_sisters_that_are_blamed_together_are_recorded_once() -> None:
-    rows = tuple(EqualCountConstraint(np.arange(4 * n, 4 * n + 4).reshape(2, 2), 1, index=n) for n in range(2))
+    rows = tuple(EqualCountConstraint(np.arange(4 * n, 4 * n + 4).reshape(2, 2), 1, index=(n, 0)) for n in range(2))
     sisters = tuple(PrunableUnit("rows", np.arange(4 * n, 4 * n + 4), np.arange(8, 1, -1), np.ones(6), tied=True,
                                  min_width=2) for n in range(2))
     whole, log = coupling(*DIMS[:2], rows=rows), FailureLog()
@@ -48,7 +48,7 @@ def test_sisters_that_are_blamed_together_are_recorded_once() -> None:
         assert len(log.infeasible_widths) == 2 * level
     assert (log.ties, log.stays) == (frozenset(), ())
     log = log.record(whole, Selection(sisters, (5, 5)), [0, 1], FAILURE)
-    assert (log.ties, log.stays) == ({0, 1}, ())
+    assert (log.ties, log.stays) == ({(0, 0), (1, 0)}, ())
 
 
 def test_a_sister_that_is_not_cut_is_left_as_it_is() -> None:
@@ -57,7 +57,7 @@ def test_a_sister_that_is_not_cut_is_left_as_it_is() -> None:
 
 
 def test_rows_try_other_widths_then_are_tied_then_stay() -> None:
-    rows = (EqualCountConstraint(np.arange(4).reshape(2, 2), 1, index=7),)
+    rows = (EqualCountConstraint(np.arange(4).reshape(2, 2), 1, index=(7, 0)),)
     wide = PrunableUnit("rows", np.arange(4), np.arange(8, 1, -1), np.ones(6), tied=True, min_width=2)
     whole, log = coupling(DIMS[0], rows=rows), FailureLog()
     for level in range(1, MAX_WIDTHS_TRIED + 1):
@@ -67,7 +67,7 @@ def test_rows_try_other_widths_then_are_tied_then_stay() -> None:
     assert (wide.failure, log.without_infeasible_widths(wide).failure) == ("", "remembers a width")
     assert log.ties == frozenset()
     log = log.record(whole, Selection((wide,), (5,)), [0], FAILURE)
-    assert log.ties == {7}
+    assert log.ties == {(7, 0)}
     assert (log.infeasible_widths, log.culprits) == ({}, {})  # classes are numbered anew
     for level in range(1, MAX_WIDTHS_TRIED + 2):
         log = log.record(whole, Selection((wide,), (level,)), [0], FAILURE)
@@ -75,7 +75,7 @@ def test_rows_try_other_widths_then_are_tied_then_stay() -> None:
 
 
 def test_rows_whose_number_shapes_other_channels_stay_at_once() -> None:
-    rows = (EqualCountConstraint(np.arange(4).reshape(2, 2), 1, index=7),)
+    rows = (EqualCountConstraint(np.arange(4).reshape(2, 2), 1, index=(7, 0)),)
     wide = PrunableUnit("rows", np.arange(4), np.arange(8, 1, -1), np.ones(6), tied=True, min_width=2)
     whole = coupling(DIMS[0], rows=rows)
     shaped = Failure("remembers a width", "`view`", frozenset({9}), frozenset(range(4)))

@@ -8,7 +8,7 @@ remembers a width, it shows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,7 +22,7 @@ from torchslim.importance import Scores
 from torchslim.planning.channel_order import out_of_order
 from torchslim.planning.equal_widths import EqualWidths, equal_widths, values_of_numbers
 from torchslim.planning.selection import Selection
-from torchslim.planning.width_repair import Sizes, SlimRun, repair_widths
+from torchslim.planning.width_repair import Repair, Sizes, SlimRun, repair_widths
 from torchslim.proof.verification import TOLERANCE, differences
 from torchslim.rules.labels import LabeledDim
 from torchslim.surgery.cutting import apply, resized
@@ -68,6 +68,7 @@ class Failure:
         read_as_numbers: channels whose number the operation was given as a size, so that their width shows there.
         progress: how far the run came, where it did not come to its end (`width_repair.SlimRun`).
         equal_widths: what the operation was to make as wide as something else, for each that it may have been.
+        repairs: the remembered widths that were found before.
     """
 
     reason: str
@@ -76,6 +77,7 @@ class Failure:
     read_as_numbers: frozenset[int] = frozenset()
     progress: tuple[int, int] | None = None
     equal_widths: tuple[EqualWidths, ...] = ()
+    repairs: tuple[Repair, ...] = ()
 
     @property
     def key(self) -> str:
@@ -83,9 +85,12 @@ class Failure:
         return self.where or self.reason
 
 
-def resolve_cut(model: nn.Module, inputs: Inputs, coupling: Coupling, selection: Selection,
-                scores: Scores) -> Cut | Failure:
-    """What stays of the network where it is cut as selected, or why it can't be."""
+def resolve_cut(model: nn.Module, inputs: Inputs, coupling: Coupling, selection: Selection, scores: Scores,
+                known: Sequence[Repair] = ()) -> Cut | Failure:
+    """What stays of the network where it is cut as selected, or why it can't be.
+
+    `known` are remembered widths that runs at other widths have shown.
+    """
     shares = selection.shares(coupling.num_classes)
     for touch in {id(touch.labels): touch for touch in coupling.labeled_dims}.values():
         if len(touch.labels) >= 2 and round(float(shares[touch.labels].sum())) < 2:
@@ -93,7 +98,7 @@ def resolve_cut(model: nn.Module, inputs: Inputs, coupling: Coupling, selection:
             return Failure(f"`{touch.name}` would keep one channel of dimension {touch.dim}",
                            touch.name, frozenset(touch.labels.tolist()))
     return predict_cut(model, coupling, selection, scores) or _trace_and_match(
-        model, inputs, coupling, selection, scores)
+        model, inputs, coupling, selection, scores, known)
 
 
 def predict_cut(model: nn.Module, coupling: Coupling, selection: Selection, scores: Scores) -> Cut | None:
@@ -189,15 +194,14 @@ def _updates_by_shape(model: nn.Module, sizes: Sizes,
                 if (update.module, update.attribute) not in always]
 
 
-def runs_beyond(progress: tuple[int, int], model: nn.Module, inputs: Inputs, coupling: Coupling,
-                selection: Selection) -> bool:
-    """Whether the network, cut as selected, runs further than to an operation at which another selection failed."""
-    run, *_ = _run_at_selection(model, inputs, coupling, selection)
-    return run.progress > progress
+def runs_beyond(failure: Failure, model: nn.Module, inputs: Inputs, coupling: Coupling, selection: Selection) -> bool:
+    """Whether the network, cut as selected, runs further than to the operation at which another selection failed."""
+    run, *_ = _run_at_selection(model, inputs, coupling, selection, failure.repairs)
+    return failure.progress is not None and run.progress > failure.progress
 
 
-def _run_at_selection(model: nn.Module, inputs: Inputs, coupling: Coupling,
-                      selection: Selection) -> tuple[
+def _run_at_selection(model: nn.Module, inputs: Inputs, coupling: Coupling, selection: Selection,
+                      known: Sequence[Repair]) -> tuple[
         SlimRun, tuple[AttributeUpdate, ...], tuple[AttributeUpdate, ...]]:
     """A run at the selected widths, the updates of what remembers the old ones, and those that only the run showed."""
     shares = selection.shares(coupling.num_classes)
@@ -212,26 +216,26 @@ def _run_at_selection(model: nn.Module, inputs: Inputs, coupling: Coupling,
             if touch.groups > 1:
                 grouped[touch.name] = touch.groups, groups
     own = _attribute_updates(model, coupling, shares, sizes, grouped)
-    run, attribute_updates = repair_widths(model, inputs, coupling, shares, sizes, own)
+    run, attribute_updates = repair_widths(model, inputs, coupling, shares, sizes, own, known)
     return run, attribute_updates, attribute_updates[len(own):]
 
 
 def _trace_and_match(model: nn.Module, inputs: Inputs, coupling: Coupling, selection: Selection,
-                    scores: Scores) -> Cut | Failure:
+                     scores: Scores, known: Sequence[Repair]) -> Cut | Failure:
     """Run the network at the selected widths, updating what remembers the old ones, and match its channels."""
     shares = selection.shares(coupling.num_classes)
-    run, attribute_updates, repairs = _run_at_selection(model, inputs, coupling, selection)
+    run, attribute_updates, repairs = _run_at_selection(model, inputs, coupling, selection, known)
     if run.op is not None and run.labeled is not None:
         classes = run.labeled.classes_of((*run.op.inputs, *run.op.outputs))
         values = [op.inputs[position] for op, position, *_ in values_of_numbers(run, run.labeled, run.op, shares)]
         return Failure(run.reason, run.op.where, classes, run.labeled.classes_of(values), run.progress,
-                       equal_widths(run, coupling, run.op, shares))
+                       equal_widths(run, coupling, run.op, shares), run.repairs)
     slim = couple(run.graphs, replace(coupling.options, grouped_weights=coupling.grouped_weights,
                                       whole_heads=frozenset(coupling.whole_heads), head_widths=coupling.head_widths))
     mismatched = _mismatched_classes(coupling, slim, shares)
     if mismatched:
         return Failure("in the slim network its channels would reach other weights than in the original", "",
-                       mismatched)
+                       mismatched, repairs=run.repairs)
     chosen = _match_classes(coupling, slim, shares, scores)
     stays = coupling.signatures == 0
     stays[chosen[chosen >= 0]] = True
@@ -240,7 +244,7 @@ def _trace_and_match(model: nn.Module, inputs: Inputs, coupling: Coupling, selec
     if misplaced is not None:
         where, classes = misplaced
         return Failure(f"in the slim network its channels would come in another order{f' in {where}' if where else ''}",
-                       where, classes)
+                       where, classes, repairs=run.repairs)
     cut = Cut(stays, kept, groups_of, readers, attribute_updates, run.graphs)
     if repairs and any(graph.device != "meta" for graph in coupling.graphs):
         # On data no shape tells whether a width is calculated with, too: the numbers do.

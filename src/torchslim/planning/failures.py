@@ -13,6 +13,7 @@ from torchslim.planning.channel_matching import Failure
 from torchslim.planning.equal_widths import LEARNT, EqualWidths, in_sister_modules
 from torchslim.planning.selection import Selection
 from torchslim.planning.units import PrunableUnit
+from torchslim.planning.width_repair import Repair
 
 MAX_WIDTHS_TRIED = 4
 """How many widths of tied rows may turn out infeasible before the rows are tied channel by channel."""
@@ -35,6 +36,7 @@ class FailureLog:
         equal_widths: dimensions that lose equally many, since the network's code gives them one width.
         stays: channels that stay: tensor, dimension, index along it, reason.
         culprits: by the operation that failed, or the reason, the units to blame, by their first classes.
+        repairs: widths that the network's code remembers.
     """
 
     infeasible_widths: Mapping[tuple[int, int], str] = field(default_factory=dict)
@@ -43,6 +45,7 @@ class FailureLog:
     equal_widths: frozenset[EqualWidths] = frozenset()
     stays: tuple[tuple[str, int, int, str], ...] = ()
     culprits: Mapping[str, frozenset[int]] = field(default_factory=dict)
+    repairs: tuple[Repair, ...] = ()
 
     def known_culprits(self, selection: Selection, failure: Failure) -> list[int]:
         """Indices of the units that were to blame when the same failed before, if all are cut again."""
@@ -63,13 +66,14 @@ class FailureLog:
     def record(self, coupling: Coupling, selection: Selection, failing: Sequence[int], failure: Failure) -> FailureLog:
         """The log with a failure of some of the selection's units, by their indices, added."""
         blamed = frozenset(_first_class(selection.units[index]) for index in failing)
-        log = replace(self, culprits={**self.culprits, failure.key: blamed})
+        log = replace(self, culprits={**self.culprits, failure.key: blamed},
+                      repairs=tuple(dict.fromkeys((*self.repairs, *failure.repairs))))
         equal = log._with_equal_widths(coupling, [selection.units[index] for index in failing], failure)
         kinds = {_kind(coupling, selection.units[index]) for index in failing}
         for index, (unit, level) in enumerate(zip(selection.units, selection.levels, strict=True)):
             if equal is None and (index in failing or (level and _kind(coupling, unit) in kinds)):
                 log = log._without(coupling, unit, level, failure)
-        log = equal or log
+        log = log if equal is None else equal
         # With new ties classes are numbered anew, and other units are made: what goes by their numbers is dropped.
         return log if log.couples_like(self) else replace(log, infeasible_widths={}, culprits={})
 

@@ -102,7 +102,8 @@ def find_feasible_cut(problem: PlanningProblem, options: PlanOptions, budgets: M
         units, scores = prunable_units(coupling, options, protected, problem.evidence, problem.original_coupling)
         units = [failures.without_infeasible_widths(unit) for unit in units]
         selection = selected(coupling, units, limits, options, problem.original_coupling, predictor)
-        outcome = resolve_cut(problem.model, problem.inputs, coupling, selection, scores)
+        outcome = resolve_cut(problem.model, problem.inputs, coupling, selection, scores,
+                              failures.repairs)
         if isinstance(outcome, Cut):
             return FeasibleCut(outcome, selection, units, limits, protected, coupling, predictor), failures
         known = failures.known_culprits(selection, outcome)
@@ -127,8 +128,8 @@ def bisect_failing_units(problem: PlanningProblem, coupling: Coupling, selection
         levels = tuple(level if index in chosen else 0 for index, level in enumerate(selection.levels))
         part = Selection(selection.units, levels)
         if failure.progress is not None:
-            return runs_beyond(failure.progress, problem.model, problem.inputs, coupling, part)
-        return isinstance(resolve_cut(problem.model, problem.inputs, coupling, part, scores), Cut)
+            return runs_beyond(failure, problem.model, problem.inputs, coupling, part)
+        return isinstance(resolve_cut(problem.model, problem.inputs, coupling, part, scores, failure.repairs), Cut)
 
     def smallest_failing(others: list[int], indices: list[int]) -> list[int]:
         """Of some units that fail together with others, those without which they would not."""

@@ -9,7 +9,7 @@ one, and listed in the plan. Where no update helps, the operation at which the r
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -28,8 +28,16 @@ from torchslim.tracing.runs import retrace
 from torchslim.utils.inputs import Inputs
 
 Sizes = Mapping[str, Mapping[int, int]]
-Repair = tuple[AttributeUpdate, str]
-"""An update that helped, and the name of the operation that had failed."""
+
+
+@dataclass(frozen=True)
+class Repair:
+    """A width that code remembers: the operation that showed it, by its run and index, and the attribute that has it."""
+
+    graph: int
+    op: int
+    module: str
+    attribute: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +52,7 @@ class SlimRun:
         numbers: of the whole numbers that the operation was given, those that are others than in the original run:
             pairs of before and after.
         progress: how far the run came; more is better.
+        repairs: the remembered widths that were updated for it.
     """
 
     graphs: tuple[Graph, ...]
@@ -52,6 +61,7 @@ class SlimRun:
     reason: str
     numbers: frozenset[tuple[int, int]]
     progress: tuple[int, int]
+    repairs: tuple[Repair, ...] = ()
 
 
 def run_at_widths(model: nn.Module, inputs: Inputs, coupling: Coupling, shares: Shares, sizes: Sizes,
@@ -139,11 +149,22 @@ def _numbers(op: Op) -> list[str]:
 
 
 def repair_widths(model: nn.Module, inputs: Inputs, coupling: Coupling, shares: Shares, sizes: Sizes,
-           attribute_updates: Sequence[AttributeUpdate]) -> tuple[SlimRun, tuple[AttributeUpdate, ...]]:
-    """Update attributes until the run at slim widths goes as expected, or no update helps any further."""
-    current = list(attribute_updates)
-    repairs: list[Repair] = []
-    run = run_at_widths(model, inputs, coupling, shares, sizes, current)
+                  attribute_updates: Sequence[AttributeUpdate],
+                  known: Sequence[Repair] = ()) -> tuple[SlimRun, tuple[AttributeUpdate, ...]]:
+    """Update attributes until the run at slim widths goes as expected, or no update helps any further.
+
+    What is known from runs at other widths is updated before the first run, unless that does not get beyond it.
+    """
+    current, repairs = list(attribute_updates), list[Repair]()
+    taken = {(update.module, update.attribute) for update in current}
+    found = ((one, _repaired(model, coupling, one, shares)) for one in known if (one.module, one.attribute) not in taken)
+    again = [(one, update) for one, update in found if update is not None]
+    run = run_at_widths(model, inputs, coupling, shares, sizes, [*current, *(update for _, update in again)])
+    if not again or run.progress > min((one.graph, one.op) for one, _ in again):
+        repairs += [one for one, _ in again]
+        current += [update for _, update in again]
+    else:
+        run = run_at_widths(model, inputs, coupling, shares, sizes, current)
     while run.op is not None and run.labeled is not None:
         better = None
         for candidates in _possible_updates(model, run.labeled, run.op, shares, current):
@@ -153,41 +174,51 @@ def repair_widths(model: nn.Module, inputs: Inputs, coupling: Coupling, shares: 
                 break
         if better is None:
             break
-        repairs += [(update, run.op.name) for update in better[1]]
+        repairs += [Repair(*run.progress, update.module, update.attribute) for update in better[1]]
         run = better[0]
         current += better[1]
-        module = better[1][0].module
-        in_module = [repair for repair in repairs if repair[0].module == module]
-        run, current = _repair_sister_modules(model, inputs, coupling, shares, sizes, run, current, in_module)
-    return run, tuple(current)
+        run = _repair_sister_modules(model, inputs, coupling, shares, sizes, run, current, repairs)
+    return replace(run, repairs=tuple(repairs)), tuple(current)
+
+
+def _repaired(model: nn.Module, coupling: Coupling, repair: Repair, shares: Shares) -> AttributeUpdate | None:
+    """The update of an attribute by what an operation sees at these widths; None where it is none of them."""
+    labeled = coupling.labeled_graphs[repair.graph]
+    old = getattr(model.get_submodule(repair.module), repair.attribute, None)
+    new = _new_value(old, _widths_seen(labeled, labeled.graph.ops[repair.op], shares))
+    return None if new is None else AttributeUpdate(repair.module, repair.attribute, _plain(old), new)
 
 
 def _repair_sister_modules(model: nn.Module, inputs: Inputs, coupling: Coupling, shares: Shares, sizes: Sizes,
-                           run: SlimRun, current: list[AttributeUpdate],
-                           repairs: Sequence[Repair]) -> tuple[SlimRun, list[AttributeUpdate]]:
+                           run: SlimRun, current: list[AttributeUpdate], repairs: list[Repair]) -> SlimRun:
     """What one module needed so far, others of its class will: update them together, if that helps.
 
-    By what an operation like the one that failed sees there: elsewhere the same width may be another's.
+    By what an operation like the one that failed sees there: elsewhere the same width may be another's. The updates
+    and repairs that helped are added to the lists.
     """
     if run.op is None:
-        return run, current
-    kinds = {(type(model.get_submodule(update.module)), update.attribute, failed) for update, failed in repairs}
-    extra: list[AttributeUpdate] = []
-    for labeled in coupling.labeled_graphs:
-        for op in labeled.graph.ops:
+        return run
+    kinds = {(type(model.get_submodule(one.module)), one.attribute, coupling.graphs[one.graph].ops[one.op].name)
+             for one in repairs if one.module == repairs[-1].module}
+    extra: dict[tuple[str, str], tuple[Repair, AttributeUpdate]] = {}
+    done = {(update.module, update.attribute) for update in current}
+    for number, graph in enumerate(coupling.graphs):
+        for op in graph.ops:
             module = model.get_submodule(op.module)
-            wanted = [attribute for kind, attribute, failed in kinds if type(module) is kind and op.name == failed]
-            pool = _widths_seen(labeled, op, shares) if wanted else _WidthsSeen({}, {})
-            for attribute in wanted:
-                new = _new_value(getattr(module, attribute, None), pool)
-                known = any((m.module, m.attribute) == (op.module, attribute) for m in (*current, *extra))
-                if new is not None and not known:
-                    extra.append(AttributeUpdate(op.module, attribute, _plain(getattr(module, attribute)), new))
+            for kind, attribute, failed in kinds:
+                if type(module) is kind and op.name == failed and (op.module, attribute) not in done | extra.keys():
+                    one = Repair(number, op.index, op.module, attribute)
+                    update = _repaired(model, coupling, one, shares)
+                    if update is not None:
+                        extra[op.module, attribute] = one, update
     if extra:
-        all_at_once = run_at_widths(model, inputs, coupling, shares, sizes, [*current, *extra])
+        updates = [update for _, update in extra.values()]
+        all_at_once = run_at_widths(model, inputs, coupling, shares, sizes, [*current, *updates])
         if all_at_once.progress > run.progress:
-            return all_at_once, [*current, *extra]
-    return run, current
+            current += updates
+            repairs += [one for one, _ in extra.values()]
+            return all_at_once
+    return run
 
 
 def _possible_updates(model: nn.Module, labeled: LabeledGraph, op: Op, shares: Shares,
