@@ -204,9 +204,9 @@ def _repair_sister_modules(model: nn.Module, inputs: Inputs, coupling: Coupling,
     done = {(update.module, update.attribute) for update in current}
     for number, graph in enumerate(coupling.graphs):
         for op in graph.ops:
-            module = model.get_submodule(op.module)
             for kind, attribute, failed in kinds:
-                if type(module) is kind and op.name == failed and (op.module, attribute) not in done | extra.keys():
+                if (op.name == failed and (op.module, attribute) not in done | extra.keys()
+                        and type(model.get_submodule(op.module)) is kind):
                     one = Repair(number, op.index, op.module, attribute)
                     update = _repaired(model, coupling, one, shares)
                     if update is not None:

@@ -31,8 +31,8 @@ def _empty(like: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def _like(x: Tensor) -> Tensor:
-    """A new tensor of the same sizes and strides; `torch.empty_like` takes thirty times as long on the meta device."""
-    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
+    """A new tensor of the same form; `torch.empty_like` takes twenty times as long on the meta device."""
+    return _empty(x, x.shape) if x.is_contiguous() else torch.empty_like(x)
 
 
 def _same(x: Tensor, *_: Any) -> Tensor | None:
@@ -95,6 +95,23 @@ def _addmm(bias: Tensor, x: Tensor, weight: Tensor) -> Tensor | None:
     return _empty(x, (x.shape[0], weight.shape[1])) if fits else None
 
 
+def _layer_norm(x: Tensor, sizes: Sequence[int], weight: Tensor | None, bias: Tensor | None,
+                _eps: float) -> tuple[Tensor, Tensor, Tensor] | None:
+    fits = x.is_contiguous() and x.shape[x.dim() - len(sizes):] == tuple(sizes) and all(
+        t is None or (t.shape == tuple(sizes) and t.dtype == x.dtype) for t in (weight, bias))
+    statistic = (*x.shape[:x.dim() - len(sizes)], *[1] * len(sizes))
+    return (_like(x), _empty(x, statistic), _empty(x, statistic)) if fits else None
+
+
+def _grid_sampler(x: Tensor, grid: Tensor, *_: Any) -> Tensor | None:
+    fits = x.dim() == grid.dim() == 4 and (grid.shape[0], grid.shape[3]) == (x.shape[0], 2) and x.dtype == grid.dtype
+    return _empty(x, (*x.shape[:2], *grid.shape[1:3])) if fits else None
+
+
+def _clamp(x: Tensor, *bounds: Any) -> Tensor | None:
+    return None if any(isinstance(bound, Tensor) for bound in bounds) else _same(x)
+
+
 def _mean(x: Tensor, dims: list[int] | None = None, keep: bool = False) -> Tensor | None:
     if not dims or not x.is_contiguous() or not x.is_floating_point():
         return None
@@ -139,8 +156,10 @@ _SHAPES: dict[str, Callable[..., Any]] = {
     "aten._native_batch_norm_legit_no_training": _batch_norm,
     "aten.cat": _cat,
     "aten.convolution": _convolution,
-    "aten.add": _arithmetic,
-    "aten.mul": _arithmetic,
+    **{f"aten.{name}": _arithmetic for name in ("add", "mul", "div")},
+    "aten.clamp": _clamp,
+    "aten.grid_sampler_2d": _grid_sampler,
+    "aten.native_layer_norm": _layer_norm,
     "aten.addmm": _addmm,
     "aten.mean": _mean,
     "aten.gelu": _same,
