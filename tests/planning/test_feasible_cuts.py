@@ -43,7 +43,8 @@ def find(monkeypatch: pytest.MonkeyPatch, runs: list[Any], *culprits: set[int], 
         return Cut(np.ones(1, bool), {}, {}, (), ()) if works(selection) else Failure("it fails", where, frozenset())
 
     monkeypatch.setattr(feasible_cuts, "resolve_cut", resolve if progress is None else None)
-    monkeypatch.setattr(feasible_cuts, "runs_beyond", lambda failure, *rest: failure.progress == progress and works(rest[-1]))
+    monkeypatch.setattr(feasible_cuts, "runs_beyond",
+                        lambda failure, *rest: failure.progress == progress and works(rest[-1]))
     classes, sized = (frozenset(int(label) for index in indices for label in UNITS[index].classes)
                       for indices in (blamed, numbers))
     failure = Failure("it fails", where, classes, sized, progress)

@@ -63,7 +63,7 @@ def values_of_numbers(run: SlimRun, labeled: LabeledGraph, failed: Op, shares: S
     the failing module read, the latest first.
     """
     ops = labeled.graph.ops[:failed.index] if run.numbers else ()
-    for op in sorted(reversed(ops), key=lambda op: not is_within(op, failed.module)):
+    for op in sorted(ops, key=lambda op: (not is_within(op, failed.module), -op.index)):
         for position, value in enumerate(op.inputs):
             if value.id in labeled.tracks:
                 sizes = enumerate(zip(value.shape, labeled.shape(value, shares), strict=True))
@@ -102,7 +102,8 @@ def in_sister_modules(coupling: Coupling, one: EqualWidths) -> Iterator[EqualWid
     for op in graph.ops[failed.index - reader.index:]:
         other = graph.ops[op.index - failed.index + reader.index]
         alike = (op.name, graph.modules[op.module]) == (failed.name, graph.modules[failed.module]) and (
-            other.name, other.module.removeprefix(op.module)) == (reader.name, reader.module.removeprefix(failed.module))
+            other.name, other.module.removeprefix(op.module)) == (
+                reader.name, reader.module.removeprefix(failed.module))
         if alike and len(op.output.shape) == len(failed.output.shape):
             yield replace(one, op=op.index, reader=other.index)
 

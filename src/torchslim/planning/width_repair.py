@@ -32,7 +32,7 @@ Sizes = Mapping[str, Mapping[int, int]]
 
 @dataclass(frozen=True)
 class Repair:
-    """A width that code remembers: the operation that showed it, by its run and index, and the attribute that has it."""
+    """A width that code remembers: the operation that showed it, by its run and index, and the attribute."""
 
     graph: int
     op: int
@@ -157,7 +157,8 @@ def repair_widths(model: nn.Module, inputs: Inputs, coupling: Coupling, shares: 
     """
     current, repairs = list(attribute_updates), list[Repair]()
     taken = {(update.module, update.attribute) for update in current}
-    found = ((one, _repaired(model, coupling, one, shares)) for one in known if (one.module, one.attribute) not in taken)
+    found = ((one, _repaired(model, coupling, one, shares)) for one in known
+             if (one.module, one.attribute) not in taken)
     again = [(one, update) for one, update in found if update is not None]
     run = run_at_widths(model, inputs, coupling, shares, sizes, [*current, *(update for _, update in again)])
     if not again or run.progress > min((one.graph, one.op) for one, _ in again):
