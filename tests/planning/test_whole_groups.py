@@ -97,6 +97,6 @@ def test_the_network_s_own_shuffle_keeps_its_groups_where_they_mix() -> None:
             return self.head(self.b(y.reshape(2, 8, 9, 9)))
 
     x = torch.randn(2, 4, 9, 9)
-    plan = ts.plan(Shuffled(), x, macs=0.5, whole_groups=True)
+    plan = ts.plan(Shuffled(), x, macs=0.5, whole_groups=True, strict=False)
     assert plan.kept == {}
     assert {entry.name for entry in plan.left_alone} >= {"b", "head"}

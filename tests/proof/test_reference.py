@@ -78,7 +78,7 @@ def randomised(model: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("norm", [norm for norm, name in zip(NORMS, NAMES, strict=True) if name != "group norm"])
 def test_mixed_channels_stay_by_default(norm: type[nn.Module]) -> None:
     model = randomised(Mixing(norm()))
-    slim, plan = torchslim.prune(model, torch.randn(2, 3, 8, 8), macs=0.6)
+    slim, plan = torchslim.prune(model, torch.randn(2, 3, 8, 8), macs=0.6, strict=False)
     assert slim.first.out_channels == 12
     assert slim.second.out_channels < 8
     assert any(entry.name == "first" and "mixed by `norm" in entry.reason for entry in plan.left_alone)
