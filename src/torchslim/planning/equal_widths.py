@@ -16,7 +16,7 @@ from torchslim.coupling.coupling import Coupling
 from torchslim.coupling.labeled_graph import Index, LabeledGraph
 from torchslim.planning.width_repair import SlimRun
 from torchslim.rules.labels import EqualCountConstraint
-from torchslim.tracing.graph import Op, Value, is_within
+from torchslim.tracing.graph import Graph, Op, Value, is_within
 
 LEARNT = -1
 """The number, in its index, of the operation of a constraint that no operation declared."""
@@ -80,7 +80,9 @@ def equal_widths(run: SlimRun, coupling: Coupling, failed: Op, shares: Shares) -
         shares: what is kept of each class.
     """
     labeled = coupling.labeled_graphs[len(run.graphs)]
-    made = failed.output
+    made = next((value for value in failed.outputs if value is not None), None)
+    if made is None:
+        return ()
     wrong = [(dim, sizes[0]) for dim, sizes in enumerate(zip(made.shape, labeled.shape(made, shares), strict=True))
              if any(before == sizes[0] and after != sizes[1] for before, after in run.numbers)]
     found: dict[bytes, EqualWidths] = {}
@@ -101,11 +103,15 @@ def in_sister_modules(coupling: Coupling, one: EqualWidths) -> Iterator[EqualWid
     failed, reader = graph.ops[one.op], graph.ops[one.reader]
     for op in graph.ops[failed.index - reader.index:]:
         other = graph.ops[op.index - failed.index + reader.index]
-        alike = (op.name, graph.modules[op.module]) == (failed.name, graph.modules[failed.module]) and (
-            other.name, other.module.removeprefix(op.module)) == (
-                reader.name, reader.module.removeprefix(failed.module))
-        if alike and len(op.output.shape) == len(failed.output.shape):
+        if (_kind(op, graph, op.module), _kind(other, graph, op.module)) == (
+                _kind(failed, graph, failed.module), _kind(reader, graph, failed.module)):
             yield replace(one, op=op.index, reader=other.index)
+
+
+def _kind(op: Op, graph: Graph, module: str) -> tuple[object, ...]:
+    """What is the same of an operation wherever the code of a module runs."""
+    ranks = [None if value is None else len(value.shape) for value in (*op.inputs, *op.outputs)]
+    return op.name, ranks, op.module.removeprefix(module), graph.modules[op.module]
 
 
 def with_equal_widths(coupling: Coupling, pairs: Iterable[EqualWidths]) -> Coupling:

@@ -89,6 +89,10 @@ def _arithmetic(x: Tensor, y: Any) -> Tensor | None:
     return _like(y) if fits else None
 
 
+def _quotient(x: Tensor, y: Any) -> Tensor | None:
+    return _arithmetic(x, y) if x.is_floating_point() else None
+
+
 def _addmm(bias: Tensor, x: Tensor, weight: Tensor) -> Tensor | None:
     fits = (x.dim() == weight.dim() == 2 and x.shape[1] == weight.shape[0] and x.dtype == weight.dtype == bias.dtype
             and bias.shape == weight.shape[1:])
@@ -156,7 +160,9 @@ _SHAPES: dict[str, Callable[..., Any]] = {
     "aten._native_batch_norm_legit_no_training": _batch_norm,
     "aten.cat": _cat,
     "aten.convolution": _convolution,
-    **{f"aten.{name}": _arithmetic for name in ("add", "mul", "div")},
+    "aten.add": _arithmetic,
+    "aten.mul": _arithmetic,
+    "aten.div": _quotient,
     "aten.clamp": _clamp,
     "aten.grid_sampler_2d": _grid_sampler,
     "aten.native_layer_norm": _layer_norm,
