@@ -16,7 +16,7 @@ from helpers import Calls, conv
 from holding import Holding
 from torchslim.costs.cost_models import CostModel, KeptShare, PeakMemory
 from torchslim.coupling.coupling import couple
-from torchslim.rules.labels import CostTerm
+from torchslim.rules.declarations import CostTerm
 from torchslim.tracing.runs import trace_modes
 
 A, B = np.arange(4), np.arange(4, 10)

@@ -17,7 +17,7 @@ from torchslim.costs.cost_models import CostModel
 from torchslim.coupling.groups import ChannelGroup
 from torchslim.errors import RequestError, TraceError
 from torchslim.planning.budgets import as_count
-from torchslim.rules.labels import CostTerm
+from torchslim.rules.declarations import CostTerm
 from torchslim.surgery.plans import Plan
 from torchslim.utils.patterns import all_match
 

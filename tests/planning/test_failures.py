@@ -11,7 +11,7 @@ from torchslim.planning.channel_matching import Failure
 from torchslim.planning.failures import MAX_WIDTHS_TRIED, FailureLog
 from torchslim.planning.selection import Selection
 from torchslim.planning.units import PrunableUnit
-from torchslim.rules.labels import EqualCountConstraint, LabeledDim
+from torchslim.rules.declarations import EqualCountConstraint, LabeledDim
 
 
 def unit(first: int) -> PrunableUnit:

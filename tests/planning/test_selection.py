@@ -14,7 +14,7 @@ from torchslim.errors import RequestError
 from torchslim.planning.budgets import Limit, as_count
 from torchslim.planning.selection import restore, select_by_score
 from torchslim.planning.units import PrunableUnit
-from torchslim.rules.labels import CostTerm
+from torchslim.rules.declarations import CostTerm
 
 
 def unit(first: int, widths: list[int], losses: list[float], tied: bool = False) -> PrunableUnit:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from torchslim.coupling.groups import ChannelGroup
 from torchslim.planning.units import PrunableUnit, free_unit, tied_unit
-from torchslim.rules.labels import EqualCountConstraint
+from torchslim.rules.declarations import EqualCountConstraint
 
 
 def group(channels: int) -> ChannelGroup:

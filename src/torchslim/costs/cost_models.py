@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from torchslim.costs.memory import lives, size
 from torchslim.coupling.labeled_graph import Index, LabeledGraph
-from torchslim.rules.labels import CostTerm
+from torchslim.rules.declarations import CostTerm
 
 Array = NDArray[np.float64]
 Shares = NDArray[np.float64]

@@ -20,7 +20,8 @@ from torchslim.coupling.groups import ChannelGroups
 from torchslim.coupling.labeled_graph import Index, LabeledGraph
 from torchslim.coupling.unreached import freeze_widths_of_unreached_layers, unreached_parameters
 from torchslim.rules import differentiates_channels, move_labels
-from torchslim.rules.labels import CostTerm, EqualCountConstraint, LabeledDim, LabelSpace, MixedLabels
+from torchslim.rules.declarations import CostTerm, EqualCountConstraint, LabeledDim, MixedLabels
+from torchslim.rules.labels import LabelSpace
 from torchslim.rules.options import DEFAULTS, CouplingOptions
 from torchslim.rules.tracks import Labels, Tracks
 from torchslim.tracing.graph import Graph

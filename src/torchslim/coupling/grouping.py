@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from torchslim.coupling.groups import ChannelGroup, ChannelGroups, Member
 from torchslim.coupling.labeled_graph import Index
-from torchslim.rules.labels import LabeledDim, LabelSpace
+from torchslim.rules.declarations import LabeledDim
+from torchslim.rules.labels import LabelSpace
 from torchslim.rules.tracks import Labels
 
 

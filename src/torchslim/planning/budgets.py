@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torchslim.costs.cost_models import CostModel, PeakMemory, Shares
 from torchslim.coupling.coupling import Coupling
 from torchslim.errors import RequestError
-from torchslim.rules.labels import CostTerm, LabeledDim
+from torchslim.rules.declarations import CostTerm, LabeledDim
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ from torchslim.planning.nearest import nearest_levels
 from torchslim.planning.options import PlanOptions
 from torchslim.planning.selection import Selection, select_by_score
 from torchslim.planning.units import PrunableUnit, free_unit, tied_unit
-from torchslim.rules.labels import EqualCountConstraint
+from torchslim.rules.declarations import EqualCountConstraint
 from torchslim.utils.patterns import all_match
 
 

@@ -24,7 +24,7 @@ from torchslim.planning.equal_widths import EqualWidths, equal_widths, values_of
 from torchslim.planning.selection import Selection
 from torchslim.planning.width_repair import Repair, Sizes, SlimRun, repair_widths
 from torchslim.proof.verification import TOLERANCE, differences
-from torchslim.rules.labels import LabeledDim
+from torchslim.rules.declarations import LabeledDim
 from torchslim.surgery.cutting import apply, resized
 from torchslim.surgery.plans import AttributeUpdate, Plan
 from torchslim.surgery.width_attributes import outdated_attributes

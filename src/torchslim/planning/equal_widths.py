@@ -15,7 +15,7 @@ from torchslim.costs.cost_models import Shares
 from torchslim.coupling.coupling import Coupling
 from torchslim.coupling.labeled_graph import Index, LabeledGraph
 from torchslim.planning.width_repair import SlimRun
-from torchslim.rules.labels import EqualCountConstraint
+from torchslim.rules.declarations import EqualCountConstraint
 from torchslim.tracing.graph import Graph, Op, Value, is_within
 
 LEARNT = -1

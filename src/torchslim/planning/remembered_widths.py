@@ -24,7 +24,7 @@ from torchslim.coupling.coupling import Coupling
 from torchslim.coupling.labeled_graph import LabeledGraph
 from torchslim.errors import TraceError
 from torchslim.planning.channel_matching import Cut
-from torchslim.rules.labels import LabeledDim
+from torchslim.rules.declarations import LabeledDim
 from torchslim.surgery.cutting import resized
 from torchslim.surgery.plans import AttributeUpdate
 from torchslim.tracing.graph import Graph, Value, is_within

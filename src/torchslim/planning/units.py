@@ -14,7 +14,7 @@ from torchslim.costs.cost_models import Shares
 from torchslim.coupling.groups import ChannelGroup
 from torchslim.coupling.labeled_graph import Index
 from torchslim.importance import Scores
-from torchslim.rules.labels import EqualCountConstraint
+from torchslim.rules.declarations import EqualCountConstraint
 
 TINY = 1e-9
 """Less than any share of channels: 0.1 of 30 is 3, whatever the product of floats says."""

@@ -15,7 +15,7 @@ from torchslim.errors import RequestError
 from torchslim.rules import along_dims, elementwise, linear, mixing, recurrent, shape, spatial
 from torchslim.rules import flops as counting
 from torchslim.rules import indexing as positions
-from torchslim.rules.labels import LabelSpace, unnamed
+from torchslim.rules.labels import LabelSpace
 from torchslim.rules.row import Row, is_pointwise, out_arguments, plain_name
 from torchslim.rules.tracks import Labels
 from torchslim.rules.within_channel import moves_within_channels
@@ -99,7 +99,7 @@ def _move_into(space: LabelSpace, op: Op, row: Row, written: Mapping[str, Value]
     """An `out=` form: the results' labels meet those of the tensors that they are written to."""
     kwargs = {name: value for name, value in op.kwargs.items() if name not in written}
     targets = {value.id for value in written.values()}  # one that the operation has resized is a new value
-    results = tuple(unnamed(value) if value is not None and value.id in targets else value
+    results = tuple(value.unnamed() if value is not None and value.id in targets else value
                     for value in op.outputs)
     # Keyword arguments come last, and the tensors among them are the ones written to.
     row.labels(space, replace(op, kwargs=kwargs, inputs=op.inputs[:-len(written)], outputs=results))

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from torchslim.rules.labels import LabelSpace, unnamed
+from torchslim.rules.labels import LabelSpace
 from torchslim.rules.row import Row
 from torchslim.tracing.graph import Op, Value
 
@@ -85,7 +85,7 @@ def at_positions(space: LabelSpace, op: Op) -> None:
     if alike:
         slices = []  # without the dimension, of which the tensors may have other sizes
         for value in full:
-            slices.append(replace(unnamed(value), shape=(*value.shape[:dim], 1, *value.shape[dim + 1:])))
+            slices.append(replace(value.unnamed(), shape=(*value.shape[:dim], 1, *value.shape[dim + 1:])))
             space.set(slices[-1], [track for track in space.tracks(value) if track.shape[dim] == 1])
             space.inherit_repeats(slices[-1], [value], {d: d for d in range(len(value.shape)) if d != dim})
         space.set(op.output, space.broadcast_union(slices, op))

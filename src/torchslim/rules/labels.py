@@ -12,73 +12,19 @@ Operations move labels (`rules/`), and declare here what follows: that labels ar
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from torchslim.rules.declarations import CostTerm, EqualCountConstraint, FrozenLabels, LabeledDim, MixedLabels
 from torchslim.rules.options import DEFAULTS, CouplingOptions
 from torchslim.rules.tracks import Labels, Tracks, along_dim, widest_dim
 from torchslim.tracing.graph import Op, Value
 
-
-@dataclass(frozen=True, eq=False)
-class LabeledDim:
-    """A dimension of a parameter, buffer or attribute, and the label of each of its indices.
-
-    For a grouped convolution's input dimension `groups` is above 1, and the labels count the input channels over all
-    groups, of which each group's filters hold their own. Where a channel comes several times (a map and its mirror
-    image joined, say), `copies` identifies each copy by its source label, not its position.
-    """
-
-    name: str
-    dim: int
-    labels: Labels
-    groups: int = 1
-    copies: Labels | None = None
-
-
 Repeat = dict[int, tuple[Value, int]]
 """By their ids, values that repeat one element along a dimension each, all cut alike: what is computed of an expanded
 tensor is expanded."""
-
-
-@dataclass(frozen=True, eq=False)
-class FrozenLabels:
-    """Labels that must stay, and why."""
-
-    labels: Labels
-    reason: str
-
-
-@dataclass(frozen=True, eq=False)
-class MixedLabels:
-    """Labels whose channels an operation mixes by value, where the caller allows to cut them all the same."""
-
-    labels: Labels
-    reason: str
-    op: int
-
-
-@dataclass(frozen=True, eq=False)
-class EqualCountConstraint:
-    """A matrix of labels whose rows must lose equally many, and how many each row keeps at least.
-
-    `index` is the number of the operation that declared it, and its own among those of that operation: the same for
-    every run of the same operations.
-    """
-
-    labels: Labels
-    min_kept: int
-    index: tuple[int, int]
-
-
-@dataclass(frozen=True, eq=False)
-class CostTerm:
-    """A count (multiply-adds, parameters) and, for each dimension that scales it, the label or class of each index."""
-
-    amount: int
-    along: tuple[Labels, ...]
 
 
 @dataclass
@@ -404,8 +350,3 @@ class LabelSpace:
                     merged[index] = track
                 return
         merged.append(track)
-
-
-def unnamed(value: Value) -> Value:
-    """A value like this one that is nobody's parameter and has no labels yet."""
-    return replace(value, id=-1 - value.id, source="operation", name="")

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from torchslim.rules.labels import LabelSpace, unnamed
+from torchslim.rules.labels import LabelSpace
 from torchslim.rules.row import Row
 from torchslim.rules.tracks import Labels, along_dim, squeeze_equal
 from torchslim.tracing.graph import Op, Value
@@ -125,7 +125,7 @@ def distances(space: LabelSpace, op: Op) -> None:
     """aten._cdist_forward(x, y, ...), (..., P, M) and (..., R, M) -> (..., P, R): the last dimension is summed over."""
     rows = []
     # The second value stands in for one that may be the first.
-    for value, stand_in, dim in ((op.inputs[0], unnamed(op.inputs[0]), -2), (op.inputs[1], unnamed(op.output), -1)):
+    for value, stand_in, dim in ((op.inputs[0], op.inputs[0].unnamed(), -2), (op.inputs[1], op.output.unnamed(), -1)):
         tracks = [_reduced(space, track, [track.ndim - 1], op) for track in space.tracks(value)]
         shape = (*value.shape[:-2], *((value.shape[-2], 1) if dim == -2 else (1, value.shape[-2])))
         rows.append(replace(stand_in, shape=shape))

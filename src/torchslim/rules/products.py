@@ -11,7 +11,7 @@ from math import prod
 
 import numpy as np
 
-from torchslim.rules.labels import LabelSpace, unnamed
+from torchslim.rules.labels import LabelSpace
 from torchslim.rules.tracks import Labels, Tracks
 from torchslim.tracing.graph import Op, Value
 
@@ -31,7 +31,7 @@ def between_activations(space: LabelSpace, op: Op, a: Value, b: Value) -> None:
     if folded and not any(_along_batch(track) for track in out):
         out.append(folded[0])
     if len(op.args) == 3:  # baddbmm
-        product = unnamed(op.output)
+        product = op.output.unnamed()
         space.set(product, out)
         out = list(space.broadcast_union([product, op.args[0]], op))
     space.set(op.output, out)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from torchslim.rules.labels import LabelSpace, unnamed
+from torchslim.rules.labels import LabelSpace
 from torchslim.rules.row import Row, plain_name
 from torchslim.rules.tracks import Labels, along_dim, spread, squeeze_equal
 from torchslim.tracing.graph import Op, Value
@@ -187,7 +187,7 @@ def written_view(view: Callable[[LabelSpace, Op], None]) -> Callable[[LabelSpace
 
     def labels(space: LabelSpace, op: Op) -> None:
         x, source = op.args[:2]
-        target = unnamed(source)
+        target = source.unnamed()
         view(space, replace(op, args=(x, *op.args[2:]), inputs=(x,), outputs=(target,)))
         space.broadcast_union([target, source], op)
         space.set(op.output, space.tracks(x))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -43,6 +43,10 @@ class Value:
         for size in self.shape:
             count *= size
         return count
+
+    def unnamed(self) -> Value:
+        """A value like this one that is nobody's parameter, and stands for no tensor of the run."""
+        return replace(self, id=-1 - self.id, source="operation", name="")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
