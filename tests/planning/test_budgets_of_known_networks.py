@@ -30,7 +30,7 @@ def test_every_budget_is_close_or_explained_and_counted_right(name: str) -> None
 def test_the_nearest_feasible_budget_of_memory_is_met_and_is_what_a_run_holds(name: str, share: float) -> None:
     torch.manual_seed(0)
     model, x = ts.create_model(name).eval(), torch.randn(1, 3, 64, 64)
-    [note] = ts.plan(model, x, memory=share).notes
+    [note] = ts.plan(model, x, memory=share, strict=False).notes
     found = budgets.FEASIBLE.match(note)
     assert found is not None
     plan = ts.plan(model, x, memory=float(found[3]))
