@@ -15,8 +15,7 @@ Row = Mapping[str, Any]
 _TITLE = """# Coverage
 
 What torchslim makes of every convolutional architecture of torchvision and of at least one network of every
-convolutional family of timm. Written by `python benchmarks/coverage.py`; see CONTRIBUTING.md. Networks of other
-libraries are in [coverage-field.md](coverage-field.md).
+convolutional family of timm. Written by `python benchmarks/coverage.py`; see CONTRIBUTING.md.
 """
 _FIELD_TITLE = """# Coverage of other libraries
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from torchslim.tracing.arguments import written_arguments
 from torchslim.utils.dispatch import DispatchMode
-from torchslim.utils.inputs import map_tensors, tensors_in
+from torchslim.utils.inputs import Inputs, map_tensors, tensors_in
 
 _WIDER_TYPE = {torch.float32: torch.float64, torch.float16: torch.float64, torch.bfloat16: torch.float64,
                torch.complex64: torch.complex128, torch.complex32: torch.complex128}
@@ -44,6 +44,12 @@ class _Float64Mode(DispatchMode):  # type: ignore[no-untyped-call]
 
 def _widened(tensor: Tensor) -> Tensor:
     return tensor.to(_WIDER_TYPE.get(tensor.dtype, tensor.dtype))
+
+
+def inputs_in_float64(inputs: Inputs) -> Inputs:
+    """A model's inputs with floating-point tensors converted to float64."""
+    converted: Inputs = map_tensors(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor, inputs)
+    return converted
 
 
 @contextmanager

@@ -45,7 +45,7 @@ class FollowedRun(DispatchMode):
         if op.name != operation_name(func):
             result = func(*args, **kwargs)
             if _gives_tensors(result):
-                raise ProofError(f"verify: the original ran {operation_name(func)} where it ran {op.name} just before; "
+                raise ProofError(f"the original ran {operation_name(func)} where it ran {op.name} just before; "
                                  "a network whose operations change from run to run can't be compared")
             return result
         self.count += 1

@@ -23,12 +23,12 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._python_dispatch import _disable_current_modes
 
 from torchslim.errors import PlanError, ProofError
-from torchslim.proof.float64 import in_float64
+from torchslim.proof.float64 import in_float64, inputs_in_float64
 from torchslim.proof.reference import KeptChannels, kept_channels, kept_channels_mode, needs_reference
 from torchslim.surgery.plans import Plan
 from torchslim.surgery.width_attributes import weight_of
 from torchslim.utils.copying import copy_model
-from torchslim.utils.inputs import Inputs, arguments, map_tensors, tensors_in, unwrap
+from torchslim.utils.inputs import Inputs, arguments, tensors_in, unwrap
 from torchslim.utils.modules import tensors_of
 from torchslim.utils.preserve import plain_context
 
@@ -78,7 +78,7 @@ def differences(model: nn.Module, slim: nn.Module, plan: Plan, inputs: Inputs) -
     silenced = silence(copy_model(unwrap(model)).double(), plan)
     slim_copy = copy_model(unwrap(slim)).double()
     layers: dict[str, list[Tensor]] = {}
-    inputs64 = map_tensors(lambda t: t.double() if t.is_floating_point() else t, inputs)
+    inputs64 = inputs_in_float64(inputs)
     with in_float64():
         mixing = (kept_channels_mode(silenced, inputs64, plan)
                   if _needs_kept_channels_mode(silenced, inputs64, plan) else nullcontext())

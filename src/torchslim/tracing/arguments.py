@@ -26,7 +26,7 @@ def written_tensors(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
     """The tensors that a call of an operation writes into."""
     for position, name in written_arguments(func):
         item = args[position] if position < len(args) else kwargs.get(name)
-        yield from (tensor for tensor in flat(item) if tensor is not None)
+        yield from flat(item)
 
 
 def map_arguments(function: Callable[[Tensor], Any], items: Any) -> Any:
@@ -41,7 +41,7 @@ def map_arguments(function: Callable[[Tensor], Any], items: Any) -> Any:
     return tuple(out)
 
 
-def flat(tree: Any) -> list[Tensor | None]:
+def flat(tree: Any) -> list[Tensor]:
     """The tensors of nested lists."""
     if isinstance(tree, Tensor):
         return [tree]

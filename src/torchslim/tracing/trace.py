@@ -258,7 +258,7 @@ class _Recorder(DispatchMode):
         result = None if kwargs else infer_on_meta(name, args)
         if result is not None:
             return result
-        tensors = [t for t in flat((*args, *kwargs.values())) if t is not None]
+        tensors = flat((*args, *kwargs.values()))
         persistent = any(t in self.memory or self._value(t).name for t in tensors)
         if tensors and not persistent and not any(t.is_meta for t in tensors):
             return func(*args, **kwargs)  # plain constants: their data may matter, and costs little
@@ -302,7 +302,7 @@ class _Recorder(DispatchMode):
         def leave(module: nn.Module, _args: Any, output: Any) -> None:
             if threading.get_ident() == thread and module in self.names and self.stack:
                 name = self.stack.pop()
-                values = tuple(self._value(tensor) for tensor in flat(output) if tensor is not None)
+                values = tuple(map(self._value, flat(output)))
                 self.module_outputs.setdefault(name, []).append(values)
                 if output is not None:  # it has not failed
                     self.failed_in = self.stack[-1] if self.stack else ""

@@ -206,7 +206,7 @@ def test_nothing_is_removed_where_code_writes_into_parts_or_draws_numbers() -> N
 
     model = made(Net())
     zero(model.a, [0, 1])
-    removed(model)
+    assert removed(model)[0].a.out_channels == 6
 
 
 def test_the_finding_counts_what_the_removal_saves() -> None:

@@ -28,6 +28,7 @@ from torchslim.proof.float64 import in_float64
 from torchslim.proof.following import INCIDENTAL, FollowedRun
 from torchslim.rules import is_arithmetic, preserves_values, row_name, works_by_channel
 from torchslim.rules.tracks import Labels, along_dim
+from torchslim.tracing.arguments import flat, written_tensors
 from torchslim.tracing.graph import Op, Value
 from torchslim.tracing.trace import trace
 from torchslim.utils.inputs import Inputs, arguments, tensors_in
@@ -131,9 +132,9 @@ class ConstantsRun(FollowedRun):  # type: ignore[no-untyped-call]
     def run_operation(self, op: Op, func: Any, args: Any, kwargs: Any) -> Any:
         """See the base class."""
         tensors = list(tensors_in((args, kwargs)))
-        written = list(_written(func, args, kwargs))
+        written = list(written_tensors(func, args, kwargs))
         result = func(*args, **kwargs)
-        results = list(_flat(result))
+        results = flat(result)
         with _disable_current_modes():
             self._follow(op, tensors, results, written, torch.Tag.nondeterministic_seeded in func.tags)
         return result
@@ -282,19 +283,3 @@ def _keeps_constants(op: Op) -> bool:
         return not np.any(op.argument(3, "padding", 0))
     return (preserves_values(op) or is_arithmetic(op) or _BATCH_NORM in name or name == "aten.mean"
             or name.startswith(_POOLS))
-
-
-def _written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
-    """The tensors that an operation writes into."""
-    for position, argument in enumerate(func._schema.arguments):
-        item = args[position] if position < len(args) else kwargs.get(argument.name)
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            yield from tensors_in(item)
-
-
-def _flat(result: Any) -> Iterator[Tensor | None]:
-    if isinstance(result, list | tuple):
-        for part in result:
-            yield from _flat(part)
-    elif isinstance(result, Tensor) or result is None:
-        yield result

@@ -30,16 +30,18 @@ from torchslim.planning.options import PlanOptions
 from torchslim.planning.problem import PlanningProblem, prepare
 from torchslim.planning.selection import Selection
 from torchslim.planning.units import PrunableUnit
+from torchslim.proof.float64 import inputs_in_float64
 from torchslim.proof.verification import outputs_of, relative_error
 from torchslim.surgery.cutting import apply
 from torchslim.surgery.plans import Kept, Plan
 from torchslim.tracing.runs import retrace
 from torchslim.utils.copying import copy_model
 from torchslim.utils.formatting import pluralize
-from torchslim.utils.inputs import Inputs, arguments, map_tensors, unwrap
+from torchslim.utils.inputs import Inputs, arguments, unwrap
 
 TOLERANCE = 1e-10
 """Largest relative error of the outputs in float64; a correct removal is at about 1e-15."""
+
 
 @dataclass(frozen=True, eq=False)
 class Removal:
@@ -200,4 +202,4 @@ def _in_double(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs]:
     double = copy_model(model).double()
     for module in double.modules():
         module.training = False
-    return double, map_tensors(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor, inputs)
+    return double, inputs_in_float64(inputs)
