@@ -18,9 +18,10 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/mypy
 
-# The property tests with many more random networks than `make test` tries.
+# What `make test` leaves out: further cases of each kind, and the property tests with many more random networks.
 nightly: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 tests/property --hypothesis-profile=nightly
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m nightly
+	$(BIN)/python -m pytest -n 2 tests/property -m '' --hypothesis-profile=nightly
 
 # Breaks every rule in turn and expects a test to fail.
 mutations: $(VENV)/.dev

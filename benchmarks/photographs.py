@@ -86,6 +86,25 @@ def whole(name: str) -> Tensor:
     return _tensor(picture, left, top, side)[None]
 
 
+def folder(path: Path, side: int = SIDE, seed: int = 0) -> Tensor:
+    """The middle of each photograph of a folder, in random order, (count, 3, side, side).
+
+    Raises:
+        RequestError: there are fewer than ten.
+    """
+    paths = sorted(each for each in path.iterdir() if each.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    if len(paths) < 10:
+        raise RequestError(f"photographs: {path} has {len(paths)} pictures (.jpg, .png), wanted some hundred")
+    found = []
+    for each in paths:
+        with Image.open(each) as file:
+            picture = file.convert("RGB")
+        shorter = min(picture.size) * WHOLE
+        left, top = ((size - shorter) / 2 for size in picture.size)
+        found.append(_tensor(picture, left, top, shorter, side))
+    return torch.stack(found)[torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))]
+
+
 def crops(names: Sequence[str], count: int, seed: int = 0, least: float = 0.4) -> Tensor:
     """Squares of different sizes and places, from the photographs in turn, half of them mirrored.
 
@@ -114,6 +133,6 @@ def batches(names: Sequence[str], count: int, seed: int = 0, size: int = 16) -> 
     return list(crops(names, count, seed).split(size))
 
 
-def _tensor(picture: Image.Image, left: float, top: float, side: float) -> Tensor:
-    square = picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+def _tensor(picture: Image.Image, left: float, top: float, side: float, size: int = SIDE) -> Tensor:
+    square = picture.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
     return torch.from_numpy(np.array(square)).permute(2, 0, 1).float() / 127.5 - 1

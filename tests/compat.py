@@ -36,10 +36,10 @@ def check(version: str) -> int:
     if run(python, "pip", "install", "--quiet", "--upgrade-strategy=only-if-needed", "--upgrade", *packages):
         return 1
     workers = os.environ.get("COMPAT_WORKERS", "2")
-    failed = run(python, "pytest", "-n", workers, "-p", "no:cacheprovider", *TESTS)
+    failed = run(python, "pytest", "-n", workers, "-p", "no:cacheprovider", "-m", "", *TESTS)
     names = " or ".join(f"{name}-" for name in NETWORKS)
-    return failed | run(python, "pytest", "-n", workers, "-p", "no:cacheprovider", "tests/battery/test_torchvision.py",
-                        "-k", f"test_a_cut_is_exact and ({names})")
+    return failed | run(python, "pytest", "-n", workers, "-p", "no:cacheprovider", "-m", "",
+                        "tests/battery/test_torchvision.py", "-k", f"test_a_cut_is_exact and ({names})")
 
 
 def main() -> int:

@@ -13,12 +13,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from helpers import Call
+from helpers import Call, heeds_ctrl_c
 from torchslim import cli
 
 SEARCH = {"deadline": None, "derandomize": True, "print_blob": True,
           "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
-settings.register_profile("normal", max_examples=200, **SEARCH)
+settings.register_profile("normal", max_examples=80, **SEARCH)
 settings.register_profile("nightly", max_examples=2000, **{**SEARCH, "derandomize": False})
 settings.load_profile("normal")
 
@@ -38,6 +38,12 @@ def _own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
 def _same_numbers_every_time() -> None:
     """Each test starts from one random state, whichever ran before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ctrl_c_is_heeded() -> None:
+    """A shell's background jobs ignore it, and tests that are started in one would, too."""
+    heeds_ctrl_c()
 
 
 @pytest.fixture

@@ -9,11 +9,12 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -27,6 +28,12 @@ DOCS = ROOT / "docs"
 
 Call = Callable[..., tuple[int, str, str]]
 """The command line, called in this process: exit status, stdout, stderr (the fixture `call`)."""
+
+
+def in_turn(cases: Iterable[Any], daily: Container[Any]) -> list[Any]:
+    """Cases of a parametrised test: those that `daily` holds run every time, the others in `make nightly`."""
+    return [pytest.param(*(case if isinstance(case, tuple) else (case,)),
+                         marks=() if case in daily else pytest.mark.nightly) for case in cases]
 
 
 def random_statistics(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -86,7 +93,8 @@ def silenced_oracle(model: nn.Module, plan: Plan, makers: bool = False) -> nn.Mo
             with torch.no_grad():
                 weight = getattr(home, attribute)
                 weight[:, _missing(dims[1], weight.shape[1])] = 0
-        if makers and isinstance(home, _ConvNd | nn.Linear) and not isinstance(home, _ConvTransposeNd) and 0 in dims:
+        if makers and 0 in dims and isinstance(home, _ConvNd | nn.Linear | nn.MultiheadAttention) and not isinstance(
+                home, _ConvTransposeNd):
             # No weight reads maps that are multiplied with each other, as queries and keys.
             with torch.no_grad():
                 made = getattr(home, attribute)

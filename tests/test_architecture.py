@@ -17,7 +17,7 @@ PACKAGE = Path(torchslim.__file__).parent
 # A package imports only what stands before it. The package itself hands on names and imports each when it is used.
 PACKAGES = [
     "utils", "tracing", "rules", "coupling", "costs", "surgery", "proof", "compensation", "importance", "deploy",
-    "latency", "planning", "rewriting", "train", "blocks", "zoo", "store", "report", "pipeline", "cli",
+    "latency", "planning", "rewriting", "train", "blocks", "zoo", "store", "report", "pipeline", "integrations", "cli",
 ]
 LOOSE = ["__init__", "__main__", "_version", "errors", "formulas"]
 ORDER = ["_version", "errors", "formulas", *PACKAGES, "__init__", "__main__"]
@@ -98,3 +98,16 @@ def test_the_layout_in_the_documents_names_every_package() -> None:
     layout = (DOCS / "design.md").read_text(encoding="utf-8").split("## Layout")[1]
     named = re.findall(r"^ {6}(\w+)(?:\.py|/) ", layout, re.MULTILINE)
     assert sorted(named) == sorted([*LOOSE, *PACKAGES])
+
+
+MOST_LINES = {"file": 350, "function": 60}
+
+
+def test_files_and_functions_can_be_read_at_a_glance() -> None:
+    texts = {module: path.read_text(encoding="utf-8") for module, path in MODULES.items()}
+    long = {module: text.count("\n") for module, text in texts.items() if text.count("\n") > MOST_LINES["file"]}
+    for module, text in texts.items():
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno >= MOST_LINES["function"]:
+                long[f"{module}.{node.name}"] = (node.end_lineno or 0) - node.lineno + 1
+    assert long == {}

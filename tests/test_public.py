@@ -12,13 +12,14 @@ import pytest
 import torchslim
 
 PUBLIC = [
-    "Plan", "Profile", "Sensitivity", "apply", "blocks", "carry_optimizer", "compensate", "create_model", "errors",
-    "export", "groups", "importance", "lighten", "list_models", "load", "measure", "plan", "preset", "profile", "prune",
-    "register_rule", "remove_dead", "rewriting", "save", "schedule", "sensitivity", "train", "verify", "zoo",
+    "Plan", "Profile", "Sensitivity", "apply", "blocks", "carry_optimizer", "compensate", "create_model", "distill",
+    "errors", "export", "groups", "importance", "integrations", "lighten", "list_models", "load", "measure", "plan",
+    "preset", "profile", "prune", "register_rule", "remove_dead", "rewriting", "save", "schedule", "sensitivity",
+    "train", "verify", "zoo",
 ]
 
 HEAVY = ("torch", "torchvision", "timm", "onnx", "onnxruntime", "onnxscript", "openvino", "sklearn", "accelerate",
-         "numpy", "safetensors", "rich")
+         "numpy", "safetensors", "rich", "optuna")
 
 
 def test_the_public_names_are_these_and_all_of_them_work() -> None:
@@ -32,10 +33,10 @@ def test_the_public_names_are_these_and_all_of_them_work() -> None:
 
 def test_no_module_hides_a_public_function() -> None:
     for module in walk_packages(torchslim.__path__, "torchslim."):
-        if module.name != "torchslim.__main__":
+        if module.name != "torchslim.__main__" and not module.name.startswith("torchslim.integrations."):
             importlib.import_module(module.name)
     for name in PUBLIC:
-        if name not in ("blocks", "errors", "importance", "rewriting", "train", "zoo"):
+        if name not in ("blocks", "errors", "importance", "integrations", "rewriting", "train", "zoo"):
             assert callable(getattr(torchslim, name)), name
 
 
@@ -56,7 +57,7 @@ def test_the_formulas_need_no_torch() -> None:
 
 
 @pytest.mark.parametrize("command", [
-    ["--help"], ["--version"], ["prune", "--help"], ["slim", "--help"], ["models", "--nonsense"]])
+    ["--help"], ["--version"], ["prune", "--help"], ["slim", "--help"], ["sweep", "--help"], ["models", "--nonsense"]])
 def test_the_command_line_answers_without_torch(command: list[str]) -> None:
     code = f"from torchslim import cli; sys.argv = ['torchslim', *{command}]; cli.main(); sys.stderr.flush()"
     loaded = loaded_after(code)
@@ -69,7 +70,8 @@ def test_the_package_runs_as_a_module() -> None:
         done = subprocess.run([sys.executable, "-m", "torchslim", *arguments], capture_output=True, text=True)
         assert done.returncode == status
         assert done.stdout == ("" if status else f"torchslim {torchslim.__version__}\n")
-        assert done.stderr == ("error: No such command 'nonsense'; try --help\n" if status else "")
+        assert done.stderr == ("error: nonsense: no such command; a command comes first, such as "
+                               "`torchslim profile nonsense`; `torchslim --help` lists them\n" if status else "")
 
 
 def test_using_the_core_imports_no_optional_package() -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torchslim._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from torchslim import blocks, errors, importance, rewriting, train, zoo
+    from torchslim import blocks, errors, importance, integrations, rewriting, train, zoo
     from torchslim.compensation.compensate import compensate
     from torchslim.costs.profiler import Profile, profile
     from torchslim.coupling.coupling import groups
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from torchslim.surgery.cutting import apply
     from torchslim.surgery.optimizers import carry_optimizer
     from torchslim.surgery.plans import Plan
+    from torchslim.train.distillation import distill
     from torchslim.zoo.sources import create_model, list_models
 
 _HOME = {
@@ -40,6 +41,7 @@ _HOME = {
     "carry_optimizer": "surgery.optimizers",
     "compensate": "compensation.compensate",
     "create_model": "zoo.sources",
+    "distill": "train.distillation",
     "export": "deploy.exporting",
     "groups": "coupling.coupling",
     "lighten": "rewriting",
@@ -57,7 +59,7 @@ _HOME = {
     "sensitivity": "planning.sensitivity",
     "verify": "proof.verification",
 }
-_SUBPACKAGES = ("blocks", "errors", "importance", "rewriting", "train", "zoo")
+_SUBPACKAGES = ("blocks", "errors", "importance", "integrations", "rewriting", "train", "zoo")
 
 __all__ = [
     "Plan",
@@ -68,10 +70,12 @@ __all__ = [
     "carry_optimizer",
     "compensate",
     "create_model",
+    "distill",
     "errors",
     "export",
     "groups",
     "importance",
+    "integrations",
     "lighten",
     "list_models",
     "load",

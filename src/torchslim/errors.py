@@ -5,6 +5,7 @@
     │   ├── MissingExtra        an optional package is needed and not installed
     │   ├── UnsupportedModel    a model of a kind that is refused by name (scripted, quantised, ...)
     │   ├── TraceError          the model failed on the given inputs while it was being traced
+    │   ├── ForeignFileError    a file that was given as a saved model is none (a CheckpointError, too)
     │   └── BudgetError         no cut meets a budget; it has the nearest that can be met (a PlanError, too)
     ├── PlanError               no plan meets the request, or a plan does not fit the model
     ├── ProofError              a cut network does not equal its silenced original
@@ -76,12 +77,22 @@ class CheckpointError(TorchslimError):
     """A file is not what it should be, or can't be written."""
 
 
+class ForeignFileError(RequestError, CheckpointError):
+    """A file that was given as a saved model is none."""
+
+
 class ExportError(TorchslimError):
     """An exported model could not be written or disagrees with the eager one."""
 
 
 class TrainingError(TorchslimError, RuntimeError):
-    """Training went wrong."""
+    """Training went wrong.
+
+    Attributes:
+        best: after `distill`, the best network before; else None.
+    """
+
+    best: Any = None
 
 
 class TorchslimWarning(UserWarning):

@@ -10,27 +10,11 @@ import torch
 from torch import nn
 
 import torchslim
-from helpers import check_training, count, counted_macs, oracle_error, random_statistics
+from battery.networks import CONVOLUTIONAL, HYBRID
+from helpers import check_training, count, counted_macs, in_turn, oracle_error, random_statistics
 from torchslim.surgery.plans import Plan
 
 # Convolutions throughout: a quarter of the multiply-adds is met to the channel.
-CONVOLUTIONAL = """
-    torchvision:alexnet torchvision:squeezenet1_0 torchvision:regnet_x_400mf
-    timm:test_byobnet timm:repvgg_a0 timm:gernet_s timm:cs3darknet_focus_s timm:darknet17
-    timm:cspnext_tiny timm:dla46x_c timm:dpn48b timm:test_efficientnet timm:mixnet_s timm:tinynet_e timm:fbnetc_100
-    timm:fasternet_t0 timm:fastvit_t8 timm:ghostnet_050 timm:hardcorenas_b timm:hgnetv2_b0 timm:hrnet_w18_small
-    timm:lcnetv2_small timm:mobilenetv3_small_050 timm:lcnet_035 timm:mobilenetv4_conv_small_035 timm:regnetx_002
-    timm:regnety_002 timm:repghostnet_050 timm:repvit_m1 timm:resnest14d timm:test_resnet timm:resnetv2_18
-    timm:selecsls42 timm:legacy_seresnet18 timm:skresnet18 timm:starnet_s050 timm:ese_vovnet19b_slim_dw
-"""
-
-# Norms and attention mix channels, which are left alone: what is cut around them may not come to a quarter.
-HYBRID = """
-    torchvision:convnext_tiny timm:test_convnext timm:edgenext_xx_small timm:efficientvit_b0 timm:efficientvim_m1
-    timm:inception_next_atto timm:iformer_t timm:test_mambaout timm:poolformerv2_s12 timm:mobilevitv2_050
-    timm:swiftformer_xs timm:test_vit
-"""
-
 # A side that the network takes, where 64 is none.
 SIDES = {"torchvision:squeezenet1_0": 64, "timm:test_vit": 160}
 
@@ -63,7 +47,14 @@ def cut(model: nn.Module, inputs: torch.Tensor, **options: bool) -> tuple[nn.Mod
 UNREAD = {"timm:efficientvim_m1"}
 
 
-@pytest.mark.parametrize("name", (CONVOLUTIONAL + HYBRID).split())
+# One of each way to build a network; `make nightly` has the others.
+DAILY = [
+    "torchvision:squeezenet1_0", "timm:test_byobnet", "timm:test_efficientnet", "timm:fasternet_t0", "timm:test_resnet",
+    "timm:resnetv2_18", "timm:skresnet18", "timm:inception_next_atto", "timm:test_convnext", "timm:test_vit",
+]
+
+
+@pytest.mark.parametrize("name", in_turn((CONVOLUTIONAL + HYBRID).split(), DAILY))
 def test_a_family_is_cut_exactly(name: str) -> None:
     model, inputs = build(name)
     slim, plan = cut(model, inputs)

@@ -13,14 +13,13 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from test_families import CONVOLUTIONAL, HYBRID
-from test_torchvision import SIDES
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import torchslim
-from helpers import count
+from battery.networks import CONVOLUTIONAL, HYBRID, SIDES
+from helpers import count, in_turn
 from matrix.measure import build
 from matrix.networks import DETECTION, FLOW, NETWORKS, Network
 from torchslim.store.loading import default_input
@@ -60,7 +59,10 @@ def family(name: str) -> str:
     return re.split(r"[\d_]", name)[0]
 
 
-@pytest.mark.parametrize("network", one_of_each_other_family(), ids=lambda n: n.name)
+OTHERS = one_of_each_other_family()
+
+
+@pytest.mark.parametrize("network", in_turn(OTHERS, OTHERS[::6]), ids=lambda n: n.name)
 def test_macs_and_parameters(network: Network) -> None:
     with uninitialised():
         model = build(network).to("meta").eval()

@@ -7,16 +7,10 @@ import torch
 from torch import nn
 
 import torchslim
-from helpers import check_training, count, counted_macs, oracle_error, random_statistics
+from battery.networks import SIDES
+from helpers import check_training, count, counted_macs, in_turn, oracle_error, random_statistics
 from torchslim.surgery.plans import Plan
 
-# name: an image side that the architecture takes (Inception's auxiliary head wants all of 299)
-SIDES = {
-    "vgg11": 64, "vgg16_bn": 64, "resnet18": 64, "resnet50": 64, "mobilenet_v2": 64, "mobilenet_v3_small": 64,
-    "mobilenet_v3_large": 64, "efficientnet_b0": 64, "densenet121": 64, "inception_v3": 299, "googlenet": 64,
-    "shufflenet_v2_x0_5": 64, "shufflenet_v2_x1_0": 64, "resnext50_32x4d": 64, "regnet_y_400mf": 64,
-    "mnasnet0_5": 64, "squeezenet1_1": 64,
-}
 SETTINGS = [(0.5, True, "l2", 0), (0.25, True, "random", 1), (0.5, False, "random", 2), (0.25, False, "l2", 3)]
 # The settings in turn: each meets four networks or five, and `benchmarks/coverage.py` cuts every network.
 CASES = [(name, *SETTINGS[place % len(SETTINGS)]) for place, name in enumerate(SIDES)]
@@ -33,7 +27,13 @@ def build(name: str, seed: int) -> tuple[nn.Module, torch.Tensor]:
     return random_statistics(model, seed).eval(), inputs
 
 
-@pytest.mark.parametrize(("name", "share", "shortcuts", "importance", "seed"), CASES)
+# What a smaller network of the same kind shows, here or in `test_families.py`.
+NIGHTLY = {"vgg16_bn", "resnet50", "mobilenet_v3_small", "efficientnet_b0", "inception_v3", "shufflenet_v2_x1_0",
+           "regnet_y_400mf", "mnasnet0_5", "densenet121"}
+
+
+@pytest.mark.parametrize(("name", "share", "shortcuts", "importance", "seed"), in_turn(
+    CASES, [case for case in CASES if case[0] not in NIGHTLY]))
 def test_a_cut_is_exact_runs_trains_and_costs_what_was_foretold(name: str, share: float, shortcuts: bool,
                                                                importance: str, seed: int) -> None:
     model, inputs = build(name, seed)

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from catalogue import CASES, Case
 from torch import Tensor, nn
 
 import torchslim as ts
+from blocks.catalogue import CASES, Case
 from helpers import check_training, count, counted_macs, oracle_error, random_statistics
 from torchslim import blocks
 

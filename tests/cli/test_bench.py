@@ -103,7 +103,7 @@ def test_all_are_those_that_can_run_and_the_others_are_named(call: Call, monkeyp
         "pip install 'torchslim[openvino]'"]
     status, out, err = call("bench", SMALL, *SIZE, "--backend", "eager,openvino")
     assert (status, out) == (2, "")
-    assert err.startswith("error: backend openvino needs the package openvino, which is not installed")
+    assert err.startswith("error: --backend openvino needs the package openvino, which is not installed")
 
 
 def test_a_backend_that_fails_is_left_out_of_all_and_an_error_by_name(call: Call,

@@ -146,8 +146,8 @@ def test_a_terminal_gets_colours(tmp_path: Path) -> None:
     (("--show", "--out", "slim.safetensors"), "error: prune: no budget; give --macs 0.5"),
     (("--show", "--macs", "0.5", "--out", "absent/s.safetensors"), "error: --out absent/s.safetensors: lies in"),
     (("--show", "--exclude", "body.0"), "error: --exclude: says where a budget may cut, and there is no budget; give "),
-    (("--show", "--macs", "0.5", "--only", "tail.*"), "error: only: no layer that makes channels matches 'tail.*'; "),
-    (("--show", "--macs", "0.5", "--preset", "inner"), "error: preset: no presets for 'net.py:net'; there are some "),
+    (("--show", "--macs", "0.5", "--only", "tail.*"), "error: --only 'tail.*': no layer that makes channels "),
+    (("--show", "--macs", "0.5", "--preset", "inner"), "error: --preset inner: no presets for 'net.py:net'; there "),
 ])
 def test_what_cannot_end_well_is_refused(call: Call, arguments: tuple[str, ...], message: str) -> None:
     status, out, err = call(*arguments)

@@ -73,7 +73,7 @@ def test_what_can_not_be_saved_or_read_is_one_line_before_any_work(call: Call, t
                          (("--out", str(tmp_path / "light.txt")), f"try {tmp_path / 'light.safetensors'}"),
                          (("--pictures", "8"), "--pictures 8: of no data; give --data"),
                          (("--data", "nothing"), "names no data"),
-                         (("--data", "digits", "--input", "3x32x32"), "pictures are square")):
+                         (("--data", "digits", "--input", "3x32x32"), "digits are square and have 1 or 3")):
         status, out, err = call(*ARGUMENTS, "separable", *more)
         assert (status, out, err.count("\n")) == (2, "", 1)
         assert wanted in err

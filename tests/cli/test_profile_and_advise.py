@@ -126,7 +126,7 @@ def test_charts(call: Call, tmp_path: Path) -> None:
     (["compare", SMALL, "--sort", "weight"], "error: --sort weight: no such column"),
     (["compare", "resnet81"], "error: resnet81: no model of that name"),
     (["advise", "resnet81"], "error: resnet81: no model of that name"),
-    (["compare"], "error: Missing argument")])
+    (["compare"], "error: MODEL...: is missing; wanted MODEL...")])
 def test_wrong_requests(call: Call, arguments: list[str], message: str) -> None:
     status, out, err = call(*arguments)
     assert (status, out) == (2, "")
@@ -141,7 +141,7 @@ def test_advise(call: Call) -> None:
     assert f"`torchslim prune '{VGG}' --input 1x3x32x32 --params 0.5" in out
     findings = json.loads(call("advise", VGG, *SIZE, "--no-time", "--json")[1])["findings"]
     assert findings[0]["layers"][0] == "classifier.0"
-    assert "of the time" in call("advise", VGG, *SIZE)[1]
+    assert "of the time" in call("advise", "torchvision:alexnet", "--input", "1x3x64x64")[1]
 
 
 def test_advise_says_so_where_there_is_nothing(call: Call, tmp_path: Path) -> None:

@@ -113,11 +113,11 @@ def test_a_layer_is_the_ridge_regression_that_numpy_finds() -> None:
 
 @pytest.mark.parametrize(("build", "side"), [
     (lambda: ts.create_model("timm:test_resnet", num_classes=10), 64),
-    (lambda: torchvision.models.mobilenet_v2(num_classes=10), 64),
+    pytest.param(lambda: torchvision.models.mobilenet_v2(num_classes=10), 64, marks=pytest.mark.nightly),
     (lambda: torchvision.models.shufflenet_v2_x0_5(num_classes=10), 64),
-    (lambda: torchvision.models.regnet_y_400mf(num_classes=10), 64),
-    (lambda: ts.create_model("unet", width=0.125), 125)], ids=["resnet", "mobilenet", "shufflenet",
-                                                               "regnet", "unet"])
+    pytest.param(lambda: torchvision.models.regnet_y_400mf(num_classes=10), 64, marks=pytest.mark.nightly),
+    pytest.param(lambda: ts.create_model("unet", width=0.125), 125, marks=pytest.mark.nightly)],
+    ids=["resnet", "mobilenet", "shufflenet", "regnet", "unet"])
 def test_networks_come_nearer_to_their_originals(build: Any, side: int) -> None:
     torch.manual_seed(0)
     model = random_statistics(build()).eval()

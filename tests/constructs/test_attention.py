@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from cutting import Cut
 from torch import Tensor, nn
 from torch.nn import functional
 
 import torchslim as ts
+from constructs.cutting import Cut
 from helpers import counted_macs
 from torchslim.planning import width_repair
 from torchslim.tracing.runs import retrace

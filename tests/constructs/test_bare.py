@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from cutting import Cut, Lambda
 from torch import Tensor, nn
 from torch.nn import functional
 
+from constructs.cutting import Cut, Lambda
 from helpers import Calls, conv
 
 X = torch.randn(2, 3, 8, 8)

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from cutting import Cut
 from torch import Tensor, nn
 from torch.nn import functional
 
+from constructs.cutting import Cut
 from helpers import Calls, conv
 
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import timm.layers
 import torch
-from cutting import Cut
 from torch import Tensor, nn
 
+from constructs.cutting import Cut
 from helpers import conv
 
 X = torch.randn(2, 3, 8, 8)

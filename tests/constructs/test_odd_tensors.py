@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cutting import Cut
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models import resnet18
 from torchvision.models.feature_extraction import create_feature_extractor
 
 import torchslim as ts
+from constructs.cutting import Cut
 from helpers import Calls, conv
 from torchslim.errors import TraceError
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import timm.layers
 import torch
-from cutting import EXACT, Cut
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, weight_norm
 
 import torchslim as ts
+from constructs.cutting import EXACT, Cut
 from helpers import check_training, conv, random_statistics
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated:FutureWarning")

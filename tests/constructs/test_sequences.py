@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from cutting import Cut
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import torchslim as ts
+from constructs.cutting import Cut
 from helpers import Calls, conv
 
 PICTURES = torch.randn(2, 3, 6, 9)

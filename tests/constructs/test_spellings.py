@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from cutting import Cut, Lambda
 from torch import Tensor, nn
 
+from constructs.cutting import Cut, Lambda
 from helpers import conv
 
 aten = torch.ops.aten

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cutting import Cut
 from torch import Tensor, nn
 from torch.nn import functional
 
+from constructs.cutting import Cut
 from helpers import Calls, conv
 
 X = torch.randn(2, 3, 8, 8)

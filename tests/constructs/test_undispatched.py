@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cutting import Cut
 from torch import Tensor, nn
 from torch.nn import functional
 
 import torchslim as ts
+from constructs.cutting import Cut
 from helpers import Calls, conv
 from torchslim.errors import UnsupportedModel
 

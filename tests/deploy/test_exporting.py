@@ -76,7 +76,7 @@ def test_an_export_agrees_and_disturbs_nothing(
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize(("make", "inputs"), [
-    (Scaled, (IMAGE, torch.rand(1, 2, 1, 1))),
+    pytest.param(Scaled, (IMAGE, torch.rand(1, 2, 1, 1)), marks=pytest.mark.nightly),
     (Scaled, {"scale": torch.rand(1, 2, 1, 1), "x": IMAGE}),
     (Listed, [IMAGE[0], IMAGE[0, :, :8]]),
 ])

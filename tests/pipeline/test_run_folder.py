@@ -25,11 +25,18 @@ def settings(out: Path, **changes: object) -> Settings:
 def begun(out: Path, **changes: object) -> RunFolder:
     """A folder in which the first phase is done."""
     folder = RunFolder(out)
+    folder.open(settings(out, **changes))
     with folder.locked():
-        folder.open(settings(out, **changes))
         folder.begin(2)
+        folder.claim(["baseline.safetensors"])
         folder.finish("baseline", {"accuracy": 0.5})
     return folder
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Every file below a folder with its text, and every folder."""
+    return {str(path.relative_to(folder)): path.read_text() if path.is_file() else "folder"
+            for path in folder.rglob("*")}
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------
@@ -91,8 +98,8 @@ def test_settings_without_part_in_the_weights_may_change(tmp_path: Path) -> None
 
 def test_a_run_that_never_got_anywhere_is_in_nobodys_way(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
+    folder.open(settings(tmp_path))
     with folder.locked():
-        folder.open(settings(tmp_path))
         folder.begin(2)
     RunFolder(tmp_path).open(settings(tmp_path, macs=0.5))
     (tmp_path / "work" / "baseline.checkpoint").write_bytes(b"some epochs of work")
@@ -100,43 +107,103 @@ def test_a_run_that_never_got_anywhere_is_in_nobodys_way(tmp_path: Path) -> None
         RunFolder(tmp_path).open(settings(tmp_path, macs=0.5))
 
 
-def test_an_older_folder_of_someone_elses_is_usable_and_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("mine")
-    (tmp_path / "work").mkdir()
-    (tmp_path / "slim.safetensors.bak").write_text("mine")
-    folder = begun(tmp_path)
-    (tmp_path / "slim.safetensors").write_text("the run's")
-    folder.clear()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "slim.safetensors.bak", "work"]
-    assert [path.name for path in (tmp_path / "work").iterdir()] == ["lock"]
+@pytest.mark.parametrize("restart", [False, True])
+@pytest.mark.parametrize("name", ["report.html", "notes.txt", ".hidden", "work/notes.txt", "work/state.json", "work"])
+def test_a_folder_that_holds_something_and_no_run_is_refused(tmp_path: Path, name: str, restart: bool) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    before = tree(tmp_path)
+    with pytest.raises(RequestError, match=f"{name}.*choose another folder with --out"):
+        RunFolder(tmp_path).open(settings(tmp_path), restart)
+    assert tree(tmp_path) == before
+
+
+def test_a_folder_that_a_process_left_before_its_run_began_may_be_used(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "a").locked():
+        pass
+    (tmp_path / "a" / "work" / ".state.json.tmp").write_text("half")
+    (tmp_path / "b").mkdir()
+    before = tree(tmp_path)
+    for name in ("a", "b"):
+        RunFolder(tmp_path / name).open(settings(tmp_path / name))
+    assert tree(tmp_path) == before
+
+
+def test_files_of_someone_elses_beside_a_run_stay(tmp_path: Path) -> None:
+    begun(tmp_path)
+    (tmp_path / "baseline.safetensors").write_text("the run's")
+    for name in ("notes.txt", "slim.safetensors", "work/notes.txt", "work/cut.safetensors", ".plan.json.tmp"):
+        (tmp_path / name).write_text("mine")
+    mine = {name: text for name, text in tree(tmp_path).items() if text == "mine"}
+    folder = RunFolder(tmp_path)
+    folder.open(settings(tmp_path, macs=0.5), restart=True)
+    for name in ("slim.safetensors", "cut.safetensors"):
+        with pytest.raises(RequestError, match=f"{name}: is no file of the run .* move it, or choose another"):
+            folder.check_writable([name])
+        with pytest.raises(RequestError, match="is no file of the run"):
+            folder.claim([name])
+    with folder.locked():
+        folder.clear()
+        folder.begin(2)
+        folder.delete_intermediate()
+    left = tree(tmp_path)
+    assert left.pop("work/lock") == str(os.getpid())
+    assert json.loads(left.pop("work/state.json"))["settings"]["macs"] == 0.5
+    assert left == {**mine, "work": "folder"}
 
 
 def test_a_file_in_its_place(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(RequestError, match="is a file"):
-        RunFolder(tmp_path / "file").open(settings(tmp_path / "file"))
+    (tmp_path / "lost").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "link").symlink_to(tmp_path / "theirs")
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "slim.onnx").write_text("mine")
+    before = tree(tmp_path)
+    for name, words in (("file", "is a file"), ("file/run", "file is a file"), ("file/a/b", "file is a file"),
+                        ("lost", "is a link to what is no folder"), ("lost/run", "lost is a link to what is no folder"),
+                        ("link", "holds slim.onnx and no run"), ("n" * 300, "File name too long")):
+        with pytest.raises(RequestError, match=words) as caught:
+            RunFolder(tmp_path / name).open(settings(tmp_path / name))
+        assert "--out" in str(caught.value)
     with pytest.raises(RequestError, match="can't be used"), RunFolder(tmp_path / "file" / "run").locked():
         pass
+    assert tree(tmp_path) == before
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[]", '{"format": 1}', '{"format": 1, "settings": 3, "threads": 1}'])
+def test_a_folder_that_cannot_be_made_leaves_none_of_those_above_it(tmp_path: Path,
+                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(RequestError, match="Permission denied"), RunFolder(tmp_path / "a" / "b").locked():
+        pass
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(RequestError, match=f"no permission to write in {tmp_path}"):
+        RunFolder(tmp_path / "a" / "b").check_writable([])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"format": 2}', '{"format": 2, "settings": 3, "threads": 1}'])
 def test_a_state_that_cannot_be_read(tmp_path: Path, damage: str) -> None:
     begun(tmp_path)
     (tmp_path / "work" / "state.json").write_text(damage)
     with pytest.raises(CheckpointError, match="--restart"):
         RunFolder(tmp_path).open(settings(tmp_path))
+    RunFolder(tmp_path).open(settings(tmp_path), restart=True)
 
 
 def test_a_state_of_a_newer_format(tmp_path: Path) -> None:
     begun(tmp_path)
     path = tmp_path / "work" / "state.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
-    with pytest.raises(CheckpointError, match="format 99 found, 1 wanted"):
+    with pytest.raises(CheckpointError, match="format 99 found, 2 wanted"):
         RunFolder(tmp_path).open(settings(tmp_path))
 
 
 def test_leftovers_of_a_killed_process_are_swept_out(tmp_path: Path) -> None:
     folder = begun(tmp_path)
+    folder.claim(["slim.safetensors", "slim.onnx", "baseline.checkpoint"])
     (tmp_path / ".slim.safetensors.77.ab.tmp").write_text("half")
     (tmp_path / "work" / ".baseline.checkpoint.tmp").write_text("half")
     (tmp_path / ".slim.onnx-x7").mkdir()

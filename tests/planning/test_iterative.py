@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import torchslim as ts
-from helpers import Untouched, conv, counted_macs, oracle_error, random_statistics
+from helpers import Untouched, conv, counted_macs, in_turn, oracle_error, random_statistics
 from torchslim.errors import PlanError, RequestError
 from torchslim.planning.schedules import shares
 from torchslim.store.loading import build
@@ -111,7 +111,7 @@ def test_a_budget_that_is_met_already_cuts_nothing() -> None:
     assert [widths(slim) for slim, _ in found] == [widths(chain())] * 2
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v2", "shufflenet_v2_x1_0", "resnext50_32x4d"])
+@pytest.mark.parametrize("name", in_turn(["mobilenet_v2", "shufflenet_v2_x1_0", "resnext50_32x4d"], ["mobilenet_v2"]))
 def test_networks_with_rows_and_depthwise_layers_go_down_in_steps(name: str) -> None:
     model = random_statistics(ts.create_model(f"torchvision:{name}", num_classes=4))
     x = torch.randn(1, 3, 64, 64)

@@ -10,7 +10,7 @@ import pytest
 
 import torchslim as ts
 from torchslim.errors import RequestError
-from torchslim.importance import L1, L2
+from torchslim.importance import L1, Automatic
 from torchslim.planning.options import PlanKeywords, PlanOptions, as_patterns, split_keywords
 
 NOT_OPTIONS = {"model", "inputs", "data", "loss", "original"}
@@ -28,7 +28,7 @@ def test_options_are_frozen_and_equal_by_value() -> None:
     assert options == PlanOptions(macs=0.5, only=("a.*",), importance=L1())
     assert options.only == ("a.*",)
     assert options.ranking == L1()
-    assert PlanOptions(macs=0.5).ranking == L2()
+    assert PlanOptions(macs=0.5).ranking == Automatic()
     with pytest.raises(FrozenInstanceError):
         options.macs = 0.4  # type: ignore[misc]
 

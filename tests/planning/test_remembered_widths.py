@@ -138,3 +138,13 @@ def test_extracted_features_say_how_wide_they_are() -> None:
     first, last = slim[0].net(torch.randn(1, 3, 64, 64))
     assert slim[0].net.feature_info.channels() == [first.shape[1], last.shape[1]]
     assert first.shape[1] < model.feature_info.channels()[0]
+
+
+def test_an_encoder_that_has_lost_its_classifier_is_cut() -> None:
+    """As segmentation networks use timm's: the layer is taken out, and the method that names it fails."""
+    encoder: Any = ts.create_model("timm:test_efficientnet").eval()
+    del encoder.classifier
+    encoder.forward = encoder.forward_features
+    x = torch.randn(1, 3, 64, 64)
+    plan = ts.plan(encoder, x, macs=0.5)
+    assert ts.verify(encoder, ts.apply(encoder, plan), plan, x) < 1e-12

@@ -110,3 +110,24 @@ def test_the_reference_by_hand() -> None:
         x = torch.nn.functional.conv2d(x, model.second.weight[:, kept], model.second.bias, padding=1).relu()
         expected = model.head(x)
         assert (slim(inputs) - expected).abs().max() < 1e-12 * expected.abs().max()
+
+
+class ConvertsItsMean(nn.Module):
+    """A plain tensor in the type of the input, before attention, whose heads no weight reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean, self.stem = torch.full((1, 3, 1, 1), 0.5), nn.Conv2d(3, 16, 2, 2)
+        self.attention, self.head = nn.MultiheadAttention(16, 4, batch_first=True), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.mean = self.mean.type_as(x)
+        x = self.stem(x - self.mean).flatten(2).transpose(1, 2)
+        return self.head(x + self.attention(x, x, x)[0])  # type: ignore[no-any-return]
+
+
+def test_tensors_of_another_type_that_the_code_converts() -> None:
+    model, x = random_statistics(ConvertsItsMean()).eval(), torch.randn(2, 3, 8, 8)
+    plan = torchslim.plan(model, x, macs=0.5)
+    assert torchslim.verify(model, torchslim.apply(model, plan), plan, x) < 1e-12
+    assert model.mean.dtype == torch.float32

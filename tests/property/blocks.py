@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import crafted
-import reordering
 import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
+
+from property import crafted, reordering
 
 Draw = Callable[..., Any]
 

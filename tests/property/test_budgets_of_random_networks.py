@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import torchslim as ts
-from blocks import networks
 from helpers import count, counted_macs, random_statistics
+from property.blocks import networks
 from torchslim.errors import BudgetError
 
 SOME = settings().max_examples // 10  # each takes several plans

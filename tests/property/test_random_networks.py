@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import torchslim as ts
-from blocks import networks
 from helpers import Untouched, check_training, count, counted_macs, oracle_error, random_statistics, tensors
+from property.blocks import networks
 from torchslim.coupling.coupling import couple
 from torchslim.tracing.runs import trace_modes
 

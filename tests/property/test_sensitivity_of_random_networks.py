@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import torchslim as ts
-from blocks import networks
 from helpers import random_statistics, silenced_oracle, tensors
+from property.blocks import networks
 from torchslim.errors import RequestError
 
 SOME = max(10, settings().max_examples // 10)  # each takes many plans

@@ -194,7 +194,7 @@ def test_the_histogram_has_a_bar_for_each_count_and_the_threshold(record):
 
 
 def test_curves_have_a_point_for_each_epoch(record):
-    for name in ("accuracy", "loss"):
+    for name in ("score", "loss"):
         page = chart(render(record), name)
         lines = [path for path in page.all("path") if path["class"].startswith("line")]
         dots = [path for path in page.all("path") if path["class"].startswith("dots")]
@@ -203,7 +203,7 @@ def test_curves_have_a_point_for_each_epoch(record):
 
 
 def test_a_gap_stands_where_a_value_is_no_number(record):
-    curve = replace(record.curves[0], loss=(1.0, 0.8, float("nan"), 0.5, 0.4), accuracy=())
+    curve = replace(record.curves[0], loss=(1.0, 0.8, float("nan"), 0.5, 0.4), score=())
     page = chart(render(replace(record, curves=(curve,))), "loss")
     [line] = [path["d"] for path in page.all("path") if path["class"].startswith("line")]
     assert re.sub(r"[^ML]", "", line) == "MLML"

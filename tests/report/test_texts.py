@@ -94,7 +94,7 @@ def test_a_loss_is_called_a_loss(record):
 
 
 def test_what_was_not_measured_is_not_claimed(record):
-    bare = replace(record, before=replace(record.before, latency={}, accuracy=None))
+    bare = replace(record, before=replace(record.before, latency={}, metrics={}))
     assert sentence(bare) == "60% fewer MACs, proven equal to 3e-15"
     labels = {card.label: card for card in texts.cards(bare)}
     assert labels["Accuracy"].note == "measured on one side only"
@@ -119,8 +119,8 @@ def test_the_proof_is_two_sentences(record):
 
 
 def test_many_epochs_are_thinned_with_the_last_kept(record):
-    curve = replace(record.curves[0], loss=tuple(range(1000)), accuracy=())
-    rows = texts.epoch_rows((curve,))
+    curve = replace(record.curves[0], loss=tuple(range(1000)), score=())
+    rows = texts.epoch_rows((curve,), "accuracy")
     assert len(rows) <= texts.MOST_ROWS + 1
     assert rows[-1] == ("train", 1000, "999", "n/a")
 

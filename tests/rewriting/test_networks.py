@@ -87,14 +87,15 @@ def vgg() -> nn.Module:
 
 
 @pytest.mark.parametrize(("build", "rules", "side"), [
-    (lambda: torchvision.models.resnet50(num_classes=10), "separable", 64),
+    pytest.param(lambda: torchvision.models.resnet50(num_classes=10), "separable", 64, marks=pytest.mark.nightly),
     (lambda: torchvision.models.resnet50(num_classes=10), ["grouped:4:shuffle"], 64),
-    (lambda: torchvision.models.resnet18(num_classes=10), ["ghost", "lowrank:0.25"], 64),
+    pytest.param(lambda: torchvision.models.resnet18(num_classes=10), ["ghost", "lowrank:0.25"], 64,
+                 marks=pytest.mark.nightly),
     (vgg, ["separable", ("grouped:2", ["*.pointwise"])], 32),
     (lambda: UNet(8, padding=1), ["separable", ("asymmetric", ["up.*"])], 64),
     (lambda: UNet(8, padding=1), ["fire:4", "asymmetric:norm"], 64),
-    (lambda: torchvision.models.densenet121(num_classes=10), "asymmetric:8", 64),
-    (lambda: torchvision.models.densenet121(num_classes=10), "grouped:2", 64)])
+    *(pytest.param(lambda: torchvision.models.densenet121(num_classes=10), rule, 64, marks=pytest.mark.nightly)
+      for rule in ("asymmetric:8", "grouped:2"))])
 def test_a_rewritten_network_runs_trains_and_is_cut_exactly(build: Any, rules: Any, side: int) -> None:
     model, x = random_statistics(build()), torch.randn(2, 3, side, side)
     found = lighten_with_report(model, rules, x)
@@ -111,6 +112,7 @@ def test_a_rewritten_network_runs_trains_and_is_cut_exactly(build: Any, rules: A
     check_training(slim, x)
 
 
+@pytest.mark.nightly
 def test_a_rewritten_detector_runs_trains_and_is_cut_exactly() -> None:
     model = torchvision.models.detection.fasterrcnn_resnet50_fpn(
         weights=None, weights_backbone=None, num_classes=5, min_size=96, max_size=96)

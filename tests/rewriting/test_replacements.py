@@ -226,7 +226,7 @@ def test_parameters_are_those_of_the_laws() -> None:
 # --- words, numbers, refusals -----------------------------------------------------------------------------------
 
 @pytest.mark.parametrize(("rule", "wanted"), [
-    ("sparable", "wanted one of separable"), ("grouped", "grouped:4[:shuffle]"), ("grouped:0", "grouped:4"),
+    ("sparable", "did you mean separable"), ("grouped", "grouped:4[:shuffle]"), ("grouped:0", "grouped:4"),
     ("grouped:0.5", "grouped:4"), ("separable:3", "wanted separable[:norm]"),
     ("asymmetric:x", "asymmetric[:16][:norm]"),
     ("lowrank", "lowrank:0.25"), ("lowrank:1.5", "lowrank:0.25"), ("lowrank:nan", "lowrank:0.25"),

@@ -44,14 +44,14 @@ class Movement:
             move_labels(self.space, op)
         labels = self.space.along(self.graph.state["copying.weight"], 0, self.graph.ops[0])
         assert labels is not None
-        self.of = connected_components(self.space.num_labels, self.space.unions)
+        self.of = connected_components(self.space.num_labels, self.space.declared.unions)
         self.classes = self.of[labels]
         stay = np.zeros(self.space.num_labels, dtype=bool)
-        for entry in self.space.frozen:
+        for entry in self.space.declared.frozen:
             stay[self.of[entry.labels]] = True
         self.stay = stay
         self.frozen = stay[self.classes]
-        self.reasons = [entry.reason for entry in self.space.frozen]
+        self.reasons = [entry.reason for entry in self.space.declared.frozen]
 
     def outputs(self) -> list[Tensor]:
         """The labelled classes of every output element: shape (tracks, *output)."""

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from movement import Movement
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rules.movement import Movement
 from torchslim.coupling.coupling import connected_components
 from torchslim.rules import move_labels
 from torchslim.rules.labels import LabelSpace
@@ -35,7 +35,7 @@ SHAPE = (2, 6, 3, 3)
 ])
 def test_activations_and_arithmetic_leave_every_channel_free(function: Callable[[Tensor], Tensor]) -> None:
     moved = Movement(lambda _, x: function(x), SHAPE).check()
-    assert not moved.space.unknown_ops
+    assert not moved.space.declared.unknown_ops
     assert moved.free
     assert moved.counts == [18] * 6
 
@@ -105,7 +105,7 @@ def test_prelu(number: bool) -> None:
     layer = nn.PReLU(1 if number else 6)
     moved = Movement(lambda s, x: s.act(x), SHAPE, act=layer).check()
     assert moved.free
-    touched = {(touch.name, touch.dim) for touch in moved.space.labeled_dims}
+    touched = {(touch.name, touch.dim) for touch in moved.space.declared.labeled_dims}
     assert (("act.weight", 0) in touched) is not number
 
 
@@ -125,7 +125,7 @@ class Meets(nn.Module):
     (lambda x: x * x.sigmoid(), False), (lambda x: x + 1, False), (lambda x: x / x.exp(), False),
 ])
 def test_sums_join_branches_and_products_are_gates(function: Callable[[Tensor], Tensor], joined: bool) -> None:
-    assert bool(Movement(lambda _, x: function(x), SHAPE).space.joined_branches) is joined
+    assert bool(Movement(lambda _, x: function(x), SHAPE).space.declared.joined_branches) is joined
 
 
 @pytest.mark.parametrize("function", [
@@ -140,7 +140,7 @@ def test_what_has_no_rule_freezes_and_is_listed(function: Callable[[Tensor], Ten
 def test_results_made_from_nothing_read_no_channels() -> None:
     moved = Movement(lambda _, x: (x, torch.arange(6), torch.eye(3), torch.zeros(2, 6)), SHAPE).check()
     assert moved.free
-    assert not moved.space.unknown_ops
+    assert not moved.space.declared.unknown_ops
 
 
 @pytest.mark.parametrize("layer", [nn.Dropout(), nn.Dropout2d(), nn.AlphaDropout(), nn.FeatureAlphaDropout(),
@@ -151,9 +151,9 @@ def test_dropout_in_train_mode_leaves_every_channel_free(layer: nn.Module) -> No
     graph = trace(model, torch.zeros(2, 3, 4, 4), training=True)
     for op in graph.ops:
         move_labels(space, op)
-    assert not space.unknown_ops
-    of = connected_components(space.num_labels, space.unions)
-    stay = {one for entry in space.frozen for one in of[entry.labels].tolist()}
+    assert not space.declared.unknown_ops
+    of = connected_components(space.num_labels, space.declared.unions)
+    stay = {one for entry in space.declared.frozen for one in of[entry.labels].tolist()}
     made = space.along(graph.state["0.weight"], 0, graph.ops[0])
     read = space.along(graph.state["2.weight"], 1, graph.ops[0])
     assert made is not None

@@ -8,14 +8,13 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from movement import Movement
 from torch import Tensor, nn
 from torch.nn import functional
 
 import mutations
+from rules.movement import Movement
 from torchslim import rules
 from torchslim.rules import row_name, row_of
-from torchslim.rules.labels import LabelSpace
 from torchslim.tracing.graph import Graph
 from torchslim.tracing.undispatched import ASSIGNED, READ_OUTSIDE
 
@@ -258,7 +257,7 @@ def reached(graph: Graph) -> set[str]:
 def run(name: str, function: Function, shape: tuple[int, ...] = SHAPE, **options: Any) -> Movement:
     moved = Movement(lambda _, x: function(x), shape, **options)
     assert key(name) in reached(moved.graph)
-    assert not moved.space.unknown_ops
+    assert not moved.space.declared.unknown_ops
     return moved
 
 
@@ -307,7 +306,7 @@ def test_a_tensor_that_is_resized_to_its_own_shape_keeps_its_channels(name: str,
 
 
 def test_what_mutants_forget_is_what_rows_can_declare() -> None:
-    assert [name for name in mutations.DECLARED if not hasattr(LabelSpace, name)] == []
+    assert [name for name in mutations.DECLARED if not hasattr(mutations.owner(name), name)] == []
 
 
 def test_every_row_is_in_a_table() -> None:
@@ -357,15 +356,15 @@ def test_weights_read_and_make(name: str) -> None:
     macs, making, reading = {"mm": (60, 1, 1), "addmm": (60, 1, 1), "bmm": (960, 8, 1),
                              "baddbmm": (960, 8, 1)}.get(name, (960, 16, 16))
     assert [rules.macs(op) for op in moved.graph.ops if rules.multiplies(op)] == [1152, macs]
-    touched = {(touch.name, touch.dim): moved.of[touch.labels].tolist() for touch in moved.space.labeled_dims}
+    touched = {(touch.name, touch.dim): moved.of[touch.labels].tolist() for touch in moved.space.declared.labeled_dims}
     assert touched[f"w.{parameter}", dim] == moved.classes.tolist()
     made = touched[f"w.{parameter}", 1 - dim]
     tracks = [moved.of[track].ravel().tolist() for track in space.tracks(moved.graph.outputs[0])]
     assert tracks == [made]
-    assert [(moved.of[labels].tolist(), size) for labels, size in space.producers[1:]] == [(made, making)]
-    readers = [(moved.of[labels].tolist(), size) for labels, size in space.readers[1:]]
+    assert [(moved.of[labels].tolist(), size) for labels, size in space.declared.producers[1:]] == [(made, making)]
+    readers = [(moved.of[labels].tolist(), size) for labels, size in space.declared.readers[1:]]
     assert (moved.classes.tolist(), reading) in readers
-    cost = space.mac_costs[-1]
+    cost = space.declared.mac_costs[-1]
     assert cost.amount == macs
     assert sorted(moved.of[labels].tolist() for labels in cost.along) == sorted([made, moved.classes.tolist()])
     for other in ("bias", "g"):
@@ -420,7 +419,7 @@ class Statistics(nn.Module):
 def test_what_batch_norms_hold_follows(name: str, more: tuple[Any, ...]) -> None:
     moved = Movement(lambda s, x: s.held(x, getattr(aten, name), *more), SHAPE, held=Statistics())
     assert key(name) in reached(moved.graph)
-    touched = {touch.name: moved.of[touch.labels].tolist() for touch in moved.space.labeled_dims}
+    touched = {touch.name: moved.of[touch.labels].tolist() for touch in moved.space.declared.labeled_dims}
     for held in ("weight", "bias", "mean", "variance"):
         assert touched[f"held.{held}"] == moved.classes.tolist()
 
@@ -434,10 +433,10 @@ def test_what_batch_norms_hold_follows(name: str, more: tuple[Any, ...]) -> None
     ("view", lambda x: x.view(2, 2, 3, 4, 4)), ("_unsafe_view", lambda x: aten._unsafe_view(x, (2, 2, 3, 4, 4)))])
 def test_equal_parts_lose_equally_many_and_keep_two(name: str, function: Function) -> None:
     moved = run(name, function)
-    rows = [moved.of[rows.labels].tolist() for rows in moved.space.constraints]
+    rows = [moved.of[rows.labels].tolist() for rows in moved.space.declared.constraints]
     assert moved.classes.reshape(2, 3).tolist() in rows
-    assert all(rows.min_kept == 2 for rows in moved.space.constraints)
-    parts = [moved.of[part].tolist() for part in moved.space.sub_tensors]
+    assert all(rows.min_kept == 2 for rows in moved.space.declared.constraints)
+    parts = [moved.of[part].tolist() for part in moved.space.declared.sub_tensors]
     expected = [] if name.endswith("view") else moved.classes.reshape(2, 3).tolist()
     assert parts == expected
 
@@ -445,15 +444,15 @@ def test_equal_parts_lose_equally_many_and_keep_two(name: str, function: Functio
 def test_rows_of_one_tensor_lose_equally_many() -> None:
     one = run("stack", lambda x: torch.stack([x, x.flip(1)], 1))
     own = one.classes.tolist()
-    assert [one.of[rows.labels].tolist() for rows in one.space.constraints] == [[own, own[::-1]]]
+    assert [one.of[rows.labels].tolist() for rows in one.space.declared.constraints] == [[own, own[::-1]]]
     windows = run("unfold", lambda x: x.unfold(1, 2, 2))
-    assert [windows.of[rows.labels].tolist() for rows in windows.space.constraints] == [
+    assert [windows.of[rows.labels].tolist() for rows in windows.space.declared.constraints] == [
         windows.classes.reshape(3, 2).T.tolist()]
 
 
 def test_every_other_channel_is_one_of_two_parts() -> None:
     moved = run("slice", lambda x: (x[:, ::2], x[:, 1::2]))
-    rows = [moved.of[rows.labels].tolist() for rows in moved.space.constraints]
+    rows = [moved.of[rows.labels].tolist() for rows in moved.space.declared.constraints]
     assert rows == [moved.classes.reshape(3, 2).T.tolist()] * 2
 
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from movement import Movement
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.ops import DeformConv2d
 
 import torchslim as ts
 from helpers import Calls, conv, counted_macs, random_statistics
+from rules.movement import Movement
 from torchslim import rules
 from torchslim.coupling.coupling import Coupling, couple, trace_modes
 from torchslim.coupling.groups import ChannelGroup
@@ -155,7 +155,7 @@ def test_one_kernel_for_all_channels() -> None:
 def test_a_blur_as_wide_as_the_channels_follows_them() -> None:
     moved = Movement(lambda s, x: functional.conv2d(x, s.blur.kernel, groups=x.shape[1]), SHAPE, blur=Blur()).check()
     assert moved.free
-    touched = {touch.name: moved.of[touch.labels].tolist() for touch in moved.space.labeled_dims}
+    touched = {touch.name: moved.of[touch.labels].tolist() for touch in moved.space.declared.labeled_dims}
     assert touched["blur.kernel"] == moved.classes.tolist()
 
 
@@ -188,8 +188,8 @@ def test_a_bare_constant_as_a_filter_stays() -> None:
 def test_a_product_with_a_weight_reads_and_makes(function: Callable[..., Tensor]) -> None:
     moved = Movement(function, SHAPE, fc=nn.Linear(6, 4))
     assert moved.free
-    assert not moved.space.unknown_ops
-    touched = {(t.name, t.dim): moved.of[t.labels].tolist() for t in moved.space.labeled_dims}
+    assert not moved.space.declared.unknown_ops
+    touched = {(t.name, t.dim): moved.of[t.labels].tolist() for t in moved.space.declared.labeled_dims}
     assert touched["fc.weight", 1] == moved.classes.tolist()
     made = set(touched["fc.weight", 0])
     assert set(moved.outputs()[0].unique().tolist()) == made
@@ -227,7 +227,7 @@ def test_attention_between_tokens() -> None:
     moved = Movement(lambda s, x: s.attention(x.flatten(2).mT, x.flatten(2).mT, x.flatten(2).mT)[0], SHAPE,
                      attention=nn.MultiheadAttention(6, 2, batch_first=True))
     assert moved.free
-    assert not moved.space.unknown_ops
+    assert not moved.space.declared.unknown_ops
 
 
 def test_an_embedding_makes_its_columns_and_keeps_its_rows() -> None:

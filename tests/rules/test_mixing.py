@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from movement import Movement
 from torch import Tensor, nn
 from torch.nn import functional
+
+from rules.movement import Movement
 
 Function = Callable[[Any, Tensor], Any]
 SHAPE = (2, 6, 3, 3)
@@ -23,15 +24,15 @@ SHAPE = (2, 6, 3, 3)
 def test_norms_channel_by_channel_leave_every_channel_free(norm: nn.Module) -> None:
     moved = Movement(lambda s, x: s.norm(x), SHAPE, norm=norm).check()
     assert moved.free
-    assert not moved.space.unknown_ops
-    touched = {touch.name: moved.of[touch.labels].tolist() for touch in moved.space.labeled_dims}
+    assert not moved.space.declared.unknown_ops
+    touched = {touch.name: moved.of[touch.labels].tolist() for touch in moved.space.declared.labeled_dims}
     for name, tensor in [*norm.named_parameters(), *norm.named_buffers()]:
         if tensor.dim():
             assert touched[f"norm.{name}"] == moved.classes.tolist()
 
 
 def test_the_scales_of_batch_norms_are_known() -> None:
-    assert Movement(lambda s, x: s.norm(x), SHAPE, norm=nn.BatchNorm2d(6)).space.norm_scales == {"norm.weight"}
+    assert Movement(lambda s, x: s.norm(x), SHAPE, norm=nn.BatchNorm2d(6)).space.declared.norm_scales == {"norm.weight"}
 
 
 @pytest.mark.parametrize(("norm", "operation"), [
@@ -76,7 +77,7 @@ class Inner(nn.Module):
 def test_over_space_or_batch_every_channel_stays_free(function: Callable[[Tensor], Any]) -> None:
     moved = Movement(lambda _, x: function(x), SHAPE).check()
     assert moved.free
-    assert not moved.space.unknown_ops
+    assert not moved.space.declared.unknown_ops
 
 
 def test_branches_that_are_compared_become_one() -> None:
@@ -103,7 +104,7 @@ def test_an_approximation_that_is_allowed_is_listed(norm: nn.Module) -> None:
     assert frozen.frozen.all()
     allowed = Movement(lambda s, x: s.norm(x), SHAPE, allow_approximate=True, norm=norm)
     assert allowed.free
-    [reason] = {entry.reason for entry in allowed.space.mixed}
+    [reason] = {entry.reason for entry in allowed.space.declared.mixed}
     assert reason.startswith("channels are mixed by `norm` (aten.native_")
     assert reason in frozen.reasons
 
@@ -111,7 +112,7 @@ def test_an_approximation_that_is_allowed_is_listed(norm: nn.Module) -> None:
 def test_a_layer_norm_over_channels_last_follows_the_channels() -> None:
     norm = nn.LayerNorm(6)
     moved = Movement(lambda s, x: s.norm(x.permute(0, 2, 3, 1)), SHAPE, allow_approximate=True, norm=norm)
-    touched = {touch.name: moved.of[touch.labels].tolist() for touch in moved.space.labeled_dims}
+    touched = {touch.name: moved.of[touch.labels].tolist() for touch in moved.space.declared.labeled_dims}
     assert touched["norm.weight"] == touched["norm.bias"] == moved.classes.tolist()
 
 
@@ -125,7 +126,7 @@ def test_the_channels_of_a_group_of_a_norm_are_one(norm: nn.Module) -> None:
 
 def test_the_groups_of_an_approximate_group_norm_lose_equally_many() -> None:
     moved = Movement(lambda s, x: s.norm(x), SHAPE, allow_approximate=True, norm=nn.GroupNorm(2, 6))
-    rows = [moved.of[rows.labels].tolist() for rows in moved.space.constraints]
+    rows = [moved.of[rows.labels].tolist() for rows in moved.space.declared.constraints]
     assert rows == [moved.classes.reshape(2, 3).tolist()]
 
 

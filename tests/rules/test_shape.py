@@ -11,10 +11,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from movement import Movement
 from torch import Tensor
 from torch.nn import functional
 
+from rules.movement import Movement
 from torchslim.rules.shape import reshape_track
 from torchslim.rules.tracks import Labels, squeeze_equal
 
@@ -221,7 +221,7 @@ def shuffle(_: Any, x: Tensor) -> Tensor:
 def test_moves_leave_every_channel_free(function: Function) -> None:
     moved = Movement(function, (2, 8, 4, 4)).check()
     assert moved.free
-    assert not moved.space.unknown_ops
+    assert not moved.space.declared.unknown_ops
 
 
 @pytest.mark.parametrize(("function", "expected"), [
@@ -343,7 +343,7 @@ def test_written_into_a_slice_goes_with_it() -> None:
 
 def test_the_rows_of_a_chunk_lose_equally_many() -> None:
     moved = Movement(lambda _, x: x.chunk(2, 1), (2, 8, 4, 4))
-    [rows] = moved.space.constraints
+    [rows] = moved.space.declared.constraints
     assert moved.of[rows.labels].tolist() == moved.classes.reshape(2, 4).tolist()
 
 
@@ -361,7 +361,7 @@ def test_the_rows_of_a_channel_shuffle_lose_equally_many(groups: int, how: str) 
     assert moved.outputs()[0][0, 0, :, 0, 0].tolist() == folded.T.ravel().tolist()
     # Views do not say which dimension may shrink; it is taken to be the wider one.
     expected = folded if how == "torch" or groups == 2 else folded.T
-    found = [{frozenset(row) for row in moved.of[rows.labels].tolist()} for rows in moved.space.constraints]
+    found = [{frozenset(row) for row in moved.of[rows.labels].tolist()} for rows in moved.space.declared.constraints]
     assert {frozenset(row) for row in expected.tolist()} in found
 
 

@@ -8,30 +8,9 @@ from torch import Tensor, nn
 
 import torchslim
 from helpers import bits, random_statistics
+from surgery.small import INPUTS, Small, small
 from torchslim.errors import PlanError, UnsupportedModel
 from torchslim.surgery.plans import AttributeUpdate, Plan
-
-
-class Small(nn.Module):
-    """A convolution, a grouped one, a norm and a head, with tied biases and a hook on the way."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 16, 3, padding=1)
-        self.bn = nn.BatchNorm2d(16)
-        self.grouped = nn.Conv2d(16, 16, 3, padding=1, groups=4)
-        self.head = nn.Conv2d(16, 5, 1)
-        self.note = {"kept": ["as", "it", "is"]}
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.grouped(self.bn(self.stem(x)).relu()).relu())
-
-
-INPUTS = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-
-
-def small() -> nn.Module:
-    return random_statistics(Small()).eval()
 
 
 def test_the_original_is_untouched_to_the_bit() -> None:

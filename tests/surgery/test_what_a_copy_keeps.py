@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_cutting import INPUTS, Small, small
 from torch import Tensor, distributed, nn
 
 import torchslim
 from helpers import random_statistics
+from surgery.small import INPUTS, Small, small
 from torchslim.surgery.plans import Plan
 
 

@@ -268,6 +268,7 @@ torch.save([weights, [plan.kept for plan in found.plans]], f"{sys.argv[1]}.{rank
 """
 
 
+@pytest.mark.nightly
 def test_two_processes_make_the_same_cuts(tmp_path: Path) -> None:
     """Each sees other pictures, and by itself would choose other channels."""
     run_in_two_processes(TOGETHER, tmp_path / "c")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -201,7 +202,65 @@ def test_an_interrupted_training_ends_with_the_same_bits(tmp_path: Path, optimiz
     assert fit(resumed, Blobs(), checkpoint=path, progress=seen.append, **options) == expected
     assert same(state(whole), state(resumed))
     assert seen[0].epoch == epoch
-    assert [at.accuracy for at in seen if at.finished] == list(expected.accuracy[epoch - 1:])
+    assert [at.score for at in seen if at.finished] == list(expected.score[epoch - 1:])
+
+
+EVERYTHING = {
+    "epochs": 4, "batch_size": 10, "lr": 0.01, "optimizer": "adamw", "schedule": "onecycle", "sparsity": 1e-3,
+    "precision": "bf16", "accumulate": 2, "clip": 0.5, "ema": 0.9, "mixup": 0.2, "cutmix": 1.0, "keep_best": True,
+    "class_weights": "balanced", "label_smoothing": 0.1, "freeze": ("0.*",), "patience": 4, "channels_last": True}
+
+
+class Boxes(Dataset[tuple[Tensor, dict[str, Tensor]]]):
+    """Bright squares in pictures of two sizes."""
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
+        picture = torch.rand(3, 8 + 2 * (index % 2), 8)
+        picture[:, 1:4, 2:6] += 1
+        return picture, {"boxes": torch.tensor([[2.0, 1, 6, 4]]), "labels": torch.tensor([1])}
+
+
+class Detector(nn.Module):
+    """Gives its losses in train mode, and detections in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.2))
+        self.box, self.score = nn.Linear(4, 4), nn.Linear(4, 1)
+
+    def forward(self, pictures: list[Tensor], targets: Any = None) -> Any:
+        features = torch.stack([self.body(picture[None]).mean((0, 2, 3)) for picture in pictures])
+        boxes, scores = self.box(features), self.score(features)
+        if targets is not None:
+            wanted = torch.cat([target["boxes"] for target in targets])
+            return {"box": (boxes - wanted).abs().mean(), "score": nn.functional.softplus(-scores).mean()}
+        return [{"boxes": box[None], "labels": torch.tensor([1]), "scores": score.sigmoid()}
+                for box, score in zip(boxes, scores, strict=True)]
+
+
+@pytest.mark.parametrize(("build", "data", "options"), [
+    (net, Blobs, EVERYTHING),
+    (lambda seed=0: (torch.manual_seed(seed), Detector())[1], Boxes,
+     {"epochs": 4, "batch_size": 3, "accumulate": 2, "ema": 0.9, "clip": 1.0, "keep_best": True, "precision": "bf16"}),
+], ids=["everything", "detection"])
+def test_with_all_options_too(tmp_path: Path, build: Any, data: Any, options: dict[str, Any]) -> None:
+    whole, broken, resumed, plain = build(), build(), build(99), build()
+    expected = fit(whole, data(), held_out=data(), **options)
+    path = tmp_path / "run.checkpoint"
+    with pytest.raises(Stop):
+        fit(broken, data(), held_out=data(), checkpoint=path, progress=stop_at(3, 2), **options)
+    seen: list[Progress] = []
+    assert fit(resumed, data(), held_out=data(), checkpoint=path, progress=seen.append, **options) == expected
+    assert seen[0].epoch == 3
+    assert same(state(whole), state(resumed))
+    again = build(5)
+    fit(again, data(), held_out=data(), checkpoint=path, **options)  # finished
+    assert same(state(whole), state(again))
+    fit(plain, data(), held_out=data(), **{**options, "ema": 0.0})
+    assert not same(state(whole), state(plain))
 
 
 def test_a_finished_training_is_not_repeated(tmp_path: Path) -> None:
@@ -342,13 +401,19 @@ def test_data_of_another_kind(data: Any, words: str) -> None:
         evaluate(net(), data)
 
 
+SHOWN = {"sparsity": "weight=-1.0", "schedule": "milestones=()"}
+
+
 @pytest.mark.parametrize("options", [
     {"epochs": -1}, {"lr": 0.0}, {"lr": float("nan")}, {"batch_size": 0}, {"weight_decay": -1.0}, {"warmup": 1.0},
     {"optimizer": "lion"}, {"label_smoothing": 1.0}, {"temperature": 0.0}, {"alpha": 1.5}, {"sparsity": -1.0},
+    {"precision": "fp8"}, {"precision": "fp16"}, {"accumulate": 0}, {"clip": 0.0}, {"ema": 1.0}, {"mixup": -1.0},
+    {"schedule": "step"}, {"optimizer": "timm:lion_of_judah"}, {"momentum": 1.0},
+    {"patience": 0}, {"class_weights": "even"}, {"class_weights": (1.0, -1.0, 1.0)}, {"tracker": "tensorbord"},
 ])
 def test_numbers_that_make_no_sense(options: dict[str, Any]) -> None:
     [(name, value)] = options.items()
-    with pytest.raises(RequestError, match=f"{'weight' if name == 'sparsity' else name}={value!r}"):
+    with pytest.raises(RequestError, match=re.escape(SHOWN.get(name, f"{name}={value!r}"))):
         fit(net(), Blobs(), **options)
 
 
@@ -366,7 +431,7 @@ def test_an_output_without_scores() -> None:
         def forward(self, x: Tensor) -> str:
             return "cat"
 
-    with pytest.raises(TrainingError, match="output is str, wanted a tensor of class scores"):
+    with pytest.raises(TrainingError, match="output is str, wanted a tensor of scores"):
         fit(Odd(), Blobs(), epochs=1)
 
 
@@ -404,7 +469,8 @@ torch.manual_seed(0)
 model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
 g = torch.Generator().manual_seed(1)
 data = TensorDataset(torch.randn(31, 12, generator=g), torch.randint(0, 3, (31,), generator=g))
-history = fit(model, data, epochs=2, batch_size=4, held_out=data, checkpoint=sys.argv[1])
+history = fit(model, data, epochs=2, batch_size=4, held_out=data, checkpoint=sys.argv[1], accumulate=3, clip=1.0,
+              ema=0.5, keep_best=True, log=sys.argv[1] + ".jsonl", progress=lambda at: at.epoch == 3)
 rank = os.environ["RANK"]
 torch.save([model[1].weight.detach(), history.loss, history.accuracy], sys.argv[1] + "." + rank)
 """
@@ -416,6 +482,7 @@ def test_two_processes_train_one_model(tmp_path: Path) -> None:
     assert torch.equal(first[0], second[0])
     assert first[1:] == second[1:]
     assert (tmp_path / "c").exists()
+    assert len((tmp_path / "c.jsonl").read_text().splitlines()) == 2
 
 
 def test_fewer_processes_than_asked_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

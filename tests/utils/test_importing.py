@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from torchslim.errors import RequestError
 from torchslim.utils.importing import import_factory
 
 
@@ -20,5 +21,5 @@ def test_a_factory_of_a_file_may_import_its_neighbours(tmp_path: Path) -> None:
 
 def test_a_factory_of_a_module_and_one_that_does_not_exist() -> None:
     assert import_factory("torchslim.utils.text:describe_error").__name__ == "describe_error"
-    with pytest.raises(ImportError):
+    with pytest.raises(RequestError, match="could not be imported: ModuleNotFoundError"):
         import_factory("torchslim.no_such_module:factory")

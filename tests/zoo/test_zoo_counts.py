@@ -7,16 +7,17 @@ import re
 
 import pytest
 import torch
-from figures import FIGURES, OTHER_SIZES, UNET_DEAD
 
 import torchslim as ts
-from helpers import count, counted_macs
+from helpers import count, counted_macs, in_turn
 from torchslim import zoo
 from torchslim.store.loading import build, default_input
+from zoo.figures import FIGURES, OTHER_SIZES, UNET_DEAD
+
+COUNTS = [(spec, *figures) for spec, figures in {**FIGURES, **OTHER_SIZES}.items()]
 
 
-@pytest.mark.parametrize(("spec", "size", "params", "macs"), [
-    (spec, *figures) for spec, figures in {**FIGURES, **OTHER_SIZES}.items()])
+@pytest.mark.parametrize(("spec", "size", "params", "macs"), in_turn(COUNTS, COUNTS[::2]))
 def test_counts(spec: str, size: int, params: int, macs: int) -> None:
     picture = torch.empty(1, 3, size, size, device="meta")
     with torch.device("meta"):

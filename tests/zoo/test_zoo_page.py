@@ -6,11 +6,10 @@ import contextlib
 import io
 import re
 
-from figures import FIGURES, OTHER_SIZES, UNET_DEAD
-
 from helpers import DOCS
 from torchslim import zoo
 from torchslim.zoo.unet import RUNGS
+from zoo.figures import FIGURES, OTHER_SIZES, UNET_DEAD
 
 PAGE = (DOCS / "zoo.md").read_text(encoding="utf-8")
 ROWS = re.findall(r"^\| `([^`]+)` \|.*\| (\d+)x(\d+)x(\d+) \| ([\d,]+) \| ([\d,]+) \|$", PAGE, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""The command line: parse, call, print. Exit status 0 done, 1 the work failed, 2 the request was wrong.
+"""The command line: parse, call, print. Exit status 0 done, 1 the work failed, 2 the request was wrong, 130 Ctrl-C.
 
 Nothing heavy is imported before a command runs, so that `torchslim --help` answers without torch.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from typing import Annotated
+from functools import cache
+from typing import Annotated, Any
 
 import typer
 
@@ -26,16 +27,20 @@ from torchslim.cli import (
     recipes,
     sensitivity,
     slim,
+    sweep,
+    train,
 )
+from torchslim.cli.interrupts import interrupts
+from torchslim.cli.usage import check_arguments, usage_message
 from torchslim.errors import RequestError, TorchslimError
 
-INTERRUPTED = 130
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 app = typer.Typer(name="torchslim", add_completion=False, rich_markup_mode=None,
                   pretty_exceptions_enable=False)
 for command in (models.models, profile.profile, compare.compare, advise.advise, lighten.lighten, prune.prune,
-                sensitivity.sensitivity, slim.slim, slim.demo, recipes.recipes, export.export, bench.bench,
-                ladder.ladder):
+                sensitivity.sensitivity, train.train, slim.slim, sweep.sweep, slim.demo, recipes.recipes, export.export,
+                bench.bench, ladder.ladder):
     app.command()(command)
 
 
@@ -58,40 +63,71 @@ def torchslim(
         typer.echo(context.get_help())
 
 
+@cache
+def parser() -> Any:
+    """The parser of all commands, made once."""
+    return typer.main.get_command(app)
+
+
 def main() -> int:
     """Run the command line; the exit status."""
+    status = INTERRUPTED
+    try:
+        with interrupts.heeded():
+            status = _run()
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+    status = interrupts.status or status
+    if status == INTERRUPTED or interrupts.status:
+        print(f"interrupted; {interrupts.remedy}" if interrupts.remedy else
+              "error: interrupted; run the same command again", file=sys.stderr)
+    return status
+
+
+def _run() -> int:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1  # --debug may stand anywhere
     warnings.formatwarning = _one_line
     try:
-        status = app(arguments, prog_name="torchslim", standalone_mode=False)
+        check_arguments(arguments, parser())
+        status = parser()(arguments, prog_name="torchslim", standalone_mode=False)
         sys.stdout.flush()
     except (KeyboardInterrupt, typer.Abort):
-        status = INTERRUPTED
-    except (BrokenPipeError, SystemExit):  # the reader of stdout, such as `head`, has closed it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 0
+        return INTERRUPTED
+    except SystemExit as error:
+        # The parser exits where the reader of stdout, such as `head`, has closed it; others are a model's own code.
+        if not isinstance(error.__context__, BrokenPipeError):
+            return _report(RequestError(f"the code that was called ended the process with sys.exit({error.code!r}); "
+                                        "guard it with `if __name__ == '__main__':`"), arguments)
+        return _forget_output()
+    except BrokenPipeError:
+        return _forget_output()
     except Exception as error:
+        if interrupts.status:  # it came of that
+            return interrupts.status
         if debug:
             raise
-        return _report(error)
-    if status == INTERRUPTED:
-        print("error: interrupted", file=sys.stderr)
+        return _report(error, arguments)
     return status if isinstance(status, int) else 0
 
 
-def _report(error: Exception) -> int:
+def _forget_output() -> int:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _report(error: Exception, arguments: list[str]) -> int:
     """One line on stderr; the exit status."""
-    usage = getattr(error, "format_message", None)  # the parser's own errors
-    if callable(usage):
-        text, status = f"{str(usage()).rstrip('.')}; try --help", 2
+    if callable(getattr(error, "format_message", None)):  # the parser's own errors
+        text, status = usage_message(error, arguments, parser()), 2
     elif isinstance(error, TorchslimError):
         text, status = str(error), 2 if isinstance(error, RequestError) else 1
     elif isinstance(error, OSError):
         text, status = str(error), 1
     else:
         text, status = f"{type(error).__name__}: {error}; run again with --debug for the traceback", 1
-    print("error:", " ".join(text.split()), file=sys.stderr)
+    # What is no Unicode in an argument can't be printed as it is.
+    print("error:", " ".join(text.encode("utf-8", "backslashreplace").decode().split()), file=sys.stderr)
     return status
 
 

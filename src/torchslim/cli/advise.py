@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from torchslim.cli.loading import example_inputs
+from torchslim.cli.loading import check_runs, example_inputs, named_inputs
 from torchslim.cli.options import Json, Model, Shapes
 from torchslim.cli.output import print_json, wrapped
 from torchslim.utils.formatting import percent
@@ -39,13 +39,15 @@ def advise(
     network, inputs = build(source), example_inputs(source, shapes)
     ms: dict[str, float] = {}
     if timed:
+        check_runs(network, inputs, source, shapes)
         from torchslim.latency.per_layer import time_modules
 
         ms = {layer.name: layer.ms for layer in time_modules(network, inputs).layers}
     command = " ".join([shlex.quote(str(source)), *(f"--input {shape}" for shape in shapes or [])])
-    dead = dead_channels(network, inputs, command)
-    findings = sorted([*find(network, inputs, ms=ms, name=command), *([] if dead is None else [dead])],
-                      key=lambda finding: -finding.gain)
+    with named_inputs(source, shapes):
+        dead = dead_channels(network, inputs, command)
+        findings = sorted([*find(network, inputs, ms=ms, name=command), *([] if dead is None else [dead])],
+                          key=lambda finding: -finding.gain)
     if as_json:
         print_json({"model": str(source), "findings": [asdict(finding) for finding in findings]})
     elif not findings:

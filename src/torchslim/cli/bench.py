@@ -5,15 +5,15 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from torchslim.cli.loading import example_inputs
-from torchslim.cli.options import Json, Shapes
+from torchslim.cli.loading import check_runs, example_inputs
+from torchslim.cli.options import MAX_THREADS, Json, Shapes
 from torchslim.cli.output import print_json, print_table, say, wrapped
-from torchslim.errors import RequestError, TorchslimError
+from torchslim.errors import CheckpointError, RequestError, TorchslimError
+from torchslim.utils.text import quoted
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,10 +33,12 @@ def bench(
         help="eager, channels-last, compiled, onnxruntime, openvino or all that are installed; again for each "
              "further one, or joined by commas; default: eager.")] = None,
     shapes: Shapes = None,
-    batch: Annotated[int | None, typer.Option(min=1, show_default=False, help="Images in the input.")] = None,
+    batch: Annotated[int | None, typer.Option(
+        min=1, max=2**20, show_default=False, help="Images in the input.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each candidate.")] = 20,
     threads: Annotated[int | None, typer.Option(
-        min=1, show_default=False, help="CPU threads of every backend; default: as many as torch takes.")] = None,
+        min=1, max=MAX_THREADS, show_default=False,
+        help="CPU threads of every backend; default: as many as torch takes.")] = None,
     device: Annotated[str, typer.Option(help="Where torch runs: cpu, cuda, cuda:1, ...")] = "cpu",
     per_layer: Annotated[bool, typer.Option("--per-layer", help=(
         "Time one model layer by layer, and mark what its multiply-adds do not explain."))] = False,
@@ -60,7 +62,7 @@ def bench(
     if per_layer:
         _bench_layers(models[0], inputs, device, rounds, threads, as_json)
         return
-    candidates = _candidates(models, available, inputs, device, threads, lenient=ALL in _split(backends))
+    candidates = _candidates(models, available, inputs, shapes, device, threads, lenient=ALL in _split(backends))
     _bench(candidates, inputs, device, rounds, threads, as_json)
 
 
@@ -81,20 +83,33 @@ def _split(backends: Sequence[str] | None) -> list[str]:
 
 def _backends(backends: Sequence[str] | None, device: str) -> list[str]:
     """The names asked for, each once; for `all` those that can run here, with a remark on the others."""
-    from torchslim.latency.backends import backend_problems, check_backend
+    from torchslim.latency.backends import backend_problems
 
     names = list(dict.fromkeys(_split(backends)))
+    if "" in names:
+        raise RequestError(f"--backend {','.join(backends or ())}: a name is missing between commas; give names such "
+                           "as eager,onnxruntime")
     if ALL not in names:
         for name in names:
-            check_backend(name, device)
+            _check_backend(name, device)
         return names
     reasons = backend_problems(device)
     for name in names:
         if name != ALL and name not in reasons:
-            check_backend(name, device)
+            _check_backend(name, device)
     for reason in filter(None, reasons.values()):
         say(f"left out: {reason}")
     return [name for name, reason in reasons.items() if not reason]
+
+
+def _check_backend(name: str, device: str) -> None:
+    from torchslim.latency.backends import check_backend
+
+    try:
+        check_backend(name, device)
+    except RequestError as error:
+        error.args = (f"--{error}",)
+        raise
 
 
 def _device_type(device: str) -> str:
@@ -108,7 +123,7 @@ def _device_type(device: str) -> str:
     try:
         kind, index = torch.device(device).type, torch.device(device).index or 0
     except RuntimeError as error:
-        raise RequestError(f"--device {device}: no device of torch's; wanted cpu, cuda, cuda:1, ...") from error
+        raise RequestError(f"--device {quoted(device)}: no device of torch's; wanted cpu, cuda, cuda:1, ...") from error
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     counts = {"cpu": 1, **({accelerator.type: torch.accelerator.device_count()} if accelerator else {})}
     if index >= counts.get(kind, 0):
@@ -121,35 +136,38 @@ def _device_type(device: str) -> str:
 def _first_source(models: list[str], shapes: list[str] | None) -> Source:
     """The first model that is no ONNX file: the input is of its usual size."""
     from torchslim.store.loading import default_input
+    from torchslim.zoo.misplaced_files import check_file
     from torchslim.zoo.sources import Source, resolve
 
     sources = [resolve(spec) for spec in models if not spec.endswith(ONNX)]
-    if not shapes:
-        if not sources:
-            raise RequestError("bench: ONNX files alone do not tell their input; give --input 1x3x224x224")
-        if len({default_input(source) for source in sources}) > 1:
-            say(f"note: the models have different usual inputs; all get that of {sources[0]}, --input chooses")
+    if not shapes and not sources:
+        raise RequestError(f"bench: ONNX files alone do not tell their input; give --input 1x3x224x224 for {models[0]}")
+    for spec in models:
+        if spec.endswith(ONNX):
+            check_file(spec)
+    if not shapes and len({default_input(source) for source in sources}) > 1:
+        say(f"note: the models have different usual inputs; all get that of {sources[0]}, --input chooses")
     return sources[0] if sources else Source("file", "")
 
 
-def _candidates(models: Sequence[str], backends: Sequence[str], inputs: Any, device: str, threads: int,
-                lenient: bool) -> list[_Entry]:
+def _candidates(models: Sequence[str], backends: Sequence[str], inputs: Any, shapes: list[str] | None, device: str,
+                threads: int, lenient: bool) -> list[_Entry]:
     """Every model in every backend; lenient, without those that fail."""
     from torchslim.latency.backends import FILE_RUNTIMES, prepare_model
+    from torchslim.zoo.sources import resolve
 
     entries: list[_Entry] = []
     for number, spec in enumerate(models, start=1):
         name = spec if spec not in models[:number - 1] else f"{spec} ({number})"
-        if spec.endswith(ONNX) and not Path(spec).is_file():
-            raise RequestError(f"{spec}: no such file; wanted an ONNX file, or a model as elsewhere")
         if spec.endswith(ONNX):
             if device != "cpu":
                 raise RequestError(f"{spec}: ONNX files run on the CPU here, --device {device} found; leave it out")
             readers = [backend for backend in backends if backend in FILE_RUNTIMES] or ["onnxruntime"]
-            entries += [_Entry(name, backend, FILE_RUNTIMES[backend].open(spec, inputs, threads))
+            entries += [_Entry(name, backend, _opened(FILE_RUNTIMES[backend].open, spec, inputs, threads))
                         for backend in readers]
             continue
         model = _built(spec, device)
+        check_runs(model, inputs, resolve(spec), shapes)
         for backend in backends:
             if backend not in ("eager", "channels-last"):
                 say(f"preparing {name}: {backend}")
@@ -160,6 +178,14 @@ def _candidates(models: Sequence[str], backends: Sequence[str], inputs: Any, dev
                     raise
                 say(f"left out: {name}: {error}")
     return entries
+
+
+def _opened(open_file: Any, path: str, inputs: Any, threads: int) -> Any:
+    """An ONNX file in a runtime; one that the runtime can't read is a wrong request."""
+    try:
+        return open_file(path, inputs, threads)
+    except CheckpointError as error:
+        raise RequestError(f"{error}; give an ONNX file, such as `torchslim export` writes") from error
 
 
 def _built(spec: str, device: str) -> nn.Module:

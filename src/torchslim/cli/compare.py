@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from torchslim.cli.loading import example_inputs
+from torchslim.cli.loading import example_inputs, named_inputs
 from torchslim.cli.options import Json, Shapes
 from torchslim.cli.output import print_json, say
 from torchslim.cli.profile import Csv, Depth, Plot, Top, check_output_form, modules_to_depth
@@ -29,7 +29,7 @@ class _Network(NamedTuple):
 
 
 def compare(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", show_default=False)],
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", show_default=False, help="Models as elsewhere.")],
     shapes: Shapes = None,
     depth: Depth = None,
     sort: Annotated[str | None, typer.Option("--sort", metavar="COLUMN", show_default=False,
@@ -56,7 +56,10 @@ def compare(
         check_chart_path(plot)
     sources = [resolve(spec) for spec in models]
     built = [(build(source), example_inputs(source, shapes)) for source in sources]
-    profiles = [torchslim.profile(network, inputs) for network, inputs in built]
+    profiles = []
+    for source, (network, inputs) in zip(sources, built, strict=True):
+        with named_inputs(source, shapes):
+            profiles.append(torchslim.profile(network, inputs))
     names = [str(source) for source in sources]
     if depth is not None:
         by_module = _ModuleTable(names, profiles, depth)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from torchslim.cli.loading import example_inputs
+from torchslim.cli.loading import check_runs, example_inputs
 from torchslim.cli.options import Model, Shapes
+from torchslim.errors import RequestError
 
 
 def export(
@@ -22,11 +24,16 @@ def export(
         "--dynamic-batch", help="Let the batch take any size.")] = False,
 ) -> None:
     """Write a model for another runtime, and compare it there with the eager model."""
+    from torchslim.deploy.exporting import check_path
     from torchslim.deploy.exporting import export as write
     from torchslim.store.loading import build
     from torchslim.zoo.sources import resolve
 
+    check_path(out)
+    if tolerance is not None and not 0 < tolerance < math.inf:
+        raise RequestError(f"--tolerance {tolerance}: wanted a number above 0, such as 1e-4")
     source = resolve(model)
-    exported = write(build(source), example_inputs(source, shapes), out, tolerance=tolerance,
-                     dynamic_batch=dynamic_batch)
+    network, inputs = build(source), example_inputs(source, shapes)
+    check_runs(network, inputs, source, shapes)
+    exported = write(network, inputs, out, tolerance=tolerance, dynamic_batch=dynamic_batch)
     print(f"{exported.path}: differs from the eager model by {exported.error:.1e} of its largest output")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from torchslim.cli.options import Json
+from torchslim.cli.options import MAX_THREADS, Json
 from torchslim.cli.output import print_json, say, wrapped
 from torchslim.cli.tables import Column, bytes_cell, count_cell, print_fitted
 from torchslim.utils.formatting import format_bytes, percent
@@ -23,9 +23,11 @@ BAR = 16
 
 
 def ladder(
-    side: Annotated[int, typer.Option("--size", metavar="PIXELS", help="Height and width of the picture.")] = 256,
+    side: Annotated[int, typer.Option(
+        "--size", min=125, max=2**13, metavar="PIXELS", help="Height and width of the picture.")] = 256,
     rounds: Annotated[int, typer.Option(min=0, help="Turns of each network on the clock; 0 measures nothing.")] = 3,
-    threads: Annotated[int | None, typer.Option(min=1, show_default=False, help="CPU threads.")] = None,
+    threads: Annotated[int | None, typer.Option(
+        min=1, max=MAX_THREADS, show_default=False, help="CPU threads.")] = None,
     plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE", show_default=False,
                                               help="Draw the falling bars into a file, .svg or .png.")] = None,
     as_json: Json = False,

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from torchslim.cli.loading import build_model, example_inputs, load_pictures
-from torchslim.cli.options import Json, Model, Pictures, Seed, Shapes, check_out, fraction
+from torchslim.cli.loading import build_model, example_inputs, load_pictures, named_inputs, note_random_weights
+from torchslim.cli.options import DATA_FORMS, Json, Model, Pictures, Seed, Shapes, check_out, fraction
 from torchslim.cli.output import print_json
 from torchslim.cli.tables import Column, print_fitted
+from torchslim.cli.usage import flags_for_keywords
 from torchslim.utils.formatting import percent
 
 if TYPE_CHECKING:
@@ -18,8 +19,7 @@ if TYPE_CHECKING:
 
 Data = Annotated[str | None, typer.Option(
     "--data", metavar="DATA", show_default=False,
-    help="Fit the new layers to the old ones' outputs on pictures of digits, folder:PATH, torchvision:NAME@ROOT, "
-         "package.module:factory or file.py:factory.")]
+    help=f"Fit the new layers to the old ones' outputs on pictures of {DATA_FORMS}.")]
 Out = Annotated[Path | None, typer.Option(
     "--out", metavar="FILE", show_default=False, help="Where to save the result: light.safetensors.")]
 Only = Annotated[list[str] | None, typer.Option(
@@ -27,10 +27,11 @@ Only = Annotated[list[str] | None, typer.Option(
 Exclude = Annotated[list[str] | None, typer.Option(
     "--exclude", metavar="PATTERN", show_default=False, help="No layers of such names; may be repeated.")]
 Kernels = Annotated[list[int] | None, typer.Option(
-    "--kernels", metavar="SIZE", show_default=False, help="Only kernels of this size; may be repeated.")]
+    "--kernels", min=1, metavar="SIZE", show_default=False, help="Only kernels of this size; may be repeated.")]
 
 
 def lighten(
+    context: typer.Context,
     model: Model,
     rules: Annotated[str, typer.Option(
         "--rules", metavar="RULE,...", show_default=False,
@@ -61,18 +62,24 @@ def lighten(
     """
     import torchslim
     from torchslim.rewriting import lighten_with_report
+    from torchslim.rewriting.request import parse_rules
     from torchslim.zoo.sources import resolve
 
     source = resolve(model)
     if out is not None:
-        check_out(out)
-    labelled = load_pictures(data, shapes, pictures, seed)
+        check_out(out, source)
+    labelled = load_pictures(source, data, shapes, pictures, seed)
     batches = None if labelled is None else [images for images, _ in labelled]
     inputs = batches[0][:1] if batches is not None and not shapes else example_inputs(source, shapes)
-    result = lighten_with_report(
-        build_model(source, seed, warn=out is not None), [rule.strip() for rule in rules.split(",")], inputs,
-        only=only or (), exclude=exclude or (), kernels=kernels or (), min_channels=min_channels, min_share=min_share,
-        ends=ends, fresh=fresh, data=batches, seed=seed)
+    parsed = [rule.strip() for rule in rules.split(",")]
+    parse_rules(parsed)  # before a model is built
+    with named_inputs(source, shapes), flags_for_keywords(context):
+        result = lighten_with_report(
+            build_model(source, seed), parsed, inputs, only=only or (), exclude=exclude or (),
+            kernels=kernels or (), min_channels=min_channels, min_share=min_share, ends=ends, fresh=fresh,
+            data=batches, seed=seed)
+    if out is not None:
+        note_random_weights(source)
     saved = None if out is None else str(torchslim.save(result.model, out, plan=result.steps, source=source))
     if as_json:
         print_json({"model": str(source), "out": saved, **result.to_dict()})

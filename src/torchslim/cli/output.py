@@ -24,7 +24,8 @@ def wrapped(text: str, indent: str = "", hanging: str = "") -> str:
 
 def say(message: str) -> None:
     """A remark to the user, on stderr."""
-    print(message, file=sys.stderr, flush=True)
+    sys.stderr.write(f"{message}\n")  # in one piece: an interrupt may come at any time
+    sys.stderr.flush()
 
 
 def print_json(data: Any) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from torchslim.cli.loading import example_inputs
+from torchslim.cli.loading import example_inputs, named_inputs
 from torchslim.cli.options import Json, Model, Shapes
 from torchslim.cli.output import print_json, say, wrapped
 from torchslim.cli.tables import Column, bytes_cell, count_cell, print_csv, print_fitted, sorted_rows
@@ -57,7 +57,8 @@ def profile(
         check_chart_path(plot)
     source = resolve(model)
     network, inputs = build(source), example_inputs(source, shapes)
-    costs = torchslim.profile(network, inputs)
+    with named_inputs(source, shapes):
+        costs = torchslim.profile(network, inputs)
     times = _times(network, inputs, costs) if timed or plot is not None else {}
     columns = _columns(costs, times if timed else {})
     unsorted = _layers(costs) if depth is None else modules_to_depth(costs, depth)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torchslim.cli.options import check_out
+import typer
+
+from torchslim.cli.loading import build_model, example_inputs, named_inputs, note_random_weights
+from torchslim.cli.options import check_out, given_options
+from torchslim.cli.output import print_costs, print_json
+from torchslim.cli.usage import flags_for_keywords
 from torchslim.errors import RequestError
 
 if TYPE_CHECKING:
@@ -15,39 +20,42 @@ if TYPE_CHECKING:
 
     from torchslim.zoo.sources import Source
 
-DEFAULTS: Mapping[str, object] = {
-    "--macs": None, "--params": None, "--channels": None, "--memory": None, "--latency": None, "--backend": None,
-    "--threads": None, "--only": None, "--preset": None, "--scope": "global", "--importance": "l2", "--data": None,
-    "--pictures": None, "--compensate": False, "--no-shortcuts": True, "--round-to": 1, "--min-channels": 1,
-    "--min-kept": 0.0, "--approximate": False, "--whole-groups": False, "--nearest": False,
-    "--show": False}
-"""The options that say what else to cut, or how, and their values where they are not given."""
+_ALLOWED = {"--dead", "--out", "--exclude", "--input", "--seed", "--json"}
 
 
-def check_request(given: Sequence[object], out: Path | None) -> Path:
-    """Where to save; `given` are the values of the options in `DEFAULTS`, in order.
+def prune_dead(context: typer.Context, model: str, out: Path | None, exclude: Sequence[str], shapes: list[str] | None,
+               seed: int, as_json: bool) -> int:
+    """The whole command; the exit status.
 
     Raises:
-        RequestError: one of them contradicts --dead, or there is nowhere to save.
+        RequestError: an option says what else to cut, or how; or there is nowhere to save.
     """
-    for (option, default), value in zip(DEFAULTS.items(), given, strict=True):
-        if value != default:
+    for option in given_options(context):
+        if option not in _ALLOWED:
             raise RequestError(f"{option}: --dead takes out what contributes nothing, and cuts nothing else; leave one "
                                "of them out")
     if out is None:
-        raise RequestError("prune: nowhere to save the slim model; give --out slim.safetensors")
-    check_out(out)
-    return out
+        raise RequestError("prune: nowhere to save the slim model; give --dead --out slim.safetensors")
+    from torchslim.zoo.sources import resolve
+
+    source = resolve(model)
+    check_out(out, source)
+    with named_inputs(source, shapes), flags_for_keywords(context):
+        outcome = _remove_dead(build_model(source, seed), example_inputs(source, shapes, seed), exclude, source, out,
+                               as_json)
+    if as_json:
+        print_json({"model": str(source), **outcome})
+    return 0
 
 
-def remove_dead(original: nn.Module, inputs: Any, exclude: Sequence[str], source: Source, out: Path,
-                as_json: bool) -> dict[str, Any]:
+def _remove_dead(original: nn.Module, inputs: Any, exclude: Sequence[str], source: Source, out: Path,
+                 as_json: bool) -> dict[str, Any]:
     """Remove, compare, save and print; returns the result as data."""
     import torchslim
-    from torchslim.cli.output import print_costs
     from torchslim.planning.dead.removal import removed_and_compared
 
     slim, plan, error = removed_and_compared(original, inputs, exclude)
+    note_random_weights(source)
     before, after = torchslim.profile(original, inputs), torchslim.profile(slim, inputs)
     torchslim.save(slim, out, plan=plan, source=source)
     if not as_json:

@@ -34,7 +34,8 @@ def recipes(
             recipe = library.read(each)
             print(each)
             print(wrapped(recipe.title, "    "))
-            print(wrapped("; ".join(f"{what} {figure}" for what, figure in recipe.published.items()), "    "))
+            if recipe.published:
+                print(wrapped("; ".join(f"{what} {figure}" for what, figure in recipe.published.items()), "    "))
             print(wrapped(f"{recipe.paper.partition(':')[0]}, {recipe.url}", "    "))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from torchslim.cli.loading import build_model, picture_size
+from torchslim.cli.loading import (
+    build_model,
+    channels_of_pictures,
+    named_inputs,
+    note_random_weights,
+    picture_size,
+)
 from torchslim.cli.options import (
+    DATA_FORMS,
     PICTURES,
     Exclude,
     Json,
@@ -25,8 +33,9 @@ from torchslim.cli.options import (
 )
 from torchslim.cli.output import print_json, say, wrapped
 from torchslim.cli.tables import Column, print_fitted
+from torchslim.cli.usage import flags_for_keywords
 from torchslim.errors import RequestError
-from torchslim.utils.text import describe_error, format_shape
+from torchslim.utils.text import describe_error, did_you_mean, format_shape, quoted
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,8 +49,7 @@ BAR = 12  # characters of the longest bar
 MEASUREMENTS, RESULT, CHART, SHARES = "measured.json", "sensitivity.json", "sensitivity.svg", "shares.json"
 
 Data = Annotated[str, typer.Option("--data", metavar="DATA", show_default=False, help=(
-    "Measured on what is held out of digits, folder:PATH, torchvision:NAME@ROOT, package.module:factory or "
-    "file.py:factory."))]
+    f"Measured on what is held out of {DATA_FORMS}."))]
 Measure = Annotated[str, typer.Option(metavar="accuracy|agreement|error", help=(
     "Of the labels, with the whole network's own answers, or of the outputs."))]
 Drop = Annotated[float, typer.Option(min=0, help=(
@@ -52,11 +60,12 @@ Out = Annotated[Path | None, typer.Option("--out", metavar="FOLDER", show_defaul
 
 
 def sensitivity(
+    context: typer.Context,
     model: Model,
     data: Data,
     ratios: Annotated[str, typer.Option(metavar="SHARE,...", help="Shares of a group's channels that are kept.")] =
         "0.9,0.7,0.5,0.3,0.1",
-    importance: Annotated[str, typer.Option(help="Which channels of a group go first, as for prune.")] = "l2",
+    importance: Annotated[str, typer.Option(help="Which channels of a group go first, as for prune.")] = "auto",
     measure: Measure = "accuracy",
     drop: Drop = 0.01,
     pictures: Pictures = None,
@@ -81,19 +90,26 @@ def sensitivity(
     from torchslim.train.losses import cross_entropy
     from torchslim.zoo.sources import resolve
 
-    kept = fractions("--ratios", ratios, "shares of channels kept, such as 0.9,0.5,0.1 or 90%,50%,10%")
+    _check(measure, drop, restart and out is None)
+    kept = fractions("--ratios", ratios, "shares of channels kept, such as 0.9,0.5,0.1 or 90%,50%,10%",
+                     zero=False)
+    with flags_for_keywords(context):
+        ranking = criterion(importance)
     source = resolve(model)
-    dataset = load_data(data, size=picture_size(data, shapes), seed=seed)
+    size = picture_size(data, shapes)
+    dataset = load_data(data, size=size, seed=seed, channels=channels_of_pictures(source, shapes))
     network = build_model(source, seed)
     held_out = labelled(replace(dataset, train=dataset.test), pictures or PICTURES, seed)
     inputs = held_out[0][0][:1]
     if measure == "accuracy":
         _check_classes(network, inputs, dataset, str(source))
     checkpoint = None if out is None else _prepare_folder(out, restart) / MEASUREMENTS
-    result = measure_groups(
-        network, inputs, held_out, ratios=kept, importance=importance, measure=measure, only=only or (),
-        exclude=exclude or (), shortcuts=shortcuts, seed=seed, checkpoint=checkpoint, progress=_print_progress,
-        scoring=labelled(dataset, PICTURES, seed) if criterion(importance).needs_data else None, loss=cross_entropy())
+    with named_inputs(source, shapes), flags_for_keywords(context):
+        result = measure_groups(
+            network, inputs, held_out, ratios=kept, importance=importance, measure=measure, only=only or (),
+            exclude=exclude or (), shortcuts=shortcuts, seed=seed, checkpoint=checkpoint, progress=_print_progress,
+            scoring=labelled(dataset, PICTURES, seed) if ranking.looks_at_data else None, loss=cross_entropy())
+    note_random_weights(source)
     if out is not None:
         _write(result, out, drop)
     if as_json:
@@ -102,16 +118,29 @@ def sensitivity(
         _print(result, drop, out)
 
 
+def _check(measure: str, drop: float, restart_alone: bool) -> None:
+    """Refuse values out of range before any work."""
+    from torchslim.planning.sensitivity.result import MEASURES
+
+    if measure not in MEASURES:
+        raise RequestError(f"--measure {quoted(measure)}: {did_you_mean(measure, MEASURES)}")
+    if not drop < math.inf:
+        raise RequestError(f"--drop {drop}: wanted a number, 0 or more, such as 0.01")
+    if restart_alone:
+        raise RequestError("--restart: deletes the measurements in a folder, and there is none; give --out FOLDER, or "
+                           "leave it out")
+
+
 def _check_classes(network: nn.Module, inputs: Any, data: Dataset, name: str) -> None:
     """Refuse a model whose classes are not the data's: accuracy would mean nothing."""
     import torch
 
-    from torchslim.train.losses import logits
+    from torchslim.train.losses import answer
     from torchslim.utils.eval_mode import evaluating
 
     try:
         with torch.no_grad(), evaluating(network):
-            scores = logits(network(inputs))
+            scores = answer(network(inputs))
     except (RuntimeError, TypeError, ValueError) as error:
         raise RequestError(f"{name}: fails on a picture of {format_shape(inputs.shape)}: {describe_error(error)}; "
                            "try another --input") from error

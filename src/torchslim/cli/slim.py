@@ -2,17 +2,65 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from torchslim.cli.options import Backend, Json, Latency, Seed, amount, duration, fraction, fractions
-from torchslim.cli.output import print_table, say
+from torchslim.cli.interrupts import interrupts
+from torchslim.cli.options import (
+    DATA_FORMS,
+    Backend,
+    Exclude,
+    Json,
+    Latency,
+    Memory,
+    Only,
+    Seed,
+    amount,
+    duration,
+    fraction,
+    parse_scope,
+)
+from torchslim.cli.output import print_table
 from torchslim.cli.progress import ProgressBars, ProgressLines
+from torchslim.cli.training_options import (
+    Accumulate,
+    BatchSize,
+    ChannelsLast,
+    ClassWeights,
+    Clip,
+    Compile,
+    Cutmix,
+    Ema,
+    Freeze,
+    KeepBest,
+    LabelSmoothing,
+    Milestones,
+    Mixup,
+    Momentum,
+    NewHead,
+    Optimizer,
+    Patience,
+    Precision,
+    RunSeed,
+    Schedule,
+    Size,
+    Task,
+    Threads,
+    Tracker,
+    WeightDecay,
+    Weights,
+    Workers,
+    given_settings,
+    shares_of_phase,
+)
+from torchslim.cli.usage import flags_for_keywords
 from torchslim.errors import RequestError
 
 if TYPE_CHECKING:
@@ -20,99 +68,82 @@ if TYPE_CHECKING:
     from torchslim.pipeline.settings import Settings
     from torchslim.report.record import Record
 
-DEMO_MODEL, DEMO_DATA, DEMO_MACS = "torchvision:resnet18", "digits", "0.4"
-INTERRUPTED = 130
+DEMO_MODEL, DEMO_DATA, DEMO_MACS, DEMO_RECIPE = "torchvision:resnet18", "digits", "0.4", "slimming"
 
 Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="The run's folder.")]
-Threads = Annotated[int | None, typer.Option(min=1, show_default=False, help="CPU threads; default: all cores.")]
 Restart = Annotated[bool, typer.Option("--restart", help="Delete the run in this folder, and begin anew.")]
 Model = Annotated[str | None, typer.Argument(metavar="MODEL", show_default=False, help=(
     "As elsewhere (torchvision:NAME, file.py:factory, ...); the recipe's, if there is one."))]
 Data = Annotated[str | None, typer.Option("--data", metavar="DATA", show_default=False, help=(
-    "digits, folder:PATH, torchvision:NAME@ROOT, package.module:factory or file.py:factory."))]
+    f"{DATA_FORMS}."))]
 Recipe = Annotated[str | None, typer.Option("--recipe", metavar="NAME|FILE", show_default=False, help=(
     "A published result's settings (`torchslim recipes`); all other options override them."))]
 Macs = Annotated[str | None, typer.Option(metavar="AMOUNT", show_default=False, help=(
     "Multiply-adds to keep: a share (0.4, 40%) or a count (700M)."))]
 Budget = Annotated[str | None, typer.Option(metavar="AMOUNT", show_default=False, help="To keep, likewise.")]
-RunSeed = Annotated[int | None, typer.Option("--seed", show_default="0", help="Seed of every random choice.")]
-Size = Annotated[int | None, typer.Option(min=8, show_default=False, help=(
-    "Height and width of the pictures; default: the data's own."))]
-BatchSize = Annotated[int | None, typer.Option(min=1, show_default="64", help="Pictures in a training step.")]
-Lr = Annotated[float | None, typer.Option(show_default="0.05", help="Highest learning rate of the baseline.")]
+Lr = Annotated[float | None, typer.Option(
+    show_default="by the task, 0.05 for classes", help="Highest learning rate of the baseline.")]
 SparsifyLr = Annotated[float | None, typer.Option(show_default="twice --lr", help="That of sparsification.")]
 FinetuneLr = Annotated[float | None, typer.Option(show_default="a tenth of --lr", help="That after the cut.")]
-Milestones = Annotated[str | None, typer.Option(metavar="SHARE,...", show_default=False, help=(
-    "Shares of a phase at which its rate falls to a tenth; default: a warm-up and half a cosine."))]
 LaterMilestones = Annotated[str | None, typer.Option(metavar="SHARE,...", show_default=False, help=(
     "Those of the phases after the baseline; default: the same."))]
-WeightDecay = Annotated[float | None, typer.Option(show_default="0.0005", help="For all but biases and scales.")]
-LabelSmoothing = Annotated[float | None, typer.Option(show_default="0.1", help="Of the cross entropy.")]
 Epochs = Annotated[int | None, typer.Option(min=1, show_default=False, help=(
     "Of every phase that has some, in place of the next three."))]
 BaselineEpochs = Annotated[int | None, typer.Option(min=0, show_default="12", help="0 takes the model as it is.")]
-SparsifyEpochs = Annotated[int | None, typer.Option(min=0, show_default="10", help="0 leaves sparsification out.")]
+SparsifyEpochs = Annotated[int | None, typer.Option(
+    min=0, show_default="10 with bn_scale, else 0", help="0 leaves sparsification out.")]
 FinetuneEpochs = Annotated[int | None, typer.Option(min=0, show_default="8", help="Epochs after the cut.")]
 Fresh = Annotated[bool | None, typer.Option("--fresh/--no-fresh", show_default="no-fresh", help=(
     "Sparsify from fresh weights, not from the baseline's."))]
 Sparsity = Annotated[float | None, typer.Option(show_default=False, help=(
     "Weight of the penalty on batch-norm scales; default: fitted to the number of steps."))]
 Importance = Annotated[str | None, typer.Option(
-    show_default="bn_scale", help="What ranks the channels: bn_scale, l1, l2, ...")]
+    show_default="auto", help="What ranks the channels: auto (obs on training pictures), bn_scale, l1, l2, ...")]
+Scope = Annotated[str | None, typer.Option(metavar="global|uniform|FILE", show_default="global", help=(
+    "Compare scores over the whole network, keep the same share of each group, or keep what a JSON file says: layer "
+    "pattern to share, as `sensitivity` writes it."))]
+Compensate = Annotated[bool | None, typer.Option("--compensate/--no-compensate", show_default="compensate", help=(
+    "Refit the cut network to the uncut one's outputs before it is fine-tuned."))]
+Distill = Annotated[float | None, typer.Option(parser=fraction, metavar="SHARE", show_default="0.5", help=(
+    "Share of distillation from the baseline in the loss after the cut; 0 for none."))]
 RoundTo = Annotated[int | None, typer.Option(
     min=1, show_default="8", help="Keep multiples of this many channels, for fast kernels.")]
 MinKept = Annotated[float | None, typer.Option(parser=fraction, metavar="SHARE", show_default="0", help=(
     "The least share of its channels that a group keeps; 0.1 lets none lose more than nine tenths."))]
 Nearest = Annotated[bool | None, typer.Option("--nearest", show_default=False, help=(
     "Where a budget can't be met, take the nearest that can, with as little cut as gives it."))]
-Workers = Annotated[int | None, typer.Option(min=0, show_default="0", help="Processes that load pictures.")]
 Export = Annotated[bool | None, typer.Option("--export/--no-export", show_default="export", help=(
     "Write ONNX files, compare and time them."))]
 
 
 def slim(
-    context: typer.Context,
-    out: Out,
-    model: Model = None,
-    data: Data = None,
-    recipe: Recipe = None,
-    macs: Macs = None,
-    params: Budget = None,
-    channels: Budget = None,
-    latency: Latency = None,
-    backend: Backend = None,
-    seed: RunSeed = None,
-    size: Size = None,
-    batch_size: BatchSize = None,
-    lr: Lr = None,
-    sparsify_lr: SparsifyLr = None,
-    finetune_lr: FinetuneLr = None,
-    milestones: Milestones = None,
-    later_milestones: LaterMilestones = None,
-    weight_decay: WeightDecay = None,
+    context: typer.Context, out: Out, model: Model = None, data: Data = None, recipe: Recipe = None,
+    weights: Weights = None, new_head: NewHead = None,
+    macs: Macs = None, params: Budget = None, channels: Budget = None, memory: Memory = None, latency: Latency = None,
+    backend: Backend = None, seed: RunSeed = None, task: Task = None, size: Size = None,
+    batch_size: BatchSize = None, lr: Lr = None, sparsify_lr: SparsifyLr = None, finetune_lr: FinetuneLr = None,
+    milestones: Milestones = None, later_milestones: LaterMilestones = None, schedule: Schedule = None,
+    optimizer: Optimizer = None, momentum: Momentum = None, weight_decay: WeightDecay = None,
     label_smoothing: LabelSmoothing = None,
-    epochs: Epochs = None,
-    baseline_epochs: BaselineEpochs = None,
-    sparsify_epochs: SparsifyEpochs = None,
-    finetune_epochs: FinetuneEpochs = None,
-    fresh: Fresh = None,
-    sparsity: Sparsity = None,
-    importance: Importance = None,
-    round_to: RoundTo = None,
-    min_kept: MinKept = None,
-    nearest: Nearest = None,
-    threads: Threads = None,
-    workers: Workers = None,
-    export: Export = None,
-    restart: Restart = False,
-    as_json: Json = False,
+    class_weights: ClassWeights = None, mixup: Mixup = None, cutmix: Cutmix = None, precision: Precision = None,
+    accumulate: Accumulate = None, clip: Clip = None, ema: Ema = None, freeze: Freeze = None,
+    patience: Patience = None, keep_best: KeepBest = None, channels_last: ChannelsLast = None,
+    compile: Compile = None, tracker: Tracker = None,
+    epochs: Epochs = None, baseline_epochs: BaselineEpochs = None, sparsify_epochs: SparsifyEpochs = None,
+    finetune_epochs: FinetuneEpochs = None, fresh: Fresh = None, sparsity: Sparsity = None,
+    importance: Importance = None, scope: Scope = None, only: Only = None, exclude: Exclude = None,
+    compensate: Compensate = None, distill: Distill = None, round_to: RoundTo = None, min_kept: MinKept = None,
+    nearest: Nearest = None, threads: Threads = None, workers: Workers = None, export: Export = None,
+    restart: Restart = False, as_json: Json = False,
 ) -> int:
-    """Train, sparsify, cut, prove, fine-tune, measure, save, export and report, in one go.
+    """Train, cut, prove, refit, fine-tune, measure, save, export and report, in one go.
 
     The same command continues an interrupted run, and shows the result of a finished one. Exit status 1: a latency is
-    missed when measured.
+    missed when measured, or the slim network is useless (at chance level, or its accuracy has collapsed).
     """
-    record = _run(_settings(out, recipe, epochs, _given(context.params)), restart)
+    settings = _settings(out, recipe, epochs, _given(context.params))
+    with flags_for_keywords(context):
+        record = _run(settings, restart)
     return _print(record, out, as_json)
 
 
@@ -120,29 +151,20 @@ def demo(out: Out = Path("runs/demo"), seed: Seed = 0, threads: Threads = None, 
          as_json: Json = False) -> int:
     """Make a ResNet-18 light on scikit-learn's handwritten digits: a few minutes on two cores.
 
-    The same as `torchslim slim torchvision:resnet18 --data digits --macs 0.4 --out runs/demo`.
+    The same as `torchslim slim torchvision:resnet18 --data digits --macs 0.4 --recipe slimming --out runs/demo`.
     """
-    from torchslim.pipeline.settings import Settings
-
-    settings = Settings(model=DEMO_MODEL, data=DEMO_DATA, out=out, macs=amount("--macs", DEMO_MACS), seed=seed,
-                        threads=threads)
+    settings = _settings(out, DEMO_RECIPE, None, {
+        "model": DEMO_MODEL, "data": DEMO_DATA, "macs": amount("--macs", DEMO_MACS), "seed": seed, "threads": threads})
     return _print(_run(settings, restart), out, as_json)
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
     """The settings among the options of `slim` that were given: they have the same names."""
-    texts: dict[str, Callable[[str, str], Any]] = {
-        "macs": amount, "params": amount, "channels": amount, "latency": duration, "milestones": _shares_of_phase,
-        "later_milestones": _shares_of_phase}
-    given = {name: value for name, value in options.items()
-             if value is not None and name not in ("out", "recipe", "epochs", "restart", "as_json")}
-    return {name: texts[name]("--" + name.replace("_", "-"), value) if name in texts else value
-            for name, value in given.items()}
-
-
-def _shares_of_phase(option: str, text: str) -> tuple[float, ...]:
-    shares = text.strip(",")
-    return fractions(option, shares, "shares of a phase, such as 0.5,0.75") if shares else ()
+    texts: dict[str, Callable[[str, Any], Any]] = {
+        "macs": amount, "params": amount, "channels": amount, "memory": amount, "latency": duration,
+        "scope": lambda _, text: json.dumps(shares) if isinstance(shares := parse_scope(text), dict) else shares,
+        "later_milestones": shares_of_phase}
+    return given_settings(options, ("out", "recipe", "epochs", "restart", "as_json"), texts)
 
 
 def _settings(out: Path, recipe_name: str | None, epochs: int | None, given: dict[str, Any]) -> Settings:
@@ -150,7 +172,8 @@ def _settings(out: Path, recipe_name: str | None, epochs: int | None, given: dic
     from torchslim.pipeline import recipes
 
     recipe = recipes.Recipe("", "", "", "", {}, (), {}) if recipe_name is None else recipes.read(recipe_name)
-    budgets = ("macs", "params", "channels", "latency")
+    from torchslim.pipeline.settings import BUDGETS as budgets  # noqa: N811
+
     if not given.keys().isdisjoint(budgets):  # a given budget replaces the recipe's, of whatever kind
         given = {**dict.fromkeys(budgets), **given}
     missing = [name for name in ("model", "data") if name not in given and name not in recipe.settings]
@@ -166,15 +189,15 @@ def _run(settings: Settings, restart: bool) -> Record:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from torchslim.pipeline.runner import run_slim
 
-    progress: Callable[[PhaseEvent], None]
-    try:
-        if sys.stderr.isatty():
-            with ProgressBars() as progress:
-                return run_slim(settings, progress, restart=restart)
-        return run_slim(settings, ProgressLines(), restart=restart)
-    except KeyboardInterrupt:
-        say(f"interrupted; go on with: {settings.command()}")
-        raise SystemExit(INTERRUPTED) from None
+    interrupts.remedy = f"go on with: {settings.command()}"
+    watch: Callable[[PhaseEvent], None]
+    with ProgressBars() if sys.stderr.isatty() else nullcontext(ProgressLines()) as watch:
+
+        def progress(event: PhaseEvent) -> None:
+            interrupts.check()
+            watch(event)
+
+        return run_slim(settings, progress, restart=restart)
 
 
 def _print(record: Record, out: Path, as_json: bool) -> int:
@@ -182,8 +205,8 @@ def _print(record: Record, out: Path, as_json: bool) -> int:
     from torchslim.surgery.plans import Plan
 
     plan = Plan.from_json((out / "plan.json").read_bytes())
-    unmet = not all(budget.is_met for budget in plan.budgets)
-    status = int(unmet and not record.settings.get("nearest"))
+    unmet = not plan.is_met
+    status = int(record.useless or (unmet and not record.settings.get("nearest")))
     if as_json:
         print(record.to_json())
         return status
@@ -192,10 +215,13 @@ def _print(record: Record, out: Path, as_json: bool) -> int:
         format_change,
         format_count,
         format_error,
+        format_metric,
+        format_metric_change,
         milliseconds,
-        percent,
     )
 
+    if record.outcome:
+        print(record.outcome)
     if unmet:
         print(f"Plan: {plan.notes[0]}")
     before, after = record.before, record.after
@@ -206,11 +232,12 @@ def _print(record: Record, out: Path, as_json: bool) -> int:
         *((f"latency, {name}", before.latency[name].median_ms, after.latency[name].median_ms, milliseconds)
           for name in before.latency)]
     rows = [(name, text(old), text(new), format_change(old, new)) for name, old, new, text in costs]
-    if before.accuracy is not None and after.accuracy is not None:
-        rows.append(("accuracy", percent(before.accuracy), percent(after.accuracy),
-                     f"{100 * (after.accuracy - before.accuracy):+.1f} points"))
+    rows += [(name, format_metric(name, old), format_metric(name, new), format_metric_change(name, old, new))
+             for (name, old), new in zip(before.metrics.items(), after.metrics.values(), strict=True)]
     print_table(("", "before", "after", "change"), rows)
     print(f"Proof: the cut network differs from its silenced original by {format_error(record.proof_error)}")
+    if record.onnx_problem:
+        print(f"ONNX: not written: {record.onnx_problem}")
     if record.onnx_error is not None:
         print(f"ONNX: differs from PyTorch by {format_error(record.onnx_error)}")
     for note in plan.notes[unmet:]:

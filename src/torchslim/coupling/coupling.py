@@ -128,14 +128,16 @@ def couple(graphs: Sequence[Graph], options: CouplingOptions = DEFAULTS) -> Coup
         tracks.append(space.start_graph())
         space.skip_costs = index > 0
         space.batch_size = next((value.shape[0] for value in graph.inputs if value.shape), 1)
+        unused = graph.unused_ops()
         for op in graph.ops:
+            space.unused = op.index in unused
             move_labels(space, op)
-        for value in graph.outputs:
+        for value in graph.wanted_outputs:
             space.freeze_value(value, "the network's output")
     unreached = unreached_parameters(graphs)
     for graph, tracks_of_graph in zip(graphs, tracks if unreached else (), strict=bool(unreached)):
         freeze_widths_of_unreached_layers(space, graph, tracks_of_graph, unreached)
-    for constraint in space.constraints:
+    for constraint in space.declared.constraints:
         if constraint.index in options.tied_constraints:
             space.union(constraint.labels[:1], constraint.labels)
     return _CouplingBuilder(space, graphs, tracks).build()
@@ -154,7 +156,7 @@ class _CouplingBuilder:
         self.space = space
         self.graphs = tuple(graphs)
         self.tracks = tracks
-        self.class_of = connected_components(space.num_labels, space.unions)
+        self.class_of = connected_components(space.num_labels, space.declared.unions)
         self.num_classes = int(self.class_of.max()) + 1 if space.num_labels else 0
         self.labeled_dims = self._labeled_dims()
         self._freeze_positions()
@@ -162,7 +164,7 @@ class _CouplingBuilder:
 
     def _labeled_dims(self) -> tuple[LabeledDim, ...]:
         shared: dict[bytes, Index] = {}  # a layer's weight, bias and norm have the same channels: they share one array
-        with_classes = [(labeled, self.class_of[labeled.labels]) for labeled in self.space.labeled_dims]
+        with_classes = [(labeled, self.class_of[labeled.labels]) for labeled in self.space.declared.labeled_dims]
         keys = [classes.tobytes() for _, classes in with_classes]
         for key, (_, classes) in zip(keys, with_classes, strict=True):
             shared.setdefault(key, classes)
@@ -178,7 +180,7 @@ class _CouplingBuilder:
         Labels are numbered in the order of the run, so of two tied labels the smaller one is the source.
         """
         source_of = np.arange(self.space.num_labels)
-        for a, b in reversed(self.space.tied_dims):  # of several sources the first is kept
+        for a, b in reversed(self.space.declared.tied_dims):  # of several sources the first is kept
             left, right = np.broadcast_arrays(a, b)
             source_of[np.maximum(left, right).ravel()] = np.minimum(left, right).ravel()
         return source_of
@@ -191,43 +193,43 @@ class _CouplingBuilder:
     def _freeze_positions(self) -> None:
         """Freeze what runs through no layer's channels: rows of position tables, entries of look-up buffers."""
         in_layer = np.zeros(self.num_classes, dtype=bool)
-        for labels in self.space.layer_channels:
+        for labels in self.space.declared.layer_channels:
             in_layer[self.class_of[labels]] = True
-        for labeled in self.space.labeled_dims:
+        for labeled in self.space.declared.labeled_dims:
             elsewhere = labeled.labels[~in_layer[self.class_of[labeled.labels]]]
             if len(elsewhere):
                 self.space.freeze(elsewhere, f"no layer's channels: positions of `{labeled.name}`")
 
     def _freeze_copies_in_unequal_rows(self) -> None:
         """Freeze rows that share a channel and are not equal: removing it would shift the other channels apart."""
-        for constraint in self.space.constraints:
+        for constraint in self.space.declared.constraints:
             distinct = {frozenset(row) for row in self.class_of[constraint.labels].tolist()}
             if sum(map(len, distinct)) > len(frozenset().union(*distinct)):
                 self.space.freeze(constraint.labels, "copies of a channel lie in unequal rows")
 
     def build(self) -> Coupling:
         """The finished value."""
-        space, class_of = self.space, self.class_of
+        space, declared, class_of = self.space, self.space.declared, self.class_of
         return Coupling(
             num_classes=self.num_classes,
             constraints=self._constraints(),
-            sub_tensors=tuple({labels.tobytes(): class_of[labels] for labels in space.sub_tensors}.values()),
-            macs=tuple(CostTerm(c.amount, tuple(class_of[labels] for labels in c.along)) for c in space.mac_costs),
+            sub_tensors=tuple({labels.tobytes(): class_of[labels] for labels in declared.sub_tensors}.values()),
+            macs=tuple(CostTerm(c.amount, tuple(class_of[labels] for labels in c.along)) for c in declared.mac_costs),
             params=self._params(),
             labeled_dims=self.labeled_dims,
             reading_dims=self._reading(),
             options=space.options,
             graphs=self.graphs,
-            unknown=tuple(sorted(space.unknown_ops)),
-            mixed=tuple(MixedLabels(class_of[m.labels], m.reason, m.op) for m in space.mixed),
-            whole_heads={number: class_of[labels] for number, labels in space.whole_heads.items()},
-            head_widths=frozenset(space.head_widths),
+            unknown=tuple(sorted(declared.unknown_ops)),
+            mixed=tuple(MixedLabels(class_of[m.labels], m.reason, m.op) for m in declared.mixed),
+            whole_heads={number: class_of[labels] for number, labels in declared.whole_heads.items()},
+            head_widths=frozenset(declared.head_widths),
             builder=self,
         )
 
     def _constraints(self) -> tuple[EqualCountConstraint, ...]:
         constraints: dict[tuple[int, bytes], EqualCountConstraint] = {}
-        for constraint in self.space.constraints:
+        for constraint in self.space.declared.constraints:
             rows = self.class_of[constraint.labels]
             # Rows that hold one channel each are positions of that channel: it is removed from all of them.
             positions = constraint.min_kept > 1 < rows.shape[1] and (rows == rows[:, :1]).all()
@@ -248,8 +250,8 @@ class _CouplingBuilder:
 
     def _reading(self) -> frozenset[tuple[str, int]]:
         """A tied weight may make channels along a dimension in one layer and read along it in another."""
-        first_labels = {int(labels[0]) for labels, _ in self.space.readers}
-        return frozenset((labeled.name, labeled.dim) for labeled in self.space.labeled_dims
+        first_labels = {int(labels[0]) for labels, _ in self.space.declared.readers}
+        return frozenset((labeled.name, labeled.dim) for labeled in self.space.declared.labeled_dims
                          if int(labeled.labels[0]) in first_labels)
 
     def groups(self) -> ChannelGroups:
@@ -262,9 +264,9 @@ class _CouplingBuilder:
             with_operations: also hash the group of a grouped convolution, and the operations that change the channels.
         """
         label_hashes = np.zeros(self.space.num_labels, dtype=np.uint64)
-        for labeled in self.space.labeled_dims:  # no label comes twice in a dimension
+        for labeled in self.space.declared.labeled_dims:  # no label comes twice in a dimension
             label_hashes[labeled.labels] += stable_hash(labeled.name, labeled.dim)
-        for index, rows in enumerate(self.space.group_blocks if with_operations else ()):
+        for index, rows in enumerate(self.space.declared.group_blocks if with_operations else ()):
             for block, labels in enumerate(rows):
                 np.add.at(label_hashes, labels, stable_hash("block", index, block))
         signatures = np.zeros(self.num_classes, dtype=np.uint64)

@@ -42,7 +42,7 @@ class _Grouping:
         """All groups, in the order in which parameters first index them."""
         reasons, reason_of = self._reasons()
         shortcut = self._shortcuts()
-        in_dims = self._mask([labeled.labels for labeled in self.space.labeled_dims])
+        in_dims = self._mask([labeled.labels for labeled in self.space.declared.labeled_dims])
         keys = (self.signatures ^ (reason_of.astype(np.uint64) * stable_hash("reason"))
                 ^ (shortcut * stable_hash("shortcut")))
         _, numbers = np.unique(keys[in_dims], return_inverse=True)
@@ -78,18 +78,18 @@ class _Grouping:
         for classes in classes_of.values():
             rank[classes] = np.arange(len(classes))
         map_size: dict[int, int] = {}  # by the first label of a dimension that makes channels
-        for labels, size in self.space.producers:
+        for labels, size in self.space.declared.producers:
             map_size[int(labels[0])] = max(size, map_size.get(int(labels[0]), 0))
-        largest_map = self._largest_map(self.space.producers)
-        readers = {int(labels[0]) for labels, _ in self.space.readers}
+        largest_map = self._largest_map(self.space.declared.producers)
+        readers = {int(labels[0]) for labels, _ in self.space.declared.readers}
         members: dict[int, list[Member]] = {group: [] for group in classes_of}
         indices: dict[int, list[tuple[int, Index]]] = {}
-        for declared, labeled in zip(self.space.labeled_dims, self.labeled_dims, strict=True):
+        for declared, labeled in zip(self.space.declared.labeled_dims, self.labeled_dims, strict=True):
             first = int(declared.labels[0])
             role = "makes" if first in map_size else "reads" if first in readers else "follows"
             if map_size.get(first) == 1 and largest_map[labeled.labels].max() > 1:
                 role = "gates"
-            is_scale = labeled.name in self.space.norm_scales
+            is_scale = labeled.name in self.space.declared.norm_scales
             key = id(labeled.labels)
             if key not in indices:
                 indices[key] = _indices_by_group(group_of[labeled.labels], rank[labeled.labels], classes_of)
@@ -101,7 +101,7 @@ class _Grouping:
         """The reasons for which classes are frozen, and for each class the number of its own; 0, "", for free ones."""
         reasons = {"": 0}
         reason_of = np.zeros(self.num_classes, dtype=np.int64)
-        for frozen in reversed(self.space.frozen):  # the first reason counts
+        for frozen in reversed(self.space.declared.frozen):  # the first reason counts
             reason_of[self.class_of[frozen.labels]] = reasons.setdefault(frozen.reason, len(reasons))
         return list(reasons), reason_of
 
@@ -122,12 +122,12 @@ class _Grouping:
 
     def _shortcuts(self) -> NDArray[np.bool_]:
         """True for classes that are joined with others, or that several weights read at the same resolution."""
-        joined = self._mask(self.space.joined_branches)
-        index_of = {int(labeled.labels[0]): index for index, labeled in enumerate(self.space.labeled_dims)}
-        largest_map = self._largest_map(self.space.readers)
+        joined = self._mask(self.space.declared.joined_branches)
+        index_of = {int(labeled.labels[0]): index for index, labeled in enumerate(self.space.declared.labeled_dims)}
+        largest_map = self._largest_map(self.space.declared.readers)
         # A class has several readers if its first and its last differ.
         first, last = np.full(self.num_classes, np.iinfo(np.int64).max), np.full(self.num_classes, -sys.maxsize)
-        for index, (labels, size) in enumerate(self.space.readers):
+        for index, (labels, size) in enumerate(self.space.declared.readers):
             reader = index_of.get(int(labels[0]), -1 - index)
             classes = self.class_of[labels]
             # A gate reads the map's mean: one position where another reader reads the whole map.

@@ -78,7 +78,7 @@ def export(model: nn.Module, inputs: Inputs, path: str | Path, *, tolerance: flo
         (torch.Size([1, 8, 14, 14]), True)
     """
     path = Path(path)
-    export_format = _format_of(path)
+    export_format = check_path(path)
     model, call = _on_cpu(unwrap(model), arguments(inputs))
     calls = [call, _twice_the_batch(call)] if dynamic_batch else [call]
     tolerance = _default_tolerance(model, call) if tolerance is None else tolerance
@@ -108,9 +108,17 @@ def export(model: nn.Module, inputs: Inputs, path: str | Path, *, tolerance: flo
     return ExportResult(path, error)
 
 
-def _format_of(path: Path) -> _Format:
+def check_path(path: Path) -> _Format:
+    """The format of a file to be written, by its suffix.
+
+    Raises:
+        RequestError: an unknown suffix, a folder, or no folder to write in.
+        MissingExtra: a package that writes or runs this format is not installed.
+    """
     if path.suffix not in _FORMATS:
         raise RequestError(f"{path}: suffix {path.suffix!r} found, one of {', '.join(_FORMATS)} wanted")
+    if path.is_dir():
+        raise RequestError(f"{path}: is a folder; give the name of a file, such as {path / f'model{path.suffix}'}")
     if not path.parent.is_dir():
         raise RequestError(f"{path}: lies in a folder that does not exist; make {path.parent} first")
     export_format = _FORMATS[path.suffix]

@@ -2,11 +2,13 @@
 
 A criterion is a small frozen value: BNScale (Liu et al. 2017), L1 and L2 (Li et al. 2017), FPGM (He et al. 2019), LAMP
 (Lee et al. 2021), Activation (Hu et al. 2016), Taylor (Molchanov et al. 2019), Hessian (LeCun et al. 1989), OBS
-(Hassibi and Stork 1993) and Random. `plan(importance=...)` takes a name, an instance, or a callable from a group to
-scores. Open `criterion.py` first: custom criteria are subclasses of `Criterion`.
+(Hassibi and Stork 1993), Random, and Automatic, which takes the best of them for what is given. `plan(importance=...)`
+takes a name, an instance, or a callable from a group to scores. Open `criterion.py` first: custom criteria are
+subclasses of `Criterion`.
 """
 
 from torchslim.importance.activations import Activation
+from torchslim.importance.automatic import Automatic
 from torchslim.importance.criterion import ByGroup, Criterion, Random
 from torchslim.importance.evidence import Evidence
 from torchslim.importance.loss_based import Hessian, Taylor
@@ -24,6 +26,7 @@ __all__ = [
     "LAMP",
     "OBS",
     "Activation",
+    "Automatic",
     "BNScale",
     "ByGroup",
     "Criterion",

@@ -64,6 +64,19 @@ class Criterion(ABC):
         """Whether it uses data."""
         return self.needs in ("inputs", "labels")
 
+    @property
+    def looks_at_data(self) -> bool:
+        """Whether it uses data where there is some."""
+        return self.needs_data
+
+    def taken(self, evidence: Evidence) -> Criterion:
+        """What ranked the channels: itself, unless it chose another criterion for this evidence."""
+        return self
+
+    def notes(self, evidence: Evidence) -> tuple[str, ...]:
+        """What the plan says of the scores."""
+        return ()
+
     def check(self, evidence: Evidence) -> None:
         """Check that the evidence has what the criterion needs.
 

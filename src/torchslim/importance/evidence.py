@@ -15,7 +15,7 @@ from torchslim.coupling.groups import ChannelGroup, Member
 from torchslim.errors import RequestError
 from torchslim.importance.gradients import Gradients, Loss, totals
 from torchslim.importance.types import Scores
-from torchslim.utils.data import inputs_and_targets, list_batches
+from torchslim.utils.data import SAMPLED_INPUTS, inputs_and_targets, list_batches
 from torchslim.utils.inputs import Inputs
 from torchslim.utils.modules import BLOCK_ELEMENTS, tensors_of
 
@@ -62,7 +62,7 @@ class Evidence:
         Raises:
             RequestError: there are none.
         """
-        return list_batches(self.data, "batches of inputs" if self.loss is None else "batches of (inputs, targets)")
+        return list_batches(self.data, self._wanted)
 
     @cached_property
     def batches(self) -> list[Inputs]:
@@ -71,9 +71,26 @@ class Evidence:
         Raises:
             RequestError: there are none.
         """
+        return self._inputs(self.listed)
+
+    @cached_property
+    def first_listed(self) -> list[Any]:
+        """As `listed`, the first `SAMPLED_INPUTS` inputs, two batches at the least; the others are not read."""
+        return list_batches(self.data, self._wanted, SAMPLED_INPUTS)
+
+    @cached_property
+    def first_batches(self) -> list[Inputs]:
+        """As `batches`, of `first_listed`."""
+        return self._inputs(self.first_listed)
+
+    @property
+    def _wanted(self) -> str:
+        return "batches of inputs" if self.loss is None else "batches of (inputs, targets)"
+
+    def _inputs(self, listed: list[Any]) -> list[Inputs]:
         if self.loss is None:
-            return self.listed
-        return [inputs_and_targets(batch, index)[0] for index, batch in enumerate(self.listed)]
+            return listed
+        return [inputs_and_targets(batch, index)[0] for index, batch in enumerate(listed)]
 
     @cached_property
     def gradients(self) -> Gradients:

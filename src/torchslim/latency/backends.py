@@ -26,7 +26,7 @@ from torchslim.latency.timing import Runnable, inference_conditions
 from torchslim.latency.workloads import Workload
 from torchslim.utils.copying import copy_model
 from torchslim.utils.inputs import Inputs, arguments, map_tensors, tensors_in, unwrap
-from torchslim.utils.text import describe_error
+from torchslim.utils.text import describe_error, did_you_mean
 
 
 class Backend(Protocol):
@@ -103,7 +103,7 @@ def check_backend(backend: str, device: str = "cpu") -> None:
         RequestError: an unknown backend, or one that can't run on this machine or device.
     """
     if backend not in BACKENDS:
-        raise RequestError(f"backend {backend}: there is none of that name; wanted one of {', '.join(BACKENDS)}")
+        raise RequestError(f"backend {backend}: there is none of that name; {did_you_mean(backend, BACKENDS)}")
     if backend in FILE_RUNTIMES:
         if device != "cpu":
             raise RequestError(f"backend {backend}: runs on the CPU only, {device} asked for; leave it or the device "

@@ -16,6 +16,7 @@ from torchslim.latency.timing import measure, processor
 from torchslim.latency.workloads import Workload
 from torchslim.utils.copying import copy_model
 from torchslim.utils.inputs import Inputs, map_tensors, tensors_in
+from torchslim.utils.text import did_you_mean
 
 LOCAL_BACKENDS = (*BACKENDS, "cuda")
 """Backends of plans: those of `bench`, and eager on an NVIDIA GPU."""
@@ -47,8 +48,7 @@ class LocalBackend:
             RequestError: an unknown backend, or one that can't run here or on the inputs' device.
         """
         if name not in LOCAL_BACKENDS:
-            raise RequestError(f"backend {name!r}: there is none of that name; wanted one of "
-                               f"{', '.join(LOCAL_BACKENDS)}")
+            raise RequestError(f"backend {name!r}: there is none of that name; {did_you_mean(name, LOCAL_BACKENDS)}")
         device = next((t.device for t in tensors_in(inputs) if t.device.type != "cpu"), torch.device("cpu"))
         if name != "cuda":
             check_backend(name, device.type)

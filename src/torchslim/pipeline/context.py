@@ -10,18 +10,71 @@ from typing import Any
 import torch
 from torch import nn
 
-from torchslim.pipeline.run_folder import RunFolder
+from torchslim.pipeline.outcome import HeldOut
+from torchslim.pipeline.run_folder import LOG, RunFolder
 from torchslim.pipeline.settings import Settings
-from torchslim.store.loading import load
+from torchslim.pipeline.training_settings import TrainingSettings
+from torchslim.store.loading import load, picture_channels
 from torchslim.store.saving import save
 from torchslim.surgery.plans import Plan
 from torchslim.train import Data, History, Progress, fit, load_data
+from torchslim.train.log import append_line
+from torchslim.train.tasks import Task, task_for
 from torchslim.utils.seeding import derive_seed
 from torchslim.zoo import sources
 
 
 @dataclass
-class RunContext:
+class TrainingContext:
+    """What is trained, and on what."""
+
+    settings: TrainingSettings
+
+    @cached_property
+    def data(self) -> Data:
+        """The data, with as many channels as the model reads."""
+        channels = picture_channels(sources.resolve(self.settings.model).with_defaults(num_classes=2, num_keypoints=1))
+        return load_data(self.settings.data, size=self.settings.size, seed=self.settings.seed, channels=channels,
+                         task=self.settings.task)
+
+    @cached_property
+    def task(self) -> Task:
+        """What is learnt, with its loss and its metrics."""
+        return task_for(self.data, label_smoothing=self.label_smoothing)
+
+    @property
+    def rate(self) -> float:
+        """The highest learning rate of the baseline."""
+        return self.task.lr if self.settings.lr is None else self.settings.lr
+
+    @property
+    def label_smoothing(self) -> float:
+        """Of the cross entropy of classes; other tasks have none."""
+        return self.settings.label_smoothing if self.data.task == "classification" else 0.0
+
+    @cached_property
+    def source(self) -> sources.Source:
+        """The model's source, with as many outputs as the data ask for."""
+        source, settings = sources.resolve(self.settings.model), self.settings
+        if settings.weights is not None:
+            source = source.with_weights(settings.weights, settings.new_head)
+        return source.with_defaults(**self.task.model_options)
+
+    @cached_property
+    def inputs(self) -> Any:
+        """A random input, for tracing and verification."""
+        generator = torch.Generator().manual_seed(derive_seed(self.settings.seed, 0))
+        return self.task.example(self.data.shape, generator)
+
+    @property
+    def fit_options(self) -> dict[str, Any]:
+        """Keywords of `fit` that are the same in every phase."""
+        return {**self.settings.fit_options, "batch_size": self.settings.batch_size,
+                "label_smoothing": self.label_smoothing, "workers": self.settings.workers}
+
+
+@dataclass
+class RunContext(TrainingContext):
     """State of all phases."""
 
     settings: Settings
@@ -29,26 +82,16 @@ class RunContext:
     threads: int
     on_progress: Callable[[Progress], None]
 
-    @cached_property
-    def data(self) -> Data:
-        """The data."""
-        return load_data(self.settings.data, size=self.settings.size, seed=self.settings.seed)
-
-    @cached_property
-    def source(self) -> sources.Source:
-        """The model's source, with the data's number of classes."""
-        return sources.resolve(self.settings.model).with_defaults(num_classes=len(self.data.classes))
-
     @property
     def steps(self) -> int:
         """Training steps in an epoch."""
-        return -(-len(self.data.train) // self.settings.batch_size)  # type: ignore[arg-type]
+        batches = -(-len(self.data.train) // self.settings.batch_size)  # type: ignore[arg-type]
+        return -(-batches // self.settings.accumulate)
 
-    @cached_property
-    def inputs(self) -> torch.Tensor:
-        """A random input image, for tracing and verification."""
-        generator = torch.Generator().manual_seed(derive_seed(self.settings.seed, 0))
-        return torch.randn(1, *self.data.shape, generator=generator)
+    @property
+    def held_out(self) -> HeldOut:
+        """What scores are measured on."""
+        return HeldOut(**self.folder.found["baseline"]["held_out"])
 
     def model(self, name: str) -> nn.Module:
         """The model stored under a name."""
@@ -70,8 +113,9 @@ class RunContext:
 
     def train(self, model: nn.Module, phase: str, number: int, **options: Any) -> History:
         """Train, from the phase's checkpoint if there is one."""
-        settings = self.settings
-        return fit(model, self.data, batch_size=settings.batch_size, label_smoothing=settings.label_smoothing,
-                   weight_decay=settings.weight_decay, milestones=self.milestones(phase),
-                   seed=derive_seed(settings.seed, number), checkpoint=self.folder.file(f"{phase}.checkpoint"),
-                   progress=self.on_progress, workers=settings.workers, **options)
+        self.folder.claim([LOG])
+        log = self.folder.file(LOG)
+        return fit(model, self.data, **{
+            **self.fit_options, "milestones": self.milestones(phase), "progress": self.on_progress,
+            "seed": derive_seed(self.settings.seed, number), "checkpoint": self.folder.file(f"{phase}.checkpoint"),
+            "log": lambda record: append_line(log, {"phase": phase, **record}), **options})

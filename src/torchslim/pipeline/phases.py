@@ -7,6 +7,8 @@ measured latency.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -15,23 +17,28 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import torchslim
 from torchslim.deploy.runtimes import onnx_runner
-from torchslim.errors import ProofError, RequestError
-from torchslim.importance import Evidence, criterion
+from torchslim.errors import ExportError, ProofError
+from torchslim.importance import criterion
 from torchslim.latency.timing import Latency, measure
+from torchslim.pipeline.compensation import compensated, training_pictures
 from torchslim.pipeline.context import RunContext
+from torchslim.pipeline.norm_statistics import with_recent_statistics
+from torchslim.pipeline.outcome import HeldOut
 from torchslim.pipeline.summary import histogram, record_of
 from torchslim.planning.options import PlanOptions
-from torchslim.planning.pruning import plan_with
+from torchslim.planning.problem import PlanningProblem, prepare
+from torchslim.planning.pruning import decide, plan_with
 from torchslim.proof.verification import TOLERANCE
 from torchslim.report import write
 from torchslim.store.loading import build
 from torchslim.surgery.plans import Plan
-from torchslim.train import History, evaluate, labelled
+from torchslim.train import History, labelled, metrics
+from torchslim.train.dataset import targets_of
 from torchslim.train.hyperparameters import MOMENTUM, mean_learning_rate
-from torchslim.train.losses import cross_entropy, logits
+from torchslim.utils.copying import copy_model
 from torchslim.utils.files import write_text
+from torchslim.utils.formatting import format_metric
 from torchslim.utils.seeding import derive_seed, seeded
-from torchslim.utils.text import describe_error, format_shape
 
 # Learning rates relative to the baseline's: high for sparsification, as scales must change much in few epochs; low for
 # fine-tuning, to keep trained weights.
@@ -45,16 +52,29 @@ SCORING_PICTURES = 512
 PhaseResult = dict[str, Any]
 
 
+def initial_model(run: RunContext) -> nn.Module:
+    """The model that the run begins with."""
+    with seeded(derive_seed(run.settings.seed, 1)):
+        return build(run.source)
+
+
 def baseline(run: RunContext) -> PhaseResult:
     """Build the model, and train it if epochs are set."""
-    with seeded(derive_seed(run.settings.seed, 1)):
-        model = build(run.source)
-    _check_model(run, model)
+    model = initial_model(run)
+    with seeded(0):
+        targets = targets_of(run.data.test)
+    held_out = HeldOut(len(targets), run.task.constant_score(targets), run.task.metric)
     history = History()
+    result: PhaseResult = {"metrics": metrics(model, run.data)}
     if run.settings.baseline_epochs:
-        history = run.train(model, "baseline", 2, epochs=run.settings.baseline_epochs, lr=run.settings.lr)
+        start = copy_model(model)
+        history = run.train(model, "baseline", 2, epochs=run.settings.baseline_epochs, lr=run.rate)
+        model, result = _sound(run, model, held_out, result["metrics"], lambda: start)
+    score = result["metrics"][held_out.metric]
+    if held_out.is_chance(score):
+        result["remark"] = "; ".join(filter(None, (result.get("remark"), held_out.describe_chance(score))))
     run.store(model, "baseline.safetensors")
-    return {"accuracy": evaluate(model, run.data), "curve": _curve(history)}
+    return {**result, "curve": _curve(history), "held_out": asdict(held_out)}
 
 
 def sparsify(run: RunContext) -> PhaseResult:
@@ -64,14 +84,28 @@ def sparsify(run: RunContext) -> PhaseResult:
             model = build(run.source.without_weights())
     else:
         model = run.model("baseline.safetensors")
-    rate = run.settings.sparsify_lr or SPARSIFY_RATE * run.settings.lr
-    weight = run.settings.sparsity
+    rate = run.settings.sparsify_lr or SPARSIFY_RATE * run.rate
+    weight, epochs = run.settings.sparsity, run.settings.pressing_epochs
     if weight is None:
-        mean = rate * mean_learning_rate(run.milestones("sparsify"))
-        weight = sparsity_weight(model, mean, run.settings.sparsify_epochs * run.steps)
-    history = run.train(model, "sparsify", 3, epochs=run.settings.sparsify_epochs, lr=rate, sparsity=weight)
+        weight = sparsity_weight(model, rate * mean_learning_rate(run.milestones("sparsify")), epochs * run.steps)
+    history = run.train(model, "sparsify", 3, epochs=epochs, lr=rate, sparsity=weight)
+    model, result = _sound(run, model, run.held_out, run.folder.found["baseline"]["metrics"],
+                           lambda: run.model("baseline.safetensors"))
     run.store(model, "sparse.safetensors")
-    return {"accuracy": evaluate(model, run.data), "curve": _curve(history), "weight": weight}
+    return {**result, "curve": _curve(history), "weight": weight}
+
+
+def _sound(run: RunContext, trained: nn.Module, held_out: HeldOut, before: dict[str, float],
+           model_before: Callable[[], nn.Module]) -> tuple[nn.Module, PhaseResult]:
+    """What was trained, with recent statistics; what was there before if its score, among `before`, has collapsed."""
+    model, remark = with_recent_statistics(trained, run.data, run.task, derive_seed(run.settings.seed, 6))
+    now = metrics(model, run.data)
+    old, new = before[held_out.metric], now[held_out.metric]
+    if held_out.has_collapsed(old, new):
+        remark = (f"the {held_out.metric} collapsed from {format_metric(held_out.metric, old)} to "
+                  f"{format_metric(held_out.metric, new)}, so the weights from before this phase were taken instead")
+        model, now = model_before(), before
+    return model, {"metrics": now, **({"remark": remark} if remark else {})}
 
 
 def sparsity_weight(model: nn.Module, rate: float, steps: int) -> float:
@@ -87,12 +121,17 @@ def sparsity_weight(model: nn.Module, rate: float, steps: int) -> float:
 
 def plan(run: RunContext) -> PhaseResult:
     """Choose channels by one global threshold, those on shortcuts included."""
-    model = run.model(_uncut_file(run))
-    decided = _plan(run, model)
-    evidence = Evidence(model, run.inputs, seed=run.settings.seed, **_scoring_data(run))
-    scores = histogram(criterion(run.settings.importance), evidence, decided)
+    options, problem, decided = choose(run)
+    scores = histogram(options.ranking.taken(problem.evidence), problem.evidence, decided)
     write_text(run.folder.file("plan.json"), decided.to_json())
     return {"scores": scores}
+
+
+def choose(run: RunContext) -> tuple[PlanOptions, PlanningProblem, Plan]:
+    """The plan for the uncut model, with what it was decided on."""
+    options = _plan_options(run)
+    problem = prepare(run.model(_uncut_file(run)), run.inputs, options, **_scoring_data(run))
+    return options, problem, decide(problem, options)
 
 
 def cut(run: RunContext) -> PhaseResult:
@@ -104,18 +143,37 @@ def cut(run: RunContext) -> PhaseResult:
         raise ProofError(f"{run.settings.model}: the slim network differs from its silenced original by {error:.1e} "
                          f"(relative), at most {TOLERANCE:.0e} is accepted; nothing is kept of it")
     run.store(slim, "cut.safetensors", decided)
-    return {"error": error, "accuracy": evaluate(slim, run.data)}
+    return {"error": error, "metrics": metrics(slim, run.data)}
+
+
+def compensate(run: RunContext) -> PhaseResult:
+    """Refit the cut network to the uncut one's outputs, if that lowers its loss on other training pictures."""
+    slim, remark = compensated(run.model(_uncut_file(run)), run.model("cut.safetensors"), run.plan(), run.data,
+                               run.task, run.settings.seed)
+    run.store(slim, "compensated.safetensors", run.plan())
+    return {"metrics": metrics(slim, run.data), "remark": remark}
 
 
 def finetune(run: RunContext) -> PhaseResult:
-    """Fine-tune the slim model."""
-    slim = run.model("cut.safetensors")
+    """Fine-tune the slim model, with the baseline as its teacher."""
+    phase, name = ("compensate", "compensated.safetensors") if run.settings.compensate else ("cut", "cut.safetensors")
+    slim, before = run.model(name), run.folder.found[phase]["metrics"]
     history = History()
+    result: PhaseResult = {"metrics": before}
     if run.settings.finetune_epochs:
         history = run.train(slim, "finetune", 4, epochs=run.settings.finetune_epochs,
-                            lr=run.settings.finetune_lr or FINETUNE_RATE * run.settings.lr)
+                            lr=run.settings.finetune_lr or FINETUNE_RATE * run.rate, **_distillation(run))
+        slim, result = _sound(run, slim, run.held_out, before, lambda: run.model(name))
     run.store(slim, "finetuned.safetensors", run.plan())
-    return {"accuracy": evaluate(slim, run.data), "curve": _curve(history)}
+    return {**result, "curve": _curve(history)}
+
+
+def _distillation(run: RunContext) -> dict[str, Any]:
+    """The teacher and its share of the loss; none at chance level, or of models that are trained without answers."""
+    knows = not run.held_out.is_chance(run.folder.found["baseline"]["metrics"][run.held_out.metric])
+    if not (run.settings.distill and knows) or run.task.returns_losses:
+        return {}
+    return {"teacher": run.model("baseline.safetensors"), "alpha": run.settings.distill}
 
 
 def measure_latency(run: RunContext) -> PhaseResult:
@@ -129,17 +187,25 @@ def save_slim(run: RunContext) -> PhaseResult:
     """Save the slim network with its plan and its source, and evaluate it after loading it again."""
     slim = run.model("finetuned.safetensors")
     run.store(slim, "slim.safetensors", run.plan())
-    return {"accuracy": evaluate(run.model("slim.safetensors"), run.data)}
+    return {"metrics": metrics(run.model("slim.safetensors"), run.data)}
 
 
 def export(run: RunContext) -> PhaseResult:
-    """Write both networks as ONNX, compare them with the eager ones in ONNX Runtime, and time them in turns."""
-    names = {"before": "baseline", "after": "slim"}
+    """Write both networks as ONNX, compare them with the eager ones in ONNX Runtime, and time them in turns.
+
+    A network that can't be written, as one whose operations depend on what it finds, has no such files, and the result
+    says why.
+    """
+    paths = {name: run.folder.file(f"{stem}.onnx") for name, stem in (("before", "baseline"), ("after", "slim"))}
     errors, runners = {}, {}
-    for name, stem in names.items():
-        path = run.folder.file(f"{stem}.onnx")
-        model = run.model(f"{stem}.safetensors")
-        errors[name] = torchslim.export(model, run.inputs, path).error
+    for name, path in paths.items():
+        model = run.model(f"{path.stem}.safetensors")
+        try:
+            errors[name] = torchslim.export(model, run.inputs, path).error
+        except ExportError as error:
+            for each in paths.values():
+                each.unlink(missing_ok=True)
+            return {"problem": str(error), "remark": f"nothing is exported: {error}"}
         runners[name] = onnx_runner(path, run.inputs, run.threads)
     times = measure(runners, run.inputs, rounds=30, threads=run.threads)
     return {"error": max(errors.values()), **{name: _timing(taken) for name, taken in times.items()}}
@@ -153,47 +219,37 @@ def report(run: RunContext) -> PhaseResult:
     return {}
 
 
-def _plan(run: RunContext, model: nn.Module) -> Plan:
+def plan_for(run: RunContext, model: nn.Module) -> Plan:
+    """The plan of a run's settings for a model, on data only if the criterion can't do without."""
+    options = _plan_options(run)
+    return plan_with(options, model, run.inputs, **(_scoring_data(run) if options.ranking.needs_data else {}))
+
+
+def _plan_options(run: RunContext) -> PlanOptions:
     settings = run.settings
-    options = PlanOptions(macs=settings.macs, params=settings.params, channels=settings.channels,
-                          latency=settings.latency, backend=settings.backend, importance=settings.importance,
-                          round_to=settings.round_to, min_kept=settings.min_kept, seed=settings.seed,
-                          strict=not settings.nearest)
-    return plan_with(options, model, run.inputs, **_scoring_data(run))
+    return PlanOptions(macs=settings.macs, params=settings.params, channels=settings.channels, memory=settings.memory,
+                       latency=settings.latency, backend=settings.backend, importance=settings.importance,
+                       scope=settings.plan_scope, only=settings.only, exclude=settings.exclude,
+                       round_to=settings.round_to, min_kept=settings.min_kept, seed=settings.seed,
+                       strict=not settings.nearest)
 
 
 def _scoring_data(run: RunContext) -> dict[str, Any]:
-    """Labelled images and their loss, for criteria that need data."""
-    if not criterion(run.settings.importance).needs_data:
-        return {}
-    return {"data": labelled(run.data, SCORING_PICTURES, run.settings.seed), "loss": cross_entropy()}
+    """Pictures for criteria that look at them; those that ask for labels get these, and a loss."""
+    ranking = criterion(run.settings.importance)
+    if ranking.needs_data:
+        return {"data": labelled(run.data, SCORING_PICTURES, run.settings.seed), "loss": run.task.loss}
+    if ranking.looks_at_data:
+        return {"data": [pictures for pictures, _ in training_pictures(run.data, run.settings.seed)]}
+    return {}
 
 
 def _uncut_file(run: RunContext) -> str:
-    return "sparse.safetensors" if run.settings.sparsify_epochs else "baseline.safetensors"
-
-
-def _check_model(run: RunContext, model: nn.Module) -> None:
-    """Raise before training what would fail after it."""
-    try:
-        with torch.no_grad():
-            scores = logits(model.eval()(run.inputs))
-    except Exception as error:
-        raise RequestError(f"{run.settings.model}: fails on a picture of {format_shape(run.inputs.shape)}: "
-                           f"{describe_error(error)}; try another --size") from error
-    if scores.ndim != 2 or scores.shape[1] < len(run.data.classes):
-        raise RequestError(f"{run.settings.model}: gives scores of shape {format_shape(scores.shape)} for a picture, "
-                           f"{run.settings.data} has {len(run.data.classes)} classes; "
-                           "give a model of as many")
-    scaled = any(isinstance(m, _BatchNorm) and m.weight is not None for m in model.modules())
-    if not scaled and run.settings.sparsify_epochs:
-        raise RequestError(f"{run.settings.model}: no batch norm with a scale to press; "
-                           "leave that out with --sparsify-epochs 0 --importance l2")
-    _plan(run, model)  # a budget that no plan meets, or a layer that can't be scored
+    return "sparse.safetensors" if run.settings.pressing_epochs else "baseline.safetensors"
 
 
 def _curve(history: History) -> PhaseResult:
-    return {"loss": list(history.loss), "accuracy": list(history.accuracy)}
+    return {"loss": list(history.loss), "score": list(history.score)}
 
 
 def _timing(taken: Latency) -> PhaseResult:

@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torchslim.errors import CheckpointError, MissingExtra, RequestError
-from torchslim.pipeline.run_folder import FINAL, RunFolder
+from torchslim.errors import BudgetError, CheckpointError, MissingExtra, RequestError, TrainingError
+from torchslim.pipeline.run_folder import CHECKPOINTS, FINAL, RunFolder
 from torchslim.pipeline.settings import Settings
+from torchslim.utils.formatting import NOT_SHARES
 
 if TYPE_CHECKING:
     from torchslim.report.record import Record
@@ -36,8 +38,14 @@ class Phase:
     makes: tuple[str, ...]
     title: str
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files that it writes, with its checkpoint if it trains."""
+        return (*self.makes, *(name for name in CHECKPOINTS if name == f"{self.name}.checkpoint"))
 
-_BASE, _SPARSE, _CUT, _TUNED = (f"{name}.safetensors" for name in ("baseline", "sparse", "cut", "finetuned"))
+
+_BASE, _SPARSE, _CUT, _REFITTED, _TUNED = (f"{name}.safetensors" for name in (
+    "baseline", "sparse", "cut", "compensated", "finetuned"))
 _SLIM = "slim.safetensors"
 
 PHASES = (
@@ -45,7 +53,8 @@ PHASES = (
     Phase("sparsify", "sparsify", (_BASE,), (_SPARSE,), "press scales toward zero"),
     Phase("plan", "plan", (_SPARSE,), ("plan.json",), "choose channels"),
     Phase("cut", "cut", (_SPARSE, "plan.json"), (_CUT,), "cut and prove"),
-    Phase("finetune", "finetune", (_CUT, "plan.json"), (_TUNED,), "fine-tune"),
+    Phase("compensate", "compensate", (_BASE, _SPARSE, _CUT, "plan.json"), (_REFITTED,), "refit to the uncut network"),
+    Phase("finetune", "finetune", (_BASE, _CUT, _REFITTED, "plan.json"), (_TUNED,), "fine-tune"),
     Phase("measure", "measure_latency", (_BASE, _TUNED), (), "time before and after"),
     Phase("save", "save_slim", (_TUNED, "plan.json"), (_SLIM,), "save"),
     Phase("export", "export", (_BASE, _SLIM), ("baseline.onnx", "slim.onnx"), "export and compare"),
@@ -90,33 +99,39 @@ def run_slim(settings: Settings, progress: EventCallback = lambda event: None, *
         restart: delete the run in the folder.
 
     Raises:
-        RequestError: the folder holds a run with other settings or is in use; the model, the data or the budget are
-            invalid.
+        RequestError: the folder holds a run with other settings or what is no run, or is in use; the model, the data
+            or the budget are invalid. Nothing was written then.
         BudgetError: a budget can't be met; before anything is trained, but for a latency.
         MissingExtra: a package that a phase needs is not installed.
         ProofError: the cut network does not equal its silenced original.
         TorchslimError: a phase failed.
     """
+    _check_out_is_not_data(settings)
     folder = RunFolder(settings.out)
-    if not restart:
-        folder.open(settings)
-        if folder.is_tidy() and not _pending_phases(folder, settings):
-            return _record(folder)
+    folder.open(settings, restart)
+    due = _pending_phases(folder, settings)
+    if folder.is_tidy() and not due:
+        return _record(folder)
+    folder.check_writable(name for phase in due for name in phase.files)
     _preflight(settings)
-    with folder.locked():
-        if restart:
-            folder.clear()
-        folder.open(settings)
-        threads = folder.threads or settings.threads or _available_cores()
-        folder.begin(threads)
-        with _deterministic(threads):
+    threads = folder.threads or settings.threads or _available_cores()
+    with _deterministic(threads):
+        if PHASES[0] in due:
+            _check_request(settings, folder, threads)
+        with folder.locked():
+            folder.open(settings, restart)  # another process may have worked here meanwhile
+            if restart:
+                folder.clear()
+            folder.begin(threads)
             _run_phases(settings, folder, threads, progress)
     return _record(folder)
 
 
 def phases_of(settings: Settings) -> list[Phase]:
     """The phases of a run."""
-    skipped = {"sparsify"} if not settings.sparsify_epochs else set()
+    skipped = {"sparsify"} if not settings.pressing_epochs else set()
+    if not settings.compensate:
+        skipped.add("compensate")
     if not settings.export:
         skipped.add("export")
     return [phase for phase in PHASES if phase.name not in skipped]
@@ -126,7 +141,8 @@ def _pending_phases(folder: RunFolder, settings: Settings) -> list[Phase]:
     """The phases that are still to run: not done, or with missing files that are needed."""
     phases = phases_of(settings)
     due = [phase for phase in phases if phase.name not in folder.found
-           or any(name in FINAL and not folder.file(name).exists() for name in phase.makes)]
+           or ("problem" not in folder.found[phase.name]
+               and any(name in FINAL and not folder.file(name).exists() for name in phase.makes))]
     for phase in reversed(phases):
         if any(name in other.needs and not folder.file(name).exists() for other in due for name in phase.makes):
             due.append(phase)
@@ -149,8 +165,14 @@ def _run_phases(settings: Settings, folder: RunFolder, threads: int, progress: E
             tell("skip", 1.0)
             continue
         tell("begin")
+        folder.claim(phase.files)
         run = RunContext(settings, folder, threads, _progress_callback(tell))
-        results = getattr(works, phase.work)(run)
+        try:
+            results = getattr(works, phase.work)(run)
+        except BudgetError:
+            raise
+        except RequestError as error:  # the request was checked, and files were written: now it is the work that fails
+            raise TrainingError(f"{phase.name}: {error}; then the same command goes on") from error
         folder.finish(phase.name, results)
         folder.file(f"{phase.name}.checkpoint").unlink(missing_ok=True)
         tell("end", 1.0, _summary(results))
@@ -162,16 +184,23 @@ def _progress_callback(tell: Callable[..., None]) -> Callable[[Progress], None]:
         within = at.step / at.steps if at.steps else 0.0
         done = (at.epoch - 1 + (1.0 if at.finished else within)) / at.epochs
         text = f"epoch {at.epoch}/{at.epochs}, loss {at.loss:.3f}"
-        if at.accuracy is not None:
-            text += f", accuracy {at.accuracy:.2%}"
+        if at.score is not None:
+            text += f", {at.metric} {_in_progress(at.metric, at.score)}"
         tell("epoch" if at.finished else "step", done, text)
 
     return on_progress
 
 
 def _summary(results: dict[str, Any]) -> str:
-    texts = {"accuracy": "accuracy {:.2%}", "error": "largest relative error {:.1e}"}
-    return ", ".join(text.format(results[key]) for key, text in texts.items() if results.get(key) is not None)
+    words = [f"{name} {_in_progress(name, value)}" for name, value in list(results.get("metrics", {}).items())[:1]]
+    if results.get("error") is not None:
+        words.append(f"largest relative error {results['error']:.1e}")
+    return "; ".join(filter(None, (", ".join(words), results.get("remark"))))
+
+
+def _in_progress(metric: str, value: float) -> str:
+    """A metric with a digit more than in a table, to show how it changes from epoch to epoch."""
+    return f"{value:.4f}" if metric in NOT_SHARES else f"{value:.2%}"
 
 
 def _record(folder: RunFolder) -> Record:
@@ -182,6 +211,14 @@ def _record(folder: RunFolder) -> Record:
         return Record.from_json(path.read_bytes())
     except OSError as error:
         raise CheckpointError(f"{path}: can't be read ({type(error).__name__}); delete it and run again") from error
+
+
+def _check_out_is_not_data(settings: Settings) -> None:
+    """Raise if the run's folder is the data's, or lies in it."""
+    kind, _, place = settings.data.partition(":")
+    if kind == "folder" and Path(place).expanduser().resolve() in (out := settings.out.resolve(), *out.parents):
+        raise RequestError(f"--out {settings.out}: lies in the folder of the data, {place}, where its files would "
+                           "be taken for data; choose a folder elsewhere, such as runs/mine")
 
 
 def _preflight(settings: Settings) -> None:
@@ -199,6 +236,14 @@ def _preflight(settings: Settings) -> None:
     for package in ("onnx", "onnxscript", "onnxruntime") if settings.export else ():
         if find_spec(package) is None:
             raise MissingExtra(package, "onnx", "export to ONNX (--no-export leaves it out)")
+
+
+def _check_request(settings: Settings, folder: RunFolder, threads: int) -> None:
+    """Check data, model, criterion and budget before the folder is made."""
+    from torchslim.pipeline.checks import check_request
+    from torchslim.pipeline.context import RunContext
+
+    check_request(RunContext(settings, folder, threads, lambda _: None))
 
 
 def _available_cores() -> int:
@@ -228,3 +273,17 @@ def _deterministic(threads: int) -> Iterator[None]:
         torch.use_deterministic_algorithms(before[1], warn_only=before[2])
         checks.fill_uninitialized_memory = before[3]
         torch.backends.cudnn.benchmark = before[4]
+
+
+@contextmanager
+def conditions(settings: Settings, folder: RunFolder) -> Iterator[int]:
+    """What `run_slim` does around the phases, for other jobs of them: the checks before any work, torch's settings.
+
+    Yields:
+        CPU threads.
+    """
+    _check_out_is_not_data(settings)
+    _preflight(settings)
+    threads = folder.threads or settings.threads or _available_cores()
+    with _deterministic(threads):
+        yield threads

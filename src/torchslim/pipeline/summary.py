@@ -21,19 +21,21 @@ from torchslim.coupling.coupling import couple
 from torchslim.importance import Criterion, Evidence, score
 from torchslim.latency.timing import processor
 from torchslim.pipeline.context import RunContext
+from torchslim.pipeline.outcome import judge
 from torchslim.planning.candidates import macs_per_channel
 from torchslim.report.record import LayerChange, NetworkMetrics, Record, Sample, ScoreHistogram, Timing, TrainingCurve
 from torchslim.surgery.plans import Plan
 from torchslim.tracing.runs import trace_modes
-from torchslim.train.losses import logits
+from torchslim.train.losses import answer
 from torchslim.utils.data import Data
+from torchslim.utils.formatting import format_metric
 
 Values = NDArray[np.float64]
 
 _BINS = 40
 _TINY = 1e-12  # a score of zero, on a logarithmic scale
 _SAMPLES = 20
-_PHASES = {"baseline": "Baseline", "sparsify": "Sparsify", "finetune": "Fine-tune"}
+_PHASES = {"baseline": "Baseline", "sparsify": "Sparsify", "compensate": "Compensate", "finetune": "Fine-tune"}
 _LABELS = {"bn_scale": "Batch-norm scale, mean over the layers that share a channel"}
 
 
@@ -42,22 +44,26 @@ def record_of(run: RunContext) -> Record:
     results, settings = run.folder.found, run.settings
     before, after = run.model("baseline.safetensors"), run.model("slim.safetensors")
     plan = run.plan()
+    problem, useless = judge(results)
     return Record(
         title=f"{run.source.name} on {settings.data}",
         command=settings.command(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         settings={**settings.to_dict(), "threads": run.threads, "size": list(run.data.shape)},
         environment=environment(run.threads),
-        before=_network_metrics(run, before, "before", "baseline.safetensors", results["baseline"]["accuracy"]),
-        after=_network_metrics(run, after, "after", "slim.safetensors", results["save"]["accuracy"]),
+        before=_network_metrics(run, before, "before", "baseline.safetensors", results["baseline"]["metrics"]),
+        after=_network_metrics(run, after, "after", "slim.safetensors", results["save"]["metrics"]),
         proof_error=results["cut"]["error"],
-        onnx_error=results["export"]["error"] if "export" in results else None,
-        curves=tuple(TrainingCurve(title, *(tuple(results[phase]["curve"][key]) for key in ("loss", "accuracy")))
+        onnx_error=results.get("export", {}).get("error"),
+        onnx_problem=results.get("export", {}).get("problem", ""),
+        curves=tuple(TrainingCurve(title, *(tuple(results[phase]["curve"][key]) for key in ("loss", "score")))
                      for phase, title in _PHASES.items() if results.get(phase, {}).get("curve", {}).get("loss")),
         layers=layer_changes(before, after, run.inputs),
         scores=_histogram(results["plan"]["scores"]),
         left_alone=plan.left_alone,
         notes=_notes(run),
+        problem=problem,
+        useless=useless,
         samples=samples(run.data, before, after),
     )
 
@@ -106,7 +112,7 @@ def _binned(kept: Values, gone: Values, label: str) -> dict[str, Any] | None:
             "removed": np.histogram(gone, edges)[0].tolist(), "threshold": threshold}
 
 
-def layer_changes(before: nn.Module, after: nn.Module, inputs: Tensor) -> tuple[LayerChange, ...]:
+def layer_changes(before: nn.Module, after: nn.Module, inputs: Any) -> tuple[LayerChange, ...]:
     """Layers with multiply-adds, in call order, before and after."""
     slim = {layer.name: layer for layer in torchslim.profile(after, inputs).layers}
     changes = []
@@ -121,13 +127,13 @@ def layer_changes(before: nn.Module, after: nn.Module, inputs: Tensor) -> tuple[
 
 def samples(data: Data, before: nn.Module, after: nn.Module) -> tuple[Sample, ...]:
     """Held-out images with both predictions: first where they differ, then where both are wrong, then the rest."""
-    if not data.mean:
+    if not data.mean or data.task != "classification":
         return ()
     count = min(len(data.test), 400)  # type: ignore[arg-type]
     items = [data.test[at] for at in range(count)]
     pictures = torch.stack([picture for picture, _ in items])
     with torch.inference_mode():
-        old, new = (torch.cat([logits(model.eval()(part)).argmax(1) for part in torch.split(pictures, 64)]).tolist()
+        old, new = (torch.cat([answer(model.eval()(part)).argmax(1) for part in torch.split(pictures, 64)]).tolist()
                     for model in (before, after))
     truth = [int(target) for _, target in items]
     order = sorted(range(count), key=lambda at: (old[at] == new[at], new[at] == truth[at], at * 7919 % count))
@@ -144,21 +150,22 @@ def _png(data: Data, picture: Tensor) -> str:
     from PIL import Image
 
     mean, std = (torch.tensor(values)[:, None, None] for values in (data.mean, data.std))
-    bytes_ = ((picture * std + mean).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    image = Image.fromarray(bytes_)
+    colours = ((picture * std + mean).clamp(0, 1) * 255).round().to(torch.uint8).expand(3, -1, -1)
+    image = Image.fromarray(colours.permute(1, 2, 0).numpy())
     image.thumbnail((64, 64))
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def _network_metrics(run: RunContext, model: nn.Module, side: str, name: str, accuracy: float) -> NetworkMetrics:
+def _network_metrics(run: RunContext, model: nn.Module, side: str, name: str,
+                     values: dict[str, float]) -> NetworkMetrics:
     results = run.folder.found
     profile = torchslim.profile(model, run.inputs)
     latency = {"eager": Timing(**results["measure"][side])}
-    if "export" in results:
+    if side in results.get("export", {}):
         latency["onnxruntime"] = Timing(**results["export"][side])
-    return NetworkMetrics(profile.params, profile.macs, run.folder.file(name).stat().st_size, latency, accuracy)
+    return NetworkMetrics(profile.params, profile.macs, run.folder.file(name).stat().st_size, latency, values)
 
 
 def _histogram(raw: dict[str, Any] | None) -> ScoreHistogram | None:
@@ -170,15 +177,19 @@ def _histogram(raw: dict[str, Any] | None) -> ScoreHistogram | None:
 
 def _notes(run: RunContext) -> tuple[str, ...]:
     results = run.folder.found
-    pressed = ("Accuracy can dip while scales are pressed: the running statistics of batch norms lag behind scales "
-               "that move fast, and catch up when these come to rest.",) if "sparsify" in results else ()
+    remarks = (f"{title}: {results[phase]['remark']}." for phase, title in _PHASES.items()
+               if "remark" in results.get(phase, {}))
+    few = () if run.held_out.are_enough else ("The held-out pictures are too few to tell an accuracy from chance.",)
+    metric = run.held_out.metric
+    cut = results["cut"]["metrics"][metric]
     return (
-        f"Latency is that of one picture, {run.inputs.shape[2]} by {run.inputs.shape[3]} pixels, on {run.threads} "
+        f"Latency is that of one picture, {run.data.shape[1]} by {run.data.shape[2]} pixels, on {run.threads} "
         "threads of the processor; both networks took turns.",
-        f"Right after the cut, before fine-tuning, the accuracy was {results['cut']['accuracy']:.1%}.",
-        f"Accuracy is measured on {len(run.data.test)} pictures that were held out; "  # type: ignore[arg-type]
+        f"Right after the cut, before fine-tuning, the {metric} was {format_metric(metric, cut)}.",
+        f"The {metric} is measured on {len(run.data.test)} pictures that were held out; "  # type: ignore[arg-type]
         f"{len(run.data.train)} were trained on.",  # type: ignore[arg-type]
-        *pressed,
+        *few,
+        *remarks,
         *run.plan().notes,
     )
 

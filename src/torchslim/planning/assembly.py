@@ -12,6 +12,7 @@ from torchslim.costs.cost_models import CostModel
 from torchslim.coupling.coupling import Coupling
 from torchslim.coupling.unreached import notes_on_unreached_layers
 from torchslim.errors import BudgetError
+from torchslim.importance import Evidence
 from torchslim.planning.budget_notes import OUT_OF_REACH, budget_notes, nearest_share, reasons_in_short, rounded_share
 from torchslim.planning.budgets import counted_limits
 from torchslim.planning.candidates import at_minimum, partly_scoped
@@ -21,12 +22,13 @@ from torchslim.planning.options import PlanOptions
 from torchslim.surgery.plans import Budget, LeftAlone, Plan
 
 
-def assemble_plan(feasible: FeasibleCut, options: PlanOptions, original: Coupling | None) -> Plan:
+def assemble_plan(feasible: FeasibleCut, options: PlanOptions, evidence: Evidence, original: Coupling | None) -> Plan:
     """The plan of a cut.
 
     Args:
         feasible: the cut.
         options: what was asked for.
+        evidence: what the channels were ranked on.
         original: the network that shares are of, where it is another one.
     """
     cut, coupling, limits = feasible.cut, feasible.coupling, feasible.limits
@@ -39,6 +41,7 @@ def assemble_plan(feasible: FeasibleCut, options: PlanOptions, original: Couplin
         *(f"approximate: {reason}" for reason in approximate),
         *notes_on_unreached_layers(coupling.graphs),
         *(f"no rule for {name}: what it reads stays" for name in coupling.unknown),
+        *options.ranking.notes(evidence),
     ]
     predicted = {"macs": CostModel(coupling.macs)(shares), "params": CostModel(coupling.params)(shares)}
     if feasible.predictor is not None:
@@ -46,7 +49,8 @@ def assemble_plan(feasible: FeasibleCut, options: PlanOptions, original: Couplin
     return Plan(kept=cut.kept, readers=cut.readers, grouped=cut.grouped,
                 attribute_updates=cut.attribute_updates, budgets=budgets, predicted=predicted,
                 left_alone=left_alone(coupling, _reasons(feasible, options)), notes=tuple(notes),
-                settings=_settings(options, bool(approximate), original))
+                settings=_settings(options, evidence, bool(approximate), original),
+                ignored_outputs=tuple(sorted(coupling.graphs[0].ignored_outputs)))
 
 
 def budget_error(plan: Plan, original: Coupling | None) -> BudgetError:
@@ -73,8 +77,11 @@ def _totals(budgets: Sequence[Budget], original: Coupling | None) -> dict[str, i
     return {limit.resource: limit.cost.total for limit in counted_limits(original, counted)}
 
 
-def _settings(options: PlanOptions, approximate: bool, original: Coupling | None) -> dict[str, Any]:
+def _settings(options: PlanOptions, evidence: Evidence, approximate: bool,
+              original: Coupling | None) -> dict[str, Any]:
+    taken = options.ranking.taken(evidence)
     return {"importance": str(options.importance),
+            **({} if taken is options.ranking else {"ranked_by": str(taken)}),
             "scope": options.scope if isinstance(options.scope, str) else dict(options.scope),
             "shortcuts": options.shortcuts, "round_to": options.round_to, "min_channels": options.min_channels,
             "min_kept": options.min_kept, "only": list(options.only), "exclude": list(options.exclude),

@@ -8,7 +8,7 @@ remembers a width, it shows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,21 +17,19 @@ from torch import nn
 
 from torchslim.costs.cost_models import Shares
 from torchslim.coupling.coupling import Coupling, couple
-from torchslim.coupling.labeled_graph import GROUP_NORM, Index
+from torchslim.coupling.labeled_graph import Index
 from torchslim.importance import Scores
 from torchslim.planning.channel_order import out_of_order
 from torchslim.planning.equal_widths import EqualWidths, equal_widths, values_of_numbers
+from torchslim.planning.layer_attributes import layer_attribute_updates
 from torchslim.planning.selection import Selection
-from torchslim.planning.width_repair import Repair, Sizes, SlimRun, repair_widths
+from torchslim.planning.width_repair import Repair, SlimRun, repair_widths
 from torchslim.proof.verification import TOLERANCE, differences
 from torchslim.rules.declarations import LabeledDim
-from torchslim.surgery.cutting import apply, resized
+from torchslim.surgery.cutting import apply
 from torchslim.surgery.plans import AttributeUpdate, Plan
-from torchslim.surgery.width_attributes import outdated_attributes
 from torchslim.tracing.graph import Graph
-from torchslim.tracing.width_reads import has_parametrizations
 from torchslim.utils.inputs import Inputs
-from torchslim.utils.modules import tensors_of
 
 Kept = dict[str, dict[int, tuple[int, ...]]]
 
@@ -128,7 +126,7 @@ def predict_cut(model: nn.Module, coupling: Coupling, selection: Selection, scor
     kept = {name: dict(sorted(dims.items())) for name, dims in kept.items()}
     readers = tuple((t.name, t.dim) for t in coupling.labeled_dims
                     if t.dim in kept.get(t.name, {}) and (t.name, t.dim) in coupling.reading_dims)
-    updates = _attribute_updates(model, coupling, stays.astype(np.float64), sizes, grouped)
+    updates = layer_attribute_updates(model, coupling, stays.astype(np.float64), sizes, grouped)
     return Cut(stays, kept, grouped, readers, tuple(updates))
 
 
@@ -156,44 +154,6 @@ def _groups_left(touch: LabeledDim, stays: NDArray[np.bool_]) -> int:
     return int(np.count_nonzero(stays[touch.labels].reshape(touch.groups, -1).any(1))) if touch.groups > 1 else 1
 
 
-def _attribute_updates(model: nn.Module, coupling: Coupling, shares: Shares, sizes: Sizes,
-                       grouped: Mapping[str, tuple[int, int]]) -> list[AttributeUpdate]:
-    """What torch's own layers remember that the cut makes outdated; what contradicts its tensors now is left alone."""
-    return _updates_by_shape(model, sizes, grouped) + _updates_of_group_norms(model, coupling, shares)
-
-
-def _updates_of_group_norms(model: nn.Module, coupling: Coupling, shares: Shares) -> list[AttributeUpdate]:
-    """The groups that are left of group norms, and the channels of those without weights: no shape shows them."""
-    updates = {}
-    for labeled in coupling.labeled_graphs:
-        for op in labeled.graph.ops:
-            module = model.get_submodule(op.module) if op.name == GROUP_NORM else None
-            if isinstance(module, nn.GroupNorm) and module.num_groups == op.args[6]:
-                new = {"num_groups": labeled.norm_groups(op, shares)}
-                if module.weight is None:
-                    new["num_channels"] = labeled.shape(op.args[0], shares)[1]
-                for attribute, value in new.items():
-                    old = getattr(module, attribute)
-                    if value != old:
-                        updates[op.module, attribute] = AttributeUpdate(op.module, attribute, old, value)
-    return list(updates.values())
-
-
-def _updates_by_shape(model: nn.Module, sizes: Sizes,
-                      grouped: Mapping[str, tuple[int, int]]) -> list[AttributeUpdate]:
-    """What the shapes of the tensors tell, and the groups that are left of convolutions."""
-    state = tensors_of(model)
-    shapes = {id(state[name]): [dims.get(dim, size) for dim, size in enumerate(state[name].shape)]
-              for name, dims in sizes.items()}
-    groups = {name: after for name, (_, after) in grouped.items()}
-    if not has_parametrizations(model.modules()):
-        return outdated_attributes(model, lambda tensor: shapes.get(id(tensor)) or tensor.shape, groups)
-    always = {(update.module, update.attribute) for update in outdated_attributes(model)}
-    with resized(model, sizes, ()):  # a computed weight has its shape from those that it is computed of
-        return [update for update in outdated_attributes(model, groups=groups)
-                if (update.module, update.attribute) not in always]
-
-
 def runs_beyond(failure: Failure, model: nn.Module, inputs: Inputs, coupling: Coupling, selection: Selection) -> bool:
     """Whether the network, cut as selected, runs further than to the operation at which another selection failed."""
     run, *_ = _run_at_selection(model, inputs, coupling, selection, failure.repairs)
@@ -215,7 +175,7 @@ def _run_at_selection(model: nn.Module, inputs: Inputs, coupling: Coupling, sele
             sizes.setdefault(touch.name, {})[touch.dim] = counts[id(touch.labels)] // groups
             if touch.groups > 1:
                 grouped[touch.name] = touch.groups, groups
-    own = _attribute_updates(model, coupling, shares, sizes, grouped)
+    own = layer_attribute_updates(model, coupling, shares, sizes, grouped)
     run, attribute_updates = repair_widths(model, inputs, coupling, shares, sizes, own, known)
     return run, attribute_updates, attribute_updates[len(own):]
 
@@ -248,7 +208,8 @@ def _trace_and_match(model: nn.Module, inputs: Inputs, coupling: Coupling, selec
     cut = Cut(stays, kept, groups_of, readers, attribute_updates, run.graphs)
     if repairs and any(graph.device != "meta" for graph in coupling.graphs):
         # On data no shape tells whether a width is calculated with, too: the numbers do.
-        plan = Plan(kept, readers, groups_of, attribute_updates)
+        plan = Plan(kept, readers, groups_of, attribute_updates,
+                    ignored_outputs=tuple(coupling.graphs[0].ignored_outputs))
         worst = max(differences(model, apply(model, plan), plan, inputs), key=lambda one: one.error, default=None)
         if worst is not None and not worst.error <= TOLERANCE:
             names = ", ".join(f"`{update.module}.{update.attribute}`".replace("`.", "`") for update in repairs)

@@ -60,10 +60,10 @@ def _same_labels(coupling: Coupling, slim: Coupling,
     """The original's labels that parameters tell of (others are -1), and for each slim label the original's it is."""
     expected_source = np.full(coupling.builder.space.num_labels, -1, dtype=np.int64)
     slim_source = np.full(slim.builder.space.num_labels, -1, dtype=np.int64)
-    home = {(touch.name, touch.dim): touch.labels for touch in coupling.builder.space.labeled_dims}
+    home = {(touch.name, touch.dim): touch.labels for touch in coupling.builder.space.declared.labeled_dims}
     for labels in home.values():
         expected_source[labels] = labels
-    for touch in slim.builder.space.labeled_dims:
+    for touch in slim.builder.space.declared.labeled_dims:
         before, index = home[touch.name, touch.dim], kept.get(touch.name, {}).get(touch.dim)
         slim_source[touch.labels] = before if index is None else before[list(index)]
     return expected_source, slim_source
@@ -100,8 +100,8 @@ def _misread(coupling: Coupling, slim: Coupling, kept: Mapping[str, Mapping[int,
     """Classes of the first dimension whose slim indices meet other channels than the original's that they are."""
     wide, narrow = coupling.builder, slim.builder
     origin, slim_origin = wide.source_labels(), narrow.source_labels()
-    home = {(touch.name, touch.dim): touch.labels for touch in wide.space.labeled_dims}
-    for touch in narrow.space.labeled_dims:
+    home = {(touch.name, touch.dim): touch.labels for touch in wide.space.declared.labeled_dims}
+    for touch in narrow.space.declared.labeled_dims:
         labels, index = home[touch.name, touch.dim], kept.get(touch.name, {}).get(touch.dim)
         kept_labels = labels if index is None else labels[list(index)]
         if not np.array_equal(expected_source[origin[kept_labels]], slim_source[slim_origin[touch.labels]]):

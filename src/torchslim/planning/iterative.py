@@ -18,7 +18,7 @@ from torchslim.utils.inputs import Inputs, unwrap
 
 
 def schedule(model: nn.Module, inputs: Inputs, *, steps: int = 5, curve: str = "cubic",
-             compensate: bool = False, **options: Unpack[PlanKeywords]) -> Iterator[tuple[nn.Module, Plan]]:
+             compensate: bool | None = None, **options: Unpack[PlanKeywords]) -> Iterator[tuple[nn.Module, Plan]]:
     """Cut a network to its budget in steps; train what each gives before asking for the next.
 
         for slim, plan in ts.schedule(model, inputs, macs=0.25, steps=4):
@@ -35,7 +35,7 @@ def schedule(model: nn.Module, inputs: Inputs, *, steps: int = 5, curve: str = "
         inputs: what it is called with.
         steps: how many there are.
         curve: how the shares go down (`torchslim.planning.schedules.shares`).
-        compensate: refit what is left after each step, on `data=` (see `prune`).
+        compensate: refit what is left after each step, on `data=`; None as in `prune`.
         options: those of `plan`: the budgets, of which one at least or a scope by pattern is wanted, importance, ...
 
     Returns:
@@ -80,7 +80,7 @@ def options_of_steps(options: PlanOptions, model: nn.Module, inputs: Inputs, ste
 
 
 def _cuts(steps: Sequence[PlanOptions], model: nn.Module, inputs: Inputs, data: Iterable[Any] | None,
-          loss: Loss | None, compensate: bool) -> Iterator[tuple[nn.Module, Plan]]:
+          loss: Loss | None, compensate: bool | None) -> Iterator[tuple[nn.Module, Plan]]:
     network = model
     for options in steps:
         network, step = prune_with(options, network, inputs, data, loss, model, compensate)

@@ -12,6 +12,7 @@ from torchslim.importance import Criterion, Importance, criterion
 from torchslim.importance.gradients import Loss
 from torchslim.latency.backends import Backend
 from torchslim.rules.options import CouplingOptions
+from torchslim.utils.outputs import Outputs, check_outputs
 
 Scope = str | Mapping[str, float]
 
@@ -40,6 +41,7 @@ class PlanKeywords(TypedDict, total=False):
     data: Iterable[Any] | None
     loss: Loss | None
     seed: int
+    outputs: Outputs
     strict: bool
 
 
@@ -57,7 +59,7 @@ class PlanOptions:
     memory: float | None = None
     latency: float | str | None = None
     backend: str | Backend | None = None
-    importance: Importance = "l2"
+    importance: Importance = "auto"
     scope: Scope = "global"
     shortcuts: bool = True
     round_to: int = 1
@@ -68,6 +70,7 @@ class PlanOptions:
     allow_approximate: bool = False
     whole_groups: bool = False
     seed: int = 0
+    outputs: Outputs = None
     strict: bool = True
 
     def __post_init__(self) -> None:
@@ -82,6 +85,7 @@ class PlanOptions:
             raise RequestError(f"min_kept: got {self.min_kept!r}, wanted a number in [0, 1], the share of each group's "
                                "channels that stays at the least")
         self._check_scope()
+        check_outputs(self.outputs)
         if isinstance(self.scope, str) and all(getattr(self, name) is None for name in BUDGETS):
             raise RequestError("plan: nothing was asked; give macs=, params=, channels=, memory= or latency= (what is "
                                "kept), or scope= with a share by pattern")

@@ -93,11 +93,11 @@ def prepare(model: nn.Module, inputs: Inputs, options: PlanOptions, data: Iterab
     """
     evidence = Evidence(model, inputs, data, loss, options.seed)
     options.ranking.check(evidence)
-    coupling = couple(trace_modes(model, inputs), options.coupling_options)
+    coupling = couple(trace_modes(model, inputs, options.outputs), options.coupling_options)
     if original is None:
         return PlanningProblem(model, inputs, coupling, evidence)
     original_model = unwrap(original)
-    before = couple(trace_modes(original_model, inputs), options.coupling_options)
+    before = couple(trace_modes(original_model, inputs, options.outputs), options.coupling_options)
     _check_is_cut_of(before, coupling)
     return PlanningProblem(model, inputs, coupling, evidence, OriginalNetwork(original_model, before))
 

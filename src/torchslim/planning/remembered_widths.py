@@ -114,10 +114,9 @@ class _Rememberer:
         """What `reset_classifier` of timm's networks makes a new classifier from: the width that the old one reads."""
         names = names_of_modules(self.model)
         for module, path in names.items():
-            get: Any = getattr(module, "get_classifier", None)
-            if get is None or not any(kind.__module__.startswith("timm.") for kind in type(module).__mro__):
-                continue
-            labeled = self.coupling.by_dimension.get((f"{names.get(get())}.weight", 1))
+            classifier = _classifier(module)
+            labeled = None if classifier is None else self.coupling.by_dimension.get(
+                (f"{names.get(classifier)}.weight", 1))
             for attribute in () if labeled is None else ("num_features", "head_hidden_size"):
                 if labeled is not None and module.__dict__.get(attribute) == len(labeled.labels):
                     yield AttributeUpdate(path, attribute, len(labeled.labels), self._kept(labeled))
@@ -252,6 +251,17 @@ class _Rememberer:
                 for handle in handles:
                     handle.remove()
         return working
+
+
+def _classifier(module: Any) -> nn.Module | None:
+    """What a network of timm calls its classifier; None where it has none, several, or has lost it."""
+    if not any(kind.__module__.startswith("timm.") for kind in type(module).__mro__):
+        return None
+    try:
+        classifier = module.get_classifier()
+    except Exception:  # other people's method, in a network that somebody may have taken layers out of
+        return None
+    return classifier if isinstance(classifier, nn.Module) else None
 
 
 def _single_outputs(labeled: LabeledGraph, module: str) -> list[Value]:

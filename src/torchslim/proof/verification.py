@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -27,6 +27,7 @@ from torchslim.proof.float64 import in_float64, inputs_in_float64
 from torchslim.proof.reference import KeptChannels, kept_channels, kept_channels_mode, needs_reference
 from torchslim.surgery.plans import Plan
 from torchslim.surgery.width_attributes import weight_of
+from torchslim.utils.attention import attention_of_any_width
 from torchslim.utils.copying import copy_model
 from torchslim.utils.inputs import Inputs, arguments, tensors_in, unwrap
 from torchslim.utils.modules import tensors_of
@@ -90,8 +91,8 @@ def differences(model: nn.Module, slim: nn.Module, plan: Plan, inputs: Inputs) -
 
     watched = _watch_layers(silenced, lambda name, _, output: layers.setdefault(name, []).append(output))
     call = arguments(inputs64)  # copies, made outside the mode, which counts operations
-    with watched, mixing:
-        expected = outputs_of(silenced, *call)
+    with watched:
+        expected = outputs_of(silenced, *call, within=mixing)
     layer_differences: list[Difference] = []
     # The plan lists a tied tensor under its first name.
     names: dict[Tensor, str] = {
@@ -114,6 +115,8 @@ def differences(model: nn.Module, slim: nn.Module, plan: Plan, inputs: Inputs) -
 
     with _watch_layers(slim_copy, compare):
         outputs = outputs_of(slim_copy, *arguments(inputs64))
+    expected, outputs = ([tensor for place, tensor in enumerate(tensors) if place not in plan.ignored_outputs]
+                         for tensors in (expected, outputs))
     if [tuple(t.shape) for t in expected] != [tuple(t.shape) for t in outputs]:
         raise ProofError(f"verify: the slim network's outputs have shapes {[tuple(t.shape) for t in outputs]}, the "
                          f"original's {[tuple(t.shape) for t in expected]}")
@@ -213,12 +216,17 @@ def _kept_part(expected: Tensor, layer: nn.Module, weight: Tensor, kept: Mapping
     return expected.index_select(channels, torch.tensor(kept[makes], device=expected.device))
 
 
-def outputs_of(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    """The tensors that a float64 model returns in eval mode."""
+def outputs_of(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any],
+               within: AbstractContextManager[Any] | None = None) -> list[Tensor]:
+    """The tensors that a float64 model returns in eval mode.
+
+    `within` is a mode that follows the run: it sees the operations as a trace does, after all conversions.
+    """
     for module in model.modules():
         module.training = False
 
-    with torch.random.fork_rng(devices=()), plain_context(), in_float64():
+    with torch.random.fork_rng(devices=()), plain_context(), in_float64(), attention_of_any_width(model.modules()), (
+            within or nullcontext()):
         torch.manual_seed(0)  # where a network draws numbers, both draw the same
         output: Any = model(*args, **kwargs)
     return list(tensors_in(output))

@@ -15,7 +15,7 @@ from pathlib import Path
 from torchslim.report.record import Record
 from torchslim.utils.files import write_text
 
-__all__ = ["Record", "render", "write"]
+__all__ = ["Record", "render", "style_sheet", "write"]
 
 _HERE = Path(__file__).parent
 
@@ -35,6 +35,11 @@ def render(record: Record) -> str:
     script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return jinja.from_string(page).render(record=record, charts=charts, texts=texts, units=units,
                                           style=Markup(style), script=Markup(script), script_hash=script_hash)
+
+
+def style_sheet() -> str:
+    """The style of the project's pages."""
+    return _HERE.joinpath("style.css").read_text(encoding="utf-8")
 
 
 def write(record: Record, path: str | os.PathLike[str]) -> Path:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 from torchslim.report.record import LayerChange, ScoreHistogram, Timing, TrainingCurve
-from torchslim.utils.formatting import format_error
+from torchslim.utils.formatting import NOT_SHARES, format_error
 from torchslim.utils.svg import coordinate, figure, join, percent_of, shorten, subsample, tag, ticks, y_axis
 
 MOST_POINTS = 100  # of one line; limits the page's size
@@ -143,7 +143,7 @@ def _lines(name: str, title: str, lengths: Sequence[int], phases: Sequence[Seque
 
 
 def _lengths(curves: Sequence[TrainingCurve]) -> list[int]:
-    return [max(len(curve.loss), len(curve.accuracy)) for curve in curves]
+    return [max(len(curve.loss), len(curve.score)) for curve in curves]
 
 
 def loss_chart(name: str, curves: Sequence[TrainingCurve]) -> Markup:
@@ -154,13 +154,13 @@ def loss_chart(name: str, curves: Sequence[TrainingCurve]) -> Markup:
                   lambda value: f"{value:g}")
 
 
-def accuracy_chart(name: str, curves: Sequence[TrainingCurve]) -> Markup:
-    """The held-out accuracy by phase; the axis does not start at zero, to separate close values."""
-    values = [value for curve in curves for value in curve.accuracy if math.isfinite(value)]
-    high = max(values, default=1.0)
-    grid = [value for value in ticks(max(0.0, min([*values, high - 0.02])), high) if value <= 1 + 1e-9]
-    return _lines(name, "Accuracy by epoch", _lengths(curves), [curve.accuracy for curve in curves], grid,
-                  lambda value: f"{100 * value:.4g}%")
+def score_chart(name: str, metric: str, curves: Sequence[TrainingCurve]) -> Markup:
+    """The held-out score by phase; the axis does not start at zero, to separate close values."""
+    values = [value for curve in curves for value in curve.score if math.isfinite(value)]
+    high, least = max(values, default=1.0), 0.0 if metric not in NOT_SHARES else -math.inf
+    grid = [value for value in ticks(max(least, min([*values, high - 0.02])), high) if value <= 1 + 1e-9]
+    return _lines(name, f"{metric} by epoch", _lengths(curves), [curve.score for curve in curves], grid,
+                  lambda value: f"{value:g}" if metric in NOT_SHARES else f"{100 * value:.4g}%")
 
 
 def score_histogram(name: str, scores: ScoreHistogram) -> Markup:

@@ -14,6 +14,7 @@ from typing import Any
 
 from torchslim.errors import CheckpointError
 from torchslim.surgery.plans import LeftAlone
+from torchslim.utils.formatting import NOT_SHARES
 from torchslim.utils.json_values import read_json, to_values
 
 FORMAT = 1
@@ -32,30 +33,35 @@ class Timing:
 
 @dataclass(frozen=True)
 class NetworkMetrics:
-    """Costs and accuracy of a network.
+    """Costs and metrics of a network.
 
     Attributes:
         params: number of parameters.
         macs: multiply-accumulate operations of one forward pass.
         file_bytes: size of the saved network.
         latency: timings by backend, such as "eager" or "onnxruntime".
-        accuracy: on held-out data, 0 to 1; None if not measured.
+        metrics: of the task, on held-out data, the main one first: {"accuracy": 0.98}; empty if not measured.
     """
 
     params: int
     macs: int
     file_bytes: int
     latency: Mapping[str, Timing] = field(default_factory=dict)
-    accuracy: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def score(self) -> float | None:
+        """The main metric; None if not measured."""
+        return next(iter(self.metrics.values()), None)
 
 
 @dataclass(frozen=True)
 class TrainingCurve:
-    """Training, one value per epoch; `accuracy` (0 to 1) is empty if not measured."""
+    """Training, one value per epoch; `score`, the task's main metric, is empty if not measured."""
 
     phase: str
     loss: tuple[float, ...]
-    accuracy: tuple[float, ...] = ()
+    score: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -115,12 +121,15 @@ class Record:
         after: the slim network.
         proof_error: largest relative error of the cut against silencing the removed channels.
         onnx_error: largest relative error of the exported network against the eager one, if exported.
+        onnx_problem: why the networks could not be exported; empty if they were, or were not to be.
         curves: training, by phase.
         layers: the layers, in call order.
         scores: histogram of the channels' scores, if comparable between groups.
         left_alone: channels that could not be cut, and why.
         notes: remarks for the reader.
         samples: held-out images with both predictions.
+        problem: what keeps the result from being a success; empty if nothing does.
+        useless: whether it makes the result useless.
     """
 
     title: str
@@ -138,6 +147,19 @@ class Record:
     left_alone: tuple[LeftAlone, ...] = ()
     notes: tuple[str, ...] = ()
     samples: tuple[Sample, ...] = ()
+    problem: str = ""
+    useless: bool = False
+    onnx_problem: str = ""
+
+    @property
+    def metric(self) -> str:
+        """The name of the task's main metric, such as "accuracy"."""
+        return next(iter(self.before.metrics or self.after.metrics), "accuracy")
+
+    @property
+    def outcome(self) -> str:
+        """The problem as a sentence, empty if there is none."""
+        return f"{'No success' if self.useless else 'Warning'}: {self.problem}" if self.problem else ""
 
     def to_json(self) -> str:
         """The record as JSON text; `Record.from_json` gives an equal record back.
@@ -166,12 +188,12 @@ def _check(record: Record) -> None:
         datetime.fromisoformat(record.created)
     except ValueError:
         raise _misfit("record.created", record.created, "an ISO 8601 time") from None
-    shares = [("record.before.accuracy", record.before.accuracy)]
-    shares += [("record.after.accuracy", record.after.accuracy)]
-    shares += [(f"record.curves[{at}].accuracy[{epoch}]", share)
-               for at, curve in enumerate(record.curves) for epoch, share in enumerate(curve.accuracy)]
+    shares = [(f"record.{side}.metrics.{name}", value) for side in ("before", "after")
+              for name, value in getattr(record, side).metrics.items() if name not in NOT_SHARES]
+    shares += [(f"record.curves[{at}].score[{epoch}]", share) for at, curve in enumerate(record.curves)
+               for epoch, share in enumerate(curve.score) if record.metric not in NOT_SHARES]
     for where, share in shares:
-        if share is not None and not 0 <= share <= 1:
+        if not 0 <= share <= 1:
             raise _misfit(where, share, "a share from 0 to 1")
     scores = record.scores
     if scores and not len(scores.edges) - 1 == len(scores.kept) == len(scores.removed):

@@ -75,9 +75,10 @@ def headline(record: Record) -> list[HeadlinePart]:
     if before.macs != after.macs and before.macs > 0:
         share = units.format_share(abs(1 - after.macs / before.macs))
         parts.append(HeadlinePart("", share, "fewer MACs" if after.macs < before.macs else "more MACs"))
-    if before.accuracy is not None and after.accuracy is not None:
-        change = f"{units.percent(before.accuracy)} → {units.percent(after.accuracy)}"
-        parts.append(HeadlinePart("accuracy", change))
+    if before.score is not None and after.score is not None:
+        metric = record.metric
+        change = f"{units.format_metric(metric, before.score)} → {units.format_metric(metric, after.score)}"
+        parts.append(HeadlinePart(metric, change))
     error = units.format_scientific(record.proof_error, 0)
     if not math.isfinite(record.proof_error):
         parts.append(HeadlinePart("the cut", "not proven"))
@@ -107,7 +108,8 @@ def cards(record: Record) -> list[MetricCard]:
         _cost_card("MACs", before.macs, after.macs, units.format_count, "one forward pass"),
         _cost_card("File size", before.file_bytes, after.file_bytes, units.format_bytes, "weights as saved"),
         *(_latency_card(name, before.latency.get(name), after.latency.get(name)) for name in names),
-        _accuracy_card(before.accuracy, after.accuracy),
+        *(_metric_card(name, before.metrics.get(name), after.metrics.get(name))
+          for name in {**before.metrics, **after.metrics} or ("accuracy",)),
     ]
 
 
@@ -130,18 +132,18 @@ def _latency_card(name: str, before: Timing | None, after: Timing | None) -> Met
     return MetricCard(label, new, change, verdict, old, note, charts.timing_bars(before, after))
 
 
-def _accuracy_card(before: float | None, after: float | None) -> MetricCard:
+def _metric_card(name: str, before: float | None, after: float | None) -> MetricCard:
+    label = name[:1].upper() + name[1:]
+    old, new = (units.format_metric(name, value) for value in (before, after))
     if before is None and after is None:
-        return MetricCard("Accuracy", "not measured", "", "same", "", "no labelled data to score on", Markup(""))
+        return MetricCard(label, "not measured", "", "same", "", "no labelled data to score on", Markup(""))
     if before is None or after is None:
-        return MetricCard("Accuracy", units.percent(after), "", "same", units.percent(before),
-                    "measured on one side only", Markup(""))
-    points = round(100 * (after - before), 1)
-    sign = "+" if points > 0 else "\N{MINUS SIGN}"
-    change = f"{sign}{abs(points):.1f} points" if points else "same"
-    verdict = "good" if points > 0 else "bad" if points else "same"
-    return MetricCard("Accuracy", units.percent(after), change, verdict, units.percent(before), "held-out data",
-                charts.before_after_bars(before, after, whole=1.0))
+        return MetricCard(label, new, "", "same", old, "measured on one side only", Markup(""))
+    change = units.format_metric_change(name, before, after)
+    better = after > before if name != "MAE" else after < before  # of errors, less is better
+    verdict = "same" if change in ("same", units.NONE) else "good" if better else "bad"
+    bars = charts.before_after_bars(before, after, whole=max(1.0, before, after)) if min(before, after) >= 0 else ""
+    return MetricCard(label, new, change, verdict, old, "held-out data", Markup(bars))
 
 
 def proof_text(record: Record) -> str:
@@ -201,26 +203,26 @@ def group_by_reason(entries: Sequence[LeftAlone]) -> list[ReasonGroup]:
     return [ReasonGroup(text, tuple(group)) for text, group in by_reason.items()]
 
 
-def phase_summaries(curves: Sequence[TrainingCurve]) -> list[tuple[str, str]]:
-    """Each training phase with its epochs and final accuracy."""
+def phase_summaries(curves: Sequence[TrainingCurve], metric: str) -> list[tuple[str, str]]:
+    """Each training phase with its epochs and its final score."""
     summaries = []
     for curve in curves:
-        epochs = max(len(curve.loss), len(curve.accuracy))
+        epochs = max(len(curve.loss), len(curve.score))
         text = f"{epochs} epoch{'' if epochs == 1 else 's'}"
-        if curve.accuracy:
-            text += f", ends at {units.percent(curve.accuracy[-1])}"
+        if curve.score:
+            text += f", ends at {units.format_metric(metric, curve.score[-1])}"
         summaries.append((curve.phase, text))
     return summaries
 
 
-def epoch_rows(curves: Sequence[TrainingCurve]) -> list[tuple[str, int, str, str]]:
-    """The table of epochs: phase, epoch, loss, accuracy; evenly subsampled above `MOST_ROWS`."""
+def epoch_rows(curves: Sequence[TrainingCurve], metric: str) -> list[tuple[str, int, str, str]]:
+    """The table of epochs: phase, epoch, loss, score; evenly subsampled above `MOST_ROWS`."""
     rows = []
     for curve in curves:
-        for epoch in range(max(len(curve.loss), len(curve.accuracy))):
+        for epoch in range(max(len(curve.loss), len(curve.score))):
             loss = units.format_number(curve.loss[epoch]) if epoch < len(curve.loss) else units.NONE
-            accuracy = units.percent(curve.accuracy[epoch]) if epoch < len(curve.accuracy) else units.NONE
-            rows.append((curve.phase, epoch + 1, loss, accuracy))
+            score = units.format_metric(metric, curve.score[epoch]) if epoch < len(curve.score) else units.NONE
+            rows.append((curve.phase, epoch + 1, loss, score))
     step = max(1, math.ceil(len(rows) / MOST_ROWS))
     return [row for at, row in enumerate(rows) if at % step == 0 or at == len(rows) - 1]
 

@@ -27,6 +27,7 @@ from torch import Tensor
 from torchslim.errors import RequestError
 from torchslim.rewriting import decomposition
 from torchslim.utils.layer_spec import LayerSpec
+from torchslim.utils.text import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def parse_rule(text: str) -> Rule:
         raise RequestError(f"lighten: {text!r} is no rule: it would remove channels, not replace layers; take "
                            f"torchslim.prune(model, inputs, scope={{'*': {rest[0] if rest else 0.5}}})")
     if name not in _RULES:
-        raise RequestError(f"lighten: unknown rule {text!r}; wanted one of {', '.join(_RULES)}")
+        raise RequestError(f"lighten: unknown rule {text!r}; {did_you_mean(name, _RULES)}")
     _, form, flags = _RULES[name]
     numbers = [part for part in rest if part not in flags]
     number = _number(numbers[0]) if numbers else None

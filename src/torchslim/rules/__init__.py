@@ -2,8 +2,8 @@
 
 An operation without a row freezes the labels that it reads and is named in the plan; `register_rule` adds a row.
 `labels.py` has the values that rows work on, `row.py` the row itself; rows are in `linear.py`, `recurrent.py`,
-`elementwise.py`, `shape.py`, `indexing.py`, `along_dims.py`, `spatial.py` and `mixing.py`; `flops.py` counts arithmetic
-beside multiply-adds.
+`products.py`, `elementwise.py`, `shape.py`, `concatenation.py`, `indexing.py`, `along_dims.py`, `spatial.py` and
+`mixing.py`; `broadcasting.py` says what meets element by element; `flops.py` counts arithmetic beside multiply-adds.
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from torchslim.errors import RequestError
-from torchslim.rules import along_dims, elementwise, linear, mixing, recurrent, shape, spatial
+from torchslim.rules import along_dims, concatenation, elementwise, linear, mixing, recurrent, shape, spatial
 from torchslim.rules import flops as counting
 from torchslim.rules import indexing as positions
+from torchslim.rules.broadcasting import broadcast_union
 from torchslim.rules.labels import LabelSpace
 from torchslim.rules.row import Row, is_pointwise, out_arguments, plain_name
 from torchslim.rules.tracks import Labels
 from torchslim.rules.within_channel import moves_within_channels
 from torchslim.tracing.graph import Op, Value
 
-ROWS: dict[str, Row] = {**along_dims.ROWS, **elementwise.ROWS, **linear.ROWS, **mixing.ROWS, **positions.ROWS,
-                        **recurrent.ROWS, **shape.ROWS, **spatial.ROWS}
+ROWS: dict[str, Row] = {**along_dims.ROWS, **concatenation.ROWS, **elementwise.ROWS, **linear.ROWS, **mixing.ROWS,
+                        **positions.ROWS, **recurrent.ROWS, **shape.ROWS, **spatial.ROWS}
 
 
 def row_of(op: Op) -> Row | None:
@@ -39,8 +40,9 @@ def row_name(op: Op) -> str:
 def preserves_values(op: Op) -> bool:
     """True for an operation that moves or copies elements, and changes none."""
     row = row_of(op)
-    moving = row_name(op)
-    return row is not None and (row.labels is elementwise.passing or moving in shape.ROWS or moving in positions.ROWS)
+    name = row_name(op)
+    return row is not None and (row.labels is elementwise.passing
+                                or any(name in rows for rows in (shape.ROWS, concatenation.ROWS, positions.ROWS)))
 
 
 def differentiates_channels(op: Op, tracks: Sequence[Labels]) -> bool:
@@ -84,7 +86,7 @@ def move_labels(space: LabelSpace, op: Op) -> None:
     if row is not None:
         row.labels(space, op)
         return
-    space.unknown_ops.add(op.name)
+    space.declared.unknown_ops.add(op.name)
     for value in op.inputs:
         space.freeze_value(value, f"no rule for the operation in {op.where}")
 
@@ -105,7 +107,7 @@ def _move_into(space: LabelSpace, op: Op, row: Row, written: Mapping[str, Value]
     row.labels(space, replace(op, kwargs=kwargs, inputs=op.inputs[:-len(written)], outputs=results))
     for target, result in zip(op.outputs, results, strict=True):
         if target is not None and result is not None and result is not target:
-            space.set(target, space.broadcast_union([target, result], op))
+            space.set(target, broadcast_union(space, [target, result], op))
 
 
 def macs(op: Op) -> int:

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from torchslim.rules.broadcasting import broadcast_union, inherit_repeats
 from torchslim.rules.labels import LabelSpace
 from torchslim.rules.row import Row
 from torchslim.tracing.graph import Op, Value
@@ -27,7 +28,7 @@ def separately(dims_of: Callable[[Op], Dims], doing: str = "worked on along") ->
         dims = set(range(ndim)) if wanted is None else {dim % ndim for dim in wanted} if ndim else set()
         values = [value for value in op.inputs if value.shape == x.shape]
         tracks = []
-        for track in space.broadcast_union(values, op) if len(values) > 1 else space.tracks(x):
+        for track in broadcast_union(space, values, op) if len(values) > 1 else space.tracks(x):
             if any(track.shape[dim] > 1 for dim in dims):
                 space.freeze(track, f"{doing} in {op.where}")
             else:
@@ -87,8 +88,8 @@ def at_positions(space: LabelSpace, op: Op) -> None:
         for value in full:
             slices.append(replace(value.unnamed(), shape=(*value.shape[:dim], 1, *value.shape[dim + 1:])))
             space.set(slices[-1], [track for track in space.tracks(value) if track.shape[dim] == 1])
-            space.inherit_repeats(slices[-1], [value], {d: d for d in range(len(value.shape)) if d != dim})
-        space.set(op.output, space.broadcast_union(slices, op))
+            inherit_repeats(space, slices[-1], [value], {d: d for d in range(len(value.shape)) if d != dim})
+        space.set(op.output, broadcast_union(space, slices, op))
 
 
 def _without(shape: Sequence[int], dim: int) -> tuple[int, ...]:

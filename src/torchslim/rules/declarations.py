@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from torchslim.rules.tracks import Labels
 
@@ -59,3 +60,50 @@ class CostTerm:
 
     amount: int
     along: tuple[Labels, ...]
+
+
+@dataclass
+class Declarations:
+    """All that the rules declare of the labels of one coupling run, in the order of the operations.
+
+    Attributes:
+        labeled_dims: dimensions of parameters, buffers and attributes, with their labels.
+        unions: pairs of arrays whose labels, one by one, are the same.
+        tied_dims: pairs of dimensions of layers that must agree, the one that makes channels and the one that reads.
+        frozen: labels that must stay, and why.
+        mixed: labels whose channels are mixed by value, where that is allowed.
+        constraints: rows of labels that must lose equally many.
+        sub_tensors: labels that become a tensor of their own.
+        group_blocks: rows of labels; in which row a channel lies changes what is done to it.
+        producers, readers: labels of the channels that weights make or read, and on how many positions.
+        layer_channels: labels that run through a layer's channels, which alone may be cut.
+        joined_branches: labels of tensors that branches are joined to by addition or concatenation.
+        mac_costs: multiply-adds of the first graph, and what scales them.
+        norm_scales: names of the scales of batch norms.
+        unknown_ops: names of operations without a rule.
+        whole_heads: labels of the heads that go whole, by the number of the product of activations.
+        head_widths: numbers of the products of activations whose heads lose equally many widths.
+    """
+
+    labeled_dims: list[LabeledDim] = field(default_factory=list)
+    unions: list[tuple[Labels, Labels]] = field(default_factory=list)
+    tied_dims: list[tuple[Labels, Labels]] = field(default_factory=list)
+    frozen: list[FrozenLabels] = field(default_factory=list)
+    mixed: list[MixedLabels] = field(default_factory=list)
+    constraints: list[EqualCountConstraint] = field(default_factory=list)
+    sub_tensors: list[Labels] = field(default_factory=list)
+    group_blocks: list[Labels] = field(default_factory=list)
+    producers: list[tuple[Labels, int]] = field(default_factory=list)
+    readers: list[tuple[Labels, int]] = field(default_factory=list)
+    layer_channels: list[Labels] = field(default_factory=list)
+    joined_branches: list[Labels] = field(default_factory=list)
+    mac_costs: list[CostTerm] = field(default_factory=list)
+    norm_scales: set[str] = field(default_factory=set)
+    unknown_ops: set[str] = field(default_factory=set)
+    whole_heads: dict[int, Labels] = field(default_factory=dict)
+    head_widths: set[int] = field(default_factory=set)
+
+    @property
+    def that_bind(self) -> tuple[list[Any], ...]:
+        """What ties labels to others or to their place."""
+        return self.unions, self.frozen, self.constraints, self.sub_tensors

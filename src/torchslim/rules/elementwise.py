@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from torchslim.rules.broadcasting import alias, broadcast_union, inherit_repeats
 from torchslim.rules.labels import LabelSpace
 from torchslim.rules.row import Row
 from torchslim.tracing.graph import Op, Value
@@ -17,14 +18,14 @@ def pointwise(space: LabelSpace, op: Op) -> None:
     values = [value for value in op.inputs if value.numel != 1]  # tensors without elements carry labels as well
     if not values:
         return
-    tracks = space.broadcast_union(values, op)
+    tracks = broadcast_union(space, values, op)
     moving = {value.id for value in values if not value.static and space.tracks(value)}
     if op.name in _JOINING and len(moving) > 1:
-        space.joined_branches.extend(tracks)
+        space.declared.joined_branches.extend(tracks)
     for out in op.outputs:
         if out is not None:
             space.set(out, tracks)
-            space.inherit_repeats(out, values)
+            inherit_repeats(space, out, values)
 
 
 def passing(space: LabelSpace, op: Op) -> None:
@@ -32,12 +33,12 @@ def passing(space: LabelSpace, op: Op) -> None:
     first = op.inputs[0]
     for out in op.outputs:
         if out is not None and out.shape == first.shape:
-            space.alias(out, first)
+            alias(space, out, first)
 
 
 def aliased(space: LabelSpace, op: Op) -> None:
     """A tensor of the same elements in the same memory."""
-    space.alias(op.output, op.inputs[0])
+    alias(space, op.output, op.inputs[0])
 
 
 def replaced(space: LabelSpace, op: Op) -> None:
@@ -46,7 +47,7 @@ def replaced(space: LabelSpace, op: Op) -> None:
     if source.shape != op.output.shape:
         space.freeze_value(source, f"read by strides in {op.where}")
     elif x.shape == source.shape and x.name:
-        space.set(op.output, space.broadcast_union([source, x], op))
+        space.set(op.output, broadcast_union(space, [source, x], op))
     else:
         space.set(op.output, space.tracks(source))
 

@@ -7,6 +7,7 @@ from math import prod
 
 import numpy as np
 
+from torchslim.rules.broadcasting import label_repeated
 from torchslim.rules.labels import LabelSpace
 from torchslim.rules.products import between_activations
 from torchslim.rules.row import Row
@@ -107,7 +108,7 @@ def _grouped(space: LabelSpace, op: Op, into: Labels | None, groups: int) -> Lab
     for labels in (into, filters):
         if labels is not None:
             space.equal_groups(labels.reshape(groups, -1), least=1)
-            space.group_blocks.append(labels.reshape(groups, -1))
+            space.declared.group_blocks.append(labels.reshape(groups, -1))
     return filters
 
 
@@ -153,7 +154,7 @@ def deformable(space: LabelSpace, op: Op) -> None:
     channels, runs = space.along(x, 1, op), op.args[12]
     if channels is not None and runs > 1:
         space.equal_groups(channels.reshape(runs, -1), least=1)
-        space.group_blocks.append(channels.reshape(runs, -1))
+        space.declared.group_blocks.append(channels.reshape(runs, -1))
     convolution(space, _as_convolution(op))
 
 
@@ -204,7 +205,7 @@ def _batch_labels(space: LabelSpace, op: Op, a: Value, b: Value) -> Labels | Non
         return None
     if of_a is not None and of_b is not None:
         space.union(of_a, of_b)
-    elif not space.label_repeated(other, track):
+    elif not label_repeated(space, other, track):
         space.freeze(track, f"multiplied with a tensor that can't be cut in {op.where}")
     return track.ravel()
 

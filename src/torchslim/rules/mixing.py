@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from torchslim.rules.broadcasting import broadcast_union, label_repeated
 from torchslim.rules.labels import LabelSpace
 from torchslim.rules.row import Row
 from torchslim.rules.tracks import Labels, along_dim, squeeze_equal
@@ -24,10 +25,10 @@ def batch_norm(space: LabelSpace, op: Op) -> None:
     x = op.args[0]
     channels = space.along(x, 1, op)
     for parameter in op.args[1:5]:
-        if isinstance(parameter, Value) and not space.label_repeated(parameter, channels):
+        if isinstance(parameter, Value) and not label_repeated(space, parameter, channels):
             space.tie(channels, space.along(parameter, 0, op), op, "normalises channels that can't be cut")
     if isinstance(op.args[1], Value) and op.args[1].name:
-        space.norm_scales.add(op.args[1].name)
+        space.declared.norm_scales.add(op.args[1].name)
     space.add_channels(channels)
     tracks = list(space.tracks(x))
     if op.args[3] is None:  # statistics of this very tensor: what lies in one channel is mixed
@@ -39,7 +40,7 @@ def layer_norm(space: LabelSpace, op: Op) -> None:
     """aten.native_layer_norm(x, normalized_shape, weight, bias, eps): mixes the last dimensions."""
     x, shape = op.args[:2]
     values = [x, *(v for v in op.args[2:4] if isinstance(v, Value))]
-    tracks = space.broadcast_union(values, op)
+    tracks = broadcast_union(space, values, op)
     dims = range(len(x.shape) - len(shape), len(x.shape))
     for track in tracks if len(values) > 1 else ():
         if any(track.shape[dim] > 1 for dim in dims):
@@ -58,7 +59,7 @@ def group_norm(space: LabelSpace, op: Op) -> None:
     x = op.args[0]
     channels = space.along(x, 1, op)
     for parameter in op.args[1:3]:
-        if isinstance(parameter, Value) and not space.label_repeated(parameter, channels):
+        if isinstance(parameter, Value) and not label_repeated(space, parameter, channels):
             space.tie(channels, space.along(parameter, 0, op), op, "normalises channels that can't be cut")
     space.add_channels(channels)
     rows = None if channels is None else channels.reshape(op.args[6], -1)
@@ -72,7 +73,7 @@ def group_norm(space: LabelSpace, op: Op) -> None:
     _mixed(space, op, space.tracks(x), range(1, len(x.shape)))
     if rows is not None and space.options.allow_approximate:
         space.equal_groups(rows, least=2)
-        space.group_blocks.append(rows)  # which of them a channel is in decides what it is mixed with
+        space.declared.group_blocks.append(rows)  # which of them a channel is in decides what it is mixed with
 
 
 def _mixed(space: LabelSpace, op: Op, tracks: Sequence[Labels], dims: Sequence[int]) -> None:
@@ -130,7 +131,7 @@ def distances(space: LabelSpace, op: Op) -> None:
         shape = (*value.shape[:-2], *((value.shape[-2], 1) if dim == -2 else (1, value.shape[-2])))
         rows.append(replace(stand_in, shape=shape))
         space.set(rows[-1], [track.swapaxes(-2, dim) for track in tracks if track is not None])
-    space.set(op.output, space.broadcast_union(rows, op))
+    space.set(op.output, broadcast_union(space, rows, op))
 
 
 def pair_distances(space: LabelSpace, op: Op) -> None:

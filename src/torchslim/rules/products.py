@@ -11,6 +11,7 @@ from math import prod
 
 import numpy as np
 
+from torchslim.rules.broadcasting import broadcast_union, label_repeated
 from torchslim.rules.labels import LabelSpace
 from torchslim.rules.tracks import Labels, Tracks
 from torchslim.tracing.graph import Op, Value
@@ -33,7 +34,7 @@ def between_activations(space: LabelSpace, op: Op, a: Value, b: Value) -> None:
     if len(op.args) == 3:  # baddbmm
         product = op.output.unnamed()
         space.set(product, out)
-        out = list(space.broadcast_union([product, op.args[0]], op))
+        out = list(broadcast_union(space, [product, op.args[0]], op))
     space.set(op.output, out)
 
 
@@ -44,7 +45,7 @@ def _inner_labels(space: LabelSpace, op: Op, a: Value, b: Value) -> Labels | Non
     if left is None or right is None:
         found = left if right is None else right
         other, track = (b, None if left is None else left.swapaxes(-1, -2)) if right is None else (a, right)
-        if found is None or space.label_repeated(other, track):
+        if found is None or label_repeated(space, other, track):
             return found
         space.freeze(found, f"multiplied out between two activations in {op.where}")
         return None
@@ -73,11 +74,11 @@ def _heads(space: LabelSpace, inner: Labels) -> Labels | None:
     number = space.op_number
     few = number not in space.options.whole_heads and len(np.unique(rows[:, 0])) <= MAX_HEADS_BY_WIDTH
     if few or number in space.options.head_widths:
-        space.head_widths.add(number)
+        space.declared.head_widths.add(number)
         space.equal_groups(rows, least=2)
-        space.group_blocks.append(rows)
+        space.declared.group_blocks.append(rows)
         return None
-    space.whole_heads[number] = rows.ravel()
+    space.declared.whole_heads[number] = rows.ravel()
     space.union(rows[:, :1], rows)
     return inner[..., :1]
 
@@ -96,12 +97,12 @@ def _tie_batches(space: LabelSpace, op: Op, a: Value, b: Value, heads: Labels | 
     whole = [track for track in (heads, *along[0], *along[1]) if track is not None and _only_batch(track)]
     if not whole:
         for track in (*along[0], *along[1]):  # a channel of one head is none of another's
-            space.group_blocks.append(track.reshape(len(track), -1))
+            space.declared.group_blocks.append(track.reshape(len(track), -1))
         return []
     for value, tracks in zip((a, b), along, strict=True):
         for track in tracks:
             space.union(whole[0], track)
-        if not tracks and not space.label_repeated(value, whole[0]):
+        if not tracks and not label_repeated(space, value, whole[0]):
             space.freeze(whole[0], f"multiplied with a tensor that can't be cut in {op.where}")
     return whole
 

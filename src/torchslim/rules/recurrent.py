@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from torchslim.rules.broadcasting import label_repeated
 from torchslim.rules.labels import LabelSpace
 from torchslim.rules.row import Row
 from torchslim.rules.tracks import Labels
@@ -144,7 +145,7 @@ def _starts(space: LabelSpace, op: Op, state: Value, track: Labels) -> None:
             space.freeze(other, f"states of several layers or samples in {op.where}")
     for other in meeting:
         space.union(other, track)
-    if not meeting and not space.label_repeated(state, track):
+    if not meeting and not label_repeated(space, state, track):
         space.freeze(track, f"starts from a state that can't be cut in {op.where}")
 
 

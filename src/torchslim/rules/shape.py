@@ -1,4 +1,4 @@
-"""Views, permutations, splits and concatenations: labels move exactly as the elements do.
+"""Views, permutations and splits: labels move exactly as the elements do.
 
 Most rows simply run the operation on the label tracks. What a track does not vary over stays at size 1, so that a label
 costs memory by the channel and not by the pixel.
@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from torchslim.rules.broadcasting import alias, broadcast_union, inherit_repeats, mark_repeated
 from torchslim.rules.labels import LabelSpace
 from torchslim.rules.row import Row, plain_name
-from torchslim.rules.tracks import Labels, along_dim, spread, squeeze_equal
+from torchslim.rules.tracks import Labels, spread, squeeze_equal
 from torchslim.tracing.graph import Op, Value
 
 
@@ -29,7 +30,7 @@ def view(space: LabelSpace, op: Op) -> None:
         space.freeze_value(x, f"reshaped without elements in {op.where}")
         return
     space.set(op.output, [reshape_track(track, old, new) for track in space.tracks(x)])
-    space.inherit_repeats(op.output, [x], {left[0]: right[0] for left, right in (
+    inherit_repeats(space, op.output, [x], {left[0]: right[0] for left, right in (
         ([dim for dim in dims if shape[dim] > 1] for dims, shape in zip(block, (old, new), strict=True))
         for block in _blocks(old, new)) if len(left) == len(right) == 1})
 
@@ -105,12 +106,12 @@ def expand(space: LabelSpace, op: Op) -> None:
     """expand: new dimensions come in front; what is repeated is cut only with what it meets."""
     x, shape = op.args[0], op.output.shape
     if x.shape == shape:
-        space.alias(op.output, x)
+        alias(space, op.output, x)
         return
     stored = (1,) * (len(shape) - len(x.shape)) + x.shape
     space.set(op.output, [t.reshape((1,) * (len(shape) - t.ndim) + t.shape) for t in space.tracks(x)])
-    space.inherit_repeats(op.output, [x])
-    space.mark_repeated(op.output, [dim for dim, size in enumerate(shape) if stored[dim] == 1 < size])
+    inherit_repeats(space, op.output, [x])
+    mark_repeated(space, op.output, [dim for dim, size in enumerate(shape) if stored[dim] == 1 < size])
 
 
 def repeat(space: LabelSpace, op: Op) -> None:
@@ -122,7 +123,7 @@ def repeat(space: LabelSpace, op: Op) -> None:
         track = track.reshape((1,) * (len(times) - track.ndim) + track.shape)
         tracks.append(np.tile(track, [n if size > 1 else 1 for n, size in zip(times, track.shape, strict=True)]))
     space.set(op.output, tracks)
-    space.mark_repeated(op.output, [dim for dim, n in enumerate(times) if stored[dim] == 1 < n])
+    mark_repeated(space, op.output, [dim for dim, n in enumerate(times) if stored[dim] == 1 < n])
 
 
 def slices(space: LabelSpace, op: Op) -> None:
@@ -189,7 +190,7 @@ def written_view(view: Callable[[LabelSpace, Op], None]) -> Callable[[LabelSpace
         x, source = op.args[:2]
         target = source.unnamed()
         view(space, replace(op, args=(x, *op.args[2:]), inputs=(x,), outputs=(target,)))
-        space.broadcast_union([target, source], op)
+        broadcast_union(space, [target, source], op)
         space.set(op.output, space.tracks(x))
 
     return labels
@@ -239,76 +240,6 @@ def unbind(space: LabelSpace, op: Op) -> None:
             space.set(out, [np.asarray(t.take(index if t.shape[dim] > 1 else 0, axis=dim)) for t in space.tracks(x)])
 
 
-def cat(space: LabelSpace, op: Op) -> None:
-    """aten.cat(tensors, dim): along the dimension labels follow each other; along others they become one."""
-    values = [value for value in op.args[0] if value.shape != (0,)]
-    ndim = len(op.output.shape)
-    dim = op.argument(1, "dim", 0) % ndim
-    _join(space, op, values, dim, [space.tracks(value) for value in values])
-    if len(values) > 1 and values[0].shape[dim] == 1 and all(value is values[0] for value in values):
-        space.mark_repeated(op.output, [dim])
-
-
-def stack(space: LabelSpace, op: Op) -> None:
-    """aten.stack(tensors, dim): rows of a new dimension; each keeps labels of its own."""
-    values = list(op.args[0])
-    dim = op.argument(1, "dim", 0) % len(op.output.shape)
-    if len(values) > 1 and all(value is values[0] for value in values):
-        space.mark_repeated(op.output, [dim])
-    tracks = [tuple(np.expand_dims(t, dim) for t in space.tracks(value)) for value in values]
-    if len(values) > 1 and all(len(t) == 1 and t[0].shape == tracks[0][0].shape for t in tracks):
-        space.set(op.output, [np.concatenate([t[0] for t in tracks], axis=dim)])
-        return
-    space.set(op.output, _cut_alike(space, op, tracks))
-
-
-def _join(space: LabelSpace, op: Op, values: list[Value], dim: int, tracks: list[tuple[Labels, ...]]) -> None:
-    spanning = [[t for t in ts if t.shape[dim] > 1] for ts in tracks]
-    rest = [tuple(t for t in ts if t.shape[dim] == 1) for ts in tracks]
-    if not any(spanning):
-        space.set(op.output, _cut_alike(space, op, rest))
-        return
-    others = {d for ts in spanning for t in ts for d in range(t.ndim) if d != dim and t.shape[d] > 1}
-    parts = []
-    for value, along in zip(values, spanning, strict=True):
-        labels = along[0] if along else _staying(space, value, dim, op)
-        for extra in along[1:]:
-            space.union(labels, extra)
-        parts.append(spread(labels, value.shape, others))
-    joined = np.concatenate(parts, axis=dim)
-    if len(values) > 1:
-        space.joined_branches.append(joined)
-    for ts in rest:
-        for track in ts:
-            if any(track.shape[d] > 1 for d in others):
-                space.freeze(track, f"joined along another dimension in {op.where}")
-    beside = [tuple(t for t in ts if all(t.shape[d] == 1 for d in others)) for ts in rest]
-    space.set(op.output, [joined, *_cut_alike(space, op, beside)])
-
-
-def _staying(space: LabelSpace, value: Value, dim: int, op: Op) -> Labels:
-    """Labels for a dimension that can't be cut, so that it has its place among others that can."""
-    labels = along_dim(space.new_labels(value.shape[dim]), dim, len(value.shape))
-    space.freeze(labels, f"joined as a whole in {op.where}")
-    return labels
-
-
-def _cut_alike(space: LabelSpace, op: Op, tracks: list[tuple[Labels, ...]]) -> list[Labels]:
-    """The tracks of tensors laid beside each other, along the other dimensions: what is at one place becomes one."""
-    merged: list[Labels] = []
-    for ts in tracks:
-        for track in ts:
-            twin = next((m for m in merged if m.shape == track.shape), None)
-            if twin is None:
-                merged.append(track)
-            else:
-                space.union(twin, track)
-    for track in merged:
-        if any(not any(t.shape == track.shape for t in ts) for ts in tracks):
-            space.freeze(track, f"joined to a tensor that can't be cut in {op.where}")
-    return merged
-
-
 def generic(*positions: int) -> Callable[[LabelSpace, Op], None]:
     """A row that runs the very operation on each track, written out along the dimensions named by its arguments.
 
@@ -351,8 +282,6 @@ _ROWS: dict[tuple[str, ...], Callable[[LabelSpace, Op], None]] = {
     ("select_scatter",): written_view(select),
     ("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes"): split,
     ("unbind",): unbind,
-    ("cat",): cat,
-    ("stack",): stack,
     ("flip",): generic(1),
     ("roll",): generic(2),
     ("unfold",): generic(),

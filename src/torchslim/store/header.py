@@ -12,11 +12,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from torchslim.errors import CheckpointError
+from torchslim.errors import CheckpointError, ForeignFileError
 from torchslim.rewriting import ArchitectureStep, RewriteStep
 from torchslim.surgery.plans import Plan
 from torchslim.utils.json_values import parse_json, read_values
 from torchslim.utils.text import describe_error, format_shape
+from torchslim.zoo.misplaced_files import how_to_load
 
 FORMAT = 2
 KEY = "torchslim"
@@ -67,8 +68,8 @@ def parse_header(path: Path, metadata: Mapping[str, str] | None) -> Header:
         CheckpointError: there is none, it is damaged, or of another format.
     """
     if not metadata or KEY not in metadata:
-        raise CheckpointError(f"{path}: a safetensors file, but not one of torchslim's; "
-                              "load it with safetensors.torch.load_file")
+        raise ForeignFileError(f"{path}: a safetensors file, but not one of torchslim's; if it holds weights, "
+                               f"{how_to_load(str(path))}")
     where = f"{path}: header"
     header = read_values(Header, parse_json(metadata[KEY], where, _REMEDY), where, _REMEDY, FORMAT)
     for name, dtype in header.buffers.items():
@@ -96,5 +97,6 @@ def unreadable(path: Path, error: Exception) -> CheckpointError:
     """The error for a file that can't be read."""
     if isinstance(error, FileNotFoundError):
         return CheckpointError(f"{path}: no such file; give the path of a saved slim model")
-    return CheckpointError(f"{path}: cannot be read as safetensors ({describe_error(error)}); "
-                           "the file is damaged or of another kind, take another copy")
+    what = "is empty" if path.is_file() and not path.stat().st_size else \
+        f"cannot be read as safetensors ({describe_error(error)})"
+    return ForeignFileError(f"{path}: {what}; the file is damaged or of another kind, take another copy")

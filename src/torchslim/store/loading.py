@@ -69,8 +69,10 @@ def build(spec: str | Path | Source, **overrides: Any) -> nn.Module:
     options = {**source.options, **overrides}
     if source.kind != "saved":
         return build_source(source, **overrides)
-    if set(options) - {"trust_source"}:
-        raise RequestError(f"{source}: a saved slim model takes no option but trust_source")
+    for name, value in options.items():
+        if name != "trust_source" or not isinstance(value, bool):
+            raise RequestError(f"{source}: option {name}={value!r} found; a saved slim model has its architecture and "
+                               "weights, and takes no option but trust_source=True")
     return load(source.name, **options)
 
 
@@ -80,7 +82,7 @@ def default_input(spec: str | Path | Source) -> tuple[int, int, int]:
     The options `img_size`, `image_size`, `in_chans` and `in_channels` are respected.
 
     Raises:
-        RequestError: an unknown name.
+        RequestError: an unknown name, or one of these options that is no number of pixels or channels.
         CheckpointError: a saved slim model whose header can't be read.
     """
     source = resolve(spec)
@@ -90,11 +92,38 @@ def default_input(spec: str | Path | Source) -> tuple[int, int, int]:
     channels, height, width = 3, 224, 224
     if source.kind in LIBRARIES:
         channels, height, width = LIBRARIES[source.kind].input_size(source.name)
-    size = source.options.get("img_size", source.options.get("image_size"))
-    if size is not None:
-        height, width = (size, size) if isinstance(size, int) else size
-    channels = source.options.get("in_chans", source.options.get("in_channels", channels))
-    return int(channels), int(height), int(width)
+    for name in ("image_size", "img_size", "in_channels", "in_chans"):
+        value = source.options.get(name)
+        if value is None:
+            continue
+        of_image = name.startswith("im")
+        sizes = value if of_image and isinstance(value, tuple | list) and len(value) == 2 else (value,)
+        if not all(type(size) is int and size > 0 for size in sizes):
+            raise RequestError(f"{source}: {name}={value!r} found, a whole number above 0 wanted, such as "
+                               f"{name}={224 if of_image else 3}")
+        if of_image:
+            height, width = sizes[0], sizes[-1]
+        else:
+            channels = value
+    return channels, height, width
+
+
+def picture_channels(spec: str | Path | Source) -> int | None:
+    """Channels of the pictures that a model reads; None where neither its library, its options nor its layers tell.
+
+    The code of a factory runs. Its first convolution tells grey pictures; of more channels it may read features.
+
+    Raises:
+        As `build`.
+    """
+    source = resolve(spec)
+    channels = default_input(source)[0]
+    if channels != 3 or source.kind in LIBRARIES:
+        return channels
+    with torch.random.fork_rng(devices=[]):
+        convolutions = (layer for layer in build(source).modules() if isinstance(layer, nn.Conv2d))
+        first = next(convolutions, None)
+    return 1 if first is not None and first.in_channels == 1 else None
 
 
 def _read(path: Path) -> tuple[Header, dict[str, Tensor]]:

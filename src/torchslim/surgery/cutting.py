@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torchslim.errors import PlanError, UnsupportedModel
 from torchslim.surgery.plans import AttributeUpdate, Plan
 from torchslim.surgery.width_attributes import tensors_computed_by_hooks
+from torchslim.utils.attention import become_slim, is_plain_attention
 from torchslim.utils.copying import copy_model
 from torchslim.utils.inputs import unwrap
 from torchslim.utils.modules import BLOCK_ELEMENTS, named_modules, tensors_of
@@ -63,6 +64,9 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
         raise UnsupportedModel(f"model: {type(model).__name__} can't be copied ({error}); "
                                "copy.deepcopy(model) must work") from error
     owners = dict(named_modules(slim))
+    for name in {name.rpartition(".")[0] for name in plan.kept}:
+        if is_plain_attention(owners[name]):
+            become_slim(owners[name])
     for update in plan.attribute_updates:
         _update_attribute(owners, update)
     unused = {id(state.get(name)) for name in plan.unused}

@@ -98,6 +98,8 @@ class Plan:
         left_alone: channels that cannot be cut, and why.
         notes: remarks for the reader.
         settings: the options of the call (importance, scope, seed, ...).
+        ignored_outputs: places of the tensors, among all that the network returns in eval mode, that do not matter:
+            they may be narrower, and have other values.
     """
 
     kept: Kept
@@ -110,6 +112,12 @@ class Plan:
     notes: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
+    ignored_outputs: tuple[int, ...] = ()
+
+    @property
+    def is_met(self) -> bool:
+        """Whether every budget is met."""
+        return all(budget.is_met for budget in self.budgets)
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON values."""
@@ -126,8 +134,8 @@ class Plan:
         Raises:
             CheckpointError: the values are not a plan, or one of another format.
         """
-        if isinstance(values, Mapping):  # earlier files of this format have another key, and lack one
-            values = {"unused": [], **{"attribute_updates" if key == "mends" else key: value
+        if isinstance(values, Mapping):  # earlier files of this format have another key, and lack some
+            values = {"unused": [], "ignored_outputs": [], **{"attribute_updates" if key == "mends" else key: value
                                        for key, value in values.items()}}
         return read_values(cls, values, where, _REMEDY, FORMAT)
 

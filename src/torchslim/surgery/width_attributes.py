@@ -114,6 +114,13 @@ def _recurrent_cell(layer: nn.RNNCellBase, shape: Shape) -> Attributes:
             "hidden_size": shape(weight_of(layer, "weight_hh"))[1]}
 
 
+def _attention(layer: nn.MultiheadAttention, shape: Shape) -> Attributes:
+    widths: Attributes = {"embed_dim": shape(weight_of(layer.out_proj))[0]}
+    if layer.in_proj_weight is not None:
+        return widths | dict.fromkeys(("kdim", "vdim"), shape(layer.in_proj_weight)[1])
+    return widths | {"kdim": shape(layer.k_proj_weight)[1], "vdim": shape(layer.v_proj_weight)[1]}
+
+
 _LAYERS: tuple[tuple[type[nn.Module], Callable[[Any, Shape], Attributes]], ...] = (
     (_ConvNd, _convolution),
     (nn.Linear, _linear),
@@ -127,6 +134,7 @@ _LAYERS: tuple[tuple[type[nn.Module], Callable[[Any, Shape], Attributes]], ...] 
     (nn.PReLU, _prelu),
     (nn.RNNBase, _recurrent),
     (nn.RNNCellBase, _recurrent_cell),
+    (nn.MultiheadAttention, _attention),
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -83,6 +83,11 @@ class Op:
         """Module and operation, for messages."""
         return f"`{self.module or 'model'}` ({self.name})"
 
+    @property
+    def mutates(self) -> bool:
+        """Whether it writes into one of its arguments, of which others may be views."""
+        return self.overload is None or bool(self.overload._schema.is_mutable)
+
     def argument(self, position: int, name: str, default: Any = None) -> Any:
         """An argument by its place or its keyword."""
         if position < len(self.args):
@@ -108,6 +113,10 @@ class Graph:
         kernels: names of the tensors that hold a convolution layer's filters: their last dimensions are positions.
         has_unregistered_parameters: True where the run read a parameter that no module of the model holds.
         width_independent: True where the model's code reads no width: at other widths it runs the same operations.
+        ignored_outputs: places of the outputs that do not matter to the caller.
+        output_structure: the nest of containers that the outputs came in (see `utils/outputs.py`).
+        observed: ids of the values that something else than an operation with a tensor as its result may use: numbers
+            and shapes computed of them, or modules that hold them after the run.
     """
 
     ops: tuple[Op, ...]
@@ -122,15 +131,39 @@ class Graph:
     kernels: frozenset[str]
     has_unregistered_parameters: bool
     width_independent: bool
+    observed: frozenset[int] = frozenset()
+    ignored_outputs: frozenset[int] = frozenset()
+    output_structure: Hashable = None
 
     @property
     def calls(self) -> dict[str, int]:
         """How often each module was called; a module that was never reached is missing."""
         return {name: len(values) for name, values in self.module_outputs.items()}
 
+    @property
+    def wanted_outputs(self) -> tuple[Value, ...]:
+        """The outputs that matter."""
+        return tuple(value for place, value in enumerate(self.outputs) if place not in self.ignored_outputs)
+
+    def unused_ops(self) -> set[int]:
+        """Indices of the operations whose results nobody uses: attention weights that the caller does not ask for."""
+        return unused_ops(self.ops, {value.id for value in self.wanted_outputs} | self.observed)
+
     def tensors_read(self) -> set[str]:
         """Names of the parameters, buffers and attributes that some operation read."""
         return {value.name for op in self.ops for value in op.inputs if value.name}
+
+
+def unused_ops(ops: Sequence[Op], wanted: Collection[int]) -> set[int]:
+    """Indices of the operations of a run that read values and do nothing for the wanted ones, given by their ids."""
+    used = set(wanted)
+    unused = set()
+    for op in reversed(ops):
+        if not op.outputs or any(value.id in used for value in op.outputs if value is not None) or op.mutates:
+            used.update(value.id for value in op.inputs)
+        elif op.inputs:
+            unused.add(op.index)
+    return unused
 
 
 def is_within(op: Op, module: str) -> bool:

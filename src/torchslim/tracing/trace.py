@@ -9,41 +9,33 @@ are put back, after exceptions too.
 
 from __future__ import annotations
 
-import re
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.nn.parameter import is_lazy
 
 from torchslim.errors import TraceError, UnsupportedModel
-from torchslim.tracing.arguments import flat, map_arguments, operation_name, written_tensors
-from torchslim.tracing.graph import Graph, Op, Value
-from torchslim.tracing.meta_shapes import infer_on_meta
+from torchslim.tracing.arguments import flat, operation_name, written_tensors
+from torchslim.tracing.failures import trace_failure
+from torchslim.tracing.graph import Graph, Op, Value, unused_ops
+from torchslim.tracing.meta_operations import MetaOperations
 from torchslim.tracing.undispatched import ASSIGNED, StateMemory, UndispatchedCalls, same_elements
 from torchslim.tracing.width_reads import WidthReadDetector, reads_widths_otherwise
+from torchslim.utils.attention import attention_of_any_width
 from torchslim.utils.dispatch import DispatchMode
-from torchslim.utils.inputs import Inputs, arguments, map_tensors, tensors_in, unwrap, wrapped_network
-from torchslim.utils.modules import named_tensors, names_of_modules
+from torchslim.utils.inputs import Inputs, arguments, map_tensors, tensors_in, unwrap
+from torchslim.utils.modules import convolution_filters, held_tensors, named_tensors, names_of_modules
+from torchslim.utils.outputs import Outputs, ignored_outputs, structure
 from torchslim.utils.preserve import plain_context, preserved
-
-# Operations whose result, or its shape, depends on the data of their arguments.
-_READS_DATA = frozenset({
-    "aten._local_scalar_dense", "aten.item", "aten.nonzero", "aten.masked_select", "aten.equal", "aten.is_nonzero",
-    "aten._unique2", "aten.unique_dim", "aten.unique_consecutive", "aten.bincount", "aten.repeat_interleave",
-    "torchvision.nms", "aten._assert_async",
-})
-
-_HIGHER_ORDER = re.compile(r"HigherOrderOperator (\w+)")
 
 
 def trace(model: nn.Module, inputs: Inputs, *, training: bool = False, meta: bool | None = None,
-          detect_width_reads: bool = True) -> Graph:
+          detect_width_reads: bool = True, outputs: Outputs = None) -> Graph:
     """The graph of one run of `model`.
 
     Args:
@@ -52,8 +44,10 @@ def trace(model: nn.Module, inputs: Inputs, *, training: bool = False, meta: boo
         training: run in train mode, which is possible on the meta device only (batch-norm statistics stay untouched).
         meta: run on the meta device alone (True) or for real alone (False); by default for real where meta fails.
         detect_width_reads: find out whether the model's code reads widths; without it the graph says that it may.
+        outputs: which of the outputs matter (see `torchslim.plan`).
 
     Raises:
+        RequestError: there are no such outputs.
         TraceError: the model itself fails on these inputs.
         UnsupportedModel: scripted modules, lazy modules that have not been initialised, nested tensors.
     """
@@ -64,28 +58,28 @@ def trace(model: nn.Module, inputs: Inputs, *, training: bool = False, meta: boo
         raise UnsupportedModel(f"`{lazy}`: is not initialised; call the model once on real inputs first")
     call = arguments(inputs)
     if meta is not False:
-        result = _run(model, tensors, *call, training, True, detect_width_reads)
+        result = _run(model, tensors, *call, training, True, detect_width_reads, outputs)
         if isinstance(result, Graph):
             return result
         parameters = [tensor for kind, _, tensor in tensors if kind == "parameter"]
         # Anything may go wrong on shapes without data; what the model does for real is what counts.
         if meta or training or any(t.is_meta for t in (*tensors_in(call), *parameters)):
             raise result
-    result = _run(model, tensors, *call, training, False, False)
+    result = _run(model, tensors, *call, training, False, False, outputs)
     if isinstance(result, TraceError):
         raise result
     return result
 
 
-def _run(model: nn.Module, tensors: Iterable[tuple[str, str, Tensor]], args: tuple[Any, ...], kwargs: dict[str, Any],
-         training: bool, meta: bool, detect_width_reads: bool) -> Graph | TraceError:
+def _run(model: nn.Module, state: Sequence[tuple[str, str, Tensor]], args: tuple[Any, ...], kwargs: dict[str, Any],
+         training: bool, meta: bool, detect_width_reads: bool, outputs: Outputs) -> Graph | TraceError:
     """The graph of one run, or why there is none: the model failed, or needs data on the meta device."""
     names = names_of_modules(model)
     detector = WidthReadDetector() if detect_width_reads else None
-    recorder = _Recorder(tensors, names, meta, detector)
+    recorder = _Recorder(state, names, meta, detector)
     output, error = None, None
     calls = UndispatchedCalls(recorder.assign, recorder.read_outside)
-    with preserved(model, keep_contents=not meta), plain_context():
+    with preserved(names, state, keep_contents=not meta), plain_context(), attention_of_any_width(names):
         # Not model.train(): a user's override of it may do more than set the flag.
         for module in names:
             if module.training != training:
@@ -97,13 +91,14 @@ def _run(model: nn.Module, tensors: Iterable[tuple[str, str, Tensor]], args: tup
             try:
                 output = model(*args, **kwargs)
                 recorder.add_replaced(named_tensors(model))
+                recorder.observe_held(output)
             except Exception as exception:
                 error = exception
-    if error is not None or recorder.needs_data:
+    if error is not None or recorder.on_meta.needs_data:
         return recorder.failure(error)
     width_independent = (detector is not None and not detector.first_width_read
                          and not reads_widths_otherwise(model, names, recorder.ops))
-    return recorder.graph(output, training, width_independent)
+    return recorder.graph(output, ignored_outputs(output, outputs), training, width_independent)
 
 
 def _to_meta(tensor: Tensor) -> Tensor:
@@ -113,7 +108,7 @@ def _to_meta(tensor: Tensor) -> Tensor:
 class _Recorder(DispatchMode):
     """Writes each dispatched operation down, and on the meta device replaces real tensors by their shapes."""
 
-    def __init__(self, tensors: Iterable[tuple[str, str, Tensor]], names: Mapping[nn.Module, str], meta: bool,
+    def __init__(self, tensors: Sequence[tuple[str, str, Tensor]], names: Mapping[nn.Module, str], meta: bool,
                  detector: WidthReadDetector | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.meta = meta
@@ -121,21 +116,19 @@ class _Recorder(DispatchMode):
         self.names = names
         self.stack: list[str] = []
         self.failed_in = ""
-        self.needs_data = ""
         self.failed_args: tuple[Any, ...] = ()
         self.module_outputs: dict[str, list[tuple[Value, ...]]] = {}
         self.ops: list[Op] = []
         self.count = 0
         self.has_unregistered_parameters = False
+        self.observed: set[int] = set()
         # Tensors are known by identity. Each is kept alive here, or its id could be given to another.
         self.known: dict[int, tuple[Tensor, Value]] = {}
-        self.meta_copies: dict[int, Tensor] = {}
-        self.originals: dict[int, Tensor] = {}
         self.state: dict[str, Value] = {}
         self.aliases: dict[str, str] = {}
         self.inputs: tuple[Value, ...] = ()
-        tensors = list(tensors)
         self.memory = StateMemory(tensor for _, _, tensor in tensors)
+        self.on_meta = MetaOperations(self.memory, self._value)
         self._add_state(tensors)
 
     def _add_state(self, tensors: Iterable[tuple[str, str, Tensor]]) -> None:
@@ -183,7 +176,7 @@ class _Recorder(DispatchMode):
         recorded_args = self._record_args(args, read)
         recorded_kwargs = dict(zip(kwargs, self._record_args(kwargs.values(), read), strict=True)) if kwargs else kwargs
         try:
-            result = self._on_meta(func, args, kwargs) if self.meta else func(*args, **kwargs)
+            result = self.on_meta(func, args, kwargs) if self.meta else func(*args, **kwargs)
         except Exception:
             self.failed_args = recorded_args
             raise
@@ -192,6 +185,8 @@ class _Recorder(DispatchMode):
         outputs = tuple(self._output(tensor, static, fixed) for tensor in flat(result))
         if outputs:
             self._record(name, func, recorded_args, recorded_kwargs, read, outputs)
+        else:
+            self.observed.update(value.id for value in read)
         for tensor in written_tensors(func, args, kwargs):
             self._rewritten(tensor, static)
         return result
@@ -216,7 +211,7 @@ class _Recorder(DispatchMode):
             (func or torch.Tensor.data.__set__)(target, source)  # type: ignore[attr-defined]
             self.memory.add(target, target)
         elif target.shape != source.shape or target.dtype != source.dtype:
-            self.needs_data = self.needs_data or "a parameter is replaced by one of another shape or type"
+            self.on_meta.note("a parameter is replaced by one of another shape or type")
         self._record(name, func, read, {}, read, (self._new(target, "operation", static=read[1].static),))
 
     def add_replaced(self, tensors: Iterable[tuple[str, str, Tensor]]) -> None:
@@ -226,6 +221,12 @@ class _Recorder(DispatchMode):
             if kind != "attribute" and tensor not in self.memory and value is not None and value.shape == tensor.shape:
                 read = value, self._value(tensor)
                 self._record(ASSIGNED, None, read, {}, read, (self._new(tensor, "operation", static=read[1].static),))
+
+    def observe_held(self, output: Any) -> None:
+        """Note which tensors modules hold after the run, where it has results that are not for its output."""
+        if unused_ops(self.ops, {self._value(tensor).id for tensor in tensors_in(output)} | self.observed):
+            self.observed.update(self.known[id(tensor)][1].id for tensor in held_tensors(self.names)
+                                 if id(tensor) in self.known)
 
     def read_outside(self, name: str, tensor: Tensor) -> None:
         """Note that code outside torch reads a tensor."""
@@ -252,42 +253,6 @@ class _Recorder(DispatchMode):
         if known is not None and known[1].shape == tuple(tensor.shape):
             return known[1]
         return self._new(tensor, "operation", static=static, fixed=fixed)
-
-    def _on_meta(self, func: Any, args: Any, kwargs: Any) -> Any:
-        name = operation_name(func)
-        result = None if kwargs else infer_on_meta(name, args)
-        if result is not None:
-            return result
-        tensors = flat((*args, *kwargs.values()))
-        persistent = any(t in self.memory or self._value(t).name for t in tensors)
-        if tensors and not persistent and not any(t.is_meta for t in tensors):
-            return func(*args, **kwargs)  # plain constants: their data may matter, and costs little
-        if name in _READS_DATA and tensors:
-            # The run goes on: most of these operations fail on the meta device, and the result is discarded anyway.
-            self.needs_data = self.needs_data or f"{func} reads data"
-        result = func(*map_arguments(self._meta_copy, args),
-                      **{key: map_arguments(self._meta_copy, (item,))[0] for key, item in kwargs.items()})
-        return map_arguments(self._original, (result,))[0]
-
-    def _meta_copy(self, tensor: Tensor) -> Tensor:
-        if tensor.is_meta:
-            return tensor
-        copy = self.meta_copies.get(id(tensor))
-        if copy is None:
-            self._value(tensor)  # keeps it alive
-            copy = self.meta_copies[id(tensor)] = torch.empty_like(tensor, device="meta", requires_grad=False)
-            self.originals[id(copy)] = tensor
-            for held in self.memory.at(tensor):
-                self.memory.add(copy, held)
-        return copy
-
-    def _original(self, tensor: Tensor) -> Tensor:
-        """In-place operations on a tensor with a meta copy must give the tensor itself back to the model."""
-        original = self.originals.get(id(tensor), tensor)
-        if original.shape != tensor.shape:
-            self.needs_data = self.needs_data or "a tensor that is not on the meta device is resized in place"
-            return tensor
-        return original
 
     @contextmanager
     def module_names(self) -> Iterator[None]:
@@ -316,40 +281,17 @@ class _Recorder(DispatchMode):
 
     def failure(self, error: Exception | None) -> TraceError:
         """Why the run gave no graph; `error` is what ended it, if it did not reach its end."""
-        if isinstance(error, UnsupportedModel):
-            raise error
-        where = f"`{self.failed_in or 'model'}`"
-        if self.needs_data:
-            failure = TraceError(f"{where} can't be run on shapes alone: {self.needs_data}; give a model "
-                                 "and inputs with data, on another device than meta")
-        elif isinstance(error, NotImplementedError) and (operator := _HIGHER_ORDER.search(str(error))):
-            failure = TraceError(f"{where} calls the higher-order operator `{operator[1]}`, whose branches no run "
-                                 "shows; give a model with plain Python control flow in its place (`if`, `for`)")
-        else:
-            message = (str(error).strip() or type(error).__name__).splitlines()[0]
-            root = next(module for module, name in self.names.items() if not name)
-            inner = "" if self.failed_in else wrapped_network(root)
-            failure = TraceError(f"{where} failed while the model was run on the given inputs: "
-                                 f"{type(error).__name__}: {message}; check the inputs' shapes, dtype and device with "
-                                 "a plain call of the model"
-                                 f"{f', or give its `.{inner}` if it wraps a network' if inner else ''}")
+        root = next(module for module, name in self.names.items() if not name)
+        failure = trace_failure(error, self.failed_in, self.on_meta.needs_data, root)
         failure.ops, failure.failed_args = tuple(self.ops), self.failed_args
-        failure.__cause__ = error
         return failure
 
-    def graph(self, output: Any, training: bool, width_independent: bool) -> Graph:
+    def graph(self, output: Any, ignored: frozenset[int], training: bool, width_independent: bool) -> Graph:
         """The graph of the finished run."""
         outputs = tuple(self._value(tensor) for tensor in tensors_in(output))
         modules = {name: type(module).__name__ for module, name in self.names.items()}
         module_outputs = {name: tuple(values) for name, values in self.module_outputs.items()}
+        filters = convolution_filters(self.names, {name: len(value.shape) for name, value in self.state.items()})
         return Graph(tuple(self.ops), self.inputs, outputs, self.state, self.aliases, modules, module_outputs, training,
-                     "meta" if self.meta else "real", self._kernels(), self.has_unregistered_parameters,
-                     width_independent)
-
-    def _kernels(self) -> frozenset[str]:
-        """Filters of convolution layers, parametrised ones included."""
-        ranks = {name: 2 + len(module.kernel_size) for module, name in self.names.items()
-                 if isinstance(module, _ConvNd)}
-        owned = ((name, value, name.partition(".parametrizations.")[0] if ".parametrizations." in name
-                  else name.rpartition(".")[0]) for name, value in self.state.items())
-        return frozenset(name for name, value, owner in owned if len(value.shape) == ranks.get(owner))
+                     "meta" if self.meta else "real", filters, self.has_unregistered_parameters, width_independent,
+                     frozenset(self.observed), ignored, structure(output))

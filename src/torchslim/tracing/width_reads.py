@@ -105,7 +105,7 @@ def _joins_copies(ops: list[Op]) -> bool:
                for values in ([item for item in items if isinstance(item, Value)] for items in lists))
 
 
-_LIBRARIES = ("torch.", "torchvision.", "timm.")
+_LIBRARIES = ("torch.", "torchvision.", "timm.", "torchslim.utils.attention")
 
 # Attributes of torch's layers that a cut changes, and that user code may read.
 _WIDTH_ATTRIBUTES = frozenset({"in_channels", "out_channels", "groups", "in_features", "out_features", "num_features",

@@ -1,12 +1,13 @@
-"""Training: labelled data, a resumable loop, sparsity training, gradual pruning."""
+"""Training: data and tasks, a resumable loop, sparsity, gradual pruning, distillation without labels."""
 
-from torchslim.train.data import load_data
 from torchslim.train.dataset import labelled
-from torchslim.train.evaluation import evaluate
+from torchslim.train.datasets.registry import load_data
+from torchslim.train.evaluation import evaluate, metrics
 from torchslim.train.gradual import GradualResult, fit_gradually
-from torchslim.train.loop import History, Progress, fit
+from torchslim.train.loop import fit
+from torchslim.train.progress import History, Progress
 from torchslim.train.sparsity import Slimming
 from torchslim.utils.data import Data
 
-__all__ = ["Data", "GradualResult", "History", "Progress", "Slimming", "evaluate", "fit", "fit_gradually", "labelled",
-           "load_data"]
+__all__ = ["Data", "GradualResult", "History", "Progress", "Slimming", "evaluate", "fit",
+           "fit_gradually", "labelled", "load_data", "metrics"]

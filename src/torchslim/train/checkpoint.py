@@ -19,39 +19,40 @@ from torchslim.utils.files import write_atomically
 from torchslim.utils.json_values import parse_json, read_values, to_values
 from torchslim.utils.text import describe_error
 
-FORMAT = 1
+FORMAT = 2
 _KEY = "torchslim.fit"
 _REMEDY = "delete it to start anew"
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """A training's progress: epochs done; the loss and, if measured, the accuracy of each; the cuts made."""
+    """A training's progress: epochs done; the loss and, if measured, the main metric of each; the cuts made."""
 
     epochs: int = 0
     loss: tuple[float, ...] = ()
-    accuracy: tuple[float, ...] = ()
+    score: tuple[float, ...] = ()
     plans: tuple[Plan, ...] = ()
 
 
 @dataclass(frozen=True)
 class _Metadata:
-    """The file's metadata: `TrainingState`, identity (`recipe`), the optimizer's numbers by parameter."""
+    """The file's metadata: `TrainingState`, identity (`recipe`), the optimizer's numbers by parameter and group."""
 
     recipe: Mapping[str, Any]
     optimizer: Mapping[int, Mapping[str, Any]]
+    groups: tuple[Mapping[str, Any], ...]
     epochs: int
     loss: tuple[float, ...]
-    accuracy: tuple[float, ...]
+    score: tuple[float, ...]
     plans: tuple[Any, ...]
 
     def state(self, where: str) -> TrainingState:
         plans = tuple(Plan.from_dict(values, f"{where}.plans[{index}]") for index, values in enumerate(self.plans))
-        return TrainingState(self.epochs, self.loss, self.accuracy, plans)
+        return TrainingState(self.epochs, self.loss, self.score, plans)
 
 
 def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainingState,
-                    identity: Mapping[str, Any]) -> None:
+                    identity: Mapping[str, Any], parts: Mapping[str, Any] = {}) -> None:
     """Write the state of the model, of the optimizer and of the training.
 
     The learning-rate schedule and random generators need no state: both follow from the epoch's number.
@@ -61,6 +62,7 @@ def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         model, optimizer: of the training.
         state: of the training.
         identity: JSON values that must be equal for the checkpoint to be loaded.
+        parts: further state by name, each with `state_dict` and `load_state_dict` of tensors.
 
     Raises:
         CheckpointError: the file can't be written, or the model's state dict has a value that is not a tensor.
@@ -71,22 +73,29 @@ def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
             raise CheckpointError(f"{path}: {name} is {type(value).__name__}, only tensors can be stored; "
                                   "train without a checkpoint")
         tensors[f"model.{name}"] = _cpu_copy(value)
+    tensors |= {f"{part}.{name}": _cpu_copy(value) for part, kept in parts.items()
+                for name, value in kept.state_dict().items()}
     numbers: dict[int, dict[str, Any]] = {}
-    for index, entries in optimizer.state_dict()["state"].items():
+    described = optimizer.state_dict()
+    groups = tuple({key: value for key, value in group.items() if isinstance(value, int | float) and key != "lr"}
+                   for group in described["param_groups"])
+    tensors |= {f"groups.{index}.{key}": _cpu_copy(value) for index, group in enumerate(described["param_groups"])
+                for key, value in group.items() if isinstance(value, Tensor)}
+    for index, entries in described["state"].items():
         for key, value in entries.items():
             if isinstance(value, Tensor):
                 tensors[f"optimizer.{index}.{key}"] = _cpu_copy(value)
             elif value is not None:
                 numbers.setdefault(index, {})[key] = value
     plans = tuple(plan.to_dict() for plan in state.plans)
-    metadata = _Metadata(identity, numbers, state.epochs, state.loss, state.accuracy, plans)
+    metadata = _Metadata(identity, numbers, groups, state.epochs, state.loss, state.score, plans)
     text = json.dumps({"format": FORMAT, **to_values(metadata, str(path))})
     write_atomically(path, lambda draft: save_file(tensors, draft, {_KEY: text}), (SafetensorError,))
 
 
 def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
-                    identity: Mapping[str, Any]) -> TrainingState:
-    """Load the state of the model and of the optimizer, and return that of the training.
+                    identity: Mapping[str, Any], parts: Mapping[str, Any] = {}) -> TrainingState:
+    """Load the state of the model, of the optimizer and of further parts, and return that of the training.
 
     Raises:
         CheckpointError: the file is damaged, no checkpoint, or of another model or training.
@@ -94,11 +103,17 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     metadata, tensors = _read(path, identity, tensors=True)
     try:
         optimizer_state = {index: dict(numbers) for index, numbers in metadata.optimizer.items()}
-        for name in [name for name in tensors if name.startswith("optimizer.")]:
-            _, index, key = name.split(".", 2)
-            optimizer_state.setdefault(int(index), {})[key] = tensors.pop(name)
-        model.load_state_dict({name.removeprefix("model."): value for name, value in tensors.items()})
-        groups = optimizer.state_dict()["param_groups"]
+        for name, value in _under("optimizer", tensors).items():
+            index, key = name.split(".", 1)
+            optimizer_state.setdefault(int(index), {})[key] = value
+        model.load_state_dict(_under("model", tensors))
+        for part, kept in parts.items():
+            kept.load_state_dict(_under(part, tensors))
+        groups = [{**group, **numbers} for group, numbers in zip(optimizer.state_dict()["param_groups"],
+                                                                 metadata.groups, strict=True)]
+        for name, value in _under("groups", tensors).items():
+            index, key = name.split(".", 1)
+            groups[int(index)][key] = value
         optimizer.load_state_dict({"state": optimizer_state, "param_groups": groups})
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: no checkpoint of this training ({describe_error(error)}); {_REMEDY}") from error
@@ -133,6 +148,11 @@ def _read(path: Path, identity: Mapping[str, Any], tensors: bool) -> tuple[_Meta
         raise CheckpointError(f"{path}: made by a training with {', '.join(differences)}; "
                               "train as before, choose another checkpoint, or delete it to start anew")
     return metadata, loaded
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin so, by the rest of them."""
+    return {name.removeprefix(f"{prefix}."): value for name, value in tensors.items() if name.startswith(f"{prefix}.")}
 
 
 def _cpu_copy(value: Tensor) -> Tensor:

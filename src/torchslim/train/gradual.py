@@ -18,9 +18,12 @@ from torchslim.planning.pruning import plan, prune_with
 from torchslim.surgery.cutting import apply
 from torchslim.surgery.optimizers import carry_optimizer
 from torchslim.surgery.plans import Plan
-from torchslim.train.checkpoint import TrainingState, load_checkpoint, read_plans
-from torchslim.train.loop import History, Trainer, build_trainer, fit
+from torchslim.train.checkpoint import TrainingState, read_plans
+from torchslim.train.hyperparameters import Hyperparameters
+from torchslim.train.loop import build_trainer, fit
+from torchslim.train.progress import History
 from torchslim.train.sparsity import Slimming
+from torchslim.train.trainer import Trainer
 from torchslim.utils.copying import copy_model
 from torchslim.utils.inputs import Inputs, map_tensors, unwrap
 from torchslim.utils.modules import device_of, named_modules
@@ -86,6 +89,7 @@ def fit_gradually(model: nn.Module, data: Any, inputs: Inputs, *, macs: float | 
     bound = inspect.signature(fit).bind(copy_model(model), data, **training)
     bound.apply_defaults()
     trainer = build_trainer(**bound.arguments)
+    _check_training(trainer.hyperparameters)
     options, given_data, scoring_loss = split_keywords({**budgets, **(cutting or {})})  # type: ignore[typeddict-item]
     scoring = as_batches(given_data)
     of_steps = options_of_steps(options, model, inputs, steps, curve, scoring, scoring_loss)
@@ -98,7 +102,7 @@ def fit_gradually(model: nn.Module, data: Any, inputs: Inputs, *, macs: float | 
     slim = trainer.model.to(device_of(model))
     for name, module in named_modules(slim):
         module.training = modes[name].training
-    return GradualResult(slim, state.plans, History(state.loss, state.accuracy))
+    return GradualResult(slim, state.plans, History(state.loss, state.score, trainer.task.metric))
 
 
 def _check(cutting: Mapping[str, Any], budgets: Collection[str]) -> None:
@@ -114,6 +118,15 @@ def _check(cutting: Mapping[str, Any], budgets: Collection[str]) -> None:
     if unknown is not None:
         raise RequestError(f"fit_gradually: {unknown!r} found in cutting=, options of torchslim.plan wanted: "
                            f"{', '.join(known)}")
+
+
+def _check_training(hyperparameters: Hyperparameters) -> None:
+    """Reject what holds on to one network's weights, which the next cut would change."""
+    values = hyperparameters.flat()
+    wrong = next((name for name in ("ema", "keep_best", "patience", "freeze") if values[name]), None)
+    if wrong is not None:
+        raise RequestError(f"fit_gradually: {wrong}={values[wrong]!r} found, which is for a network that stays as it "
+                           "is; train the result further by torchslim.train.fit with it")
 
 
 def _describe_options(options: PlanOptions) -> dict[str, Any]:
@@ -139,15 +152,16 @@ def _cut_epochs(begin: int, every: int, steps: int, epochs: int) -> list[int]:
 def _run(trainer: Trainer, inputs: Inputs, cuts: Mapping[int, PlanOptions], scoring: Iterable[Any] | None,
          loss: Loss | None) -> tuple[Trainer, TrainingState]:
     """Train from cut to cut, from the checkpoint if there is one."""
-    state, original = TrainingState(), trainer.model  # shares of the original's cost depend on its widths only
+    original = trainer.model  # shares of the original's cost depend on its widths only
     checkpoint = trainer.checkpoint if trainer.checkpoint is not None and trainer.checkpoint.exists() else None
     if checkpoint is not None:
         trainer = _replay_cuts(trainer, checkpoint)
-    optimizer = trainer.hyperparameters.build_optimizer(trainer.model)
-    if checkpoint is not None:
-        state = load_checkpoint(checkpoint, trainer.model, optimizer, trainer.identity())
+    optimizer = trainer.build_optimizer()
+    state = trainer.resumed(optimizer)
     for index, until in enumerate([*cuts, trainer.hyperparameters.epochs]):
         state = trainer.train(optimizer, state, until) if state.epochs < until else state
+        if state.epochs < until:  # the callback asked for the end
+            break
         if until in cuts and len(state.plans) == index:
             slim, step = _broadcast_cut(trainer, *prune_with(cuts[until], trainer.model, inputs, scoring, loss,
                                                              original))

@@ -15,22 +15,36 @@ from torchslim.utils.inputs import Inputs, arguments, map_tensors, tensors_in
 from torchslim.utils.text import describe_error, format_shape
 
 EVALUATION_BATCH = 64  # keeps a ResNet at 224 pixels well below a gigabyte
+SAMPLED_INPUTS = 256
+"""Inputs at which `list_batches` stops where a sample is enough."""
 
-Item = tuple[Tensor, int]
+Item = tuple[Tensor, Any]
 
 
 @dataclass(frozen=True)
 class Data:
     """Pictures to train on and pictures held out.
 
+    The target of an item depends on the task:
+
+    | task | target |
+    |---|---|
+    | classification | class index, int |
+    | multilabel | float32 tensor of 0 and 1, one a class |
+    | segmentation | int64 tensor (height, width) of class indices; 255 is not counted |
+    | detection | dict: `boxes` float32 (n, 4) as x1, y1, x2, y2 in pixels, `labels` int64 (n,) from 1 |
+    | keypoints | the same with `keypoints` float32 (n, points, 3) as x, y, visibility (0: not labelled) |
+    | regression | float32 tensor, one value a name in `classes` |
+
     Attributes:
         name: the specification it came from.
-        train: items `(input, class index)`, augmented.
+        train: items `(input, target)`, augmented.
         test: held-out items, as they are.
-        classes: the names of the classes.
+        classes: the names of the classes, without a background for boxes; of the predicted values in a regression.
         shape: channels, height and width of an input.
         mean: what was taken off each channel, to show the pictures again; empty where it is not known.
         std: what each channel was divided by.
+        task: what is predicted; see the table.
     """
 
     name: str
@@ -40,6 +54,7 @@ class Data:
     shape: tuple[int, ...]
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    task: str = "classification"
 
 
 def is_dataset(data: Any) -> bool:
@@ -63,14 +78,25 @@ def iterate_batches(data: Any, wanted: str = "batches of inputs") -> Iterable[An
     return data
 
 
-def list_batches(data: Any, wanted: str = "batches of inputs") -> list[Any]:
+def list_batches(data: Any, wanted: str = "batches of inputs", inputs: int | None = None) -> list[Any]:
     """The batches of `data=`, as they come; tensors of inference mode as ordinary ones, for gradients and writes.
+
+    Args:
+        data: see `iterate_batches`.
+        wanted: what it should hold, for the message.
+        inputs: stop when there are so many, and two batches; None for all.
 
     Raises:
         RequestError: it is a single batch, or can't be gone through, or holds none.
     """
-    try:
-        batches = list(iterate_batches(data, wanted))  # first: a generator may be in inference mode itself
+    batches: list[Any] = []
+    count = 0
+    try:  # first: a generator may be in inference mode itself
+        for batch in iterate_batches(data, wanted):
+            batches.append(batch)
+            count += batch_length(batch)
+            if inputs is not None and count >= inputs and len(batches) > 1:
+                break
     except TorchslimError:
         raise
     except Exception as error:  # whatever a loader of the user's own raises
@@ -81,6 +107,12 @@ def list_batches(data: Any, wanted: str = "batches of inputs") -> list[Any]:
     if not batches:
         raise RequestError(f"data: no batch in it; wanted an iterable of {wanted}, such as a list")
     return batches
+
+
+def batch_length(batch: Any) -> int:
+    """How many inputs a batch holds: the length of its first tensor, or 1."""
+    first = next(tensors_in(batch), None)
+    return len(first) if first is not None and first.dim() else 1
 
 
 def _ordinary(batch: Any) -> Any:
@@ -115,7 +147,7 @@ def call_on_batch(model: nn.Module, batch: Inputs, index: int) -> Any:
         return model(*args, **kwargs)
     except TorchslimError:
         raise
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+    except Exception as error:  # whatever a model raises for what it can't take
         is_pair = isinstance(batch, list | tuple) and len(batch) == 2 and isinstance(batch[0], Tensor)
         remedy = ("where batches are (inputs, targets), try data=(x for x, *_ in loader)" if is_pair
                   else "try one batch with a plain call of the model in eval mode")

@@ -61,6 +61,28 @@ def percent(share: float | None) -> str:
     return NONE if share is None or not math.isfinite(share) else f"{100 * share:.1f}%"
 
 
+NOT_SHARES = frozenset({"R2", "MAE"})
+"""The metrics of tasks that are no shares, 0 to 1."""
+
+
+def format_metric(name: str, value: float | None) -> str:
+    """A metric of a task: "98.6%" for shares, such as the accuracy, three digits for others."""
+    if value is None or name not in NOT_SHARES:
+        return percent(value)
+    return format_number(value)
+
+
+def format_metric_change(name: str, before: float, after: float) -> str:
+    """How a metric changed: "+0.3 points" for shares, "−0.012" for others, "same"."""
+    difference = round(after - before, 3)
+    if not math.isfinite(difference):
+        return NONE
+    if not difference:
+        return "same"
+    sign = "+" if difference > 0 else _MINUS
+    return f"{sign}{abs(difference):g}" if name in NOT_SHARES else f"{sign}{100 * abs(difference):.1f} points"
+
+
 def format_change(before: float, after: float) -> str:
     """How much of a cost came or went: "−60.8%"; "same" where nothing did."""
     if not (math.isfinite(before) and math.isfinite(after)) or before <= 0:

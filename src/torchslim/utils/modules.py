@@ -7,11 +7,14 @@ hundred modules is walked several times for every plan.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from types import NoneType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 BLOCK_ELEMENTS = 2**20
 """About how many elements of a large tensor are worked on at a time: temporaries as large as itself cost more time than
@@ -58,6 +61,30 @@ def named_tensors(model: nn.Module) -> list[tuple[str, str, Tensor]]:
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     """Parameters, buffers and plain tensor attributes by qualified name, tied ones under each of their names."""
     return {name: tensor for _, name, tensor in named_tensors(model)}
+
+
+def held_tensors(modules: Iterable[nn.Module]) -> Iterator[Tensor]:
+    """Tensors that modules hold as plain attributes, by themselves or in a list, tuple or dict."""
+    for module in modules:
+        for item in module.__dict__.values():
+            if type(item) not in _PLAIN:
+                parts: Iterable[Any] = (item,)
+            else:
+                parts = item.values() if isinstance(item, dict) else item if isinstance(item, list | tuple) else ()
+            yield from (part for part in parts if type(part) not in _PLAIN and isinstance(part, Tensor))
+
+
+def convolution_filters(names: Mapping[nn.Module, str], ranks: Mapping[str, int]) -> frozenset[str]:
+    """Names of the tensors that hold the filters of convolution layers, parametrised ones included.
+
+    Args:
+        names: the name of each module.
+        ranks: how many dimensions each tensor has, by its name.
+    """
+    wanted = {name: 2 + len(module.kernel_size) for module, name in names.items() if isinstance(module, _ConvNd)}
+    owners = {name: name.partition(".parametrizations.")[0] if ".parametrizations." in name else name.rpartition(".")[0]
+              for name in ranks}
+    return frozenset(name for name, rank in ranks.items() if rank == wanted.get(owners[name]))
 
 
 def device_of(model: nn.Module) -> torch.device:

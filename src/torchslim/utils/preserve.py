@@ -3,41 +3,43 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
-
-from torchslim.utils.modules import named_tensors, names_of_modules
+from torch.utils._python_dispatch import _disable_current_modes
 
 Space = dict[str, Any]
 
 
 @contextmanager
-def preserved(model: nn.Module, keep_contents: bool) -> Iterator[None]:
+def preserved(modules: Iterable[nn.Module], state: Iterable[tuple[str, str, Tensor]],
+              keep_contents: bool) -> Iterator[None]:
     """Put attributes, registries, the random state and what the tensors are back, whatever happens inside.
 
     Args:
-        model: any module.
+        modules: those of a model.
+        state: its tensors, as `named_tensors` has them.
         keep_contents: also keep the elements of parameters, buffers and attributes, which the run may write into.
     """
     spaces: list[Space] = []
-    for module in names_of_modules(model):
+    for module in modules:
         spaces += [module.__dict__, module._parameters, module._buffers, module._modules]
     saved = [(space, dict(space)) for space in spaces]
     # Lists and dicts are changed in place; a module's own registries are spaces by themselves.
     registries = {id(space) for space in spaces}
     inner = [(item, item.copy()) for space in spaces[::4] for item in space.values()
              if (type(item) is list or type(item) is dict) and id(item) not in registries]
-    tensors = list({id(tensor): tensor for _, _, tensor in named_tensors(model)}.values())
+    tensors = list({id(tensor): tensor for _, _, tensor in state}.values())
     learning = [(tensor, tensor.requires_grad) for tensor in tensors if isinstance(tensor, nn.Parameter)]
-    memory = [(tensor, tensor.data) for tensor in tensors if tensor.layout is torch.strided]
-    contents = [(tensor, data.clone()) for tensor, data in memory if keep_contents]
+    with _disable_current_modes():  # a mode around the run, such as one that converts tensors, has no say in this
+        memory = [(tensor, tensor.data) for tensor in tensors if tensor.layout is torch.strided]
+        contents = [(tensor, data.clone()) for tensor, data in memory if keep_contents]
     python, numbers = random.getstate(), numpy.random.get_state()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
     with torch.random.fork_rng(devices=devices):
@@ -60,7 +62,7 @@ def preserved(model: nn.Module, keep_contents: bool) -> Iterator[None]:
             for parameter, learns in learning:
                 if parameter.requires_grad != learns:
                     parameter.requires_grad_(learns)
-            with torch.no_grad():
+            with torch.no_grad(), _disable_current_modes():
                 for tensor, content in contents:
                     # Batch norm in train mode writes without counting a version.
                     if not torch.equal(tensor, content):

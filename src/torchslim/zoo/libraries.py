@@ -19,7 +19,7 @@ from torchslim.errors import MissingExtra, RequestError
 # Options that make a library fetch or read weights.
 WEIGHT_OPTIONS = frozenset({
     "weights", "weights_backbone", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay",
-    "checkpoint_path", "cache_dir", "progress",
+    "checkpoint_path", "cache_dir", "progress", "checkpoint", "new_head",
 })
 
 
@@ -32,12 +32,28 @@ class Library:
         has: whether it can build a name (also unlisted ones).
         build: name, weights (None for random ones) and further options to a model.
         input_size: name to channels, height and width of its standard input.
+        options: name to the keywords that its builder is known to take.
     """
 
     names: Callable[[], list[str]]
     has: Callable[[str], bool]
     build: Callable[[str, str | None, dict[str, Any]], nn.Module]
     input_size: Callable[[str], tuple[int, int, int]]
+    options: Callable[[str], list[str]]
+
+
+def _keywords(builder: Callable[..., Any]) -> list[str]:
+    """The keywords of a builder, and those of the class that it says it returns; none where it does not say."""
+    try:
+        signature = inspect.signature(builder, eval_str=True)
+    except (NameError, TypeError, ValueError):
+        return []
+    made = signature.return_annotation
+    called: list[Callable[..., Any]] = [builder]
+    if inspect.isclass(made) and made is not signature.empty:
+        called.append(made)
+    return [name for each in called for name, p in inspect.signature(each).parameters.items()
+            if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
 
 
 # --- torchvision --------------------------------------------------------------------------------------------
@@ -77,6 +93,12 @@ def _check_weights(name: str, weights: str | None) -> None:
     if isinstance(weights, str) and weights.rpartition(".")[2] not in known:
         raise RequestError(f"torchvision:{name}: weights={weights!r} found, one of {', '.join(known)} wanted; "
                            "take weights=None for random ones")
+
+
+def _torchvision_options(name: str) -> list[str]:
+    from torchvision import models
+
+    return _keywords(models.get_model_builder(name))
 
 
 def _with_new_head(name: str, weights: str, options: dict[str, Any]) -> nn.Module:
@@ -138,6 +160,10 @@ def _check_options(name: str, options: dict[str, Any]) -> None:
                            f"{', '.join(accepted)}{other}")
 
 
+def _zoo_options(name: str) -> list[str]:
+    return _keywords(_zoo().NETWORKS[name].build)
+
+
 def _counterpart(name: str, options: dict[str, Any]) -> str:
     """The torchvision network whose trained weights fit."""
     networks = _zoo().NETWORKS
@@ -194,9 +220,14 @@ def _timm_input(name: str) -> tuple[int, int, int]:
     return channels, height, width
 
 
+def _timm_options(name: str) -> list[str]:
+    return ["in_chans", *_keywords(_timm().model_entrypoint(name))]
+
+
 # In the order in which bare names are looked up.
 LIBRARIES: dict[str, Library] = {
-    "torchslim": Library(_zoo_names, _zoo_has, _zoo_build, _zoo_input),
-    "torchvision": Library(_torchvision_names, _torchvision_has, _torchvision_build, _torchvision_input),
-    "timm": Library(_timm_names, _timm_has, _timm_build, _timm_input),
+    "torchslim": Library(_zoo_names, _zoo_has, _zoo_build, _zoo_input, _zoo_options),
+    "torchvision": Library(_torchvision_names, _torchvision_has, _torchvision_build, _torchvision_input,
+                           _torchvision_options),
+    "timm": Library(_timm_names, _timm_has, _timm_build, _timm_input, _timm_options),
 }

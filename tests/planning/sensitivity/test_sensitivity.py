@@ -371,7 +371,7 @@ def _generator() -> object:
     ({"data": _generator}, "data: got generator, wanted batches that can be gone through many times"),
     ({"data": torch.randn(4, 3, 8, 8)}, "data: got tensor 4x3x8x8 float32, wanted an iterable of batches"),
     ({"data": [torch.randn(4, 5, 8, 8)]}, "data: batch 0 is tensor 4x5x8x8 float32, on which the model fails"),
-    ({"data": [torch.randn(4, 3, 8, 8), torch.full((4, 3, 8, 8), torch.nan)]}, "that are not finite on batch 1"),
+    ({"data": [torch.randn(4, 3, 8, 8), torch.full((4, 3, 8, 8), torch.nan)]}, "batch 1 holds NaN"),
     ({"data": [torch.full((4, 3, 8, 8), torch.inf)], "measure": "error"}, "values that are not finite on batch 0"),
     ({"data": [torch.randn(4, 3, 8, 8)], "measure": "accuracy"}, "data: batch 0 has no labels, and accuracy asks"),
     ({"data": [(torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 4]))]}, "batch 0 has class 4, the model scores 4"),

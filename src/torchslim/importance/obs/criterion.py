@@ -76,26 +76,35 @@ class OBS(Criterion):
 
     def __call__(self, groups: Sequence[ChannelGroup], evidence: Evidence) -> Sequence[Scores]:
         """See `Criterion`."""
+        scores = []
+        for group, costs in zip(groups, self.measured(groups, evidence), strict=True):
+            if costs is None:
+                raise RequestError(f"importance 'obs': no convolution or linear layer that ran on the data, and that "
+                                   f"the outputs depend on, reads the channels of `{group.name}`; leave it alone with "
+                                   "exclude=, or use importance='l2'")
+            scores.append(costs)
+        return scores
+
+    def measured(self, groups: Sequence[ChannelGroup], evidence: Evidence) -> list[Scores | None]:
+        """The scores of each group; None where no measurable layer reads the channels."""
         readers = readers_of(evidence.model)
         readings = [list(weight_readers(group, evidence, readers)) for group in groups]
         statistics = _layer_statistics(evidence, readings)
         known = {name: InverseMoments(name, moments, self.damp) for name, moments in statistics.items()}
-        scores = []
-        for group, group_readers in zip(groups, readings, strict=True):
+        prices: dict[int, Scores] = {}
+        for index, (group, group_readers) in enumerate(zip(groups, readings, strict=True)):
             blocks = [block for reading in group_readers if reading.layer in known
                       for block in _reader_blocks(reading, known)]
             if not blocks:
-                raise RequestError(f"importance 'obs': no convolution or linear layer that ran on the data, and that "
-                                   f"the outputs depend on, reads the channels of `{group.name}`; leave it alone with "
-                                   "exclude=, or use importance='l2'")
-            prices = _prices(group.channels, blocks)
-            if not np.isfinite(prices).all():
+                continue
+            prices[index] = _prices(group.channels, blocks)
+            if not np.isfinite(prices[index]).all():
                 raise RequestError(f"importance 'obs': layers that read the channels of `{group.name}` have weights or "
                                    "gradients that are not finite; look for NaN in the weights")
-            scores.append(prices)
-        laws = self._fit_laws(evidence, statistics, readings, scores)
-        return [law.costs(prices) / max(evidence.gains(group), 1.0)
-                for group, prices, law in zip(groups, scores, laws, strict=True)]
+        laws = self._fit_laws(evidence, statistics, [readings[index] for index in prices], list(prices.values()))
+        costs = {index: law.costs(prices[index]) / max(evidence.gains(groups[index]), 1.0)
+                 for index, law in zip(prices, laws, strict=True)}
+        return [costs.get(index) for index in range(len(groups))]
 
     def _fit_laws(self, evidence: Evidence, statistics: Mapping[str, LayerStatistics],
                   readings: Sequence[Sequence[WeightReader]], prices: Sequence[Scores]) -> list[PowerLaw]:

@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from difflib import get_close_matches
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from torchslim.errors import CheckpointError, RequestError
 from torchslim.pipeline.settings import Settings
 from torchslim.utils.json_values import read_values
-from torchslim.utils.text import describe_error
+from torchslim.utils.text import describe_error, did_you_mean
 
 FOLDER = Path(__file__).parent
 SUFFIX = ".toml"
-PHASES = ("baseline_epochs", "sparsify_epochs", "finetune_epochs")
 # The output folder, threads and workers are not part of a recipe.
 SETTINGS = tuple(field.name for field in fields(Settings) if field.name not in ("out", "threads", "workers"))
 
@@ -54,8 +52,13 @@ class Recipe:
             epochs: of every phase in the recipe, instead of the recipe's.
             changes: settings by name, instead of the recipe's.
         """
-        epoch_settings = {} if epochs is None else {name: epochs for name in PHASES if self.settings.get(name, 1)}
-        return Settings(**{**self.settings, **epoch_settings, **changes, "out": out})
+        settings = Settings(**{**self.settings, **changes, "out": out})
+        if epochs is None:
+            return settings
+        own = {"baseline_epochs": settings.baseline_epochs, "sparsify_epochs": settings.pressing_epochs,
+               "finetune_epochs": settings.finetune_epochs}
+        shortened: dict[str, Any] = {name: epochs for name, count in own.items() if count and name not in changes}
+        return replace(settings, **shortened)
 
 
 def names() -> list[str]:
@@ -72,8 +75,7 @@ def read(name: str | Path) -> Recipe:
     path = Path(name)
     if path.suffix != SUFFIX:
         if str(name) not in names():
-            close = get_close_matches(str(name), names(), n=1, cutoff=0.4)
-            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names())}"
+            hint = did_you_mean(str(name), names(), f"there are {', '.join(names())}")
             raise RequestError(f"recipe {name}: no such recipe; {hint} (a file of your own ends with {SUFFIX})")
         path = FOLDER / f"{name}{SUFFIX}"
     try:
@@ -105,8 +107,7 @@ def _recipe(path: Path, raw: Mapping[str, Any]) -> Recipe:
         raise RequestError(f"recipe {path}: unknown entry {unknown[0]!r}; wanted {', '.join(kinds)}")
     settings = dict(raw.get("settings", {}))
     if unknown := sorted(set(settings) - set(SETTINGS)):
-        close = get_close_matches(unknown[0], SETTINGS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"wanted some of {', '.join(SETTINGS)}"
+        hint = did_you_mean(unknown[0], SETTINGS, f"wanted some of {', '.join(SETTINGS)}")
         raise RequestError(f"recipe {path}: unknown setting {unknown[0]!r}; {hint}")
     if not settings:
         raise RequestError(f"recipe {path}: no settings; give a table [settings] with model, data and a budget")

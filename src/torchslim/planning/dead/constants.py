@@ -31,6 +31,7 @@ from torchslim.rules.tracks import Labels, along_dim
 from torchslim.tracing.arguments import flat, written_tensors
 from torchslim.tracing.graph import Op, Value
 from torchslim.tracing.trace import trace
+from torchslim.utils.attention import attention_of_any_width
 from torchslim.utils.inputs import Inputs, arguments, tensors_in
 from torchslim.utils.preserve import plain_context
 
@@ -258,7 +259,8 @@ def follow_constants(model: nn.Module, inputs: Inputs, coupling: Coupling) -> Co
     with in_float64():
         run = ConstantsRun(couple([trace(model, inputs, meta=False)]), coupling)
     args, kwargs = arguments(inputs)
-    with torch.random.fork_rng(devices=()), plain_context(), in_float64(), run:
+    with (torch.random.fork_rng(devices=()), plain_context(), in_float64(), attention_of_any_width(model.modules()),
+          run):
         model(*args, **kwargs)
     return run
 

@@ -62,7 +62,7 @@ class Measured:
 
 @torch.inference_mode(False)
 def sensitivity(model: nn.Module, inputs: Inputs, data: Any, *, ratios: Sequence[float] = RATIOS,
-                importance: Importance = "l2", measure: str | None = None,
+                importance: Importance = "auto", measure: str | None = None,
                 shortcuts: bool = True, only: Sequence[str] = (), exclude: Sequence[str] = (),
                 allow_approximate: bool = False, whole_groups: bool = False, scoring: Iterable[Any] | None = None,
                 loss: Loss | None = None, seed: int = 0, checkpoint: str | Path | None = None,
@@ -209,7 +209,7 @@ class _CachedScores:
         self._scores = dict(zip(map(_key, groups), score(groups, self._criterion, self._evidence), strict=True))
 
     def __str__(self) -> str:
-        return str(self._criterion)
+        return str(self._criterion.taken(self._evidence))
 
     def ranking(self) -> str:
         """A checksum of the order in which channels go."""
@@ -230,7 +230,7 @@ def _data_for(wanted: Criterion, data: Iterable[Any], loss: Loss | None) -> tupl
     """What a criterion looks at: batches without their labels, if it asks for none."""
     if wanted.needs == "labels":
         return data, loss
-    if wanted.needs == "inputs":
+    if wanted.looks_at_data:
         return [batch[0] if is_labelled(batch) else batch for batch in data], None
     return None, None
 

@@ -1,0 +1,56 @@
+"""A model trained on data by its task, and saved: `torchslim train`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from torchslim.errors import RequestError
+from torchslim.pipeline.checks import check_training
+from torchslim.pipeline.context import TrainingContext
+from torchslim.pipeline.training_settings import TrainingSettings
+from torchslim.store.loading import build
+from torchslim.store.saving import save
+from torchslim.train import History, Progress, fit, metrics
+from torchslim.utils.seeding import derive_seed, seeded
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """What a training gave: its curves, and all metrics of the saved model on held-out data."""
+
+    history: History
+    metrics: dict[str, float]
+
+
+def train_model(settings: TrainingSettings, epochs: int, checkpoint: Path | None = None, log: Path | None = None,
+                progress: Callable[[Progress], object] | None = None) -> TrainedModel:
+    """Train the model of the settings, and save it as `settings.out`.
+
+    Args:
+        settings: of the training.
+        epochs: passes over the data.
+        checkpoint, log, progress: see `torchslim.train.fit`.
+
+    Raises:
+        RequestError: model, data or settings do not fit each other; nothing was written then.
+        TorchslimError: as `fit` and `save`.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise RequestError("train: started as several processes, it runs in one; to train with several, call "
+                           "torchslim.train.fit from a script of your own under torchrun")
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    run = TrainingContext(settings)
+    with seeded(derive_seed(settings.seed, 1)):
+        model = build(run.source)
+    check_training(run, model)
+    history = fit(model, run.data, **{
+        **run.fit_options, "epochs": epochs, "lr": run.rate, "milestones": settings.milestones,
+        "seed": settings.seed, "checkpoint": checkpoint, "log": log, "progress": progress})
+    save(model.eval(), settings.out, source=run.source)
+    return TrainedModel(history, metrics(model, run.data))
