@@ -41,3 +41,30 @@ def test_what_torch_refuses_is_left_to_torch() -> None:
     other_batch = torch.rand(1, 6, 7, 2).to("meta")
     assert infer_on_meta("aten.grid_sampler_2d", (MAP.to("meta"), other_batch, 0, 0, False)) is None
     assert infer_on_meta("aten.native_layer_norm", (ROWS.to("meta"), [7], None, None, 1e-5)) is None
+
+
+ORDERS = {
+    "contiguous": lambda x: x, "half of the channels": lambda x: x[:, :2], "half of the columns": lambda x: x[..., ::2],
+    "one channel": lambda x: x[:, 1:2], "one place": lambda x: x[..., 1:2, 1:2], "one picture": lambda x: x[:1],
+    "one of all": lambda x: x[:1, :1, :1, :1], "channels last": lambda x: x.to(memory_format=torch.channels_last),
+    "a channel, channels last": lambda x: x.to(memory_format=torch.channels_last)[:, :1],
+    "turned": lambda x: x.transpose(2, 3), "expanded": lambda x: x[:, :1].expand(2, 4, 4, 4)}
+
+
+@pytest.mark.parametrize("name", ["add", "div"])
+@pytest.mark.parametrize("first", ORDERS)
+def test_memory_orders_of_two_tensors(name: str, first: str) -> None:
+    """Whatever is known of two tensors, one of which may be repeated, is what torch makes of them."""
+    known = 0
+    for second in ORDERS.values():
+        on_meta, real = ([ORDERS[first](x), second(x)] for x in (torch.empty(2, 4, 4, 4, device="meta"),
+                                                                 torch.ones(2, 4, 4, 4)))
+        try:
+            wanted = getattr(torch.ops.aten, name)(*real)
+        except RuntimeError:  # widths that do not fit
+            assert infer_on_meta(f"aten.{name}", tuple(on_meta)) is None
+            continue
+        given = infer_on_meta(f"aten.{name}", tuple(on_meta))
+        known += given is not None
+        assert given is None or described(given) == described(wanted)
+    assert known

@@ -79,14 +79,18 @@ def _arithmetic(x: Tensor, y: Any) -> Tensor | None:
         return _like(x) if x.is_floating_point() else None
     if y.dtype != x.dtype or y.dim() != x.dim():
         return None
-    if y.shape == x.shape:
-        return _like(x) if y.stride() == x.stride() else None
-    if not (x.is_contiguous() and y.is_contiguous()):
-        return None
-    if all(b in (1, a) for a, b in zip(x.shape, y.shape, strict=True)):
+    if y.shape == x.shape and y.stride() == x.stride():
         return _like(x)
-    fits = y.is_meta and all(a in (1, b) for a, b in zip(x.shape, y.shape, strict=True))
-    return _like(y) if fits else None
+    if not (_is_in_order(x) and _is_in_order(y)):
+        return None
+    fits = all(a == b or 1 in (a, b) for a, b in zip(x.shape, y.shape, strict=True))
+    return _empty(x, [b if a == 1 else a for a, b in zip(x.shape, y.shape, strict=True)]) if fits else None
+
+
+def _is_in_order(x: Tensor) -> bool:
+    """Whether the memory has the order of the dimensions: contiguous tensors and slices of these."""
+    strides = x.stride()
+    return all(a >= b > 0 for a, b in zip(strides, strides[1:], strict=False))
 
 
 def _quotient(x: Tensor, y: Any) -> Tensor | None:
