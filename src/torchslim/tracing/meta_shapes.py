@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise, zip_longest
 from typing import Any
 
 import torch
@@ -31,8 +32,13 @@ def _empty(like: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def _like(x: Tensor) -> Tensor:
-    """A new tensor of the same form; `torch.empty_like` takes twenty times as long on the meta device."""
-    return _empty(x, x.shape) if x.is_contiguous() else torch.empty_like(x)
+    """A new tensor of the same form; `torch.empty_like` is slower on the meta device, and first loads half of torch."""
+    return _empty(x, x.shape) if x.is_contiguous() else _strided(x, x.shape, x)
+
+
+def _strided(like: Tensor, shape: Sequence[int], *operands: Tensor) -> Tensor:
+    """The result of an elementwise operation on these."""
+    return torch.empty_strided(shape, _merged_strides(shape, *operands), dtype=like.dtype, device="meta")
 
 
 def _same(x: Tensor, *_: Any) -> Tensor | None:
@@ -49,7 +55,7 @@ def _batch_norm(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 def _cat(tensors: list[Tensor], dim: int = 0) -> Tensor | None:
     first = tensors[0]
-    if not all(t.dim() == first.dim() and t.dtype == first.dtype and t.is_contiguous() for t in tensors):
+    if not all(t.dim() == first.dim() and t.dtype == first.dtype and _is_plain(t) for t in tensors):
         return None  # legacy empty tensors, promotion, other memory formats
     if any(t.shape[d] != first.shape[d] for t in tensors for d in range(first.dim()) if d != dim % first.dim()):
         return None
@@ -58,13 +64,56 @@ def _cat(tensors: list[Tensor], dim: int = 0) -> Tensor | None:
     return _empty(first, shape)
 
 
+def _is_plain(x: Tensor) -> bool:
+    """Whether its memory format is the usual one: only tensors of four and five dimensions may have another."""
+    return x.dim() not in (4, 5) or _is_in_order(x)
+
+
+def _stack(tensors: list[Tensor], dim: int = 0) -> Tensor | None:
+    first = tensors[0]
+    if not all(t.shape == first.shape and t.dtype == first.dtype and (t.dim() < 3 or _is_in_order(t))
+               for t in tensors):
+        return None
+    place = dim + first.dim() + 1 if dim < 0 else dim
+    return _empty(first, (*first.shape[:place], len(tensors), *first.shape[place:])) if (
+        0 <= place <= first.dim()) else None
+
+
+def _max_pool(x: Tensor, kernel: list[int], stride: Sequence[int] = (), padding: Sequence[int] = (0,),
+              dilation: Sequence[int] = (1,), ceil: bool = False) -> tuple[Tensor, Tensor] | None:
+    def both(sizes: Sequence[int]) -> Sequence[int]:
+        return sizes if len(sizes) == 2 else [*sizes] * 2
+
+    maps = [_pooled(size, k, s, p, d, ceil) for size, k, s, p, d in zip(
+        x.shape[-2:], both(kernel), both(stride or kernel), both(padding), both(dilation), strict=True)]
+    if not x.is_contiguous() or x.dim() < 3 or any(2 * p > k for p, k in zip(both(padding), both(kernel), strict=True)):
+        return None
+    shape = (*x.shape[:-2], *maps)
+    return (_empty(x, shape), torch.empty(shape, dtype=torch.int64, device="meta")) if min(shape) > 0 else None
+
+
+def _pooled(size: int, kernel: int, stride: int, padding: int, dilation: int, ceil: bool) -> int:
+    """The places of a window along one dimension; with `ceil` one may reach over the end, if it starts before it."""
+    places = (size + 2 * padding - dilation * (kernel - 1) - 1 + (stride - 1) * ceil) // stride + 1
+    return places - (ceil and (places - 1) * stride >= size + padding)
+
+
+def _upsampled(x: Tensor, sizes: Sequence[int] | None, *options: Any) -> Tensor | None:
+    if x.dim() != 4 or not x.is_contiguous():
+        return None
+    factors = options[-1]
+    if sizes is None and isinstance(factors, Sequence):
+        sizes = [int(size * factor) for size, factor in zip(x.shape[2:], factors, strict=True)]
+    return _empty(x, (*x.shape[:2], *sizes)) if sizes is not None and min(x.numel(), *sizes) > 0 else None
+
+
 def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int],
                  dilation: list[int], transposed: bool, _output_padding: list[int], groups: int) -> Tensor | None:
     width, spatial = x.shape[1:2], weight.dim() - 2
     if not transposed and weight.shape[0] % groups:  # torch's meta kernel lets this pass, its real ones do not
         raise RuntimeError(f"{weight.shape[0]} filters cannot be split into {groups} groups")
     if (transposed or x.dim() != weight.dim() or len(stride) != spatial or x.dtype != weight.dtype
-            or not (x.is_contiguous() and weight.is_contiguous())):
+            or not (_is_in_order(x) and weight.is_contiguous())):
         return None
     filters, read, *kernel = weight.shape
     if width[0] != read * groups or (bias is not None and bias.shape != (filters,)):
@@ -77,24 +126,62 @@ def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[in
 def _arithmetic(x: Tensor, y: Any) -> Tensor | None:
     if not isinstance(y, Tensor):
         return _like(x) if x.is_floating_point() else None
-    if y.dtype != x.dtype or y.dim() != x.dim():
+    if y.dtype != x.dtype:
         return None
     if y.shape == x.shape and y.stride() == x.stride():
         return _like(x)
-    if not (_is_in_order(x) and _is_in_order(y)):
+    sizes = list(zip_longest(reversed(x.shape), reversed(y.shape), fillvalue=1))
+    if not all(a == b or 1 in (a, b) for a, b in sizes):
         return None
-    fits = all(a == b or 1 in (a, b) for a, b in zip(x.shape, y.shape, strict=True))
-    return _empty(x, [b if a == 1 else a for a, b in zip(x.shape, y.shape, strict=True)]) if fits else None
+    shape = [b if a == 1 else a for a, b in reversed(sizes)]
+    if _is_in_order(x) and _is_in_order(y):
+        return _empty(x, shape)
+    return _strided(x, shape, x, y)
 
 
 def _is_in_order(x: Tensor) -> bool:
     """Whether the memory has the order of the dimensions: contiguous tensors and slices of these."""
-    strides = x.stride()
-    return all(a >= b > 0 for a, b in zip(strides, strides[1:], strict=False))
+    return x.is_contiguous() or all(a >= b > 0 for a, b in pairwise(x.stride()))
+
+
+def _merged_strides(shape: Sequence[int], *tensors: Tensor) -> list[int]:
+    """The strides of the result of an elementwise operation: that of the first tensor that orders two dimensions.
+
+    Source: TensorIterator's `reorder_dimensions`, by an insertion sort from the last dimension to the first.
+    """
+    strides = [[0] * (len(shape) - t.dim()) + [stride if size == whole else 0 for stride, size, whole in zip(
+        t.stride(), t.shape, shape[len(shape) - t.dim():], strict=True)] for t in tensors]
+
+    def comparison(first: int, second: int) -> int:
+        for one in strides:
+            a, b = one[first], one[second]
+            if a and b and (a != b or shape[first] > shape[second]):
+                return -1 if a < b else 1
+        return 0
+
+    order = list(reversed(range(len(shape))))
+    for end in range(1, len(order)):
+        at = end
+        for before in reversed(range(end)):
+            compared = comparison(order[before], order[at])
+            if compared > 0:
+                order[before], order[at] = order[at], order[before]
+                at = before
+            elif compared < 0:
+                break
+    result, step = [0] * len(shape), 1
+    for dim in order:
+        result[dim], step = step, step * shape[dim]
+    return result
 
 
 def _quotient(x: Tensor, y: Any) -> Tensor | None:
     return _arithmetic(x, y) if x.is_floating_point() else None
+
+
+def _mm(x: Tensor, y: Tensor) -> Tensor | None:
+    fits = x.dtype == y.dtype and x.shape[-1] == y.shape[-2] and x.shape[:-2] == y.shape[:-2]
+    return _empty(x, (*x.shape[:-1], y.shape[-1])) if fits else None
 
 
 def _addmm(bias: Tensor, x: Tensor, weight: Tensor) -> Tensor | None:
@@ -114,6 +201,10 @@ def _layer_norm(x: Tensor, sizes: Sequence[int], weight: Tensor | None, bias: Te
 def _grid_sampler(x: Tensor, grid: Tensor, *_: Any) -> Tensor | None:
     fits = x.dim() == grid.dim() == 4 and (grid.shape[0], grid.shape[3]) == (x.shape[0], 2) and x.dtype == grid.dtype
     return _empty(x, (*x.shape[:2], *grid.shape[1:3])) if fits else None
+
+
+def _softmax(x: Tensor, _dim: int, half_to_float: bool) -> Tensor | None:
+    return None if half_to_float or not x.is_floating_point() else _empty(x, x.shape)
 
 
 def _clamp(x: Tensor, *bounds: Any) -> Tensor | None:
@@ -157,6 +248,7 @@ def _recurrent_cell(gates: int, x: Tensor, hx: Any, into: Tensor, hidden: Tensor
 
 
 _ACTIVATIONS = ("relu", "silu", "hardtanh", "hardswish", "hardsigmoid", "sigmoid", "leaky_relu", "elu", "tanh", "mish")
+_ELEMENTWISE = ("neg", "abs", "exp", "log", "sqrt", "rsqrt", "reciprocal", "sin", "cos", "erf")
 _GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
 _SHAPES: dict[str, Callable[..., Any]] = {
@@ -164,16 +256,26 @@ _SHAPES: dict[str, Callable[..., Any]] = {
     "aten._native_batch_norm_legit_no_training": _batch_norm,
     "aten.cat": _cat,
     "aten.convolution": _convolution,
+    "aten.stack": _stack,
+    "aten.max_pool2d_with_indices": _max_pool,
     "aten.add": _arithmetic,
+    "aten.sub": _arithmetic,
+    "aten.rsub": _arithmetic,
     "aten.mul": _arithmetic,
     "aten.div": _quotient,
     "aten.clamp": _clamp,
     "aten.grid_sampler_2d": _grid_sampler,
     "aten.native_layer_norm": _layer_norm,
+    "aten.mm": _mm,
+    "aten.bmm": _mm,
     "aten.addmm": _addmm,
     "aten.mean": _mean,
     "aten.gelu": _same,
-    **{f"aten.{name}": _same for name in _ACTIVATIONS},
+    "aten._softmax": _softmax,
+    "aten._log_softmax": _softmax,
+    "aten.upsample_nearest2d": _upsampled,
+    "aten.upsample_bilinear2d": _upsampled,
+    **{f"aten.{name}": _same for name in _ACTIVATIONS + _ELEMENTWISE},
     **{f"aten.{name}_": _in_place for name in _ACTIVATIONS},
     **{f"aten.{name}": partial(_recurrent, gates) for name, gates in _GATES.items()},
     **{f"aten.{name}_cell": partial(_recurrent_cell, gates) for name, gates in _GATES.items()},
