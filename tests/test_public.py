@@ -78,3 +78,29 @@ def test_using_the_core_imports_no_optional_package() -> None:
     code = ("import torch, torchslim; m = torchslim.create_model('squeezenet1_1');"
             "torchslim.profile(m, torch.rand(1, 3, 32, 32)); torchslim.export, torchslim.save, torchslim.measure")
     assert loaded_after(code).isdisjoint({"timm", "onnx", "onnxruntime", "openvino", "sklearn", "accelerate"})
+
+
+def test_planning_on_shapes_loads_no_compiler() -> None:
+    """torch's own meta kernels do, which costs seconds: pools, upsampling, halves, any order of memory, attention."""
+    code = """
+import torch, torchslim
+from torch import nn
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.a, self.b = nn.Conv2d(3, 16, 3, 2, 1), nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(8, 8, 1)
+        self.pool, self.up, self.norm = nn.MaxPool2d(3, 2, 1), nn.Upsample(scale_factor=2), nn.BatchNorm2d(16)
+        self.head, self.low = nn.Conv2d(16, 4, 1), nn.Conv2d(8, 4, 1)
+    def forward(self, x):
+        x = self.norm(self.a(self.pool(self.stem(x)))).relu()
+        first, second = x.chunk(2, 1)
+        x = torch.cat([first + self.b(second), second - first], 1)
+        flat = self.up(x).flatten(2)
+        weights = (flat.transpose(1, 2) @ flat).softmax(-1)
+        wide = (flat @ weights.transpose(1, 2) * 2).view(1, -1, 16, 16)
+        return self.head(wide), self.low(torch.stack([first, second], -1).mean(-1))
+model = Net().eval()
+x = torch.rand(1, 3, 32, 32)
+torchslim.plan(model, x, macs=0.7)
+"""
+    assert loaded_after(code).isdisjoint({"sympy"})  # which it needs
