@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
@@ -100,6 +101,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                        ("range", "distill = [0.9, 0.1]"), ("share", "macs = 1.5"), ("rate", "finetune_lr = 0"),
                        ("criterion", "importance = ['l2', 'tailor']"), ("twice", "round_to = [8, 8]")):
         (root / f"space-{name}.toml").write_text(line)
+    for name in ("a/0", "a/1", "b/0", "b/1"):
+        (root / "pictures" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(root / "pictures" / f"{name}.png")
+    (root / "pictures" / "b" / "1.png").write_text("some text\n")
     (root / "typo.toml").write_text('[settings]\nmodle = "resnet18"\n')
     return root
 

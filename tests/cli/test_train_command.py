@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import torchslim
 from helpers import Call
+from torchslim.errors import TorchslimWarning
 from torchslim.train import load_data, metrics
 
 NETWORK = """
@@ -54,6 +56,28 @@ def test_it_trains_saves_and_prints_the_metrics(call: Call, folder: Path) -> Non
     changed = {name for name, value in weights("v.safetensors").items()
                if not torch.equal(value, weights("t.safetensors")[name])}
     assert changed == {"5.weight", "5.bias"}
+
+
+def test_broken_pictures_are_left_out_and_data_that_changed_is_refused(call: Call, folder: Path) -> None:
+    for number in range(20):
+        path = Path("pictures", "ab"[number % 2], f"{number}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (12 * number, 0, 0)).save(path)
+    path.write_bytes(b"")
+    command = ("train", "net.py:net", "--data", "folder:pictures", "--size", "8", "--skip-broken", "10%",
+               "--batch-size", "8", "--checkpoint", "c")
+    with pytest.warns(TorchslimWarning, match=r"1 of 20 pictures \(5%\) left out, as .*b/19\.png \(an empty file\)"):
+        assert call(*command, "--epochs", "1", "--out", "t.safetensors")[0] == 0
+    next(path for path in Path("pictures", "a").iterdir() if path not in held_out()).write_bytes(b"")
+    with pytest.warns(TorchslimWarning, match=r"2 of 20 pictures \(10%\) left out"):
+        status, _, err = call(*command, "--epochs", "1", "--out", "u.safetensors")
+    assert status == 1
+    assert "made by a training with items=" in err
+
+
+def held_out() -> set[Path]:
+    data = load_data("folder:pictures", size=8, skip_broken=0.5)
+    return {path for path, _ in data.test.samples}  # type: ignore[attr-defined]
 
 
 def test_a_head_of_another_size_is_new(call: Call, folder: Path) -> None:

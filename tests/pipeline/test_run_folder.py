@@ -79,9 +79,9 @@ def test_a_folder_remembers(tmp_path: Path) -> None:
 def test_a_run_with_other_settings_is_refused(tmp_path: Path) -> None:
     begun(tmp_path)
     with pytest.raises(RequestError) as caught:
-        RunFolder(tmp_path).open(settings(tmp_path, macs=0.5, seed=7))
+        RunFolder(tmp_path).open(settings(tmp_path, macs=0.5, seed=7, skip_broken=0.02))
     text = str(caught.value)
-    assert "--macs 0.4 (now 0.5), --seed 0 (now 7)" in text
+    assert "--macs 0.4 (now 0.5), --seed 0 (now 7), --skip-broken 0.0 (now 0.02)" in text
     assert "--out" in text
     assert "--restart" in text
     assert "\n" not in text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.utils.data import TensorDataset
 
 from torchslim.errors import CheckpointError, RequestError, TrainingError
 from torchslim.train import Progress, checkpoint, evaluate, fit, fit_gradually
+from torchslim.train.log import append_line
 from torchslim.train.optimizers import OPTIMIZERS
 from torchslim.train.schedule import SCHEDULES, Schedule
 
@@ -269,6 +271,29 @@ def test_every_epoch_is_a_line_and_goes_to_a_tracker(tmp_path: Path) -> None:
     assert own.found == [0.05, (1, history.loss[0]), (2, history.loss[1]), "end"]
     with pytest.raises(RequestError, match=r"lies in a folder that does not exist; give a file such as log\.jsonl"):
         fit(net(), items(), log=tmp_path / "absent" / "log.jsonl")
+
+
+@pytest.mark.parametrize(("before", "after"), [
+    ('{"epoch": 1}\n', '{"epoch": 1}\n'), ('{"epoch": 1}\n{"epoch": 2, "lo', '{"epoch": 1}\n'),
+    ('{"epoch": 1}', '{"epoch": 1}\n'), ('{"ep', ""), ("a note", "a note\n")])
+def test_a_line_is_appended_behind_whole_ones(before: str, after: str, tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text(before)
+    append_line(path, {"epoch": 9})
+    assert path.read_text() == after + '{"epoch": 9}\n'
+
+
+def test_a_line_that_finds_no_space_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"epoch": 1}\n')
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20, before[1]))
+        with pytest.raises(CheckpointError, match=r"log\.jsonl: could not be written: OSError"):
+            append_line(path, {"epoch": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert path.read_text() == '{"epoch": 1}\n'
 
 
 def test_a_loss_that_is_no_number_names_its_items_and_what_is_kept(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from torchslim.cli.loading import build_model, example_inputs, load_pictures, named_inputs, note_random_weights
-from torchslim.cli.options import DATA_FORMS, Json, Model, Pictures, Seed, Shapes, check_out, fraction
+from torchslim.cli.options import DATA_FORMS, Json, Model, Pictures, Seed, Shapes, SkipBroken, check_out, fraction
 from torchslim.cli.output import print_json
 from torchslim.cli.tables import Column, print_fitted
 from torchslim.cli.usage import flags_for_keywords
@@ -40,6 +40,7 @@ def lighten(
     out: Out = None,
     data: Data = None,
     pictures: Pictures = None,
+    skip_broken: SkipBroken = None,
     shapes: Shapes = None,
     only: Only = None,
     exclude: Exclude = None,
@@ -68,7 +69,8 @@ def lighten(
     source = resolve(model)
     if out is not None:
         check_out(out, source)
-    labelled = load_pictures(source, data, shapes, pictures, seed)
+    with flags_for_keywords(context):
+        labelled = load_pictures(source, data, shapes, pictures, seed, skip_broken)
     batches = None if labelled is None else [images for images, _ in labelled]
     inputs = batches[0][:1] if batches is not None and not shapes else example_inputs(source, shapes)
     parsed = [rule.strip() for rule in rules.split(",")]

@@ -59,20 +59,24 @@ def example_inputs(source: Source, shapes: Sequence[str] | None, seed: int = 0, 
 
 
 def load_pictures(source: Source, data: str | None, shapes: Sequence[str] | None, count: int | None,
-                  seed: int) -> list[tuple[Tensor, Tensor]] | None:
+                  seed: int, skip_broken: float | None = None) -> list[tuple[Tensor, Tensor]] | None:
     """Batches of pictures for a model and their classes, of the size of --input or their own; None without data.
 
     Raises:
-        RequestError: unknown data, an input that is no square picture, or a number of pictures without data.
+        RequestError: unknown data, an input that is no square picture, or options of pictures without data.
     """
     from torchslim.train import labelled, load_data
 
     if data is None:
         if count is not None:
             raise RequestError(f"--pictures {count}: of no data; give --data, such as --data digits, or leave it out")
+        if skip_broken is not None:
+            raise RequestError(f"--skip-broken {skip_broken:g}: of no data; give --data, such as --data folder:PATH, "
+                               "or leave it out")
         return None
     size = picture_size(data, shapes)
-    pictures = load_data(data, size=size, seed=seed, channels=channels_of_pictures(source, shapes))
+    pictures = load_data(data, size=size, seed=seed, channels=channels_of_pictures(source, shapes),
+                         skip_broken=skip_broken or 0.0)
     return labelled(pictures, count or PICTURES, seed)
 
 

@@ -163,6 +163,11 @@ def fraction(text: str | float) -> float:
     return share
 
 
+SkipBroken = Annotated[float | None, typer.Option(
+    "--skip-broken", parser=fraction, metavar="SHARE", show_default="0: any is refused",
+    help="Leave out pictures of --data that can't be read, with their labels, up to this share of all: 0.02, 2%.")]
+
+
 def fractions(option: str, text: str, example: str, zero: bool = True) -> tuple[float, ...]:
     """Shares that are joined by commas; `zero` is whether 0 is one.
 

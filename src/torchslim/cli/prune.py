@@ -25,6 +25,7 @@ from torchslim.cli.options import (
     Seed,
     Shapes,
     Shortcuts,
+    SkipBroken,
     amount,
     check_out,
     duration,
@@ -104,7 +105,7 @@ def prune(
     scope: Scope = "global",
     importance: Importance = "auto",
     data: Data = None,
-    pictures: Pictures = None,
+    pictures: Pictures = None, skip_broken: SkipBroken = None,
     compensate: Compensate = None,
     shortcuts: Shortcuts = True,
     round_to: RoundTo = 1,
@@ -133,7 +134,7 @@ def prune(
             **budgets, allow_approximate=approximate, whole_groups=whole_groups, backend=backend, scope=shares,
             only=only or _preset(source, preset), exclude=exclude or (), importance=importance, shortcuts=shortcuts,
             round_to=round_to, min_channels=min_channels, min_kept=min_kept, seed=seed, strict=not nearest)
-        labelled = _labelled_pictures(source, importance, bool(compensate), data, shapes, pictures, seed)
+        labelled = _labelled_pictures(source, importance, bool(compensate), data, shapes, pictures, seed, skip_broken)
         inputs = example_inputs(source, shapes, seed) if labelled is None or shapes else labelled[0][0][:1]
         original = build_model(source, seed)
         plan = None if options is None else _plan(options, original, inputs, labelled, as_json)
@@ -183,7 +184,8 @@ def _set_threads(threads: int, timed: bool) -> None:
 
 
 def _labelled_pictures(source: Source, importance: str, compensate: bool, data: str | None,
-                       shapes: list[str] | None, pictures: int | None, seed: int) -> list[tuple[Tensor, Tensor]] | None:
+                       shapes: list[str] | None, pictures: int | None, seed: int,
+                       skip_broken: float | None) -> list[tuple[Tensor, Tensor]] | None:
     """Labelled pictures where a criterion looks at pictures, or the cut is compensated; None where not."""
     from torchslim.importance import criterion
 
@@ -195,7 +197,7 @@ def _labelled_pictures(source: Source, importance: str, compensate: bool, data: 
     if not ranking.looks_at_data and not compensate and data is not None:
         raise RequestError(f"prune: --importance {importance} does not look at --data; leave it out, or give "
                            "--compensate")
-    return load_pictures(source, data, shapes, pictures, seed)
+    return load_pictures(source, data, shapes, pictures, seed, skip_broken)
 
 
 def _refits(plan: Plan, compensate: bool | None) -> bool:

@@ -29,6 +29,7 @@ from torchslim.cli.options import (
     Seed,
     Shapes,
     Shortcuts,
+    SkipBroken,
     fractions,
 )
 from torchslim.cli.output import print_json, say, wrapped
@@ -69,6 +70,7 @@ def sensitivity(
     measure: Measure = "accuracy",
     drop: Drop = 0.01,
     pictures: Pictures = None,
+    skip_broken: SkipBroken = None,
     only: Only = None,
     exclude: Exclude = None,
     shortcuts: Shortcuts = True,
@@ -97,7 +99,9 @@ def sensitivity(
         ranking = criterion(importance)
     source = resolve(model)
     size = picture_size(data, shapes)
-    dataset = load_data(data, size=size, seed=seed, channels=channels_of_pictures(source, shapes))
+    with flags_for_keywords(context):
+        dataset = load_data(data, size=size, seed=seed, channels=channels_of_pictures(source, shapes),
+                            skip_broken=skip_broken or 0.0)
     network = build_model(source, seed)
     held_out = labelled(replace(dataset, train=dataset.test), pictures or PICTURES, seed)
     inputs = held_out[0][0][:1]

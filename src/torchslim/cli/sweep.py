@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from torchslim.cli.interrupts import interrupts
-from torchslim.cli.options import DATA_FORMS, Exclude, Json, Model, Only, Seed
+from torchslim.cli.options import DATA_FORMS, Exclude, Json, Model, Only, Seed, SkipBroken
 from torchslim.cli.output import print_json, print_table, say, wrapped
 from torchslim.cli.slim import BaselineEpochs, Lr
 from torchslim.cli.training_options import BatchSize, Size, Threads, Workers
@@ -58,6 +58,7 @@ def sweep(
     margin: Margin = 0.1,
     seed: Seed = 0,
     size: Size = None,
+    skip_broken: SkipBroken = None,
     batch_size: BatchSize = None,
     lr: Lr = None,
     baseline_epochs: BaselineEpochs = None,
@@ -80,8 +81,8 @@ def sweep(
     from torchslim.pipeline.sweep.settings import SweepSettings
     from torchslim.pipeline.sweep.space import with_space
 
-    given = {"size": size, "batch_size": batch_size, "lr": lr, "baseline_epochs": baseline_epochs, "threads": threads,
-             "workers": workers}
+    given = {"size": size, "skip_broken": skip_broken, "batch_size": batch_size, "lr": lr,
+             "baseline_epochs": baseline_epochs, "threads": threads, "workers": workers}
     settings = with_space(SweepSettings(
         model=model, data=data, out=out, seed=seed, finetune_epochs=finetune_epochs, only=tuple(only or ()),
         exclude=tuple(exclude or ()), objective=objective, space=space, margin=margin, trials=trials, timeout=timeout,

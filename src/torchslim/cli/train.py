@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from torchslim.cli.interrupts import interrupts
-from torchslim.cli.options import DATA_FORMS, Json, Model, check_out
+from torchslim.cli.options import DATA_FORMS, Json, Model, SkipBroken, check_out
 from torchslim.cli.output import print_json, print_table, say
 from torchslim.cli.training_options import (
     Accumulate,
@@ -61,8 +61,8 @@ Log = Annotated[Path | None, typer.Option(metavar="FILE", show_default=False, he
 def train(
     context: typer.Context, model: Model, data: Data, out: Out, weights: Weights = None, new_head: NewHead = None,
     epochs: Epochs = 10, lr: Lr = None, seed: RunSeed = None, task: Task = None, size: Size = None,
-    batch_size: BatchSize = None, milestones: Milestones = None, schedule: Schedule = None, optimizer: Optimizer = None,
-    momentum: Momentum = None,
+    skip_broken: SkipBroken = None, batch_size: BatchSize = None, milestones: Milestones = None,
+    schedule: Schedule = None, optimizer: Optimizer = None, momentum: Momentum = None,
     weight_decay: WeightDecay = None, label_smoothing: LabelSmoothing = None, class_weights: ClassWeights = None,
     mixup: Mixup = None, cutmix: Cutmix = None, precision: Precision = None, accumulate: Accumulate = None,
     clip: Clip = None, ema: Ema = None, freeze: Freeze = None, patience: Patience = None, keep_best: KeepBest = None,

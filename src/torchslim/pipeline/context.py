@@ -35,7 +35,7 @@ class TrainingContext:
         """The data, with as many channels as the model reads."""
         channels = picture_channels(sources.resolve(self.settings.model).with_defaults(num_classes=2, num_keypoints=1))
         return load_data(self.settings.data, size=self.settings.size, seed=self.settings.seed, channels=channels,
-                         task=self.settings.task)
+                         task=self.settings.task, skip_broken=self.settings.skip_broken)
 
     @cached_property
     def task(self) -> Task:

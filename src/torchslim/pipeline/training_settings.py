@@ -31,6 +31,7 @@ class TrainingSettings:
         seed: of every random choice.
         task: what is predicted; None for what the data tell (see `torchslim.train.load_data`).
         size: height and width of the images; None for the data's own.
+        skip_broken: share of the pictures that may be left out as they can't be read.
         batch_size: images in a training step.
         lr: highest learning rate, in `slim` of the baseline; None for the task's (0.05 for classes, 0.01 for boxes).
         milestones: shares of a phase at which its rate is divided by 10; empty for a warm-up and half a cosine.
@@ -49,6 +50,7 @@ class TrainingSettings:
     seed: int = 0
     task: str | None = None
     size: int | None = None
+    skip_broken: float = 0.0
     batch_size: int = 64
     lr: float | None = None
     milestones: tuple[float, ...] = ()
@@ -76,6 +78,7 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         self.check({
             "new_head": (self.weights is not None or not self.new_head, "a file of weights, too; give --weights"),
+            "skip_broken": (0 <= self.skip_broken < 1, "a share from 0 to below 1, such as 0.02 or 2%"),
             "batch_size": (self.batch_size >= 1, "1 or more"),
             "lr": (self.lr is None or 0 < self.lr < math.inf, "a number above 0"),
             "milestones": (rising(self.milestones), MILESTONES),

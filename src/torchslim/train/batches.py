@@ -25,16 +25,19 @@ class TrainingBatches:
 
     Attributes:
         steps: batches in an epoch; None for data of unknown length.
+        count: items of the dataset; None for ready batches.
     """
 
     def __init__(self, data: Any, batch_size: int, seed: int, rank: int = 0, world: int = 1,
                  workers: int = 0, collate: Collate | None = None, mix: Mix | None = None) -> None:
         self._rank, self._world, self._seed, self._mix, self._batch_size = rank, world, seed, mix, batch_size
         self._order: EpochOrder | None = None
+        self.count: int | None = None
         self._batches: Iterable[Any] = data
         if is_dataset(data):
             if len(data) == 0:
                 raise TrainingError("fit: the dataset is empty; give it items")
+            self.count = len(data)
             self._order = EpochOrder(len(data), seed, rank, world)
             # A batch norm has no variance on a last batch of one item.
             single_item_left = len(self._order) > batch_size > 1 and len(self._order) % batch_size == 1

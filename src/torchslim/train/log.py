@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from errno import ENOSPC
+from io import RawIOBase
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from torchslim.utils.files import check_writable
 from torchslim.utils.text import describe_error, did_you_mean
 
 Record = dict[str, Any]
+_LONGEST_LINE = 2**16  # bytes
 PROJECT, FOLDER = "torchslim", "runs"
 """The name under which trackers keep a training, and the folder of those that write files."""
 
@@ -76,17 +80,42 @@ def log_writer(log: str | Path | Callable[[Record], object] | None) -> Callable[
 
 
 def append_line(path: Path, record: Mapping[str, Any]) -> None:
-    """Append a line of JSON to a file.
+    """Append a line of JSON to a file, whole or not at all; an unfinished record at its end, as of a power cut, goes.
 
     Raises:
         CheckpointError: it can't be written.
     """
+    line = json.dumps(record, allow_nan=False).encode() + b"\n"
     try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
+        with path.open("a+b", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            tail = _last_line(file, end)
+            if tail.startswith(b"{") and not _is_json(tail):
+                end -= len(tail)
+                file.truncate(end)
+            elif tail:
+                line = b"\n" + line
+            if file.write(line) != len(line):  # the disk is full
+                file.truncate(end)
+                raise OSError(ENOSPC, os.strerror(ENOSPC))
     except OSError as error:
         raise CheckpointError(f"{path}: could not be written: {describe_error(error)}; free space or choose another "
                               "place") from error
+
+
+def _last_line(file: RawIOBase, end: int) -> bytes:
+    """What stands behind the last end of a line."""
+    start = max(0, end - _LONGEST_LINE)
+    file.seek(start)
+    return (file.read(end - start) or b"").rpartition(b"\n")[2]
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 def check_tracker(tracker: Any) -> Any:

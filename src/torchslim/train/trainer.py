@@ -230,6 +230,7 @@ class Trainer:
     def identity(self) -> dict[str, Any]:
         """Values that must be equal to resume from a checkpoint."""
         return {**self.extra_identity, **self.hyperparameters.flat(), "steps": self.batches.steps,
+                "items": self.batches.count,
                 "task": self.task.name, "teacher": self.teacher is not None,
                 "pressed": list(self.penalty.names) if self.penalty else [],
                 "processes": self.accelerator.num_processes}

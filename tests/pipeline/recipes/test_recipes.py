@@ -279,8 +279,9 @@ def test_a_saved_model_has_no_fresh_weights(tmp_path: Path, call: Call) -> None:
 def test_a_command_repeats_every_setting(tmp_path: Path) -> None:
     settings = Settings(model="m", data="d", out=tmp_path, channels=0.5, milestones=(0.5, 0.75), fresh=True,
                         later_milestones=(0.6,), export=False, weight_decay=0.0, sparsify_lr=0.3,
-                        only=("a.*", "b"), scope='{"a": 0.5}', compensate=False, importance="bn_scale")
+                        skip_broken=0.02, only=("a.*", "b"), scope='{"a": 0.5}', compensate=False,
+                        importance="bn_scale")
     assert settings.command() == (
-        "torchslim slim m --data d --channels 0.5 --milestones 0.5,0.75 --weight-decay 0.0 --sparsify-lr 0.3 "
-        "--later-milestones 0.6 --fresh --importance bn_scale --scope '{\"a\": 0.5}' --only 'a.*' --only b "
-        f"--no-compensate --no-export --out {tmp_path}")
+        "torchslim slim m --data d --channels 0.5 --skip-broken 0.02 --milestones 0.5,0.75 --weight-decay 0.0 "
+        "--sparsify-lr 0.3 --later-milestones 0.6 --fresh --importance bn_scale --scope '{\"a\": 0.5}' --only 'a.*' "
+        f"--only b --no-compensate --no-export --out {tmp_path}")

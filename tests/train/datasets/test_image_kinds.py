@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, features
 
 from torchslim.errors import RequestError
-from torchslim.train.datasets.pictures import check_pictures, read_picture
+from torchslim.train.datasets.pictures import check_picture, read_picture
 
 Values = NDArray[Any]
 HEIGHT, WIDTH = 6, 9
@@ -228,7 +228,7 @@ def write(folder: Path, data: bytes, name: str = "picture.jpg") -> Path:
 @pytest.mark.parametrize(("name", "data", "wanted", "off"), KINDS, ids=[kind[0] for kind in KINDS])
 def test_kinds(name: str, data: bytes, wanted: Values, off: float, tmp_path: Path) -> None:
     path = write(tmp_path, data)
-    check_pictures([path])
+    check_picture(path)
     colours = wanted if wanted.ndim == 3 and wanted.shape[2] == 3 else np.dstack([wanted] * 3)
     read = np.asarray(read_picture(path))
     assert (read.dtype, read.shape) == (np.uint8, colours.shape)
@@ -287,7 +287,7 @@ FOUND_THEN: list[tuple[str, bytes, str]] = [
 @pytest.mark.parametrize(("name", "data", "words"), FOUND_BEFORE, ids=[case[0] for case in FOUND_BEFORE])
 def test_found_before_training(name: str, data: bytes, words: str, tmp_path: Path) -> None:
     path = write(tmp_path, data)
-    for read in (lambda: check_pictures([path]), lambda: read_picture(path)):
+    for read in (lambda: check_picture(path), lambda: read_picture(path)):
         with pytest.raises(RequestError, match=rf"picture\.jpg: not a picture that .*\(.*({words})") as caught:
             read()
         assert "\n" not in str(caught.value)
@@ -296,6 +296,6 @@ def test_found_before_training(name: str, data: bytes, words: str, tmp_path: Pat
 @pytest.mark.parametrize(("name", "data", "words"), FOUND_THEN, ids=[case[0] for case in FOUND_THEN])
 def test_found_at_its_turn(name: str, data: bytes, words: str, tmp_path: Path) -> None:
     path = write(tmp_path, data)
-    check_pictures([path])
+    check_picture(path)
     with pytest.raises(RequestError, match=rf"picture\.jpg: not a picture that can be read \(.*({words})"):
         read_picture(path)

@@ -14,8 +14,9 @@ from PIL import Image
 
 from torchslim.errors import RequestError
 from torchslim.train.datasets.boxes import NO_AREA, Box, LeftOut, Target, clip, target_of
-from torchslim.train.datasets.items import Sample, check_files, make_data
-from torchslim.train.datasets.pictures import read_picture
+from torchslim.train.datasets.broken import picture_look, picture_sizes, usable
+from torchslim.train.datasets.items import Sample, make_data
+from torchslim.train.datasets.pictures import Size, read_picture
 from torchslim.train.datasets.request import DataRequest
 from torchslim.train.datasets.text_files import read_json
 from torchslim.utils.data import Data, describe
@@ -57,10 +58,11 @@ def load(request: DataRequest) -> Data:
     task = request.check_task(*(("keypoints", "detection") if with_points else ("detection",)))
     points = len(categories.points) if task == "keypoints" else None
     parts = [annotations.samples(folder, points) for annotations, (folder, _) in zip(read, sources, strict=True)]
-    _check_sizes(request, [sample for part in parts for sample in part])
+    look = picture_look(request, check_sizes=lambda sample, sizes: _check_size(request, sample, sizes[0]))
+    train, test = usable(request, task, parts[0], parts[1] if len(parts) > 1 else None, look,
+                         classes=categories.names, labels=lambda target: (target[1]["labels"] - 1).tolist())
     pairs = mirrored_names(categories.points) if points else None
-    return make_data(request, task, categories.names, parts[0], parts[1] if len(parts) > 1 else None,
-                     _Reader(request.colours), pairs=pairs)
+    return make_data(request, task, categories.names, train, test, _Reader(request.colours), pairs=pairs)
 
 
 def _sources(request: DataRequest) -> list[tuple[Path, Path]]:
@@ -135,8 +137,9 @@ class _Annotations:
                                      "one, each with an id of its own")
         paths = {key: folder / self._field(entry, f"image {key}", "file_name", str) for key, entry in images.items()}
         known = all(isinstance(entry.get(side), int) for entry in images.values() for side in ("width", "height"))
-        sizes: dict[Any, _Size] = ({key: (entry["width"], entry["height"]) for key, entry in images.items()} if known
-                                   else dict(zip(images, check_files(paths.values()) or (), strict=False)))
+        found = [(entry["width"], entry["height"]) for entry in images.values()] if known else \
+            picture_sizes(list(paths.values()))
+        sizes: dict[Any, _Size] = {key: size for key, size in zip(images, found, strict=True) if size is not None}
         boxes: dict[Any, list[Box]] = {key: [] for key in images}
         left_out = LeftOut()
         for index, entry in enumerate(self.annotations):
@@ -181,11 +184,10 @@ def _numbers(values: Any) -> list[float] | None:
     return [float(value) for value in values]
 
 
-def _check_sizes(request: DataRequest, samples: list[Sample]) -> None:
-    found = check_files(path for path, _ in samples)
-    for (path, (size, _)), other in zip(samples, found or (), strict=False):
-        if size is not None and size != other:
-            raise request.error(_misfit(path, other, size))
+def _check_size(request: DataRequest, sample: Sample, size: Size) -> None:
+    path, (annotated, _) = sample
+    if annotated is not None and annotated != size:
+        raise request.error(_misfit(path, size, annotated))
 
 
 def _misfit(path: Path, size: tuple[int, int], wanted: tuple[int, int]) -> str:

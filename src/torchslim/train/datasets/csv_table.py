@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
+from torchslim.train.datasets.broken import picture_look, usable
 from torchslim.train.datasets.files import name_parts, warn_once
-from torchslim.train.datasets.items import FileReader, Sample, check_files, make_data
+from torchslim.train.datasets.items import FileReader, Sample, make_data
 from torchslim.train.datasets.request import DataRequest
 from torchslim.train.datasets.text_files import read_text
 from torchslim.utils.data import Data
@@ -60,8 +61,9 @@ def load(request: DataRequest) -> Data:
     train, test = _parts(request, table, parts, samples)
     if task == "classification" and test is not None:
         _check_classes(request, classes, train, test)
-    check_files(path for path, _ in [*train, *(test or [])])
-    return make_data(request, task, classes, train, test, FileReader(request.colours))
+    return make_data(request, task, classes,
+                     *usable(request, task, train, test, picture_look(request), classes=classes),
+                     FileReader(request.colours))
 
 
 # --- the file -------------------------------------------------------------------------------------------------------

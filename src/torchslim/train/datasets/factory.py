@@ -27,6 +27,9 @@ def load(request: DataRequest) -> Data:
     Raises:
         RequestError: it can't be imported, fails, returns no datasets, or its targets are of no task or another.
     """
+    if request.skip_broken:
+        raise request.error(f"skip_broken={request.skip_broken:g} is for files that torchslim reads, and your function "
+                            "reads its own; leave it out, and leave broken pictures out there")
     made, spec = _call(request), request.spec
     if isinstance(made, Data):
         if request.task not in (None, made.task):

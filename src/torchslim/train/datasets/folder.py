@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 
 from torchslim.errors import RequestError
+from torchslim.train.datasets.broken import picture_look, usable
 from torchslim.train.datasets.files import SUFFIXES, Skipped, files_in, find_parts, folders, is_picture, note_loose
-from torchslim.train.datasets.items import FileReader, check_files, make_data, split
+from torchslim.train.datasets.items import FileReader, make_data
 from torchslim.train.datasets.request import DataRequest
 from torchslim.utils.data import Data
 from torchslim.utils.text import first_names, printable
@@ -26,10 +27,8 @@ def load(request: DataRequest) -> Data:
     if not os.path.isdir(root):
         raise request.error(f"{root} is no folder; give a folder that holds one folder per class")
     classes, train, test = find_pictures(request.spec, root)
-    if test is None:
-        train, test = split(request, "classification", train)
-    check_files(path for path, _ in [*train, *test])
-    return make_data(request, "classification", classes, train, test, reader)
+    return make_data(request, "classification", classes,
+                     *usable(request, "classification", train, test, picture_look(request), classes=classes), reader)
 
 
 def find_pictures(spec: str, root: Path) -> tuple[tuple[str, ...], Samples, Samples | None]:

@@ -18,11 +18,12 @@ from PIL import Image
 
 from torchslim.errors import MissingExtra, RequestError
 from torchslim.train.datasets.boxes import Box, clip, target_of
+from torchslim.train.datasets.broken import picture_look, usable
 from torchslim.train.datasets.files import name_parts
 from torchslim.train.datasets.hub_columns import Column, object_rows, target_column
 from torchslim.train.datasets.items import Sample, make_data
 from torchslim.train.datasets.mask_values import LOOKED_AT, MaskReader, mask_classes, read_values
-from torchslim.train.datasets.pictures import as_channels, read_with
+from torchslim.train.datasets.pictures import UnreadablePicture, as_channels, read_with
 from torchslim.train.datasets.request import DataRequest
 from torchslim.utils.data import Data
 from torchslim.utils.text import describe_error, did_you_mean, format_shape, printable
@@ -52,16 +53,20 @@ def load(request: DataRequest) -> Data:
     raw = [_undecoded(datasets, part, [image, column.name]) for part in parts]
     places: list[list[_Place]] = [[(part, index) for index in range(len(part))] for part in raw]
     reader = _Reader(request.spec, request.colours, image, column, options.get("boxes") == "xyxy")
+    classes: tuple[str, ...] = ()
+    samples: list[list[Sample]] = [[(place, None) for place in part] for part in places]
     if column.task == "regression":
         classes, samples = _values(request, column, raw, places)
-    elif column.task == "segmentation":
-        every = [place for part in places for place in part]
+    elif column.task != "segmentation":
+        classes, samples = _labelled(request, column, raw, places)
+    train, test = usable(request, column.task, samples[0], samples[1] if len(samples) > 1 else None,
+                         picture_look(request, reader.files), classes=classes,
+                         labels=list if column.task == "detection" else None)
+    if column.task == "segmentation":
+        every = [place for place, _ in (*train, *test)]
         classes, binary = mask_classes(request, map(reader.mask_values, every[::-(-len(every) // LOOKED_AT)]))
         reader = _Reader(request.spec, request.colours, image, column, mask=MaskReader(len(classes), binary))
-        samples = [[(place, None) for place in part] for part in places]
-    else:
-        classes, samples = _labelled(request, column, raw, places)
-    return make_data(request, column.task, classes, samples[0], samples[1] if len(samples) > 1 else None, reader)
+    return make_data(request, column.task, classes, train, test, reader)
 
 
 _Place = tuple[Any, int]
@@ -186,8 +191,7 @@ def _content(spec: str, place: _Place, column: str) -> bytes:
     try:
         return stored["bytes"] if stored["bytes"] is not None else Path(stored["path"]).read_bytes()
     except OSError as error:
-        raise RequestError(f"{spec}, row {index}: {printable(stored['path'])} can't be read ({error.strerror}); put it "
-                           "back, or take the row away") from error
+        raise UnreadablePicture(f"{spec}, row {index}", f"{printable(stored['path'])}: {error.strerror}") from error
 
 
 @dataclass(frozen=True)
@@ -202,6 +206,13 @@ class _Reader:
     def where(self, place: _Place) -> str:
         """A row, for messages."""
         return f"{self.spec}, row {place[1]}"
+
+    def files(self, sample: Sample) -> Iterator[tuple[Path, bytes]]:
+        """The picture of a sample, and its mask if there is one."""
+        where = Path(self.where(sample[0]))
+        yield where, _content(self.spec, sample[0], self.image)
+        if self.column.task == "segmentation":
+            yield where, _content(self.spec, sample[0], self.column.name)
 
     def mask_values(self, place: _Place) -> tuple[str, Any]:
         """A row and the values of its mask."""

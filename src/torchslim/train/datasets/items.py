@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,10 @@ from torch.utils.data import Dataset
 
 from torchslim.train.dataset import stratified
 from torchslim.train.datasets.augmentation import Transform, normalization, transforms
-from torchslim.train.datasets.pictures import check_pictures, read_picture
+from torchslim.train.datasets.pictures import read_picture
 from torchslim.train.datasets.request import DataRequest
 from torchslim.utils.data import Data, Item
 
-_CHECK_AT_ONCE = 50_000  # headers of up to so many pictures are checked first: a few seconds
 PICTURE_SIZE = 224
 """Height and width where nothing says another."""
 _BOX_PICTURE_SIZE = 320  # small objects need more
@@ -55,15 +54,13 @@ class FileReader:
 
 
 def make_data(request: DataRequest, task: str, classes: Sequence[str], train: Sequence[Sample],
-              test: Sequence[Sample] | None, read: Reader, *, size: int | None = None, flip: bool = True,
+              test: Sequence[Sample], read: Reader, *, size: int | None = None, flip: bool = True,
               pairs: Sequence[int] | None = None) -> Data:
-    """The data of a request: held out as asked if there is no part to test on, brought to one size.
+    """The data of a request, brought to one size.
 
     Raises:
         RequestError: nothing to train on or to test on.
     """
-    if test is None:
-        train, test = split(request, task, train)
     for part, samples in (("train", train), ("test", test)):
         if not samples:
             raise request.error(f"no pictures to {part} on; add some")
@@ -91,13 +88,3 @@ def split(request: DataRequest, task: str, samples: Sequence[Sample]) -> tuple[l
         out = min(max(round(request.held_out * len(samples)), 1), len(samples) - 1)
         train, test = sorted(order[out:]), sorted(order[:out])
     return [samples[index] for index in train], [samples[index] for index in test]
-
-
-def check_files(paths: Iterable[Path]) -> list[tuple[int, int]] | None:
-    """Widths and heights of pictures, upright, from their headers; None if there are too many to look at first.
-
-    Raises:
-        RequestError: some are no pictures that can be read.
-    """
-    paths = list(paths)
-    return check_pictures(paths) if len(paths) <= _CHECK_AT_ONCE else None

@@ -11,11 +11,12 @@ from pathlib import Path
 from PIL import Image
 
 from torchslim.errors import RequestError
+from torchslim.train.datasets.broken import picture_look, usable
 from torchslim.train.datasets.class_table import read_class_table
 from torchslim.train.datasets.files import Skipped, files_in, find_parts, folders, is_picture
-from torchslim.train.datasets.items import Sample, check_files, make_data
+from torchslim.train.datasets.items import Sample, make_data
 from torchslim.train.datasets.mask_values import LOOKED_AT, MaskReader, mask_classes, read_values
-from torchslim.train.datasets.pictures import read_picture
+from torchslim.train.datasets.pictures import Size, read_picture
 from torchslim.train.datasets.request import DataRequest
 from torchslim.utils.data import Data
 from torchslim.utils.text import first_names, format_shape, printable
@@ -35,9 +36,10 @@ def load(request: DataRequest) -> Data:
     root = Path(request.rest).expanduser()
     if not root.is_dir():
         raise request.error(f"{root} is no folder; give one that holds images and masks")
-    train, test = _find(request, root)
-    samples = [*train, *(test or [])]
-    _check_sizes(request, samples)
+    look = picture_look(request, lambda sample: [(path, None) for path in sample],
+                        lambda sample, sizes: _check_sizes(request, sample, sizes))
+    train, test = usable(request, "segmentation", *_find(request, root), look)
+    samples = [*train, *test]
     table = read_class_table(request, root)
     colours = table.colours if table else ()
     looked_at = [mask for _, mask in samples[::-(-len(samples) // LOOKED_AT)]]
@@ -82,6 +84,11 @@ def _pairs(request: DataRequest, images: Path, masks: Path, skipped: Skipped) ->
     found |= {stem.removesuffix(_ENDING): path for stem, path in found.items()
               if stem not in pictures and stem.removesuffix(_ENDING) in pictures}
     used = {found[stem] for stem in pictures if stem in found}
+    if request.skip_broken:  # a file that is not there is one that can't be read
+        found |= {stem: masks / path.relative_to(images) for stem, path in pictures.items() if stem not in found}
+        pictures |= {stem: images / path.relative_to(masks) for stem, path in found.items()
+                     if stem not in pictures and path not in used}
+        pictures, used = dict(sorted(pictures.items(), key=lambda item: item[1])), set(found.values())
     lacking = [printable(path) for stem, path in pictures.items() if stem not in found]
     left = [printable(path) for path in dict.fromkeys(found.values()) if path not in used]
     for names, has, lacks in ((lacking, "pictures", "a mask"), (left, "masks", "a picture")):
@@ -105,11 +112,10 @@ def _by_stem(request: DataRequest, folder: Path, skipped: Skipped) -> dict[str, 
     return found
 
 
-def _check_sizes(request: DataRequest, samples: list[Sample]) -> None:
-    pictures, masks = (check_files([sample[side] for sample in samples]) for side in (0, 1))
-    for (path, mask), size, other in zip(samples, pictures or (), masks or (), strict=False):
-        if size != other:
-            raise request.error(_misfit(path, size, mask, other))
+def _check_sizes(request: DataRequest, sample: Sample, sizes: list[Size]) -> None:
+    (path, mask), (size, other) = sample, sizes
+    if size != other:
+        raise request.error(_misfit(path, size, mask, other))
 
 
 def _misfit(path: Path, size: tuple[int, int], mask: Path, other: tuple[int, int]) -> str:

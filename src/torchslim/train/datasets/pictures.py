@@ -6,7 +6,7 @@ their low byte, floats are 0 to 1; colour profiles are not applied, as torchvisi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,16 +30,26 @@ GREY_STEPS = {"L;2": 85, "L;4": 17}
 """From one grey to the next where PIL spreads those of a PNG of 2 or 4 bits to 255."""
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82", "GIF": b";"}  # of whole files; some programs append to them
 _ROUNDS_TO_WHITE = 1 + 0.5 / 255
-_NAMED = 3  # files of a message
-
 T = TypeVar("T")
+Size = tuple[int, int]
+
+
+class UnreadablePicture(RequestError):
+    """A picture that can't be read; `where` it is, and the `reason`."""
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(f"{where}: not a picture that can be read ({reason}); replace it or take it away")
+        self.where, self.reason = where, reason
+
+    def __reduce__(self) -> tuple[Any, ...]:  # processes that load pictures send it
+        return type(self), (self.where, self.reason)
 
 
 def read_picture(path: Path, channels: int = 3) -> Image.Image:
     """The picture as `RGB` (`channels=3`) or `L` (`channels=1`) of PIL.
 
     Raises:
-        RequestError: it can't be read; the message has the path and the reason.
+        UnreadablePicture: it can't be read.
     """
     return read_with(path, lambda picture: as_channels(picture, channels))
 
@@ -48,13 +58,13 @@ def read_with(path: Path, convert: Callable[[Image.Image], T], content: bytes | 
     """What `convert` makes of a picture as PIL opens it; of `content` instead of a file's, if that is given.
 
     Raises:
-        RequestError: it can't be read; the message has the path and the reason.
+        UnreadablePicture: it can't be read.
     """
     try:
         with Image.open(path if content is None else BytesIO(content)) as picture:
             return convert(picture)
     except Exception as error:  # PIL raises many types for a bad file
-        raise RequestError(_unreadable([(path, error)], 1, content)) from error
+        raise UnreadablePicture(printable(path), _reason(path, error, content)) from error
 
 
 def as_channels(picture: Image.Image, channels: int) -> Image.Image:
@@ -80,38 +90,37 @@ def as_channels(picture: Image.Image, channels: int) -> Image.Image:
     return picture if turn is None else picture.transpose(turn)
 
 
-def check_pictures(paths: Iterable[Path]) -> list[tuple[int, int]]:
-    """Widths and heights of pictures, upright; broken ones and those cut short show by their beginnings and ends.
+def check_picture(path: Path, content: bytes | None = None) -> Size:
+    """Width and height of a picture, upright; broken ones and those cut short show by their beginnings and ends.
+
+    Args:
+        path: a file, or what stands for it in messages.
+        content: of the picture, instead of a file's.
 
     Raises:
-        RequestError: some can't be read; the message has their number, the first few, and why.
+        UnreadablePicture: it can't be read.
     """
-    sizes, wrong = [], []
-    for path in paths:
-        try:
-            sizes.append(_check(path))
-        except Exception as error:  # PIL raises many types for a bad file
-            wrong.append((path, error))
-    if wrong:
-        raise RequestError(_unreadable(wrong, len(sizes) + len(wrong)))
-    return sizes
+    return read_with(path, lambda picture: _check(picture, path, content), content)
 
 
-def _check(path: Path) -> tuple[int, int]:
-    with Image.open(path) as picture:
-        _check_mode(picture)
-        end = _ENDS.get(str(picture.format))
-        if end is not None:
-            with path.open("rb") as file:
-                file.seek(-len(end), 2)
-                whole = file.read() == end
-            if not whole:
-                picture.load()
-        turn = _orientation(picture)
-        if picture.format == "TIFF" and turn != 1:  # PIL turns it when it is loaded
-            picture.load()
-            turn = 1
-        return picture.size[::-1] if turn in _SWAPPING else picture.size
+def _check(picture: Image.Image, path: Path, content: bytes | None) -> Size:
+    _check_mode(picture)
+    end = _ENDS.get(str(picture.format))
+    if end is not None and _last_bytes(path, content, len(end)) != end:
+        picture.load()
+    turn = _orientation(picture)
+    if picture.format == "TIFF" and turn != 1:  # PIL turns it when it is loaded
+        picture.load()
+        turn = 1
+    return picture.size[::-1] if turn in _SWAPPING else picture.size
+
+
+def _last_bytes(path: Path, content: bytes | None, count: int) -> bytes:
+    if content is not None:
+        return content[-count:]
+    with path.open("rb") as file:
+        file.seek(-count, 2)
+        return file.read()
 
 
 def _check_mode(picture: Image.Image) -> None:
@@ -165,15 +174,6 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
 
 
 # --- words ----------------------------------------------------------------------------------------------------------
-
-def _unreadable(wrong: list[tuple[Path, Exception]], count: int, content: bytes | None = None) -> str:
-    told = [(printable(path), _reason(path, error, content)) for path, error in wrong[:_NAMED]]
-    if len(wrong) == 1:
-        return f"{told[0][0]}: not a picture that can be read ({told[0][1]}); replace it or take it away"
-    named = ", ".join(f"{path} ({reason})" for path, reason in told)
-    return (f"{len(wrong)} of {count} pictures can't be read: {named}{', ...' if len(wrong) > _NAMED else ''}; "
-            "replace them or take them away")
-
 
 def _reason(path: Path, error: Exception, content: bytes | None) -> str:
     """Why a file, or what stands for it, can't be read."""

@@ -54,7 +54,7 @@ FORMS = f"{', '.join(kind.form for kind in KINDS.values())}, package.module:fact
 
 
 def load_data(spec: str, *, size: int | None = None, seed: int = 0, held_out: float = HELD_OUT,
-              channels: int | None = None, task: str | None = None) -> Data:
+              channels: int | None = None, task: str | None = None, skip_broken: float = 0.0) -> Data:
     """The data that a specification names. Nothing is downloaded. `docs/data.md` has the forms and their rules.
 
     Args:
@@ -69,10 +69,13 @@ def load_data(spec: str, *, size: int | None = None, seed: int = 0, held_out: fl
         held_out: share that is held out if the data has no split: of each class, or of all.
         channels: 3 for colour, 1 for grey, whatever the pictures have themselves; None for 3, and for a function's own.
         task: what is predicted (see `Data`), where the data leaves that open; else it must be what the data is for.
+        skip_broken: share of the pictures, such as 0.02, that may be left out, with their labels, masks or boxes, as
+            they can't be read; a warning names the first. By default any is refused. All are read whole first then.
 
     Raises:
         RequestError: an unknown form or task, a missing folder or file, a class without images, fewer than two classes,
-            unreadable images or annotations, another task, a number of channels other than 1 and 3.
+            unreadable annotations, another task, a number of channels other than 1 and 3; images that can't be read,
+            if there are more than `skip_broken` allows, or if nothing is left of a class or of a part.
         MissingExtra: a package that the form needs is not installed.
     """
     if size is not None and size < 8:
@@ -80,10 +83,12 @@ def load_data(spec: str, *, size: int | None = None, seed: int = 0, held_out: fl
     if not 0 < held_out < 1:
         raise RequestError(f"{spec}: held_out {held_out} found, a share between 0 and 1 wanted; "
                            f"try {HELD_OUT}")
+    if not 0 <= skip_broken < 1:
+        raise RequestError(f"{spec}: skip_broken={skip_broken} found, a share from 0 to below 1 wanted; try 0.02")
     if task is not None and task not in TASKS:
         raise RequestError(f"{spec}: no task {task!r}; {did_you_mean(task, TASKS)}")
     kind, colon, rest = spec.partition(":")
-    request = DataRequest(spec, rest, size, seed, held_out, channels, task)
+    request = DataRequest(spec, rest, size, seed, held_out, channels, task, skip_broken)
     found = KINDS.get(kind)
     if found is not None and (rest or (found.named_alone and not colon)):
         return found.load(request)

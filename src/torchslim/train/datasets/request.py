@@ -19,6 +19,7 @@ class DataRequest:
         held_out: share that is held out where the data has no split.
         channels: 1, 3 or None; anything for a factory.
         task: what must be predicted; None for what the data says.
+        skip_broken: share of the pictures that may be left out as they can't be read.
     """
 
     spec: str
@@ -28,6 +29,7 @@ class DataRequest:
     held_out: float
     channels: int | None
     task: str | None
+    skip_broken: float = 0.0
 
     def error(self, problem: str) -> RequestError:
         """A message that begins with the specification."""

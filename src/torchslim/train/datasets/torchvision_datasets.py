@@ -11,8 +11,9 @@ from PIL import Image
 from torchslim.errors import RequestError
 from torchslim.train.dataset import classes_of, listed_targets
 from torchslim.train.datasets.augmentation import SMALL
+from torchslim.train.datasets.broken import Look, usable
 from torchslim.train.datasets.items import PICTURE_SIZE, Sample, make_data
-from torchslim.train.datasets.pictures import as_channels
+from torchslim.train.datasets.pictures import UnreadablePicture, as_channels
 from torchslim.train.datasets.request import DataRequest
 from torchslim.utils.data import Data
 from torchslim.utils.text import describe_error, did_you_mean
@@ -42,8 +43,10 @@ def load(request: DataRequest) -> Data:
     kind = getattr(datasets, name)
     train = _open(spec, kind, root, ("train",))
     test = _open(spec, kind, root, ("test", "val", "valid"))
-    return make_data(request, "classification", classes_of(spec, train), _samples(train), _samples(test), reader,
-                     size=_image_size(spec, train), flip=name not in _NO_FLIP)
+    classes = classes_of(spec, train)
+    parts = usable(request, "classification", _samples(train), _samples(test), _look(request, reader), classes=classes)
+    return make_data(request, "classification", classes, *parts, reader, size=_image_size(spec, train),
+                     flip=name not in _NO_FLIP)
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,17 @@ class _Reader:
         dataset, index = place
         picture, found = dataset[index]
         return as_channels(picture, self.channels), int(found)
+
+
+def _look(request: DataRequest, reader: _Reader) -> Look:
+    """Reads an item whole where broken ones may be left out; else torchvision reads its files at their turn."""
+    def look(sample: Sample) -> None:
+        try:
+            reader(*sample)
+        except Exception as error:  # of torchvision, of PIL
+            raise UnreadablePicture(f"item {sample[0][1]}", describe_error(error)) from error
+
+    return look if request.skip_broken else lambda sample: None
 
 
 def _samples(dataset: Any) -> list[Sample]:

@@ -11,8 +11,9 @@ from typing import Any
 from PIL import Image
 
 from torchslim.train.datasets.boxes import NO_AREA, Box, LeftOut, clip, target_of
+from torchslim.train.datasets.broken import picture_look, usable
 from torchslim.train.datasets.files import Skipped, files_in, is_picture
-from torchslim.train.datasets.items import check_files, make_data
+from torchslim.train.datasets.items import make_data
 from torchslim.train.datasets.pictures import read_picture
 from torchslim.train.datasets.request import DataRequest
 from torchslim.train.datasets.text_files import read_text, read_yaml
@@ -58,12 +59,13 @@ def load(request: DataRequest) -> Data:
     left_out, parts = LeftOut(), []
     for key in ("train", *([held_out] if held_out else [])):
         pictures = _pictures(request, path, content, key)
-        check_files(pictures)
         parts.append([(picture, _boxes(request, picture, described, left_out)) for picture in pictures])
     left_out.warn(request.spec, path)
-    return make_data(request, task, described.names, parts[0], parts[1] if held_out else None,
-                     _Reader(request.colours, described.points if task == "keypoints" else None),
-                     pairs=described.pairs)
+    train, test = usable(request, task, parts[0], parts[1] if held_out else None,
+                         picture_look(request), classes=described.names,
+                         labels=lambda boxes: [box.label - 1 for box in boxes])
+    reader = _Reader(request.colours, described.points if task == "keypoints" else None)
+    return make_data(request, task, described.names, train, test, reader, pairs=described.pairs)
 
 
 # --- the description ------------------------------------------------------------------------------------------------
