@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import shutil
 import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +20,7 @@ import torchslim
 from torchslim.deploy import exporting
 from torchslim.deploy.exporting import export
 from torchslim.deploy.runtimes import onnx_runner
-from torchslim.errors import ExportError, MissingExtra, RequestError
+from torchslim.errors import CheckpointError, ExportError, MissingExtra, RequestError
 
 IMAGE = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -187,6 +190,21 @@ def test_what_cannot_be_exported_says_why_in_one_line(suffix: str, tmp_path: Pat
         export(Branching(), IMAGE, tmp_path / f"net{suffix}")
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_full_disk_says_nothing_about_the_model(named: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writers in C++ raise what does not name it."""
+    def save(*_: object, **__: object) -> None:
+        if named:
+            raise RuntimeError("the writer failed") from OSError(errno.ENOSPC, "No space left on device")
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+        raise RuntimeError("unexpected pos 64 vs 0")
+
+    monkeypatch.setattr(torch.export, "save", save)
+    with pytest.raises(CheckpointError, match=r"m\.pt2: could not be written: OSError: .*No space left on device; no"):
+        export(Net().eval(), IMAGE, tmp_path / "m.pt2")
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_interrupted_export_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

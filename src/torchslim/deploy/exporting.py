@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import io
 import logging
+import os
+import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, fields, is_dataclass
+from errno import EDQUOT, EFBIG, EIO, ENOSPC, EROFS
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
@@ -22,14 +25,16 @@ import torch
 from torch import Tensor, nn
 
 from torchslim.deploy.runtimes import in_order, onnx_runner, openvino_runner
-from torchslim.errors import ExportError, MissingExtra, RequestError
+from torchslim.errors import CheckpointError, ExportError, MissingExtra, RequestError
 from torchslim.utils.copying import copy_model
 from torchslim.utils.eval_mode import evaluating
+from torchslim.utils.files import flush_to_disk
 from torchslim.utils.inputs import Inputs, arguments, copied, map_tensors, tensors_in, unwrap
 from torchslim.utils.text import describe_error, format_shape
 
 ModelCall = tuple[tuple[Any, ...], dict[str, Any]]
 
+_DISK, _FULL = frozenset({ENOSPC, EDQUOT, EFBIG, EIO, EROFS}), 2**16  # bytes
 _PROTOBUF_LIMIT = 1_900_000_000  # bytes; a message, hence a self-contained ONNX file, may have 2 GB
 
 
@@ -67,6 +72,7 @@ def export(model: nn.Module, inputs: Inputs, path: str | Path, *, tolerance: flo
         RequestError: an unknown suffix, a missing folder, inputs without a batch dimension to make dynamic.
         MissingExtra: a package that writes or runs this format is not installed.
         ExportError: the model can't be written in this format, or the written one disagrees.
+        CheckpointError: the disk is full or fails, which says nothing about the model.
 
     Example:
         >>> import tempfile, torch, torchslim as ts
@@ -92,18 +98,17 @@ def export(model: nn.Module, inputs: Inputs, path: str | Path, *, tolerance: flo
                 results = [(list(tensors_in(model(*args, **kwargs))), export_format.run(draft, call))
                            for call in calls for args, kwargs in (copied(call),)]
         except Exception as cause:
-            hint = "dynamic_batch=False" if dynamic_batch else "another format, or fixed control flow"
-            reason = describe_error(_root_cause(cause))
-            if others := _others_in_output(model, call):
-                hint = "tensors_only=True, which leaves them out, or another format"
-                reason = f"{', '.join(others)}, tensors wanted ({reason})"
-            raise ExportError(f"{path}: the export failed: {reason}; try {hint}") from cause
+            if full := _disk_error(cause, Path(folder)):
+                raise CheckpointError(f"{path}: could not be written: {describe_error(full)}; nothing was left behind; "
+                                      "free space or choose another place") from cause
+            raise _failed(path, cause, model, call, dynamic_batch) from cause
         error = max(_difference(path, eager, exported) for eager, exported in results)
         if not error <= tolerance:
             raise ExportError(f"{path}: differs from the eager model by {error:.1e} of its largest output, "
                               f"at most {tolerance:.1e} wanted; nothing was written; try another format or "
                               "tolerance=")
         for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name):
+            flush_to_disk(file)
             file.replace(path.parent / file.name)  # what the file refers to comes first
     return ExportResult(path, error)
 
@@ -284,6 +289,25 @@ def suppress_output() -> Iterator[None]:
             yield
     finally:
         logging.disable(level)
+
+
+def _failed(path: Path, cause: Exception, model: nn.Module, call: ModelCall, dynamic_batch: bool) -> ExportError:
+    hint = "dynamic_batch=False" if dynamic_batch else "another format, or fixed control flow"
+    reason = describe_error(_root_cause(cause))
+    if others := _others_in_output(model, call):
+        hint = "tensors_only=True, which leaves them out, or another format"
+        reason = f"{', '.join(others)}, tensors wanted ({reason})"
+    return ExportError(f"{path}: the export failed: {reason}; try {hint}")
+
+
+def _disk_error(error: BaseException, folder: Path) -> OSError | None:
+    """The failure of a disk among an error's causes; writers in C++ do not name theirs, so that a full disk counts."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in _DISK:
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return OSError(ENOSPC, os.strerror(ENOSPC)) if shutil.disk_usage(folder).free < _FULL else None
 
 
 def _root_cause(error: BaseException) -> BaseException:

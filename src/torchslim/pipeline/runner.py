@@ -165,15 +165,17 @@ def _run_phases(settings: Settings, folder: RunFolder, threads: int, progress: E
             tell("skip", 1.0)
             continue
         tell("begin")
-        folder.claim(phase.files)
         run = RunContext(settings, folder, threads, _progress_callback(tell))
         try:
+            folder.claim(phase.files)
             results = getattr(works, phase.work)(run)
+            folder.finish(phase.name, results)
         except BudgetError:
             raise
+        except CheckpointError as error:  # a full disk, say
+            raise type(error)(f"{error}; then the same command goes on") from error
         except RequestError as error:  # the request was checked, and files were written: now it is the work that fails
             raise TrainingError(f"{phase.name}: {error}; then the same command goes on") from error
-        folder.finish(phase.name, results)
         folder.file(f"{phase.name}.checkpoint").unlink(missing_ok=True)
         tell("end", 1.0, _summary(results))
     folder.delete_intermediate()

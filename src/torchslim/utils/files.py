@@ -28,8 +28,7 @@ def write_atomically(path: Path, write: Callable[[Path], object], failures: tupl
     draft = path.with_name(f".{path.name}.tmp")
     try:
         write(draft)
-        with draft.open("r+b") as file:
-            os.fsync(file.fileno())
+        flush_to_disk(draft)
         draft.chmod(0o666 & ~_umask())  # some writers make files that only their owner can read
         draft.replace(path)
     except Exception as error:
@@ -46,6 +45,12 @@ def write_atomically(path: Path, write: Callable[[Path], object], failures: tupl
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def flush_to_disk(path: Path) -> None:
+    """Wait until a file's content is on the disk, so that it survives a power cut."""
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
 
 
 def write_text(path: Path, text: str) -> None:
