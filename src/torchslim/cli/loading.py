@@ -30,10 +30,9 @@ def build_model(source: Source, seed: int) -> nn.Module:
 
 def note_random_weights(source: Source) -> None:
     """A remark on stderr where a library's network has random weights; said when the request has turned out good."""
-    if source.kind in ("torchvision", "torchslim", "timm") and not any(
-            source.options.get(name) for name in ("weights", "checkpoint")):
-        from torchslim.zoo.libraries import has_weights
+    from torchslim.zoo.libraries import LIBRARIES, has_weights
 
+    if source.kind in LIBRARIES and not any(source.options.get(name) for name in ("weights", "checkpoint")):
         trained = "; ?weights=DEFAULT asks for trained ones" if has_weights(source.kind, source.name) else ""
         say(f"note: {source} has random weights{trained}")
 
@@ -141,6 +140,7 @@ def _failed(source: Source, shapes: Sequence[str] | None, reason: str) -> Reques
 
 
 def _is_detector(source: Source) -> bool:
+    from torchslim.zoo.libraries import LIBRARIES
     from torchslim.zoo.sources import is_library, resolve
 
     if source.kind == "saved":
@@ -148,8 +148,4 @@ def _is_detector(source: Source) -> bool:
 
         origin = read_header(source.name).source
         return bool(origin) and is_library(str(origin)) and _is_detector(resolve(str(origin)))
-    if source.kind != "torchvision":
-        return False
-    from torchvision import models
-
-    return source.name in models.list_models(module=models.detection)
+    return source.kind in LIBRARIES and LIBRARIES[source.kind].is_detector(source.name)

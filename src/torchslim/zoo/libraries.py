@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from torchslim.errors import MissingExtra, RequestError
+from torchslim.zoo import ultralytics
 
 # Options that make a library fetch or read weights.
 WEIGHT_OPTIONS = frozenset({
@@ -33,6 +34,7 @@ class Library:
         build: name, weights (None for random ones) and further options to a model.
         input_size: name to channels, height and width of its standard input.
         options: name to the keywords that its builder is known to take.
+        is_detector: whether the model of a name takes a list of pictures, and finds boxes.
     """
 
     names: Callable[[], list[str]]
@@ -40,6 +42,7 @@ class Library:
     build: Callable[[str, str | None, dict[str, Any]], nn.Module]
     input_size: Callable[[str], tuple[int, int, int]]
     options: Callable[[str], list[str]]
+    is_detector: Callable[[str], bool] = lambda name: False
 
 
 def _keywords(builder: Callable[..., Any]) -> list[str]:
@@ -99,6 +102,12 @@ def _torchvision_options(name: str) -> list[str]:
     from torchvision import models
 
     return _keywords(models.get_model_builder(name))
+
+
+def _torchvision_detects(name: str) -> bool:
+    from torchvision import models
+
+    return name in models.list_models(module=models.detection)
 
 
 def _with_new_head(name: str, weights: str, options: dict[str, Any]) -> nn.Module:
@@ -182,7 +191,7 @@ def _counterpart(name: str, options: dict[str, Any]) -> str:
 
 def has_weights(kind: str, name: str) -> bool:
     """Whether trained weights exist (assumed for other libraries)."""
-    return kind != "torchslim" or bool(_zoo().NETWORKS[name].torchvision)
+    return bool(_zoo().NETWORKS[name].torchvision) if kind == "torchslim" else kind != "ultralytics"
 
 
 def _zoo_input(name: str) -> tuple[int, int, int]:
@@ -228,6 +237,9 @@ def _timm_options(name: str) -> list[str]:
 LIBRARIES: dict[str, Library] = {
     "torchslim": Library(_zoo_names, _zoo_has, _zoo_build, _zoo_input, _zoo_options),
     "torchvision": Library(_torchvision_names, _torchvision_has, _torchvision_build, _torchvision_input,
-                           _torchvision_options),
+                           _torchvision_options, _torchvision_detects),
     "timm": Library(_timm_names, _timm_has, _timm_build, _timm_input, _timm_options),
+    "ultralytics": Library(ultralytics.names, ultralytics.has, ultralytics.build,
+                           lambda name: (3, ultralytics.SIDE, ultralytics.SIDE), lambda name: ["num_classes"],
+                           lambda name: True),
 }
