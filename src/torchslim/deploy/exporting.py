@@ -60,7 +60,7 @@ def export(model: nn.Module, inputs: Inputs, path: str | Path, *, tolerance: flo
     compared before it appears under its name.
 
     Args:
-        model: any module.
+        model: any module. One with a method `export_form` says itself what is written of it (see `exported_form`).
         inputs: a tensor, a tuple of arguments, a list (the one argument) or a dict of keywords.
         path: the file; one that exists is replaced.
         tolerance: largest error allowed (see `ExportResult`); None means 1e-4, or 1e-2 in half precision.
@@ -85,7 +85,8 @@ def export(model: nn.Module, inputs: Inputs, path: str | Path, *, tolerance: flo
     """
     path = Path(path)
     export_format = check_path(path)
-    model, call = _on_cpu(unwrap(model), arguments(inputs))
+    model, inputs = exported_form(model, inputs)
+    model, call = _on_cpu(model, arguments(inputs))
     calls = [call, _twice_the_batch(call)] if dynamic_batch else [call]
     tolerance = _default_tolerance(model, call) if tolerance is None else tolerance
     with evaluating(model), torch.no_grad(), _returning_tensors(model) if tensors_only else nullcontext(), \
@@ -111,6 +112,17 @@ def export(model: nn.Module, inputs: Inputs, path: str | Path, *, tolerance: flo
             flush_to_disk(file)
             file.replace(path.parent / file.name)  # what the file refers to comes first
     return ExportResult(path, error)
+
+
+def exported_form(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs]:
+    """The network that a file holds, and its inputs there: the model and these, or what its `export_form` says.
+
+    A model has that method where its operations depend on what it finds, and a part of it has a fixed form:
+    `export_form(inputs)` returns a network, which shares nothing with it, and the inputs of that.
+    """
+    model = unwrap(model)
+    form = getattr(model, "export_form", None)
+    return (model, inputs) if form is None else form(inputs)
 
 
 def check_path(path: Path) -> _Format:

@@ -7,6 +7,8 @@ description holds no widths of single layers. `prune` and `load` give a YOLO who
     slim.train(data="my.yaml", epochs=50)                  # as ever: val, predict and export, too
     YOLO(slim.trainer.best).predict("picture.jpg")         # the file needs no torchslim
     torchslim.integrations.ultralytics.load(slim.trainer.best).train(...)
+
+`detector` gives one that is trained here instead, as torchvision's detectors are.
 """
 
 from __future__ import annotations
@@ -22,10 +24,12 @@ from torch import nn
 from torchslim.errors import MissingExtra, RequestError
 from torchslim.planning.options import PlanKeywords
 from torchslim.planning.pruning import prune as prune_network
+from torchslim.zoo.ultralytics_detector import UltralyticsDetector, as_detector, check_num_classes
 
 try:
     from ultralytics import YOLO
     from ultralytics.engine.model import Model
+    from ultralytics.nn.tasks import DetectionModel
 except ImportError as error:
     raise MissingExtra("ultralytics", "ultralytics", "torchslim.integrations.ultralytics") from error
 
@@ -80,6 +84,36 @@ def load(path: str | Path) -> Any:
         raise RequestError(f"integrations.ultralytics.load: {path}: no such file; give a checkpoint such as best.pt")
     yolo = YOLO(str(path))
     return _keeping(yolo, _network(yolo), None)
+
+
+def detector(yolo: Any, num_classes: int | None = None) -> UltralyticsDetector:
+    """A detector that `torchslim.fit`, `evaluate` and the command line take, as they take torchvision's.
+
+    Called with a list of pictures, and of targets in train mode, it gives its losses, or in eval mode boxes, labels and
+    scores. With a tensor it is the network that it was.
+
+        >>> from ultralytics import YOLO                                                           # doctest: +SKIP
+        >>> def net(num_classes):                          # torchslim slim mine.py:net --data ... # doctest: +SKIP
+        ...     return torchslim.integrations.ultralytics.detector(YOLO("yolo11n.pt"), num_classes)
+
+    Args:
+        yolo: a YOLO, or its network; it stays as it was.
+        num_classes: with the background, as torchvision counts them, so one more than there are names. Where the given
+            one finds others, its head gets new last layers. None leaves them.
+
+    Raises:
+        RequestError: no detector of boxes, one that is fused for inference, or fewer than two classes.
+    """
+    check_num_classes(num_classes)
+    model = as_detector(_network(yolo) if isinstance(yolo, Model) else yolo)
+    classes = model.model[-1].nc if num_classes is None else num_classes - 1
+    if classes != model.model[-1].nc:
+        described = _as_described(model.yaml)
+        before, wanted = (DetectionModel({**described, "nc": count}, ch=described.get("channels", 3), verbose=False)
+                          for count in (model.model[-1].nc, classes))
+        _end_alike(model.model[-1], before.model[-1], wanted.model[-1])
+        model.yaml["nc"], model.names = classes, wanted.names
+    return model
 
 
 def _network(yolo: Any) -> Any:

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from torchslim.deploy.exporting import export, suppress_output
+from torchslim.deploy.exporting import export, exported_form, suppress_output
 from torchslim.deploy.runtimes import onnx_runner, openvino_runner
 from torchslim.errors import ExportError, MissingExtra, RequestError, TorchslimError, UnsupportedModel
 from torchslim.latency.timing import Runnable, inference_conditions
@@ -160,7 +160,7 @@ def prepare_model(model: nn.Module, inputs: Inputs, backend: str = "eager", *,
             export(model, inputs, path)
         except ExportError as error:
             raise ExportError(f"backend {backend}: {str(error).removeprefix(f'{path}: ')}") from error
-        return FILE_RUNTIMES[backend].open(path, inputs, threads)
+        return FILE_RUNTIMES[backend].open(path, exported_form(model, inputs)[1], threads)
 
 
 def _channels_last(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., Any]:

@@ -108,6 +108,8 @@ def _check_item(data: Data, task: Task, where: str, item: Any) -> None:
 def _check_outputs(run: TrainingContext, model: nn.Module) -> None:
     """The model takes a picture, and answers as the task asks."""
     shape = run.data.shape
+    if fault := run.task.model_fault(model):
+        raise RequestError(f"{run.settings.model}: {fault}")
     try:
         args, kwargs = arguments(run.inputs)
         with torch.no_grad(), evaluating(model):

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import torchslim
+from torchslim.deploy.exporting import exported_form
 from torchslim.deploy.runtimes import onnx_runner
 from torchslim.errors import ExportError, ProofError
 from torchslim.importance import criterion
@@ -206,7 +207,7 @@ def export(run: RunContext) -> PhaseResult:
             for each in paths.values():
                 each.unlink(missing_ok=True)
             return {"problem": str(error), "remark": f"nothing is exported: {error}"}
-        runners[name] = onnx_runner(path, run.inputs, run.threads)
+        runners[name] = onnx_runner(path, exported_form(model, run.inputs)[1], run.threads)
     times = measure(runners, run.inputs, rounds=30, threads=run.threads)
     return {"error": max(errors.values()), **{name: _timing(taken) for name, taken in times.items()}}
 

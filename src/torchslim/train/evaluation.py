@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from torchslim.errors import MissingExtra, TrainingError
+from torchslim.errors import MissingExtra, RequestError, TrainingError
 from torchslim.train.batches import batches_of
 from torchslim.train.tasks import Task, task_for
 from torchslim.utils.data import EVALUATION_BATCH, Data
@@ -34,7 +34,7 @@ def evaluate(model: nn.Module, data: Any, batch_size: int = EVALUATION_BATCH, *,
 
     Raises:
         TrainingError: no data, or an output that the metrics can not be taken from.
-        RequestError: an unknown task.
+        RequestError: an unknown task, or a model that is called otherwise than its task asks.
         MissingExtra: torchmetrics is not installed.
     """
     return next(iter(metrics(model, data, batch_size, task=task).values()))
@@ -56,6 +56,8 @@ def metrics(model: nn.Module, data: Any, batch_size: int = EVALUATION_BATCH, *,
     Args, Raises: see `evaluate`.
     """
     kind = task_for(data, task)
+    if fault := kind.model_fault(model):
+        raise RequestError(f"evaluate: the model {fault}")
     found = measured(model, data.test if isinstance(data, Data) else data, batch_size, kind)
     if not found:
         raise TrainingError("evaluate: no data; give a dataset or batches that are not empty")

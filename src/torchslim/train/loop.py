@@ -99,6 +99,8 @@ def build_trainer(model: nn.Module, data: Any, *, loss: LossFunction | None, spa
     if teacher is not None and kind.returns_losses:
         raise RequestError(f"fit: a teacher in a task of {kind.name}, whose models give losses in place of answers "
                            "when they are trained; leave it out")
+    if loss is None and (fault := kind.model_fault(model)):
+        raise RequestError(f"fit: the model {fault}")
     mix = _mix(options, kind, data)
     if isinstance(data, Data):
         data, held_out = data.train, data.test if held_out is None else held_out

@@ -17,6 +17,7 @@ from torchvision.ops import box_convert, clip_boxes_to_image
 
 from torchslim.errors import MissingExtra, RequestError, TrainingError
 from torchslim.utils.data import describe
+from torchslim.utils.inputs import Inputs, arguments
 
 try:
     from ultralytics.cfg import get_cfg
@@ -56,6 +57,19 @@ class UltralyticsDetector(DetectionModel):  # type: ignore[misc]  # without type
         if self.training:
             return self._losses(x, output, *args, **kwargs)
         return self._detections(x, output)
+
+    def export_form(self, inputs: Inputs) -> tuple[Any, Tensor]:
+        """What a file for another runtime holds, and its input, one tensor (see `torchslim.export`).
+
+        Shape:
+            input: (batch, channels, height, width); the predictions, as Ultralytics exports them without suppression:
+            (batch, 4 + classes, places), or (batch, boxes, 6) of an end-to-end head.
+        """
+        plain: Any = deepcopy(self)
+        plain.__class__ = DetectionModel
+        plain.model[-1].export = True
+        (pictures, *_), _ = arguments(inputs)
+        return plain, _batch(pictures, int(self.stride.max())) if isinstance(pictures, list) else pictures
 
     def _losses(self, pictures: Sequence[Tensor], output: Any, targets: Sequence[Mapping[str, Tensor]] | None = None,
                 ) -> dict[str, Any]:
@@ -100,12 +114,20 @@ def build(description: Mapping[str, Any], num_classes: int | None = None) -> Ult
     Raises:
         RequestError: fewer than two classes.
     """
-    if num_classes is not None and (type(num_classes) is not int or num_classes < 2):
-        raise RequestError(f"num_classes={num_classes!r} found, wanted 2 or more: the background is one of them")
+    check_num_classes(num_classes)
     classes = {} if num_classes is None else {"nc": num_classes - 1}
     model = UltralyticsDetector(deepcopy({**description, **classes}), ch=description.get("channels", 3), verbose=False)
-    model.args = get_cfg()
-    return model
+    return _ready(model)
+
+
+def check_num_classes(num_classes: Any) -> None:
+    """Refuse a number of classes that leaves none beside the background.
+
+    Raises:
+        RequestError: it is one.
+    """
+    if num_classes is not None and (type(num_classes) is not int or num_classes < 2):
+        raise RequestError(f"num_classes={num_classes!r} found, wanted 2 or more: the background is one of them")
 
 
 def as_detector(network: Any) -> UltralyticsDetector:
@@ -124,10 +146,17 @@ def as_detector(network: Any) -> UltralyticsDetector:
                            "one before `fuse` or `predict`, such as YOLO('best.pt')")
     model: Any = deepcopy(network).float()
     model.__class__ = UltralyticsDetector
-    model.args = get_cfg()  # what its trainer left there may be a dict without the weights of the losses
     model.criterion = None
     for parameter in model.parameters():
         parameter.requires_grad = True
+    return _ready(model)
+
+
+def _ready(model: Any) -> UltralyticsDetector:
+    model.args = get_cfg()  # the weights of the losses; a trainer may have left others, or a dict without them
+    # Places are computed anew each time: those of the last run would be stored in files, and are wrong after a copy
+    # onto another device, or a run that only looks at shapes.
+    model.model[-1].dynamic = True
     return model  # type: ignore[no-any-return]
 
 

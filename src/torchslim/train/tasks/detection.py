@@ -99,6 +99,13 @@ class Detection(Task):
         return (f"gives {describe(output)} for a list of one picture in eval mode, wanted a list of one dict with "
                 f"{', '.join(wanted)}, as torchvision's detectors give it")
 
+    def model_fault(self, model: Any) -> str:
+        """See `Task`: Ultralytics' own are called otherwise, and a YOLO's `train` starts its own trainer."""
+        if type(model).__module__.partition(".")[0] != "ultralytics":
+            return ""
+        return (f"is Ultralytics' {type(model).__name__}, wanted a detector that is called as torchvision's are; give "
+                "torchslim.integrations.ultralytics.detector(model)")
+
     def example(self, shape: Sequence[int], generator: torch.Generator) -> Any:
         """See `Task`."""
         return [torch.rand(*shape, generator=generator)]

@@ -97,6 +97,10 @@ class Task(ABC):
             shape: of the input, without the batch.
         """
 
+    def model_fault(self, model: Any) -> str:
+        """What is wrong with a model, whatever it gives, likewise."""
+        return ""
+
     def example(self, shape: Sequence[int], generator: torch.Generator) -> Any:
         """A random input of the model, a batch of one."""
         return torch.randn(1, *shape, generator=generator)
