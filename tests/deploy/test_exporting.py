@@ -7,6 +7,7 @@ import logging
 import shutil
 import warnings
 from collections.abc import Callable
+from copy import deepcopy
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ from torchslim.deploy import exporting
 from torchslim.deploy.exporting import export
 from torchslim.deploy.runtimes import onnx_runner
 from torchslim.errors import CheckpointError, ExportError, MissingExtra, RequestError
+from torchslim.latency.backends import prepare_model
 
 IMAGE = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -252,3 +254,26 @@ def test_outputs_that_are_no_tensors_are_named_or_left_out(suffix: str, tmp_path
     assert "output['more'][1]['scale'] is float 1.5, output['name'] is str 'net', tensors wanted" in str(caught.value)
     assert export(model, IMAGE, path, tensors_only=True).error < 1e-4
     assert isinstance(model(IMAGE), dict)
+
+
+class Finding(nn.Module):
+    """What it returns depends on what it finds; what it finds it in has a fixed form."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 4, 3)
+
+    def forward(self, pictures: list[Tensor]) -> list[Tensor]:
+        return [scores[scores > 0] for scores in self.layer(torch.stack(pictures))]
+
+    def export_form(self, inputs: Any) -> tuple[nn.Module, Tensor]:
+        return deepcopy(self.layer), torch.stack(inputs)
+
+
+def test_a_model_may_say_what_is_written_of_it(tmp_path: Path) -> None:
+    path, model, picture = tmp_path / "net.onnx", Finding().eval(), torch.rand(3, 8, 8)
+    assert export(model, [picture], path, dynamic_batch=True).error < 1e-4
+    [scores] = onnx_runner(path, picture[None])()
+    assert torch.allclose(torch.from_numpy(scores), model.layer(picture[None]), atol=1e-5)
+    [found] = prepare_model(model, [picture], "onnxruntime")()
+    assert found.shape == (1, 4, 6, 6)

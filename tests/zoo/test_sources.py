@@ -218,6 +218,14 @@ def test_without_timm_its_names_ask_for_it(monkeypatch: pytest.MonkeyPatch) -> N
     assert "test_resnet" not in list_models()
 
 
+def test_files_of_ultralytics_are_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torchslim.zoo.ultralytics.find_spec", lambda name: None)
+    with pytest.raises(RequestError, match=r"best\.pt: a file of Ultralytics' holds code, which is not run; name a"):
+        resolve("ultralytics:runs/best.pt")
+    with pytest.raises(MissingExtra, match=r"pip install 'torchslim\[ultralytics\]'"):
+        resolve("ultralytics:yolo11n.yaml")
+
+
 @pytest.mark.parametrize("place", ["factories_for_test", "factories_for_test.py"])
 def test_factories_build_and_leave_the_import_path_as_it_was(folder: Path, place: str) -> None:
     before = list(sys.path)

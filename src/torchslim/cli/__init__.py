@@ -52,8 +52,8 @@ def torchslim(
 ) -> None:
     """Make convolutional networks light, and prove it.
 
-    A MODEL is torchslim:NAME, torchvision:NAME, timm:NAME, a bare NAME (looked up in these, in this order),
-    package.module:factory or file.py:factory, each with options after a question mark
+    A MODEL is torchslim:NAME, torchvision:NAME, timm:NAME, ultralytics:NAME.yaml, a bare NAME (looked up in these, in
+    this order), package.module:factory or file.py:factory, each with options after a question mark
     (torchvision:resnet18?num_classes=10&weights=DEFAULT), or the path of a saved slim model. Weights are random
     unless asked for.
     """

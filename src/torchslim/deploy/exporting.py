@@ -85,8 +85,7 @@ def export(model: nn.Module, inputs: Inputs, path: str | Path, *, tolerance: flo
     """
     path = Path(path)
     export_format = check_path(path)
-    model, inputs = exported_form(model, inputs)
-    model, call = _on_cpu(model, arguments(inputs))
+    model, call = _on_cpu(*exported_form(model, inputs))
     calls = [call, _twice_the_batch(call)] if dynamic_batch else [call]
     tolerance = _default_tolerance(model, call) if tolerance is None else tolerance
     with evaluating(model), torch.no_grad(), _returning_tensors(model) if tensors_only else nullcontext(), \
@@ -200,7 +199,8 @@ _FORMATS = {
 
 # --- inputs -------------------------------------------------------------------------------------------------
 
-def _on_cpu(model: nn.Module, call: ModelCall) -> tuple[nn.Module, ModelCall]:
+def _on_cpu(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, ModelCall]:
+    call = arguments(inputs)
     tensors = chain(model.parameters(), model.buffers(), tensors_in(call))
     if all(tensor.device.type == "cpu" for tensor in tensors):
         return model, call

@@ -2,7 +2,7 @@
 
 All take `num_classes` and `in_channels`; weights are random, `from_torchvision` converts torchvision's.
 Open `catalogue.py` first for the list, `sources.py` for models from names and specifications, `libraries.py` for
-torchvision and timm. docs/zoo.md lists their costs.
+torchvision, timm and Ultralytics. docs/zoo.md lists their costs.
 """
 
 from torchslim.zoo.catalogue import NETWORKS, Entry

@@ -11,8 +11,8 @@ from torchslim.utils.text import quoted
 SAVED_SUFFIX = ".safetensors"
 WEIGHTS = (".pth", ".pt", ".ckpt", ".bin", ".pkl", ".pickle", ".tar", ".th")
 EXPORTED = (".onnx", ".pt2", ".xml", ".tflite", ".pte", ".h5", ".pb", ".engine")
-FORMS = ("torchslim:NAME, torchvision:NAME, timm:NAME, package.module:factory, file.py:factory or the path of a saved "
-         f"slim model (*{SAVED_SUFFIX})")
+FORMS = ("torchslim:NAME, torchvision:NAME, timm:NAME, ultralytics:NAME.yaml, package.module:factory, file.py:factory "
+         f"or the path of a saved slim model (*{SAVED_SUFFIX})")
 
 
 def how_to_load(path: str) -> str:

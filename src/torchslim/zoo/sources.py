@@ -2,11 +2,11 @@
 
 A specification is a name with options after a question mark:
 
-    torchvision:resnet18?num_classes=10&weights=DEFAULT      torchslim:NAME      timm:NAME      a bare NAME
+    torchvision:resnet18?num_classes=10&weights=DEFAULT      torchslim:NAME  timm:NAME  ultralytics:NAME.yaml  NAME
     package.module:factory      file.py:factory?depth=3      slim.safetensors
 
-A bare name is looked up in our zoo, torchvision and timm. Weights are random by default; the option `checkpoint` of any
-named model is a file that has them (`resnet18?checkpoint=weights.pth`, see `torchslim.zoo.checkpoints`), and
+A bare name is looked up in our zoo, torchvision, timm and Ultralytics. Weights are random by default; the option
+`checkpoint` of any named model is a file of them (`resnet18?checkpoint=weights.pth`, `torchslim.zoo.checkpoints`), and
 `new_head=True` beside it leaves those layers random that depend on `num_classes`, where the file's are of another size.
 """
 
@@ -44,7 +44,7 @@ class Source:
     """The origin of a model; `str()` gives its specification.
 
     Attributes:
-        kind: a library (`torchslim`, `torchvision`, `timm`), `module` or `file` (a factory), or `saved` (a file).
+        kind: a library (one of `LIBRARIES`), `module` or `file` (a factory), or `saved` (a file).
         name: the model's name, `package.module:factory`, `file.py:factory`, or the path.
         options: keyword arguments of the builder.
     """
@@ -189,7 +189,7 @@ def is_library(spec: str) -> bool:
 
 def create_model(name: str, *, weights: str | None = None, checkpoint: str | Path | None = None,
                  new_head: bool = False, **options: Any) -> nn.Module:
-    """A model by name, from our zoo, torchvision or timm, in this order, or after a prefix such as `timm:`.
+    """A model by name: of our zoo, torchvision, timm or Ultralytics, in this order, or after a prefix such as `timm:`.
 
     Args:
         name: see `list_models`.

@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from torchslim.errors import RequestError, TrainingError
-from torchslim.train import evaluate, load_data, metrics
+from torchslim.train import evaluate, fit, load_data, metrics
 from torchslim.train.tasks import TASKS, task_for, task_named
 from torchslim.utils.data import Data
 
@@ -102,6 +102,14 @@ def test_detection() -> None:
     assert task.model_options == {"num_classes": 2}
     with pytest.raises(TrainingError, match=r"gives list of 1 .* in train mode, wanted its losses by name"):
         task.loss(exact, wanted)
+
+
+def test_detectors_that_are_called_otherwise_are_refused_with_the_way() -> None:
+    model = type("DetectionModel", (nn.Identity,), {"__module__": "ultralytics.nn.tasks"})()
+    data = [([torch.rand(3, 8, 8)], [boxes((0, 0, 4, 4), labels=(1,))])]
+    for call in (fit, evaluate):
+        with pytest.raises(RequestError, match=r"Ultralytics' DetectionModel, .*; give torchslim\.integrations"):
+            call(model, data)
 
 
 def test_key_points() -> None:

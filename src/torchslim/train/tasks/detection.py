@@ -52,7 +52,9 @@ class Detection(Task):
         """See `Task`."""
         from torchmetrics.detection import MeanAveragePrecision
 
-        return {"mAP": MeanAveragePrecision()}
+        metric = MeanAveragePrecision()
+        metric.warn_on_many_detections = False  # COCO counts a picture's best 100 boxes; models may give more
+        return {"mAP": metric}
 
     def prepared(self, output: Any, targets: Any) -> tuple[Any, Any]:
         """See `Task`."""
