@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import random
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -281,15 +278,3 @@ def bits(tensor: Tensor) -> bytes:
 def heeds_ctrl_c() -> None:
     """For `Popen(preexec_fn=)`: what a shell started in the background ignores, its children would ignore too."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def run_in_two_processes(script: str, *arguments: object) -> None:
-    """Run a script under torchrun in two processes of one thread each, on the CPU; it is kept beside what it writes."""
-    path = Path(str(arguments[0])).parent / "together.py"
-    path.write_text(script)
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(path),
-         *map(str, arguments)],
-        capture_output=True, text=True, timeout=600, check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""})
-    assert done.returncode == 0, done.stderr

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import torchslim as ts
-from helpers import count, counted_macs, run_in_two_processes
+from helpers import count, counted_macs
 from torchslim.errors import CheckpointError, RequestError
 from torchslim.planning.schedules import CURVES, shares
 from torchslim.train import GradualResult, Progress, fit, fit_gradually
@@ -246,35 +246,6 @@ def test_another_networks_checkpoint_is_refused(tmp_path: Path) -> None:
         train(checkpoint=path, progress=stop_at(4, 1))
     with pytest.raises(CheckpointError, match=r"c: made by a training of another model: `0\.weight`"):
         train(nn.Sequential(net()), checkpoint=path)
-
-
-# --- several processes ------------------------------------------------------------------------------------------------
-
-TOGETHER = """
-import os, sys
-import torch
-from torch import nn
-from torchslim.train import fit_gradually
-torch.set_num_threads(1)
-torch.manual_seed(0)
-model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8),
-                      nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
-rank, g = int(os.environ["RANK"]), torch.Generator().manual_seed(1)
-data = [(torch.randn(6, 3, 8, 8, generator=g), torch.arange(6) % 3) for _ in range(4)]
-told = {"importance": "taylor", "data": data[rank:rank + 1], "loss": nn.functional.cross_entropy}
-found = fit_gradually(model, data, torch.zeros(1, 3, 8, 8), macs=0.4, steps=2, epochs=3, cutting=told)
-weights = [p.detach() for p in found.model.parameters()]
-torch.save([weights, [plan.kept for plan in found.plans]], f"{sys.argv[1]}.{rank}")
-"""
-
-
-@pytest.mark.nightly
-def test_two_processes_make_the_same_cuts(tmp_path: Path) -> None:
-    """Each sees other pictures, and by itself would choose other channels."""
-    run_in_two_processes(TOGETHER, tmp_path / "c")
-    first, second = (torch.load(tmp_path / f"c.{rank}") for rank in (0, 1))
-    assert first[1] == second[1]
-    assert all(torch.equal(one, two) for one, two in zip(first[0], second[0], strict=True))
 
 
 # --- what makes no sense ----------------------------------------------------------------------------------------------

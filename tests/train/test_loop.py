@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from helpers import run_in_two_processes
 from torchslim.errors import CheckpointError, MissingExtra, RequestError, TrainingError
 from torchslim.train import Data, History, Progress, Slimming, evaluate, fit
 
@@ -457,33 +456,6 @@ def test_evaluate_counts() -> None:
 
 
 # --- several processes ------------------------------------------------------------------------------------------------
-
-TOGETHER = """
-import os, sys
-import torch
-from torch.utils.data import TensorDataset
-from torchslim.train import fit
-sys.path.insert(0, os.path.dirname(sys.argv[1]))
-torch.set_num_threads(1)
-torch.manual_seed(0)
-model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
-g = torch.Generator().manual_seed(1)
-data = TensorDataset(torch.randn(31, 12, generator=g), torch.randint(0, 3, (31,), generator=g))
-history = fit(model, data, epochs=2, batch_size=4, held_out=data, checkpoint=sys.argv[1], accumulate=3, clip=1.0,
-              ema=0.5, keep_best=True, log=sys.argv[1] + ".jsonl", progress=lambda at: at.epoch == 3)
-rank = os.environ["RANK"]
-torch.save([model[1].weight.detach(), history.loss, history.accuracy], sys.argv[1] + "." + rank)
-"""
-
-
-def test_two_processes_train_one_model(tmp_path: Path) -> None:
-    run_in_two_processes(TOGETHER, tmp_path / "c")
-    first, second = (torch.load(tmp_path / f"c.{rank}") for rank in (0, 1))
-    assert torch.equal(first[0], second[0])
-    assert first[1:] == second[1:]
-    assert (tmp_path / "c").exists()
-    assert len((tmp_path / "c.jsonl").read_text().splitlines()) == 2
-
 
 def test_fewer_processes_than_asked_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -1,4 +1,4 @@
-"""Training: data and tasks, a resumable loop, sparsity, gradual pruning, distillation without labels."""
+"""Training: data and tasks, a resumable loop in one or several processes, sparsity, gradual pruning, distillation."""
 
 from torchslim.train.dataset import labelled
 from torchslim.train.datasets.registry import load_data
@@ -6,8 +6,9 @@ from torchslim.train.evaluation import evaluate, metrics
 from torchslim.train.gradual import GradualResult, fit_gradually
 from torchslim.train.loop import fit
 from torchslim.train.progress import History, Progress
+from torchslim.train.sharded import Sharded
 from torchslim.train.sparsity import Slimming
 from torchslim.utils.data import Data
 
-__all__ = ["Data", "GradualResult", "History", "Progress", "Slimming", "evaluate", "fit",
+__all__ = ["Data", "GradualResult", "History", "Progress", "Sharded", "Slimming", "evaluate", "fit",
            "fit_gradually", "labelled", "load_data", "metrics"]

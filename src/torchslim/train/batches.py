@@ -1,114 +1,206 @@
-"""Batches from a dataset of items, or from an iterable of ready batches."""
+"""Batches from a dataset of items, or from an iterable of ready batches; of each the part of one process of several."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from torchslim.errors import TorchslimError, TrainingError
+from torchslim.errors import RequestError, TorchslimError, TrainingError
 from torchslim.train.mixing import Mix
-from torchslim.train.seeding import EpochOrder, SeededItems
-from torchslim.utils.data import inputs_and_targets, is_dataset, iterate_batches
+from torchslim.train.processes import ALONE, Processes
+from torchslim.train.seeding import EpochBatches, Part, SeededItems
+from torchslim.train.sharded import Sharded, is_sharded
+from torchslim.utils.data import batch_length, describe, inputs_and_targets, is_dataset, iterate_batches
 from torchslim.utils.inputs import map_tensors
-from torchslim.utils.seeding import derive_seed, seeded
+from torchslim.utils.seeding import RandomStream, derive_seed, seeded
 
 LABELLED = "batches (inputs, targets)"
 Collate = Callable[[Sequence[Any]], tuple[Any, Any]]
 """From items to a batch; None for torch's own way, by stacking."""
 
 
+@dataclass(frozen=True)
+class Batch:
+    """One process's part of a batch.
+
+    Attributes:
+        inputs, targets: of its items, on the device.
+        count: as how many items it counts; `total`, over all processes.
+        total: items of the whole batch.
+    """
+
+    inputs: Any
+    targets: Any
+    count: float
+    total: float
+
+
 class TrainingBatches:
-    """The batches of each epoch for one process of several.
+    """The batches of each epoch, of which each process has its part.
 
     Attributes:
         steps: batches in an epoch; None for data of unknown length.
         count: items of the dataset; None for ready batches.
     """
 
-    def __init__(self, data: Any, batch_size: int, seed: int, rank: int = 0, world: int = 1,
-                 workers: int = 0, collate: Collate | None = None, mix: Mix | None = None) -> None:
-        self._rank, self._world, self._seed, self._mix, self._batch_size = rank, world, seed, mix, batch_size
-        self._order: EpochOrder | None = None
+    def __init__(self, data: Any, batch_size: int, seed: int, processes: Processes = ALONE,
+                 workers: int = 0, collate: Collate | None = None, mix: Mix | None = None, least: int = 1) -> None:
+        """Args: see `fit`; least: the fewest items of a batch that a process can train on."""
+        self._seed, self._mix, self._processes = seed, mix, processes
+        self._part = Part(processes.rank, processes.world, least)
+        self._order: EpochBatches | None = None
         self.count: int | None = None
-        self._batches: Iterable[Any] = data
+        self._batches: Iterable[Any] = data.batches if isinstance(data, Sharded) else data
+        self._sharded = is_sharded(data)
         if is_dataset(data):
             if len(data) == 0:
                 raise TrainingError("fit: the dataset is empty; give it items")
             self.count = len(data)
-            self._order = EpochOrder(len(data), seed, rank, world)
-            # A batch norm has no variance on a last batch of one item.
-            single_item_left = len(self._order) > batch_size > 1 and len(self._order) % batch_size == 1
+            self._order = EpochBatches(len(data), batch_size, seed, self._part)
             # A separate generator keeps the caller's state unchanged.
-            self._batches = DataLoader(SeededItems(data, seed), batch_size, sampler=self._order,
-                                       drop_last=single_item_left, num_workers=workers, collate_fn=collate,
-                                       generator=torch.Generator())
+            self._batches = DataLoader(SeededItems(data, seed), batch_sampler=self._order, num_workers=workers,
+                                       collate_fn=collate, generator=torch.Generator())
         else:
-            iterate_batches(data, LABELLED)
-        length = len(self._batches) if hasattr(self._batches, "__len__") else None
-        self.steps = length if length is None or self._order is not None else length // world
+            iterate_batches(self._batches, LABELLED)
+        self.steps: int | None = len(self._batches) if isinstance(self._batches, Sized) else None
 
-    def epoch(self, epoch: int, device: torch.device) -> Iterator[tuple[Any, Any]]:
-        """Pairs `(inputs, targets)` on the device."""
+    def check_same(self) -> None:
+        """Check that all processes have data of one length; of different shards the shortest counts.
+
+        Raises:
+            RequestError: they do not.
+        """
+        lengths = self._processes.gather(self.steps if self._order is None else self._order.length)
+        if self._sharded:
+            self.steps = None if None in lengths else min(lengths)
+        elif len(set(lengths)) > 1:
+            raise RequestError(f"fit: the processes have data of different lengths ({', '.join(map(str, lengths))}); "
+                               "give all of them the same data, or what is a process's own as torchslim.train.Sharded")
+
+    def epoch(self, epoch: int, device: torch.device) -> Iterator[Batch]:
+        """The parts of an epoch's batches, on the device."""
         if self._order is None:
-            batches = _to_device(_share_of_batches(self._batches, self._rank, self._world), device)
+            batches = self._own_batches() if self._sharded else self._parts(epoch)
         else:
             self._order.epoch = epoch
-            batches = _to_device(self._batches, device)
-        return batches if self._mix is None else self._mixed(batches, epoch, self._mix)
+            sizes = map(self._order.size, range(len(self._order)))
+            batches = ((batch, self._part.count(size), size)
+                       for size, batch in zip(sizes, one_line_errors(self._batches), strict=True))
+        for number, (batch, count, total) in enumerate(batches):
+            inputs, targets = _to_device(batch, device)
+            if self._mix is not None:
+                # Seeded by the batch's number, so that neither workers nor interruptions change it.
+                with seeded(derive_seed(self._seed, epoch, self._part.rank, number), devices=False):
+                    inputs, targets = self._mix(inputs, targets)
+            yield Batch(inputs, targets, count, total)
 
     def items(self, epoch: int, number: int) -> list[int]:
-        """The items of an epoch's batch, from 1, by their places in the dataset; none of ready batches."""
+        """The process's items of an epoch's batch, from 1, by their places in the dataset; none of ready batches."""
         if self._order is None:
             return []
         self._order.epoch = epoch
-        return [index for _, index in self._order][(number - 1) * self._batch_size:number * self._batch_size]
+        return [index for _, index in list(self._order)[number - 1]]
 
-    def _mixed(self, batches: Iterator[tuple[Any, Any]], epoch: int, mix: Mix) -> Iterator[tuple[Any, Any]]:
-        """Mixed batches; seeded by their numbers, so that neither workers nor interruptions change them."""
-        for number, (inputs, targets) in enumerate(batches):
-            with seeded(derive_seed(self._seed, epoch, self._rank, number), devices=False):
-                batch = mix(inputs, targets)
-            yield batch
+    def _parts(self, epoch: int) -> Iterator[tuple[Any, float, float]]:
+        """The process's items of ready batches. All processes go through the same ones: one stream of randomness."""
+        if self._part.world == 1:
+            for batch in one_line_errors(self._batches):
+                items = _count(batch)
+                yield batch, items, items
+            return
+        stream = RandomStream(derive_seed(self._seed, epoch, 0))
+        with self._processes.agreed(), stream:
+            iterator = iter(one_line_errors(self._batches))
+        while True:
+            with self._processes.agreed(), stream:
+                batch = next(iterator, None)
+                items = 0 if batch is None else _count(batch)
+            found = self._processes.gather(items)
+            if len(set(found)) > 1:
+                raise TrainingError("fit: the processes were given different batches, of "
+                                    f"{', '.join(map(str, found))} items; give the same ones in the same order to all, "
+                                    "or what is a process's own as torchslim.train.Sharded")
+            if batch is None:
+                return
+            yield _divided(batch, items, self._part), self._part.count(items), items
+
+    def _own_batches(self) -> Iterator[tuple[Any, float, float]]:
+        """Batches of this process alone, as long as all processes have one."""
+        iterator = iter(one_line_errors(self._batches))
+        while True:
+            with self._processes.agreed():
+                batch = next(iterator, None)
+            found = self._processes.gather(0 if batch is None else _count(batch))
+            if not all(found):
+                return
+            yield batch, found[self._part.rank], sum(found)
 
 
-def batches_of(data: Any, batch_size: int, device: torch.device, rank: int = 0, world: int = 1,
+def batches_of(data: Any, batch_size: int, device: torch.device, processes: Processes = ALONE,
                collate: Collate | None = None) -> Iterator[tuple[Any, Any]]:
     """Pairs `(inputs, targets)` on the device: one process's share of all batches, in order."""
+    rank, world = processes.rank, processes.world
     if is_dataset(data):
-        share = Subset(data, range(rank, len(data), world))
-        return _to_device(DataLoader(share, batch_size, collate_fn=collate), device)
-    return _to_device(_share_of_batches(iterate_batches(data, LABELLED), rank, world, include_rest=True), device)
+        batches: Iterable[Any] = DataLoader(Subset(data, range(rank, len(data), world)), batch_size, collate_fn=collate)
+    elif is_sharded(data):
+        batches = iterate_batches(data.batches if isinstance(data, Sharded) else data, LABELLED)
+    else:
+        every = iterate_batches(data, LABELLED)
+        batches = (batch for number, batch in enumerate(one_line_errors(every)) if number % world == rank)
+    return (_to_device(batch, device) for batch in one_line_errors(batches))
 
 
-def _share_of_batches(batches: Iterable[Any], rank: int, world: int, include_rest: bool = False) -> Iterator[Any]:
-    """One of every `world` batches; of an incomplete last round only with `include_rest`.
-
-    In training, the other processes would wait for the gradients of a process without a batch.
-    """
-    round_: list[Any] = []
-    for batch in batches:
-        round_.append(batch)
-        if len(round_) == world:
-            yield round_[rank]
-            round_ = []
-    if include_rest and len(round_) > rank:
-        yield round_[rank]
+def _count(batch: Any) -> int:
+    """The items of a batch, by its targets."""
+    _, targets = inputs_and_targets(batch)
+    return len(targets) if isinstance(targets, list) else batch_length(targets)
 
 
-def _to_device(batches: Iterable[Any], device: torch.device) -> Iterator[tuple[Any, Any]]:
+def _divided(batch: Any, items: int, part: Part) -> Any:
+    """A process's items of a batch: of tensors, by their first dimension, and of lists."""
+    chosen = part.of(items)
+
+    def of(tree: Any) -> Any:
+        if isinstance(tree, list) and len(tree) == items:
+            return tree[chosen]
+        if isinstance(tree, list):
+            raise _indivisible(tree, items, part.world)
+        return type(tree)(map(of, tree)) if type(tree) is tuple else map_tensors(of_tensor, tree)
+
+    def of_tensor(tensor: Tensor) -> Tensor:
+        if not tensor.ndim or len(tensor) != items:
+            raise _indivisible(tensor, items, part.world)
+        return tensor[chosen]
+
+    return tuple(map(of, inputs_and_targets(batch)))
+
+
+def _indivisible(found: Any, items: int, world: int) -> TrainingError:
+    return TrainingError(f"fit: a batch of {items} items has {describe(found)}, which can't be divided by items among "
+                         f"{world} processes; give each process batches of its own as torchslim.train.Sharded")
+
+
+def one_line_errors(batches: Iterable[Any]) -> Iterator[Any]:
+    """The same batches; an error that a worker of a loader sends with its traceback is raised as its message."""
     iterator = iter(batches)
     while True:
         try:
             batch = next(iterator)
         except StopIteration:
             return
-        except TorchslimError as error:  # a worker sends its traceback, whose last line is the message
+        except TorchslimError as error:
             lines = str(error).strip().splitlines()
             if len(lines) < 2:
                 raise
             raise type(error)(lines[-1].partition(": ")[2] or lines[-1]) from error
-        inputs, targets = map_tensors(lambda tensor: tensor.to(device), inputs_and_targets(batch))
-        yield inputs, targets
+        yield batch
+
+
+def _to_device(batch: Any, device: torch.device) -> tuple[Any, Any]:
+    inputs, targets = map_tensors(lambda tensor: tensor.to(device), inputs_and_targets(batch))
+    return inputs, targets

@@ -12,6 +12,8 @@ from torch import nn
 
 from torchslim.errors import MissingExtra, RequestError, TrainingError
 from torchslim.train.batches import batches_of
+from torchslim.train.processes import ALONE, Processes
+from torchslim.train.sharded import is_sharded
 from torchslim.train.tasks import Task, task_for
 from torchslim.utils.data import EVALUATION_BATCH, Data
 from torchslim.utils.eval_mode import evaluating
@@ -64,31 +66,40 @@ def metrics(model: nn.Module, data: Any, batch_size: int = EVALUATION_BATCH, *,
     return found
 
 
-def measured(model: nn.Module, data: Any, batch_size: int, task: Task, accelerator: Any = None) -> dict[str, float]:
-    """The metrics of a model; none without data. With an accelerator, those over all processes, in each."""
-    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+def measured(model: nn.Module, data: Any, batch_size: int, task: Task,
+             processes: Processes = ALONE) -> dict[str, float]:
+    """The metrics of a model; none without data. With several processes, each scores its part, and all get the whole.
+
+    All must call it then, with the same model and data.
+    """
     device = device_of(model)
     built: Mapping[str, Any] = {}
     # Seeded, so that random datasets give the same result each time and the caller's generators are unchanged.
     with torch.inference_mode(), evaluating(model), seeded(0):
-        batches = iter(batches_of(data, batch_size, device, rank, world, task.collate))
-        first = next(batches, None)
-        outputs = 0 if first is None else _outputs(_answers(model, first[0]))
-        if world > 1:
-            outputs = int(accelerator.gather(torch.tensor([outputs], device=device)).max())
-        if not outputs:
+        with processes.agreed():
+            batches = iter(batches_of(data, batch_size, device, processes, task.collate))
+            first = next(batches, None)
+            outputs = 0 if first is None else _outputs(_answers(model, first[0]))
+        found = processes.gather(outputs)
+        if not any(found):
             return {}
+        if not all(found):  # too few for each to have one, so that each takes all
+            if is_sharded(data):
+                raise TrainingError(f"evaluate: process {found.index(0)} of {processes.world} has no batch of its own; "
+                                    "give each some, or the same data to all")
+            return measured(model, data, batch_size, task)
         try:
-            built = task.build_metrics(outputs)
+            built = task.build_metrics(max(found))
         except ImportError as error:
             raise MissingExtra("torchmetrics", "train", "the metrics of a task") from error
-        for inputs, targets in () if first is None else chain((first,), batches):
-            predictions, wanted = task.prepared(_answers(model, inputs), targets)
-            for metric in built.values():
-                _update(metric.to(device), predictions, wanted, task)
+        with processes.agreed():
+            for inputs, targets in () if first is None else chain((first,), batches):
+                predictions, wanted = task.prepared(_answers(model, inputs), targets)
+                for metric in built.values():
+                    _update(metric.to(device), predictions, wanted, task)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of classes that do not occur
-            return _computed(built, task, world)
+            return _computed(built, task, processes.world)
 
 
 def _answers(model: nn.Module, inputs: Any) -> Any:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from torchslim.surgery.optimizers import carry_optimizer
 from torchslim.surgery.plans import Plan
 from torchslim.train.checkpoint import TrainingState, read_plans
 from torchslim.train.hyperparameters import Hyperparameters
-from torchslim.train.loop import build_trainer, fit
+from torchslim.train.loop import build_trainer, fit, together
 from torchslim.train.progress import History
 from torchslim.train.sparsity import Slimming
 from torchslim.train.trainer import Trainer
@@ -88,21 +89,29 @@ def fit_gradually(model: nn.Module, data: Any, inputs: Inputs, *, macs: float | 
     _check({} if cutting is None else cutting, budgets)
     bound = inspect.signature(fit).bind(copy_model(model), data, **training)
     bound.apply_defaults()
-    trainer = build_trainer(**bound.arguments)
-    _check_training(trainer.hyperparameters)
-    options, given_data, scoring_loss = split_keywords({**budgets, **(cutting or {})})  # type: ignore[typeddict-item]
-    scoring = as_batches(given_data)
-    of_steps = options_of_steps(options, model, inputs, steps, curve, scoring, scoring_loss)
-    cuts = dict(zip(_cut_epochs(begin, every, steps, trainer.hyperparameters.epochs), of_steps, strict=True))
-    described = {str(epoch): _describe_options(step) for epoch, step in cuts.items()}
-    trainer = replace(trainer, extra_identity={"gradual": described})
-    with trainer.on_device(trainer.model):
-        trainer, state = _run(trainer, _to_device(inputs, trainer.model), cuts, scoring, scoring_loss)
+    with together() as processes:
+        trainer = build_trainer(processes=processes, **bound.arguments)
+        with processes.agreed():
+            _check_training(trainer.hyperparameters)
+            options, given_data, scoring_loss = split_keywords(
+                {**budgets, **(cutting or {})})  # type: ignore[typeddict-item]
+            scoring = as_batches(given_data)
+            of_steps = options_of_steps(options, model, inputs, steps, curve, scoring, scoring_loss)
+            cuts = dict(zip(_cut_epochs(begin, every, steps, trainer.hyperparameters.epochs), of_steps, strict=True))
+        described = {str(epoch): _describe_options(step) for epoch, step in cuts.items()}
+        trainer = replace(trainer, extra_identity={"gradual": described})
+        with trainer.on_device(trainer.model):
+            trainer, state = _run(trainer, _to_device(inputs, trainer.model), cuts, scoring, scoring_loss)
+    history = History(state.loss, state.score, trainer.task.metric)
+    return GradualResult(_as_before(model, trainer.model), state.plans, history)
+
+
+def _as_before(model: nn.Module, slim: nn.Module) -> nn.Module:
+    """The slim network, in the modes and on the device of the model."""
     modes = dict(named_modules(model))
-    slim = trainer.model.to(device_of(model))
     for name, module in named_modules(slim):
         module.training = modes[name].training
-    return GradualResult(slim, state.plans, History(state.loss, state.score, trainer.task.metric))
+    return slim.to(device_of(model))
 
 
 def _check(cutting: Mapping[str, Any], budgets: Collection[str]) -> None:
@@ -153,9 +162,9 @@ def _run(trainer: Trainer, inputs: Inputs, cuts: Mapping[int, PlanOptions], scor
          loss: Loss | None) -> tuple[Trainer, TrainingState]:
     """Train from cut to cut, from the checkpoint if there is one."""
     original = trainer.model  # shares of the original's cost depend on its widths only
-    checkpoint = trainer.checkpoint if trainer.checkpoint is not None and trainer.checkpoint.exists() else None
-    if checkpoint is not None:
-        trainer = _replay_cuts(trainer, checkpoint)
+    with trainer.processes.file_of_first(trainer.checkpoint) as path, trainer.processes.agreed():
+        if path is not None:
+            trainer = _replay_cuts(trainer, path)
     optimizer = trainer.build_optimizer()
     state = trainer.resumed(optimizer)
     for index, until in enumerate([*cuts, trainer.hyperparameters.epochs]):
@@ -163,20 +172,23 @@ def _run(trainer: Trainer, inputs: Inputs, cuts: Mapping[int, PlanOptions], scor
         if state.epochs < until:  # the callback asked for the end
             break
         if until in cuts and len(state.plans) == index:
-            slim, step = _broadcast_cut(trainer, *prune_with(cuts[until], trainer.model, inputs, scoring, loss,
-                                                             original))
+            slim, step = _cut(trainer, partial(prune_with, cuts[until], trainer.model, inputs, scoring, loss,
+                                                original))
             optimizer = carry_optimizer(optimizer, trainer.model, slim, step)
             trainer, state = _with_model(trainer, slim), replace(state, plans=(*state.plans, step))
     return trainer, state
 
 
-def _broadcast_cut(trainer: Trainer, slim: nn.Module, step: Plan) -> tuple[nn.Module, Plan]:
-    """Use the first process's cut in all: scores may differ by process, as batch norms' running statistics do."""
-    if trainer.accelerator.num_processes == 1:
-        return slim, step
-    from accelerate.utils import broadcast_object_list
-
-    (text,) = broadcast_object_list([step.to_json()])
+def _cut(trainer: Trainer, pruned: Callable[[], tuple[nn.Module, Plan]]) -> tuple[nn.Module, Plan]:
+    """The first process's cut, in all: it alone plans and proves, the others apply its plan."""
+    made: list[tuple[nn.Module, Plan]] = []
+    processes = trainer.processes
+    with processes.agreed():
+        if processes.is_first:
+            made.append(pruned())
+    text = processes.broadcast(made[0][1].to_json() if made else None)
+    if made:
+        return made[0]
     step = Plan.from_json(text)
     return apply(trainer.model, step), step
 

@@ -54,7 +54,7 @@ class Hyperparameters:
 
     Attributes:
         epochs: passes over the data, at the most.
-        batch_size: of a dataset, per process; ready batches are not changed.
+        batch_size: of a dataset, over all processes; ready batches are not changed.
         seed: of the order, the augmentation, dropout and mixing; the caller's generators are unchanged.
         label_smoothing: of the cross entropy.
         class_weights: of the cross entropy, one a class; "balanced" is n / (classes x items of the class).

@@ -1,4 +1,4 @@
-"""Train a model: on Hugging Face Accelerate, resumable with bit-identical results.
+"""Train a model: on Hugging Face Accelerate, in one process or several, resumable with bit-identical results.
 
 An epoch depends only on the state before it, the seed and its number. So the state after each epoch is enough to
 resume.
@@ -6,15 +6,16 @@ resume.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from torchslim.errors import MissingExtra, RequestError, TrainingError
+from torchslim.errors import RequestError
 from torchslim.planning.options import as_patterns
 from torchslim.train.batches import TrainingBatches
 from torchslim.train.class_weights import count_classes, weights_of
@@ -22,14 +23,16 @@ from torchslim.train.hyperparameters import HyperparameterKeywords, Hyperparamet
 from torchslim.train.log import FOLDER, Record, Reporting, check_tracker, log_writer
 from torchslim.train.losses import LossFunction
 from torchslim.train.mixing import Mix
+from torchslim.train.processes import Processes, join_processes
 from torchslim.train.progress import History, Progress
+from torchslim.train.sharded import Sharded
 from torchslim.train.sparsity import Slimming
 from torchslim.train.tasks import Task, task_for
 from torchslim.train.trainer import Trainer
 from torchslim.utils.data import Data
 from torchslim.utils.files import check_writable
 
-__all__ = ["History", "Progress", "build_trainer", "fit"]
+__all__ = ["History", "Progress", "build_trainer", "fit", "together"]
 
 
 def fit(model: nn.Module, data: Any, *, loss: LossFunction | None = None, sparsity: float | Slimming = 0.0,
@@ -39,10 +42,13 @@ def fit(model: nn.Module, data: Any, *, loss: LossFunction | None = None, sparsi
         task: str | None = None, **hyperparameters: Unpack[HyperparameterKeywords]) -> History:
     """Train a model in place; its modes, its device and what is trainable are restored.
 
+    Under torchrun every process calls it with the same arguments, and has the same model in the end; see
+    docs/distributed.md.
+
     Args:
-        model: the model.
+        model: the model; the first process's weights count.
         data: a dataset of `(inputs, target)`, a `Data`, or a re-iterable of batches `(inputs, targets)` (a list, a
-            `DataLoader`). Targets are described in `torchslim.train.Data`.
+            `DataLoader`). Targets are described in `torchslim.train.Data`. The same in all processes, or `Sharded`.
         loss: `(outputs, targets)` to a scalar, instead of the task's: cross entropy, binary cross entropy of several
             labels, squared errors of a regression, and of detection the losses that the model gives in train mode, when
             it is called with inputs and targets.
@@ -73,47 +79,68 @@ def fit(model: nn.Module, data: Any, *, loss: LossFunction | None = None, sparsi
             the step and its items. The checkpoint keeps the epoch before; running statistics of the model in memory may
             have seen the bad batch.
         RequestError: an invalid argument, or a checkpoint in a folder that does not exist.
-        CheckpointError: the checkpoint is damaged, belongs to another training, or can't be written; one that was there
-            before is intact then.
+        CheckpointError: the checkpoint is damaged, belongs to another training, one by another number of processes
+            too, or can't be written; one that was there before is intact then.
         MissingExtra: Accelerate is not installed.
     """
-    trainer = build_trainer(**{**locals(), "hyperparameters": hyperparameters})
-    with trainer.on_device(model):
-        return trainer.run()
+    given = {**locals(), "hyperparameters": hyperparameters}
+    with together() as processes:
+        trainer = build_trainer(processes=processes, **given)
+        with trainer.on_device(model):
+            return trainer.run()
 
 
-def build_trainer(model: nn.Module, data: Any, *, loss: LossFunction | None, sparsity: float | Slimming,
-                  teacher: nn.Module | None, held_out: Any, checkpoint: str | Path | None,
-                  progress: Callable[[Progress], object] | None,
-                  log: str | Path | Callable[[Record], object] | None, tracker: Any, workers: int, task: str | None,
-                  hyperparameters: Mapping[str, Any]) -> Trainer:
+@contextmanager
+def together() -> Iterator[Processes]:
+    """The processes that train, joined; an error in one line where one of them ends before the others."""
+    processes = join_processes()
+    with processes.connected():
+        yield processes
+
+
+def build_trainer(model: nn.Module, data: Any, *, processes: Processes, tracker: Any, **given: Any) -> Trainer:
     """The trainer for the arguments of `fit`, which it validates."""
+    accelerator = _accelerator(tracker)
+    with processes.agreed():
+        trainer = _build(model, data, processes=processes, accelerator=accelerator, **given)
+    trainer.batches.check_same()
+    return trainer
+
+
+def _build(model: nn.Module, data: Any, *, loss: LossFunction | None, sparsity: float | Slimming,
+           teacher: nn.Module | None, held_out: Any, checkpoint: str | Path | None,
+           progress: Callable[[Progress], object] | None, log: str | Path | Callable[[Record], object] | None,
+           workers: int, task: str | None, hyperparameters: Mapping[str, Any], processes: Processes,
+           accelerator: Any) -> Trainer:
     if isinstance(sparsity, Slimming):
         penalty: Slimming | None = sparsity
     else:
         penalty = Slimming(model, weight=sparsity) if sparsity else None
+    batches_only = data.batches if isinstance(data, Sharded) else data
     given = {**hyperparameters, "freeze": as_patterns(hyperparameters.get("freeze", ()), "freeze"),
-             "class_weights": weights_of(hyperparameters.get("class_weights", ()), data)}
+             "class_weights": weights_of(hyperparameters.get("class_weights", ()), batches_only)}
     options = replace(Hyperparameters.of(given), sparsity=penalty.weight if penalty else 0.0)
-    kind = task_for(data, task, label_smoothing=options.label_smoothing, class_weights=options.class_weights)
+    kind = task_for(batches_only, task, label_smoothing=options.label_smoothing, class_weights=options.class_weights)
     if teacher is not None and kind.returns_losses:
         raise RequestError(f"fit: a teacher in a task of {kind.name}, whose models give losses in place of answers "
                            "when they are trained; leave it out")
     if loss is None and (fault := kind.model_fault(model)):
         raise RequestError(f"fit: the model {fault}")
-    mix = _mix(options, kind, data)
+    mix = _mix(options, kind, batches_only)
     if isinstance(data, Data):
         data, held_out = data.train, data.test if held_out is None else held_out
     if held_out is None and (options.keep_best or options.patience):
         raise RequestError("fit: keep_best and patience go by the score on held-out data, and there are none; give "
                            "held_out=, or leave them out")
-    accelerator = _accelerator(tracker)
     options.step.check_device(accelerator.device, accelerator.mixed_precision)
-    rank, world = accelerator.process_index, accelerator.num_processes
-    batches = TrainingBatches(data, options.batch_size, options.seed, rank, world, workers, kind.collate, mix)
-    path = None if checkpoint is None else check_writable(Path(checkpoint), "training.safetensors")
-    reporting = Reporting(progress, log_writer(log), accelerator)
-    return Trainer(model, options, batches, kind, loss, penalty, teacher, held_out, path, reporting, accelerator)
+    least = 2 if any(isinstance(module, _BatchNorm) for module in model.modules()) else 1
+    batches = TrainingBatches(data, options.batch_size, options.seed, processes, workers, kind.collate, mix, least)
+    path = None if checkpoint is None else Path(checkpoint)
+    if path is not None and processes.is_first:
+        check_writable(path, "training.safetensors")
+    reporting = Reporting(progress, log_writer(log) if processes.is_first else None, accelerator)
+    return Trainer(model, options, batches, kind, loss, penalty, teacher, held_out, path, reporting, accelerator,
+                   processes)
 
 
 def _mix(options: Hyperparameters, kind: Task, data: Any) -> Mix | None:
@@ -127,13 +154,9 @@ def _mix(options: Hyperparameters, kind: Task, data: Any) -> Mix | None:
 
 
 def _accelerator(tracker: Any) -> Any:
-    try:
-        from accelerate import Accelerator
-    except ImportError as error:
-        raise MissingExtra("accelerate", "train", "training") from error
-    accelerator = Accelerator(log_with=check_tracker(tracker), project_dir=FOLDER)
-    requested = int(os.environ.get("WORLD_SIZE", "1"))
-    if requested > accelerator.num_processes:
-        raise TrainingError(f"fit: {requested} processes were asked for, {accelerator.num_processes} train "
-                            "together; start them with torchrun")
-    return accelerator
+    """Accelerate's, whose models need not use all of their parameters in each step, as auxiliary heads."""
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs
+
+    handlers = [DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)]
+    return Accelerator(log_with=check_tracker(tracker), project_dir=FOLDER, kwargs_handlers=handlers)

@@ -7,6 +7,7 @@ uninterrupted one. Seeding each item makes the result independent of the number 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,21 +34,61 @@ class SeededItems(Dataset[Any]):
             return self.dataset[index]
 
 
-class EpochOrder(Sampler[Key]):
-    """The keys of one epoch, shuffled by the seed and the epoch, for one process of several.
+class EpochBatches(Sampler[list[Key]]):
+    """The keys of one epoch's batches, shuffled by the seed and the epoch: of each the part of one process.
 
-    Every process gets the same number: the first keys are repeated in the last round.
+    All processes together have the batches that a single one would have.
+
+    Attributes:
+        epoch: whose keys come; set before they are gone through.
     """
 
-    def __init__(self, length: int, seed: int, rank: int = 0, world: int = 1) -> None:
-        self.length, self.seed, self.rank, self.world = length, seed, rank, world
+    def __init__(self, length: int, batch_size: int, seed: int, part: Part) -> None:
+        self.length, self.batch_size, self.seed, self.part = length, batch_size, seed, part
         self.epoch = 0
 
     def __len__(self) -> int:
-        return -(-self.length // self.world)
+        # A batch norm has no variance on a last batch of one item.
+        single_item_left = self.length > self.batch_size > 1 and self.length % self.batch_size == 1
+        return -(-self.length // self.batch_size) - single_item_left
 
-    def __iter__(self) -> Iterator[Key]:
+    def size(self, number: int) -> int:
+        """Items of a batch, from 0, over all processes."""
+        return min(self.batch_size, self.length - number * self.batch_size)
+
+    def __iter__(self) -> Iterator[list[Key]]:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
         order = torch.randperm(self.length, generator=generator).tolist()
-        order += order[:len(self) * self.world - self.length]
-        return iter([(self.epoch, index) for index in order[self.rank::self.world]])
+        for number in range(len(self)):
+            batch = order[number * self.batch_size:][:self.size(number)]
+            yield [(self.epoch, index) for index in batch[self.part.of(len(batch))]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One process's part of each batch.
+
+    Attributes:
+        rank: the number of the process, from 0.
+        world: the number of processes.
+        least: a batch with fewer items than this for each process is given to all of them whole.
+    """
+
+    rank: int = 0
+    world: int = 1
+    least: int = 1
+
+    def of(self, items: int) -> slice:
+        """Which items of a batch it has."""
+        if self.is_whole(items):
+            return slice(0, items)
+        return slice(items * self.rank // self.world, items * (self.rank + 1) // self.world)
+
+    def count(self, items: int) -> float:
+        """As how many items its part counts: over all processes, the items of the batch."""
+        part = self.of(items)
+        return items / self.world if self.is_whole(items) else part.stop - part.start
+
+    def is_whole(self, items: int) -> bool:
+        """Whether all processes have all items of a batch."""
+        return items < self.least * self.world

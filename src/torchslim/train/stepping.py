@@ -162,6 +162,27 @@ class Stepper:
         self._scaler.update()
 
 
+@contextmanager
+def synchronised_norms(model: nn.Module, accelerator: Any) -> Iterator[None]:
+    """Batch norms take their statistics over all processes inside, where torch's `SyncBatchNorm` runs: not on CPUs.
+
+    The modules stay the same objects, with the same parameters, buffers and hooks.
+    """
+    changed: list[tuple[nn.Module, type[nn.Module]]] = []
+    if accelerator.num_processes > 1 and accelerator.device.type in ("cuda", "xpu"):
+        changed = [(module, type(module)) for module in model.modules()
+                   if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)]
+    try:
+        for module, _ in changed:
+            module.__class__ = nn.SyncBatchNorm
+            vars(module)["process_group"] = None  # all processes
+        yield
+    finally:
+        for module, kind in changed:
+            module.__class__ = kind
+            del vars(module)["process_group"]
+
+
 def grouped(batches: Iterable[Any], count: int) -> Iterator[list[Any]]:
     """Lists of so many batches; the last may be shorter."""
     iterator = iter(batches)

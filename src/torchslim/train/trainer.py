@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,16 +17,17 @@ from torch.optim import Optimizer
 
 from torchslim.errors import TrainingError
 from torchslim.train.averaging import Average, KeptState
-from torchslim.train.batches import TrainingBatches
+from torchslim.train.batches import Batch, TrainingBatches
 from torchslim.train.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from torchslim.train.evaluation import measured
 from torchslim.train.freezing import freeze_statistics, frozen
 from torchslim.train.hyperparameters import Hyperparameters
 from torchslim.train.log import Reporting
 from torchslim.train.losses import LossFunction
+from torchslim.train.processes import Processes
 from torchslim.train.progress import History, Progress
 from torchslim.train.sparsity import Slimming
-from torchslim.train.stepping import LossScale, Stepper, grouped
+from torchslim.train.stepping import LossScale, Stepper, grouped, synchronised_norms
 from torchslim.train.tasks import Task
 from torchslim.utils.data import EVALUATION_BATCH
 from torchslim.utils.eval_mode import evaluating
@@ -49,6 +51,7 @@ class Trainer:
     checkpoint: Path | None
     reporting: Reporting
     accelerator: Any
+    processes: Processes = field(default_factory=Processes)
     extra_identity: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -84,75 +87,101 @@ class Trainer:
 
     def resumed(self, optimizer: Optimizer) -> TrainingState:
         """The state of the checkpoint, which the model and the optimizer take over; of the beginning without one."""
-        if self.checkpoint is None or not self.checkpoint.exists():
-            return TrainingState()
-        return load_checkpoint(self.checkpoint, self.model, optimizer, self.identity(), self.parts)
+        with self.processes.file_of_first(self.checkpoint) as path, self.processes.agreed():
+            if path is None:
+                return TrainingState()
+            return load_checkpoint(path, self.model, optimizer, self.identity(), self.parts)
 
     def train(self, optimizer: Optimizer, state: TrainingState, until: int) -> TrainingState:
         """Train until `until` epochs are done, or it is to end before."""
         options = self.hyperparameters
-        wrapped, prepared = self.accelerator.prepare(self.model, optimizer)
-        stepper = Stepper(options.step, wrapped, prepared, self.accelerator, self.scale)
-        forward = torch.compile(wrapped) if options.step.compile else wrapped
-        stop = False
-        try:
-            for epoch in range(state.epochs, until):
-                if stop or self._is_stale(state.score):
-                    break
-                start = time.monotonic()
-                loss, steps, stop = self._epoch(forward, stepper, epoch, state)
-                metrics = self._metrics(state)
-                score = metrics.get(self.task.metric)
-                state = TrainingState(epoch + 1, (*state.loss, loss),
-                                      state.score if score is None else (*state.score, score), state.plans)
-                self.reporting.epoch({"epoch": epoch + 1, "loss": loss, **metrics,
-                                      "lr": optimizer.param_groups[0]["lr"],
-                                      "seconds": round(time.monotonic() - start, 3)})
-                if self.checkpoint is not None and self.accelerator.is_main_process:
-                    save_checkpoint(self.checkpoint, self.model, optimizer, state, self.identity(), self.parts)
-                self.accelerator.wait_for_everyone()
-                stop = self._tell(epoch, steps, loss, score, finished=True) or stop
-                stop = self._sum_over_processes(float(stop))[0] > 0
-        finally:
-            optimizer.zero_grad(set_to_none=True)
-            self.accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # restores `forward` (autocast)
-            vars(self.model).pop("_is_accelerate_prepared", None)
+        self.processes.share(self.model)
+        with synchronised_norms(self.model, self.accelerator):
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", ".*broadcast_buffers")  # which newer versions of torch rename
+                wrapped, prepared = self.accelerator.prepare(self.model, optimizer)
+            stepper = Stepper(options.step, wrapped, prepared, self.accelerator, self.scale)
+            forward = torch.compile(wrapped) if options.step.compile else wrapped
+            stop = False
+            try:
+                for epoch in range(state.epochs, until):
+                    if stop or self._is_stale(state.score):
+                        break
+                    state, stop = self._recorded_epoch(forward, stepper, optimizer, epoch, state)
+            finally:
+                optimizer.zero_grad(set_to_none=True)
+                self.accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # restores `forward` (autocast)
+                vars(self.model).pop("_is_accelerate_prepared", None)
         return state
+
+    def _recorded_epoch(self, forward: Any, stepper: Stepper, optimizer: Optimizer, epoch: int,
+                        state: TrainingState) -> tuple[TrainingState, bool]:
+        """Train one epoch, score, log, and write the checkpoint; whether the epoch is to be the last."""
+        start = time.monotonic()
+        loss, steps, stop = self._epoch(forward, stepper, epoch, state)
+        metrics = self._metrics(state)
+        score = metrics.get(self.task.metric)
+        state = TrainingState(epoch + 1, (*state.loss, loss),
+                              state.score if score is None else (*state.score, score), state.plans)
+        with self.processes.agreed():
+            self.reporting.epoch({"epoch": epoch + 1, "loss": loss, **metrics, "lr": optimizer.param_groups[0]["lr"],
+                                  "seconds": round(time.monotonic() - start, 3)})
+            if self.checkpoint is not None and self.processes.is_first:
+                save_checkpoint(self.checkpoint, self.model, optimizer, state, self.identity(), self.parts)
+        with self.processes.agreed():
+            stop = self._tell(epoch, steps, loss, score, finished=True) or stop
+        return state, self.processes.sums(float(stop))[0] > 0
 
     def _epoch(self, forward: Any, stepper: Stepper, epoch: int, state: TrainingState) -> tuple[float, int, bool]:
         """Train one epoch; its mean loss over processes and items, its steps, and whether it is to be the last."""
         total, items, step, stop = 0.0, 0.0, 0, False
         options, device = self.hyperparameters, self.accelerator.device
-        with seeded(derive_seed(options.seed, epoch, self.accelerator.process_index)):
+        with seeded(derive_seed(options.seed, epoch, self.processes.rank)):
             forward.train()
             freeze_statistics(self.model, options.freeze)
-            for step, group in enumerate(grouped(self.batches.epoch(epoch, device), options.step.accumulate), start=1):
+            groups = grouped(self.batches.epoch(epoch, device), options.step.accumulate)
+            while True:
+                with self.processes.agreed():
+                    stop = (step > 0 and self._tell(epoch, step, total / items)) or stop
+                    group = next(groups, None)
+                if group is None:
+                    break
+                step += 1
                 for entry in stepper.optimizer.param_groups:
                     entry["lr"] = options.rate.learning_rate(self._share_done(epoch, step))
                 stepper.optimizer.zero_grad()
-                counts = [_count(targets) for _, targets in group]
-                for index, (inputs, targets) in enumerate(group):
-                    last = index == len(group) - 1
-                    with stepper.synchronised(last):
-                        loss = self._loss(forward, stepper, options.step.arranged(inputs), targets)
-                        value = float(loss.detach())
-                        if not math.isfinite(value):  # before the step updates the weights
-                            raise self._not_finite(epoch, step, index, value, state)
-                        loss = loss * (counts[index] / sum(counts)) if len(group) > 1 else loss
-                        # Once a step, as the loss of all its batches counts once.
-                        stepper.backward(loss + self.penalty() if last and self.penalty is not None else loss)
-                    total, items = total + value * counts[index], items + counts[index]
+                for value, count in self._gradients(forward, stepper, group, epoch, step, state):
+                    total, items = total + value * count, items + count
                 stepper.step()
                 self.average.update()
-                stop = self._tell(epoch, step, total / items) or stop
         if not step:
             raise TrainingError(f"epoch {epoch + 1}: the data gave no batch; give a dataset, a list of "
                                 "batches or a DataLoader (an iterator can be read once only)")
+        self.processes.share_buffers(self.model)  # each process's batch norms have seen its own items
         if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
             raise TrainingError(f"epoch {epoch + 1}, step {step}: weights are no longer finite; try a lower learning "
                                 f"rate than lr={options.rate.lr}{self._kept(state)}")
-        total, items = self._sum_over_processes(total, items)
+        total, items = self.processes.sums(total, items)
         return total / items, step, stop
+
+    def _gradients(self, forward: Any, stepper: Stepper, group: list[Batch], epoch: int, step: int,
+                   state: TrainingState) -> Iterator[tuple[float, float]]:
+        """Add up the gradients of a step's batches; the loss of each, and as how many items it counts."""
+        whole, world = sum(batch.total for batch in group), self.processes.world
+        for index, batch in enumerate(group):
+            last = index == len(group) - 1
+            with stepper.synchronised(last):
+                with self.processes.agreed():  # before gradients are exchanged
+                    loss = self._loss(forward, stepper, self.hyperparameters.step.arranged(batch.inputs), batch.targets)
+                    value = float(loss.detach())
+                    if not math.isfinite(value):  # before the step updates the weights
+                        raise self._not_finite(epoch, step, index, value, state)
+                # Gradients become their mean over processes, and here each item is to count the same.
+                share = world * batch.count / whole
+                loss = loss if share == 1 else loss * share
+                # Once a step, as the loss of all its batches counts once.
+                stepper.backward(loss + self.penalty() if last and self.penalty is not None else loss)
+            yield value, batch.count
 
     def _loss(self, forward: Any, stepper: Stepper, inputs: Any, targets: Any) -> Tensor:
         args, kwargs = arguments(inputs)
@@ -183,7 +212,7 @@ class Trainer:
 
     def _kept(self, state: TrainingState) -> str:
         """Where the state of the epoch before is, for a message."""
-        if self.checkpoint is None or not self.checkpoint.exists():
+        if self.checkpoint is None or not state.epochs:
             return ""
         return f"; {self.checkpoint} has the state after epoch {state.epochs}"
 
@@ -203,7 +232,7 @@ class Trainer:
         if self.held_out is None:
             return {}
         with self.average.held():
-            found = measured(self.model, self.held_out, EVALUATION_BATCH, self.task, self.accelerator)
+            found = measured(self.model, self.held_out, EVALUATION_BATCH, self.task, self.processes)
             if not found:
                 raise TrainingError("held_out: no data; give a dataset or batches that are not empty, or None")
             if self.hyperparameters.keep_best and found[self.task.metric] > max(state.score, default=-math.inf):
@@ -216,13 +245,6 @@ class Trainer:
         return patience is not None and len(scores) - scores.index(max(scores, default=0.0)) > patience \
             if scores else False
 
-    def _sum_over_processes(self, *values: float) -> list[float]:
-        """The sums of numbers over all processes."""
-        if self.accelerator.num_processes == 1:
-            return list(values)
-        local = torch.tensor(values, dtype=torch.float64, device=self.accelerator.device)
-        return [float(value) for value in self.accelerator.reduce(local, "sum").tolist()]
-
     def _tell(self, epoch: int, step: int, loss: float, score: float | None = None, finished: bool = False) -> bool:
         return self.reporting.step(Progress(epoch + 1, self.hyperparameters.epochs, step, self._steps, loss, score,
                                             self.task.metric, finished))
@@ -233,12 +255,7 @@ class Trainer:
                 "items": self.batches.count,
                 "task": self.task.name, "teacher": self.teacher is not None,
                 "pressed": list(self.penalty.names) if self.penalty else [],
-                "processes": self.accelerator.num_processes}
-
-
-def _count(targets: Any) -> int:
-    """The items of a batch."""
-    return len(targets) if isinstance(targets, list) or (isinstance(targets, Tensor) and targets.ndim > 0) else 1
+                "processes": self.processes.world}
 
 
 @contextmanager

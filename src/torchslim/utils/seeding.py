@@ -6,6 +6,7 @@ import hashlib
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,3 +41,33 @@ def seeded(seed: int, devices: bool = True) -> Iterator[None]:
         torch.set_rng_state(cpu)
         if accelerator:
             torch.cuda.set_rng_state_all(accelerator)
+
+
+class RandomStream:
+    """States of torch's CPU generator, Python's and NumPy's that are put in again and again, and go on where they were.
+
+    `with stream:` has them inside; outside, the generators are as they were before.
+    """
+
+    def __init__(self, seed: int) -> None:
+        with seeded(seed, devices=False):
+            self._own = _states()
+        self._others: list[tuple[Any, Any, torch.Tensor]] = []
+
+    def __enter__(self) -> None:
+        self._others.append(_states())
+        _put_in(self._own)
+
+    def __exit__(self, *_: object) -> None:
+        self._own = _states()
+        _put_in(self._others.pop())
+
+
+def _states() -> tuple[Any, Any, torch.Tensor]:
+    return random.getstate(), np.random.get_state(), torch.get_rng_state()
+
+
+def _put_in(states: tuple[Any, Any, torch.Tensor]) -> None:
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.set_rng_state(states[2])
