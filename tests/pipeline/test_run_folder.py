@@ -184,7 +184,7 @@ def test_a_folder_that_cannot_be_made_leaves_none_of_those_above_it(tmp_path: Pa
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[]", '{"format": 2}', '{"format": 2, "settings": 3, "threads": 1}'])
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"format": 3}', '{"format": 3, "settings": 3, "threads": 1}'])
 def test_a_state_that_cannot_be_read(tmp_path: Path, damage: str) -> None:
     begun(tmp_path)
     (tmp_path / "work" / "state.json").write_text(damage)

@@ -420,12 +420,6 @@ def test_a_cut_that_is_not_proven_stops_the_run(ask: Ask, tmp_path: Path, monkey
     assert not (settings.out / "slim.safetensors").exists()
 
 
-def test_several_processes_are_refused(ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RequestError, match="under torchrun"):
-        run_slim(ask(tmp_path / "run"))
-
-
 # --- the command line -------------------------------------------------------------------------------------------------
 
 def test_the_command_prints_a_table(finished: Finished, monkeypatch: pytest.MonkeyPatch,

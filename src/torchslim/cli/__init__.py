@@ -31,6 +31,7 @@ from torchslim.cli import (
     train,
 )
 from torchslim.cli.interrupts import interrupts
+from torchslim.cli.several import check_command, print_once, quiet_processes
 from torchslim.cli.usage import check_arguments, usage_message
 from torchslim.errors import RequestError, TorchslimError
 
@@ -71,6 +72,7 @@ def parser() -> Any:
 
 def main() -> int:
     """Run the command line; the exit status."""
+    quiet_processes()
     status = INTERRUPTED
     try:
         with interrupts.heeded():
@@ -79,8 +81,8 @@ def main() -> int:
         status = INTERRUPTED
     status = interrupts.status or status
     if status == INTERRUPTED or interrupts.status:
-        print(f"interrupted; {interrupts.remedy}" if interrupts.remedy else
-              "error: interrupted; run the same command again", file=sys.stderr)
+        print_once(f"interrupted; {interrupts.remedy}" if interrupts.remedy else
+                   "error: interrupted; run the same command again")
     return status
 
 
@@ -90,6 +92,7 @@ def _run() -> int:
     warnings.formatwarning = _one_line
     try:
         check_arguments(arguments, parser())
+        check_command(arguments)
         status = parser()(arguments, prog_name="torchslim", standalone_mode=False)
         sys.stdout.flush()
     except (KeyboardInterrupt, typer.Abort):
@@ -127,7 +130,7 @@ def _report(error: Exception, arguments: list[str]) -> int:
     else:
         text, status = f"{type(error).__name__}: {error}; run again with --debug for the traceback", 1
     # What is no Unicode in an argument can't be printed as it is.
-    print("error:", " ".join(text.encode("utf-8", "backslashreplace").decode().split()), file=sys.stderr)
+    print_once("error: " + " ".join(text.encode("utf-8", "backslashreplace").decode().split()))
     return status
 
 

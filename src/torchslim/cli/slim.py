@@ -63,6 +63,7 @@ from torchslim.cli.training_options import (
 )
 from torchslim.cli.usage import flags_for_keywords
 from torchslim.errors import RequestError
+from torchslim.utils.launcher import requested_processes
 
 if TYPE_CHECKING:
     from torchslim.pipeline.runner import PhaseEvent
@@ -145,7 +146,7 @@ def slim(
     settings = _settings(out, recipe, epochs, _given(context.params))
     with flags_for_keywords(context):
         record = _run(settings, restart)
-    return _print(record, out, as_json)
+    return _finish(record, out, as_json)
 
 
 def demo(out: Out = Path("runs/demo"), seed: Seed = 0, threads: Threads = None, restart: Restart = False,
@@ -156,7 +157,7 @@ def demo(out: Out = Path("runs/demo"), seed: Seed = 0, threads: Threads = None, 
     """
     settings = _settings(out, DEMO_RECIPE, None, {
         "model": DEMO_MODEL, "data": DEMO_DATA, "macs": amount("--macs", DEMO_MACS), "seed": seed, "threads": threads})
-    return _print(_run(settings, restart), out, as_json)
+    return _finish(_run(settings, restart), out, as_json)
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
@@ -190,7 +191,8 @@ def _run(settings: Settings, restart: bool) -> Record:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from torchslim.pipeline.runner import run_slim
 
-    interrupts.remedy = f"go on with: {settings.command()}"
+    several = requested_processes() > 1
+    interrupts.remedy = "the same command goes on" if several else f"go on with: {settings.command()}"
     watch: Callable[[PhaseEvent], None]
     with ProgressBars() if sys.stderr.isatty() else nullcontext(ProgressLines()) as watch:
 
@@ -199,6 +201,17 @@ def _run(settings: Settings, restart: bool) -> Record:
             watch(event)
 
         return run_slim(settings, progress, restart=restart)
+
+
+def _finish(record: Record, out: Path, as_json: bool) -> int:
+    """Print the result, in the first of several processes, and end all with the same exit status."""
+    if requested_processes() == 1:
+        return _print(record, out, as_json)
+    from torchslim.train.processes import current_processes
+
+    processes = current_processes()
+    status: int = processes.broadcast(_print(record, out, as_json) if processes.is_first else None)
+    return status
 
 
 def _print(record: Record, out: Path, as_json: bool) -> int:

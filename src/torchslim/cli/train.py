@@ -43,6 +43,7 @@ from torchslim.cli.training_options import (
     given_settings,
 )
 from torchslim.cli.usage import flags_for_keywords
+from torchslim.utils.launcher import requested_rank
 
 if TYPE_CHECKING:
     from torchslim.train import Progress
@@ -78,11 +79,14 @@ def train(
 
     settings = TrainingSettings(**given_settings(context.params, ("epochs", "checkpoint", "log", "as_json"), {}))
     source = resolve(model)
-    check_out(out, source if weights is None else source.with_weights(weights, bool(new_head)))
+    if requested_rank() == 0:
+        check_out(out, source if weights is None else source.with_weights(weights, bool(new_head)))
     if checkpoint is not None:
         interrupts.remedy = "the same command goes on from the checkpoint"
     with flags_for_keywords(context):
         found = train_model(settings, epochs, checkpoint, log, _Lines())
+    if requested_rank() > 0:
+        return
     if as_json:
         print_json({"model": str(out), "metrics": found.metrics, **asdict(found.history)})
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,7 +33,9 @@ def check_request(run: RunContext) -> None:
     """
     model = initial_model(run)
     settings = run.settings
-    check_training(run, model, bool(settings.baseline_epochs or settings.pressing_epochs or settings.finetune_epochs))
+    trained = bool(settings.baseline_epochs or settings.pressing_epochs or settings.finetune_epochs)
+    run.team.works["check"] = partial(check_training, run)
+    run.team.do("check", {"model": (model, None)}, run.source, trained=trained)
     scaled = any(isinstance(m, _BatchNorm) and m.weight is not None for m in model.modules())
     if settings.pressing_epochs and not scaled:
         raise RequestError(f"{settings.model}: no batch norm with a scale to press; "
@@ -46,10 +49,12 @@ def check_training(run: TrainingContext, model: nn.Module, trained: bool = True)
     Raises:
         RequestError: they do not fit each other.
     """
-    check_data(run.data, run.task)
-    _check_outputs(run, model)
+    with run.processes.agreed():
+        check_data(run.data, run.task)
+        _check_outputs(run, model)
+        if trained:
+            _check_step(run, model)
     if trained:
-        _check_step(run, model)
         fit(copy_model(model), run.data, **{**run.fit_options, "milestones": run.settings.milestones, "epochs": 0,
                                             "tracker": None})
         check_tracker(run.settings.tracker)

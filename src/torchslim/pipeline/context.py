@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import nn
 
+from torchslim.errors import TrainingError
 from torchslim.pipeline.outcome import HeldOut
+from torchslim.pipeline.processes import Team
 from torchslim.pipeline.run_folder import LOG, RunFolder
 from torchslim.pipeline.settings import Settings
 from torchslim.pipeline.training_settings import TrainingSettings
@@ -18,17 +20,21 @@ from torchslim.store.loading import load, picture_channels
 from torchslim.store.saving import save
 from torchslim.surgery.plans import Plan
 from torchslim.train import Data, History, Progress, fit, load_data
+from torchslim.train.evaluation import measured
 from torchslim.train.log import append_line
+from torchslim.train.processes import ALONE, Processes
 from torchslim.train.tasks import Task, task_for
+from torchslim.utils.data import EVALUATION_BATCH
 from torchslim.utils.seeding import derive_seed
 from torchslim.zoo import sources
 
 
 @dataclass
 class TrainingContext:
-    """What is trained, and on what."""
+    """What is trained, on what, and by which processes."""
 
     settings: TrainingSettings
+    processes: Processes = field(default=ALONE, kw_only=True)
 
     @cached_property
     def data(self) -> Data:
@@ -72,6 +78,23 @@ class TrainingContext:
         return {**self.settings.fit_options, "batch_size": self.settings.batch_size,
                 "label_smoothing": self.label_smoothing, "workers": self.settings.workers}
 
+    def scores(self, model: nn.Module) -> dict[str, float]:
+        """All metrics on held-out data, of which each process takes its part; all of them call this.
+
+        Raises:
+            TrainingError: no data, or outputs that the metrics can't be taken from.
+        """
+        with self.processes.connected():
+            found = measured(model, self.data.test, EVALUATION_BATCH, self.task, self.processes)
+        if not found:
+            raise TrainingError(f"{self.settings.data}: nothing to score on; give the part to test on some items")
+        return found
+
+    def train_together(self, model: nn.Module, teacher: nn.Module | None = None, phase: str = "",
+                       **options: Any) -> History:
+        """Train on the data, in a phase of a run; with several processes, all of them call this."""
+        return fit(model, self.data, **{**self.fit_options, "teacher": teacher, **options})
+
 
 @dataclass
 class RunContext(TrainingContext):
@@ -81,6 +104,11 @@ class RunContext(TrainingContext):
     folder: RunFolder
     threads: int
     on_progress: Callable[[Progress], None]
+    team: Team = field(default_factory=Team)
+
+    def __post_init__(self) -> None:
+        self.processes = self.team.processes
+        self.team.works |= {"train": self.train_together, "score": self.scores}
 
     @property
     def steps(self) -> int:
@@ -111,11 +139,24 @@ class RunContext(TrainingContext):
         later = self.settings.later_milestones
         return self.settings.milestones if phase == "baseline" or later is None else later
 
-    def train(self, model: nn.Module, phase: str, number: int, **options: Any) -> History:
-        """Train, from the phase's checkpoint if there is one."""
+    def metrics(self, model: nn.Module, plan: Plan | None = None) -> dict[str, float]:
+        """All metrics of a model, which was cut by a plan, on held-out data."""
+        found: dict[str, float] = self.team.do("score", {"model": (model, plan)}, self.source)
+        return found
+
+    def train(self, model: nn.Module, phase: str, number: int, plan: Plan | None = None,
+              teacher: nn.Module | None = None, **options: Any) -> History:
+        """Train a model, which was cut by a plan, from the phase's checkpoint if there is one."""
         self.folder.claim([LOG])
+        models = {"model": (model, plan)} | ({} if teacher is None else {"teacher": (teacher, None)})
+        history: History = self.team.do("train", models, self.source, phase=phase, **{
+            "milestones": self.milestones(phase), "seed": derive_seed(self.settings.seed, number), **options})
+        return history
+
+    def train_together(self, model: nn.Module, teacher: nn.Module | None = None, phase: str = "",
+                       **options: Any) -> History:
+        """See `TrainingContext`; in the first process, which alone keeps files and tells of it."""
         log = self.folder.file(LOG)
-        return fit(model, self.data, **{
-            **self.fit_options, "milestones": self.milestones(phase), "progress": self.on_progress,
-            "seed": derive_seed(self.settings.seed, number), "checkpoint": self.folder.file(f"{phase}.checkpoint"),
+        return super().train_together(model, teacher, phase, **{
+            "progress": self.on_progress, "checkpoint": self.folder.file(f"{phase}.checkpoint"),
             "log": lambda record: append_line(log, {"phase": phase, **record}), **options})

@@ -33,7 +33,7 @@ from torchslim.proof.verification import TOLERANCE
 from torchslim.report import write
 from torchslim.store.loading import build
 from torchslim.surgery.plans import Plan
-from torchslim.train import History, labelled, metrics
+from torchslim.train import History, labelled
 from torchslim.train.dataset import targets_of
 from torchslim.train.hyperparameters import MOMENTUM, mean_learning_rate
 from torchslim.utils.copying import copy_model
@@ -66,7 +66,7 @@ def baseline(run: RunContext) -> PhaseResult:
         targets = targets_of(run.data.test)
     held_out = HeldOut(len(targets), run.task.constant_score(targets), run.task.metric)
     history = History()
-    result: PhaseResult = {"metrics": metrics(model, run.data)}
+    result: PhaseResult = {"metrics": run.metrics(model)}
     if run.settings.baseline_epochs:
         start = copy_model(model)
         history = run.train(model, "baseline", 2, epochs=run.settings.baseline_epochs, lr=run.rate)
@@ -97,10 +97,10 @@ def sparsify(run: RunContext) -> PhaseResult:
 
 
 def _sound(run: RunContext, trained: nn.Module, held_out: HeldOut, before: dict[str, float],
-           model_before: Callable[[], nn.Module]) -> tuple[nn.Module, PhaseResult]:
+           model_before: Callable[[], nn.Module], plan: Plan | None = None) -> tuple[nn.Module, PhaseResult]:
     """What was trained, with recent statistics; what was there before if its score, among `before`, has collapsed."""
     model, remark = with_recent_statistics(trained, run.data, run.task, derive_seed(run.settings.seed, 6))
-    now = metrics(model, run.data)
+    now = run.metrics(model, plan)
     old, new = before[held_out.metric], now[held_out.metric]
     if held_out.has_collapsed(old, new):
         remark = (f"the {held_out.metric} collapsed from {format_metric(held_out.metric, old)} to "
@@ -144,7 +144,7 @@ def cut(run: RunContext) -> PhaseResult:
         raise ProofError(f"{run.settings.model}: the slim network differs from its silenced original by {error:.1e} "
                          f"(relative), at most {TOLERANCE:.0e} is accepted; nothing is kept of it")
     run.store(slim, "cut.safetensors", decided)
-    return {"error": error, "metrics": metrics(slim, run.data)}
+    return {"error": error, "metrics": run.metrics(slim, decided)}
 
 
 def compensate(run: RunContext) -> PhaseResult:
@@ -152,7 +152,7 @@ def compensate(run: RunContext) -> PhaseResult:
     slim, remark = compensated(run.model(_uncut_file(run)), run.model("cut.safetensors"), run.plan(), run.data,
                                run.task, run.settings.seed)
     run.store(slim, "compensated.safetensors", run.plan())
-    return {"metrics": metrics(slim, run.data), "remark": remark}
+    return {"metrics": run.metrics(slim, run.plan()), "remark": remark}
 
 
 def finetune(run: RunContext) -> PhaseResult:
@@ -162,9 +162,9 @@ def finetune(run: RunContext) -> PhaseResult:
     history = History()
     result: PhaseResult = {"metrics": before}
     if run.settings.finetune_epochs:
-        history = run.train(slim, "finetune", 4, epochs=run.settings.finetune_epochs,
+        history = run.train(slim, "finetune", 4, run.plan(), epochs=run.settings.finetune_epochs,
                             lr=run.settings.finetune_lr or FINETUNE_RATE * run.rate, **_distillation(run))
-        slim, result = _sound(run, slim, run.held_out, before, lambda: run.model(name))
+        slim, result = _sound(run, slim, run.held_out, before, lambda: run.model(name), run.plan())
     run.store(slim, "finetuned.safetensors", run.plan())
     return {**result, "curve": _curve(history)}
 
@@ -188,7 +188,7 @@ def save_slim(run: RunContext) -> PhaseResult:
     """Save the slim network with its plan and its source, and evaluate it after loading it again."""
     slim = run.model("finetuned.safetensors")
     run.store(slim, "slim.safetensors", run.plan())
-    return {"metrics": metrics(run.model("slim.safetensors"), run.data)}
+    return {"metrics": run.metrics(run.model("slim.safetensors"), run.plan())}
 
 
 def export(run: RunContext) -> PhaseResult:

@@ -20,7 +20,7 @@ from torchslim.pipeline.settings import Settings, option_name, option_text
 from torchslim.utils.json_values import read_json
 from torchslim.utils.text import describe_error
 
-FORMAT = 2
+FORMAT = 3
 
 # Final files of a run; `work` is the folder of its intermediate files, its state and its lock.
 WORK, STATE, LOCK, LOG = "work", "state.json", "lock", "log.jsonl"
@@ -38,6 +38,7 @@ class _State:
 
     settings: dict[str, Any]
     threads: int
+    processes: int
     found: dict[str, dict[str, Any]]
     files: list[str]
 
@@ -49,12 +50,14 @@ class RunFolder:
         path: the folder.
         found: for each finished phase its results, as JSON values.
         threads: CPU threads that the run began with; None before it began.
+        processes: the number of processes that it began with; None before it began.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.found: dict[str, dict[str, Any]] = {}
         self.threads: int | None = None
+        self.processes: int | None = None
         self._files: set[str] = set()
         self._identity: dict[str, Any] | None = None
 
@@ -74,7 +77,7 @@ class RunFolder:
             CheckpointError: its state can't be read.
         """
         self._identity = json.loads(json.dumps(settings.identity()))
-        self.found, self.threads, self._files = {}, None, set()
+        self.found, self.threads, self.processes, self._files = {}, None, None, set()
         try:
             self._check_folder()
             state = self._read()
@@ -96,7 +99,8 @@ class RunFolder:
         if restart or not (state.found or any(self.file(name).exists() for name in CHECKPOINTS)):
             return
         self._check_settings(settings, state)
-        self._identity, self.threads, self.found = state.settings, state.threads, state.found
+        self._identity, self.found = state.settings, state.found
+        self.threads, self.processes = state.threads, state.processes
 
     def _check_settings(self, settings: Settings, state: _State) -> None:
         there, wanted = state.settings, self._identity or {}
@@ -148,13 +152,23 @@ class RunFolder:
     def _unusable(self, reason: str) -> RequestError:
         return RequestError(f"{self.path}: can't be used ({reason}); {_OTHER}")
 
-    def begin(self, threads: int) -> None:
-        """Record the start of the run and its threads; delete a killed process's incomplete files."""
+    def check_processes(self, processes: int) -> None:
+        """Check that the run began with so many processes: with others, sums end with other bits.
+
+        Raises:
+            RequestError: it did not.
+        """
+        if self.processes not in (None, processes):
+            raise RequestError(f"{self.path}: holds a run by {self.processes} processes (now {processes}); go on with "
+                               f"as many, {_OTHER}, or throw that run away with --restart")
+
+    def begin(self, threads: int, processes: int = 1) -> None:
+        """Record the start of the run, its threads and processes; delete a killed process's incomplete files."""
         for name in {*self._files, STATE}:
             final = self.file(name)
             for left in [*final.parent.glob(f".{name}*.tmp"), *final.parent.glob(f".{name}-*")]:
                 shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
-        self.threads = threads
+        self.threads, self.processes = threads, processes
         self._write()
 
     def claim(self, names: Iterable[str]) -> None:
@@ -177,7 +191,7 @@ class RunFolder:
     def clear(self) -> None:
         """Delete the run's files, and nothing else in the folder; `begin` replaces the state."""
         self._delete(self._files)
-        self.found, self.threads = {}, None
+        self.found, self.threads, self.processes = {}, None, None
 
     def delete_intermediate(self) -> None:
         """Delete intermediate files."""
@@ -235,8 +249,8 @@ class RunFolder:
     def _write(self) -> None:
         from torchslim.utils.files import write_text
 
-        state = {"format": FORMAT, "settings": self._identity, "threads": self.threads, "found": self.found,
-                 "files": sorted(self._files)}
+        state = {"format": FORMAT, "settings": self._identity, "threads": self.threads,
+                 "processes": self.processes, "found": self.found, "files": sorted(self._files)}
         write_text(self.file(STATE), json.dumps(state, indent=1, allow_nan=False))
 
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +15,10 @@ from torchslim.errors import BudgetError, CheckpointError, MissingExtra, Request
 from torchslim.pipeline.run_folder import CHECKPOINTS, FINAL, RunFolder
 from torchslim.pipeline.settings import Settings
 from torchslim.utils.formatting import NOT_SHARES
+from torchslim.utils.launcher import requested_on_machine, requested_processes
 
 if TYPE_CHECKING:
+    from torchslim.pipeline.processes import Team
     from torchslim.report.record import Record
     from torchslim.train import Progress
 
@@ -89,6 +92,9 @@ EventCallback = Callable[[PhaseEvent], None]
 def run_slim(settings: Settings, progress: EventCallback = lambda event: None, *, restart: bool = False) -> Record:
     """Run the pipeline, or the rest of it, in the folder `settings.out`.
 
+    Under torchrun every process calls it; they train and score together, and the first does and writes the rest
+    (docs/distributed.md).
+
     An interrupted run continues from its last finished phase or epoch, and ends with the same weights, to the bit, as
     an uninterrupted one on this machine; with a latency budget, whose plan depends on measured times, only once the
     plan is made. A finished one returns its record at once.
@@ -105,25 +111,61 @@ def run_slim(settings: Settings, progress: EventCallback = lambda event: None, *
         MissingExtra: a package that a phase needs is not installed.
         ProofError: the cut network does not equal its silenced original.
         TorchslimError: a phase failed.
+
+    Returns:
+        The record of the run, in all processes.
     """
+    if requested_processes() == 1:
+        return _lead(settings, progress, restart)
+    from torchslim.pipeline.processes import Team
+    from torchslim.train.processes import join_processes
+
+    processes = join_processes()
+    team = Team(processes)
+    with processes.connected("the same command goes on"):
+        if not processes.is_first:
+            return _follow(settings, team)
+        with team.leading():
+            record = _lead(settings, progress, restart, team)
+        processes.broadcast(record.to_json())
+    return record
+
+
+def _follow(settings: Settings, team: Team) -> Record:
+    """Work for the first process, to the end of its run."""
+    from torchslim.pipeline.checks import check_training
+    from torchslim.pipeline.context import TrainingContext
+    from torchslim.report.record import Record
+
+    run = TrainingContext(settings, processes=team.processes)
+    with _deterministic(_threads(settings)):
+        team.works |= {"check": partial(check_training, run), "train": run.train_together, "score": run.scores}
+        team.follow()
+    return Record.from_json(team.processes.broadcast(None))
+
+
+def _lead(settings: Settings, progress: EventCallback, restart: bool, team: Team | None = None) -> Record:
+    """Run the pipeline in this process, with those of the team if there are others."""
     _check_out_is_not_data(settings)
     folder = RunFolder(settings.out)
     folder.open(settings, restart)
     due = _pending_phases(folder, settings)
     if folder.is_tidy() and not due:
         return _record(folder)
+    world = 1 if team is None else team.processes.world
+    folder.check_processes(world)
     folder.check_writable(name for phase in due for name in phase.files)
     _preflight(settings)
-    threads = folder.threads or settings.threads or _available_cores()
+    threads = folder.threads or _threads(settings)
     with _deterministic(threads):
         if PHASES[0] in due:
-            _check_request(settings, folder, threads)
+            _check_request(settings, folder, threads, team)
         with folder.locked():
             folder.open(settings, restart)  # another process may have worked here meanwhile
             if restart:
                 folder.clear()
-            folder.begin(threads)
-            _run_phases(settings, folder, threads, progress)
+            folder.begin(threads, world)
+            _run_phases(settings, folder, threads, progress, team)
     return _record(folder)
 
 
@@ -151,9 +193,11 @@ def _pending_phases(folder: RunFolder, settings: Settings) -> list[Phase]:
     return [phase for phase in phases if phase in due]
 
 
-def _run_phases(settings: Settings, folder: RunFolder, threads: int, progress: EventCallback) -> None:
+def _run_phases(settings: Settings, folder: RunFolder, threads: int, progress: EventCallback,
+                team: Team | None) -> None:
     from torchslim.pipeline import phases as works
     from torchslim.pipeline.context import RunContext
+    from torchslim.pipeline.processes import Team
 
     phases, due = phases_of(settings), _pending_phases(folder, settings)
     for number, phase in enumerate(phases, start=1):
@@ -165,7 +209,7 @@ def _run_phases(settings: Settings, folder: RunFolder, threads: int, progress: E
             tell("skip", 1.0)
             continue
         tell("begin")
-        run = RunContext(settings, folder, threads, _progress_callback(tell))
+        run = RunContext(settings, folder, threads, _progress_callback(tell), team or Team())
         try:
             folder.claim(phase.files)
             results = getattr(works, phase.work)(run)
@@ -225,9 +269,6 @@ def _check_out_is_not_data(settings: Settings) -> None:
 
 def _preflight(settings: Settings) -> None:
     """Check requirements before any computation."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise RequestError("slim: started as several processes, it runs in one; to train with several, call "
-                           "torchslim.train.fit from a script of your own under torchrun")
     from torchslim.zoo.sources import resolve
 
     if resolve(settings.model).kind == "saved" and settings.fresh:
@@ -240,12 +281,18 @@ def _preflight(settings: Settings) -> None:
             raise MissingExtra(package, "onnx", "export to ONNX (--no-export leaves it out)")
 
 
-def _check_request(settings: Settings, folder: RunFolder, threads: int) -> None:
+def _check_request(settings: Settings, folder: RunFolder, threads: int, team: Team | None) -> None:
     """Check data, model, criterion and budget before the folder is made."""
     from torchslim.pipeline.checks import check_request
     from torchslim.pipeline.context import RunContext
+    from torchslim.pipeline.processes import Team
 
-    check_request(RunContext(settings, folder, threads, lambda _: None))
+    check_request(RunContext(settings, folder, threads, lambda _: None, team or Team()))
+
+
+def _threads(settings: Settings) -> int:
+    """CPU threads of each process."""
+    return settings.threads or max(1, _available_cores() // requested_on_machine())
 
 
 def _available_cores() -> int:
@@ -284,8 +331,11 @@ def conditions(settings: Settings, folder: RunFolder) -> Iterator[int]:
     Yields:
         CPU threads.
     """
+    if requested_processes() > 1:
+        raise RequestError("started as several processes by torchrun, this job runs in one at a time; start it without "
+                           "torchrun")
     _check_out_is_not_data(settings)
     _preflight(settings)
-    threads = folder.threads or settings.threads or _available_cores()
+    threads = folder.threads or _threads(settings)
     with _deterministic(threads):
         yield threads

@@ -20,6 +20,11 @@ def requested_rank() -> int:
     return _number("RANK", 0)
 
 
+def is_first_on_machine() -> bool:
+    """Whether this is the first process of its machine; True without a launcher."""
+    return _number("LOCAL_RANK", 0) == 0
+
+
 def _number(name: str, otherwise: int) -> int:
     text = os.environ.get(name, "")
     return int(text) if text.isdecimal() else otherwise
