@@ -1,6 +1,7 @@
 """Runs a script in several processes, as torchrun does, but imports torch once: `together.py SCRIPT FOLDER 1 2 4`.
 
 The script's `main(rank, world, folder)` runs in one process, then in two, then in four, of one thread each on the CPU.
+The environment variable TURN counts these turns from 1.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ def run(script: str, folder: Path, worlds: list[int]) -> int:
     import torchslim.train  # noqa: F401
 
     torch.set_num_threads(1)
+    work = runpy.run_path(script)["main"]  # what it imports is imported once
     failed = 0
-    for world in worlds:
+    for turn, world in enumerate(worlds, start=1):
+        os.environ["TURN"] = str(turn)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -35,7 +38,7 @@ def run(script: str, folder: Path, worlds: list[int]) -> int:
                     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world),
                                       LOCAL_WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
                 try:
-                    runpy.run_path(script)["main"](rank, world, folder)
+                    work(rank, world, folder)
                 except BaseException:
                     traceback.print_exc()
                     os._exit(1)
