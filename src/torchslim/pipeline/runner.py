@@ -122,7 +122,7 @@ def run_slim(settings: Settings, progress: EventCallback = lambda event: None, *
 
     processes = join_processes()
     team = Team(processes)
-    with processes.connected("the same command goes on"):
+    with processes.connected():
         if not processes.is_first:
             return _follow(settings, team)
         with team.leading():

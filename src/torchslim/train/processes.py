@@ -23,6 +23,7 @@ from torchslim.errors import CheckpointError, MissingExtra, TorchslimError, Trai
 from torchslim.utils.launcher import requested_processes
 from torchslim.utils.text import describe_error
 
+_REMEDY = "start all of them again: a run, or a training with a checkpoint, goes on"
 _KINDS = ("RequestError", "PlanError", "ProofError", "CheckpointError", "ExportError", "TrainingError")
 """Errors that another process raises again by their messages, the more special before `TorchslimError`."""
 
@@ -72,7 +73,7 @@ class Processes:
         raise TrainingError(f"process {rank} of {self.world}: {text}") from failure
 
     @contextmanager
-    def connected(self, remedy: str = "start all of them again") -> Iterator[None]:
+    def connected(self, remedy: str = _REMEDY) -> Iterator[None]:
         """An error in one line where another process has ended or can't be reached.
 
         Raises:
