@@ -1,7 +1,7 @@
 """What a second process gains: the same training by one process and by two, of one thread each.
 
-Items a second in steps, the same global batch, the second epoch of two, of the faster of two rounds in turns; start-up is
-left out. Two processes on two cores at most double it.
+Items a second in steps, the same global batch, the second epoch of two, of the faster of two rounds in turns; start-up
+is left out. Two processes on two cores at most double it.
 
     python benchmarks/scaling.py [NAME ...] [--table docs/distributed.md]
 """

@@ -197,7 +197,7 @@ def test_a_state_of_a_newer_format(tmp_path: Path) -> None:
     begun(tmp_path)
     path = tmp_path / "work" / "state.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
-    with pytest.raises(CheckpointError, match="format 99 found, 2 wanted"):
+    with pytest.raises(CheckpointError, match="format 99 found, 3 wanted"):
         RunFolder(tmp_path).open(settings(tmp_path))
 
 
