@@ -264,7 +264,7 @@ def test_another_networks_checkpoint_is_refused(tmp_path: Path) -> None:
     ({"begin": -1}, "begin=-1 found, an int of at least 0"),
     ({"every": 0}, "every=0 found, an int of at least 1"),
     ({"steps": 6}, "the last of 6 cuts is due after 6 epochs, and there are 6; give epochs=7 or more"),
-    ({"sparsity": Slimming(net())}, "a Slimming of a network that is about to be cut"),
+    ({"sparsity": Slimming(net())}, "a penalty of a network that is about to be cut"),
     ({"milestones": (0.5, 0.5)}, "milestones=.* wanted rising shares"),
 ])
 def test_requests_that_make_no_sense(options: dict[str, Any], message: str) -> None:

@@ -82,8 +82,8 @@ def fit_gradually(model: nn.Module, data: Any, inputs: Inputs, *, macs: float | 
         CheckpointError, TrainingError, MissingExtra: see `fit`.
     """
     model = unwrap(model)
-    if isinstance(training.get("sparsity"), Slimming):
-        raise RequestError("fit_gradually: sparsity is a Slimming of a network that is about to be cut; give its "
+    if not isinstance(training.get("sparsity", 0.0), int | float):
+        raise RequestError("fit_gradually: sparsity is a penalty of a network that is about to be cut; give its "
                            "weight, such as sparsity=1e-4")
     budgets = {"macs": macs, "params": params, "channels": channels, "memory": memory}
     _check({} if cutting is None else cutting, budgets)

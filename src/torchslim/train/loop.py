@@ -26,7 +26,7 @@ from torchslim.train.mixing import Mix
 from torchslim.train.processes import Processes, join_processes
 from torchslim.train.progress import History, Progress
 from torchslim.train.sharded import Sharded
-from torchslim.train.sparsity import Slimming
+from torchslim.train.sparsity import Penalty, Slimming
 from torchslim.train.tasks import Task, task_for
 from torchslim.train.trainer import Trainer
 from torchslim.utils.data import Data
@@ -35,7 +35,7 @@ from torchslim.utils.files import check_writable
 __all__ = ["History", "Progress", "build_trainer", "fit", "together"]
 
 
-def fit(model: nn.Module, data: Any, *, loss: LossFunction | None = None, sparsity: float | Slimming = 0.0,
+def fit(model: nn.Module, data: Any, *, loss: LossFunction | None = None, sparsity: float | Penalty = 0.0,
         teacher: nn.Module | None = None, held_out: Any = None, checkpoint: str | Path | None = None,
         progress: Callable[[Progress], object] | None = None,
         log: str | Path | Callable[[Record], object] | None = None, tracker: Any = None, workers: int = 0,
@@ -52,7 +52,7 @@ def fit(model: nn.Module, data: Any, *, loss: LossFunction | None = None, sparsi
         loss: `(outputs, targets)` to a scalar, instead of the task's: cross entropy, binary cross entropy of several
             labels, squared errors of a regression, and of detection the losses that the model gives in train mode, when
             it is called with inputs and targets.
-        sparsity: weight of an L1 penalty on all scales of batch norms, or a `Slimming` of this model.
+        sparsity: weight of an L1 penalty on all scales of batch norms, or a `Slimming` or `GroupLasso` of this model.
         teacher: a model for knowledge distillation, with the share `alpha` of the loss.
         held_out: a dataset or batches for the score after each epoch; a `Data` has its own.
         checkpoint: a file with the state after the last finished epoch. If it exists, training resumes from it and
@@ -107,15 +107,15 @@ def build_trainer(model: nn.Module, data: Any, *, processes: Processes, tracker:
     return trainer
 
 
-def _build(model: nn.Module, data: Any, *, loss: LossFunction | None, sparsity: float | Slimming,
+def _build(model: nn.Module, data: Any, *, loss: LossFunction | None, sparsity: float | Penalty,
            teacher: nn.Module | None, held_out: Any, checkpoint: str | Path | None,
            progress: Callable[[Progress], object] | None, log: str | Path | Callable[[Record], object] | None,
            workers: int, task: str | None, hyperparameters: Mapping[str, Any], processes: Processes,
            accelerator: Any) -> Trainer:
-    if isinstance(sparsity, Slimming):
-        penalty: Slimming | None = sparsity
+    if isinstance(sparsity, int | float):
+        penalty: Penalty | None = Slimming(model, weight=sparsity) if sparsity else None
     else:
-        penalty = Slimming(model, weight=sparsity) if sparsity else None
+        penalty = sparsity
     batches_only = data.batches if isinstance(data, Sharded) else data
     given = {**hyperparameters, "freeze": as_patterns(hyperparameters.get("freeze", ()), "freeze"),
              "class_weights": weights_of(hyperparameters.get("class_weights", ()), batches_only)}

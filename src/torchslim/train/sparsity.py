@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,22 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchslim.coupling.groups import ChannelGroup
 from torchslim.errors import RequestError
 from torchslim.surgery.plans import Plan
+
+
+class Penalty(Protocol):
+    """What is added to the loss of each step.
+
+    Attributes:
+        weight: of the penalty.
+        names: the parameters that it presses.
+    """
+
+    weight: float
+    names: tuple[str, ...]
+
+    def __call__(self) -> Tensor:
+        """The penalty, a scalar with gradient."""
+        ...
 
 
 class Slimming:

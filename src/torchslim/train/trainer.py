@@ -26,7 +26,7 @@ from torchslim.train.log import Reporting
 from torchslim.train.losses import LossFunction
 from torchslim.train.processes import Processes
 from torchslim.train.progress import History, Progress
-from torchslim.train.sparsity import Slimming
+from torchslim.train.sparsity import Penalty
 from torchslim.train.stepping import LossScale, Stepper, grouped, synchronised_norms
 from torchslim.train.tasks import Task
 from torchslim.utils.data import EVALUATION_BATCH
@@ -45,7 +45,7 @@ class Trainer:
     batches: TrainingBatches
     task: Task
     loss_function: LossFunction | None
-    penalty: Slimming | None
+    penalty: Penalty | None
     teacher: nn.Module | None
     held_out: Any
     checkpoint: Path | None
