@@ -10,7 +10,7 @@ demo: $(VENV)/.demo
 	$(BIN)/torchslim demo
 
 test: $(VENV)/.dev lint types
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
