@@ -1,6 +1,6 @@
 """Breaks every rule in `torchslim.rules`, one at a time, and expects a test to fail.
 
-    python tests/mutations.py                     all mutants against tests/rules
+    python tests/mutations.py                     all mutants
     python tests/mutations.py --only aten.cat     those of the rows that the pattern matches
     python tests/mutations.py --list              which tests reach which row
 
@@ -36,6 +36,8 @@ from torchslim.rules.tracks import widest_dim
 from torchslim.tracing.graph import Op
 
 TESTS = Path(__file__).parent
+# The second has the calls that torch does not dispatch.
+DEFAULT = [str(TESTS / "rules"), str(TESTS / "constructs" / "test_undispatched.py")]
 # What a rule may declare, and what leaving it out means.
 DECLARED: dict[str, Any] = {"freeze": None, "union": None, "equal_groups": None, "equal_rows": None,
                             "add_sub_tensor": None, "mix": True, "reads": None, "makes": None, "meter": None,
@@ -228,7 +230,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="*", help="names of rows, as a pattern")
     parser.add_argument("--list", action="store_true", help="say which tests reach which row, and stop")
-    parser.add_argument("tests", nargs="*", default=[str(TESTS / "rules")], help="what to run")
+    parser.add_argument("tests", nargs="*", default=DEFAULT, help="what to run")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     plugin = Mutations(asked.only, asked.list)

@@ -132,7 +132,7 @@ def test_what_is_read_after_an_assignment_is_what_was_assigned() -> None:
     lambda y: torch.from_numpy(y.detach().numpy()), lambda y: y * float(np.asarray(y).sum()),
     lambda y: torch.as_tensor(np.tanh(y.numpy(), dtype=y.numpy().dtype)), lambda y: y + max(y.flatten().tolist()),
     lambda y: y * torch.tensor(y.mean((0, 2, 3)).tolist()).view(1, -1, 1, 1), lambda y: y * torch.from_dlpack(y),
-    lambda y: y * y.untyped_storage()[0]])
+    lambda y: y * y.untyped_storage()[0], lambda y: y * y.storage()[0]])
 def test_what_code_outside_torch_reads_stays_by_name(read: Any) -> None:
     def forward(self: Any, x: Tensor) -> Tensor:
         return self.c(self.b(read(self.a(x).relu())).relu())  # type: ignore[no-any-return]

@@ -267,7 +267,7 @@ MIRRORED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "max_unpool2d": lambda x, y: functional.max_unpool2d(
         functional.max_pool2d(x, 2), functional.max_pool2d(y, 2, return_indices=True)[1], 2),
     "scatter_add": lambda x, y: x.scatter_add(2, torch.zeros_like(x, dtype=torch.long), y),
-    "_cdist_forward": torch.cdist,
+    "_cdist_forward": torch.cdist, "_euclidean_dist": aten._euclidean_dist,
     "scatter_reduce": lambda x, y: x.scatter_reduce(2, torch.zeros_like(x, dtype=torch.long), y, "amax"),
     "index_add": lambda x, y: x.index_add(2, PLACES, y[:, :, 2:]), "index_copy": lambda x, y: x.index_copy(
         2, PLACES, y[:, :, 2:]), "index_reduce": lambda x, y: x.index_reduce(2, PLACES, y[:, :, 2:], "amax"),

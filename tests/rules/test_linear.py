@@ -230,6 +230,19 @@ def test_attention_between_tokens() -> None:
     assert not moved.space.declared.unknown_ops
 
 
+def test_few_heads_lose_equally_many_widths() -> None:
+    def forward(s: Any, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).view(2, 5, 2, 3).transpose(1, 2).reshape(4, 5, 3) for layer in (s.q, s.k, s.v))
+        return s.out((torch.bmm(q, k.mT).softmax(-1) @ v).view(2, 2, 5, 3).transpose(1, 2).reshape(2, 5, 6))
+
+    coupling = coupled(Calls(forward, q=nn.Linear(4, 6), k=nn.Linear(4, 6), v=nn.Linear(4, 6), out=nn.Linear(6, 2)),
+                       torch.randn(2, 5, 4))
+    assert classes(coupling, "q.weight", 0) == classes(coupling, "k.weight", 0)
+    rows = {tuple(matrix.labels.ravel().tolist()): matrix.labels.shape for matrix in coupling.constraints}
+    for name in ("q.weight", "v.weight"):
+        assert rows[tuple(classes(coupling, name, 0))] == (2, 3)
+
+
 def test_an_embedding_makes_its_columns_and_keeps_its_rows() -> None:
     coupling = coupled(Calls(lambda s, x: s.fc(s.words(x)), words=nn.Embedding(7, 6), fc=nn.Linear(6, 2)),
                        torch.randint(0, 7, (2, 5)))
@@ -241,10 +254,16 @@ def test_an_embedding_makes_its_columns_and_keeps_its_rows() -> None:
     assert rows.frozen == "picked by position in `words` (aten.embedding)"
 
 
+def roles(coupling: Coupling) -> dict[tuple[str, int], str]:
+    return {(m.name, m.dim): m.role for group in coupling.groups for m in group.members}
+
+
+@pytest.mark.parametrize("trained", [True, False])  # two operations of torch
 @pytest.mark.parametrize("mode", ["mean", "max"])
-def test_a_bag_of_embeddings_makes_its_columns(mode: str) -> None:
-    coupling = coupled(Calls(lambda s, x: s.fc(s.bag(x)), bag=nn.EmbeddingBag(7, 6, mode=mode), fc=nn.Linear(6, 2)),
-                       torch.randint(0, 7, (2, 5)))
+def test_a_bag_of_embeddings_makes_its_columns(mode: str, trained: bool) -> None:
+    model = Calls(lambda s, x: s.fc(s.bag(x)), bag=nn.EmbeddingBag(7, 6, mode=mode), fc=nn.Linear(6, 2))
+    coupling = coupled(model.requires_grad_(trained), torch.randint(0, 7, (2, 5)))
+    assert roles(coupling)["bag.weight", 1] == "makes"
     assert classes(coupling, "bag.weight", 1) == classes(coupling, "fc.weight", 1)
     assert [group.frozen.split(" (")[0] for group in coupling.groups if group.members[0].dim == 0] == [
         "picked by position in `bag`", "the network's output"]
@@ -258,6 +277,7 @@ def test_a_bilinear_layer_reads_along_two_dimensions() -> None:
     assert classes(coupling, "both.weight", 1) == classes(coupling, "a.weight", 0)
     assert classes(coupling, "both.weight", 2) == classes(coupling, "b.weight", 0)
     assert classes(coupling, "both.weight", 0) == classes(coupling, "both.bias", 0) == classes(coupling, "fc.weight", 1)
+    assert [roles(coupling)["both.weight", dim] for dim in range(3)] == ["makes", "reads", "reads"]
     assert ts.profile(model, x).macs == 7 * (3 * 6 + 3 * 5 + 4 * 6 * 5 + 4 * 2)
     slim, plan = ts.prune(model, x, macs=0.5)
     assert (slim.both.in1_features, slim.both.in2_features, slim.both.out_features) == (
@@ -272,6 +292,8 @@ def test_a_convolution_of_channels_last() -> None:
     coupling = coupled(model, torch.randn(9, 2, 3))
     assert classes(coupling, "k.weight", 1) == classes(coupling, "a.weight", 0)
     assert classes(coupling, "k.weight", 0) == classes(coupling, "k.bias", 0) == classes(coupling, "fc.weight", 1)
+    assert [roles(coupling)["k.weight", dim] for dim in range(2)] == ["makes", "reads"]
+    assert sum(c.amount for c in coupling.macs) == 2 * (9 * 3 * 6 + 7 * 3 * 6 * 4 + 7 * 4 * 2)
     assert ts.profile(model, torch.randn(9, 2, 3)).macs == 2 * (9 * 3 * 6 + 7 * 3 * 6 * 4 + 7 * 4 * 2)
     assert ts.prune(model, torch.randn(9, 2, 3), macs=0.5)[1].budgets[0].is_met
 

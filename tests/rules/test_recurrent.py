@@ -90,9 +90,10 @@ def test_operations_are_those_of_the_layer_written_out(kind: Any, cell: Any) -> 
         assert (profile.macs * times, profile.flops * times) == (written.macs, written.flops)
 
 
-@pytest.mark.parametrize(("kind", "projected"), [(nn.LSTM, 0), (nn.GRU, 0), (nn.RNN, 0), (nn.LSTM, 4)])
-def test_units_of_all_gates_are_one_and_directions_are_joined(kind: Any, projected: int) -> None:
-    options = {"proj_size": projected} if projected else {}
+@pytest.mark.parametrize(("kind", "options"), [
+    (nn.LSTM, {}), (nn.GRU, {}), (nn.RNN, {}), (nn.RNN, {"nonlinearity": "relu"}), (nn.LSTM, {"proj_size": 4})])
+def test_units_of_all_gates_are_one_and_directions_are_joined(kind: Any, options: dict[str, Any]) -> None:
+    projected = options.get("proj_size", 0)
     model = Calls(lambda s, x: s.last(s.rnn(s.first(x))[0]), first=nn.Linear(3, 5),
                   rnn=kind(5, 6, 2, bidirectional=True, **options), last=nn.Linear(2 * (projected or 6), 2))
     coupling = coupled(model, torch.zeros(4, 2, 3))
@@ -165,8 +166,9 @@ def test_what_a_layer_starts_from(start: Any, together: bool, reason: str) -> No
         assert frozen(coupling, "state", 0) <= {"states of several layers or samples in `rnn` (aten.gru)"}
 
 
-@pytest.mark.parametrize("kind", [nn.LSTMCell, nn.GRUCell, nn.RNNCell])
-def test_cells(kind: Any) -> None:
+@pytest.mark.parametrize(("kind", "options"), [
+    (nn.LSTMCell, {}), (nn.GRUCell, {}), (nn.RNNCell, {}), (nn.RNNCell, {"nonlinearity": "relu"})])
+def test_cells(kind: Any, options: dict[str, Any]) -> None:
     def forward(s: Any, x: Tensor) -> Tensor:
         state = s.init(x)
         for _ in range(3):
@@ -174,14 +176,20 @@ def test_cells(kind: Any) -> None:
             state = result[0] if kind is nn.LSTMCell else result
         return s.last(state)
 
-    model = Calls(forward, init=nn.Linear(4, 6), first=nn.Linear(4, 5), cell=kind(5, 6), last=nn.Linear(6, 2))
+    model = Calls(forward, init=nn.Linear(4, 6), first=nn.Linear(4, 5), cell=kind(5, 6, **options),
+                  last=nn.Linear(6, 2))
     coupling = coupled(model, torch.zeros(2, 4))
     units = classes(coupling, "init.weight", 0)
+    assert len(set(units)) == 6
     for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
         assert classes(coupling, f"cell.{name}", 0) == units * GATES[kind]
     assert classes(coupling, "cell.weight_ih", 1) == classes(coupling, "first.weight", 0)
     assert classes(coupling, "cell.weight_hh", 1) == classes(coupling, "last.weight", 1) == units
     assert frozen(coupling, "last.weight", 1) == {""}
+    roles = {(m.name, m.dim): m.role for group in coupling.groups for m in group.members}
+    for name in ("cell.weight_ih", "cell.weight_hh"):
+        assert (roles[name, 0], roles[name, 1]) == ("makes", "reads")
+    assert sum(c.amount for c in coupling.macs) == ts.profile(model, torch.zeros(2, 4)).macs
 
 
 def test_packed_sequences_keep_their_features_and_no_steps() -> None:

@@ -118,11 +118,12 @@ def test_focus_by_slices() -> None:
     assert moved.outputs()[0][0, 0, :, 0, 0].tolist() == moved.classes.tolist() * 4
 
 
-def test_what_is_resized_over_channels_stays() -> None:
+@pytest.mark.parametrize(("name", "shape"), [("avg_pool2d", (2, 8, 4, 4)), ("avg_pool3d", (2, 8, 4, 4, 4))])
+def test_what_is_resized_over_channels_stays(name: str, shape: tuple[int, ...]) -> None:
     """Channels laid along the rows of a picture, and then pooled."""
-    moved = Movement(lambda _, x: functional.avg_pool2d(x.permute(0, 2, 1, 3), 2), (2, 8, 4, 4)).check()
+    moved = Movement(lambda _, x: getattr(functional, name)(x.transpose(1, 2), 2), shape).check()
     assert moved.frozen.all()
-    assert any("resized over in `model` (aten.avg_pool2d)" in reason for reason in moved.reasons)
+    assert any(f"resized over in `model` (aten.{name})" in reason for reason in moved.reasons)
 
 
 def test_coordinates_stay() -> None:
