@@ -15,7 +15,8 @@ class Sharded:
 
     For `fit` under torchrun, where a stream is given each process its share by its library: `split_dataset_by_node` of
     Hugging Face's datasets, `split_by_node` of WebDataset. Other batches need no wrapper: all processes go through the
-    same ones, and each trains on its items of each. An epoch ends when the first process has no further batch.
+    same ones, and each trains on its items of each. An epoch ends as soon as one of them has no
+    further batch.
 
     Attributes:
         batches: a re-iterable of `(inputs, targets)`, of any length, known or not.
