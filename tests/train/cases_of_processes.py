@@ -81,8 +81,9 @@ def result(model: nn.Module, history: History) -> dict[str, Any]:
 
 
 def unused() -> nn.Module:
-    """With a parameter that no step reads."""
+    """With parameters that no step reads."""
     model = net()
+    model[-1].add_module("spare", nn.BatchNorm2d(2))
     model.register_parameter("spare", nn.Parameter(torch.ones(2)))
     return model
 
@@ -99,6 +100,7 @@ def main(rank: int, world: int, folder: Path) -> None:
     found: dict[str, Any] = {}
     data, stream, watched = Noisy(), Stream(), Watched()
     found["plain"] = trained(data, unused(), batch_size=11)  # the last batch has one item, and is left out
+    found["pressed unread"] = trained(data, unused(), sparsity=0.01, accumulate=2)
     found["pressed"] = trained(data, Frozen(), sparsity=0.01, accumulate=3, clip=1.0)
     found["stream"] = trained(stream, watched)
     found["seen"], found["drawn"] = watched.seen, stream.drawn

@@ -42,7 +42,7 @@ def close(one: Any, other: Any) -> bool:
 
 
 @pytest.mark.parametrize(("world", "case"), [
-    *((world, case) for world in (2, 4) for case in ("plain", "pressed", "stream", "penalty alone")),
+    *((world, case) for world in (2, 4) for case in ("plain", "pressed", "pressed unread", "stream", "penalty alone")),
     *((2, case) for case in ("everything", "frozen norms", "ready batches", "loader", "gradual"))])
 def test_it_ends_as_a_single_process_would(found: dict[int, list[dict[str, Any]]], world: int, case: str) -> None:
     (alone,), together = found[1], found[world]
@@ -142,6 +142,8 @@ def test_a_lost_process_is_one_line() -> None:
         raise gone
     assert is_lost(caught.value)
     assert not is_lost(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not is_lost(RuntimeError("igloo/1.jpg: no picture"))
+    assert not is_lost(TrainingError("data/gloo/NCCL: no picture"))
     with pytest.raises(RuntimeError, match="multiplied"), Processes(1, 2).connected():
         raise RuntimeError("can't be multiplied")
 

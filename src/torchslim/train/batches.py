@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,7 +67,7 @@ class TrainingBatches:
                                        collate_fn=collate, generator=torch.Generator())
         else:
             iterate_batches(self._batches, LABELLED)
-        self.steps: int | None = len(self._batches) if isinstance(self._batches, Sized) else None
+        self.steps = _length(self._batches)
 
     def check_same(self) -> None:
         """Check that all processes have data of one length; of different shards the shortest counts.
@@ -92,6 +92,8 @@ class TrainingBatches:
             batches = ((batch, self._part.count(size), size)
                        for size, batch in zip(sizes, one_line_errors(self._batches), strict=True))
         for number, (batch, count, total) in enumerate(batches):
+            if not total:
+                raise TrainingError(f"fit: batch {number + 1} has no items; leave empty batches out")
             inputs, targets = _to_device(batch, device)
             if self._mix is not None:
                 # Seeded by the batch's number, so that neither workers nor interruptions change it.
@@ -120,7 +122,7 @@ class TrainingBatches:
             with self._processes.agreed(), stream:
                 batch = next(iterator, None)
                 items = 0 if batch is None else _count(batch)
-            found = self._processes.gather(items)
+            found = self._processes.gather("no" if batch is None else items)
             if len(set(found)) > 1:
                 raise TrainingError("fit: the processes were given different batches, of "
                                     f"{', '.join(map(str, found))} items; give the same ones in the same order to all, "
@@ -135,8 +137,8 @@ class TrainingBatches:
         while True:
             with self._processes.agreed():
                 batch = next(iterator, None)
-            found = self._processes.gather(0 if batch is None else _count(batch))
-            if not all(found):
+            found = self._processes.gather(None if batch is None else _count(batch))
+            if None in found:
                 return
             yield batch, found[self._part.rank], sum(found)
 
@@ -158,7 +160,20 @@ def batches_of(data: Any, batch_size: int, device: torch.device, processes: Proc
 def _count(batch: Any) -> int:
     """The items of a batch, by its targets."""
     _, targets = inputs_and_targets(batch)
-    return len(targets) if isinstance(targets, list) else batch_length(targets)
+    return len(targets) if _is_listed(targets) else batch_length(targets)
+
+
+def _is_listed(tree: Any) -> bool:
+    """Whether it has an entry an item: a list, or a tuple of dicts, as targets of boxes are collated."""
+    return isinstance(tree, list) or (isinstance(tree, tuple) and all(isinstance(each, Mapping) for each in tree))
+
+
+def _length(batches: Iterable[Any]) -> int | None:
+    """How many there are; None where that is not known, as of a loader of a stream."""
+    try:
+        return len(batches)  # type: ignore[arg-type]
+    except TypeError:
+        return None
 
 
 def _divided(batch: Any, items: int, part: Part) -> Any:
@@ -166,9 +181,9 @@ def _divided(batch: Any, items: int, part: Part) -> Any:
     chosen = part.of(items)
 
     def of(tree: Any) -> Any:
-        if isinstance(tree, list) and len(tree) == items:
+        if _is_listed(tree) and len(tree) == items:
             return tree[chosen]
-        if isinstance(tree, list):
+        if _is_listed(tree):
             raise _indivisible(tree, items, part.world)
         return type(tree)(map(of, tree)) if type(tree) is tuple else map_tensors(of_tensor, tree)
 

@@ -6,6 +6,7 @@ What may fail in one process is done inside `Processes.agreed`, so that it fails
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ from torchslim.utils.text import describe_error
 _REMEDY = "start all of them again: a run, or a training with a checkpoint, goes on"
 _KINDS = ("RequestError", "PlanError", "ProofError", "CheckpointError", "ExportError", "TrainingError")
 """Errors that another process raises again by their messages, the more special before `TorchslimError`."""
+_LOST = re.compile(r"\bgloo/|\bNCCL\b|Connection (closed|reset) by peer")
+"""What the libraries of communication write; `gloo/` is in the path of the source that fails."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +183,7 @@ def join_processes() -> Processes:
 
     Raises:
         MissingExtra: Accelerate is not installed.
-        TrainingError: fewer processes train together than were asked for.
+        TrainingError: fewer processes train together than were asked for, or no launcher says where they meet.
     """
     try:
         from accelerate import PartialState
@@ -192,7 +195,11 @@ def join_processes() -> Processes:
         return current_processes()
     # Where nothing but CPUs is there, Accelerate joins processes only if it is told to use these.
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    together = PartialState(cpu=on_cpu).num_processes
+    try:
+        together = PartialState(cpu=on_cpu).num_processes
+    except ValueError as error:  # a variable of the environment is missing
+        raise TrainingError(f"fit: WORLD_SIZE={requested} asks for as many processes, which can't meet "
+                            f"({describe_error(error)}); start them with torchrun, or unset WORLD_SIZE") from error
     if requested > together:
         raise TrainingError(f"fit: {requested} processes were asked for, {together} train together; start them with "
                             "torchrun")
@@ -204,10 +211,10 @@ def is_lost(error: BaseException) -> bool:
     """Whether an error, or its cause, says that another process has ended or can't be reached."""
     if error.__cause__ is not None and is_lost(error.__cause__):
         return True
-    if not isinstance(error, RuntimeError) or not torch.distributed.is_available():
-        return False
-    return isinstance(error, torch.distributed.DistError) or any(
-        word in str(error) for word in ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer"))
+    if isinstance(error, TorchslimError) or not isinstance(error, RuntimeError):
+        return False  # a message of ours may hold any word, as a path does
+    return torch.distributed.is_available() and (
+        isinstance(error, torch.distributed.DistError) or _LOST.search(str(error)) is not None)
 
 
 @cache

@@ -168,6 +168,10 @@ class Trainer:
                    state: TrainingState) -> Iterator[tuple[float, float]]:
         """Add up the gradients of a step's batches; the loss of each, and as how many items it counts."""
         whole, world = sum(batch.total for batch in group), self.processes.world
+        if self.penalty is not None:
+            # Once a step, as the loss of all its batches counts once. Before any output: from then on torch takes
+            # gradients of parameters that made none for an error where processes exchange them.
+            stepper.backward(self.penalty())
         for index, batch in enumerate(group):
             last = index == len(group) - 1
             with stepper.synchronised(last):
@@ -179,8 +183,7 @@ class Trainer:
                 # Gradients become their mean over processes, and here each item is to count the same.
                 share = world * batch.count / whole
                 loss = loss if share == 1 else loss * share
-                # Once a step, as the loss of all its batches counts once.
-                stepper.backward(loss + self.penalty() if last and self.penalty is not None else loss)
+                stepper.backward(loss)
             yield value, batch.count
 
     def _loss(self, forward: Any, stepper: Stepper, inputs: Any, targets: Any) -> Tensor:
