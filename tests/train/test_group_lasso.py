@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +14,7 @@ from torch import Tensor, nn
 import torchslim
 from helpers import random_statistics
 from torchslim.errors import RequestError
-from torchslim.train import GroupLasso, fit
+from torchslim.train import GroupLasso, Slimming, fit
 
 
 class Mixed(nn.Module):
@@ -97,5 +100,41 @@ def test_what_can_not_be_pressed_is_refused() -> None:
     with pytest.raises(RequestError, match="none of the groups can be cut"):
         GroupLasso(model, [group for group in groups if group.frozen])
     small = nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU(), nn.Conv2d(2, 2, 1))
-    with pytest.raises(RequestError, match=r"0\.weight has 2 slices along dimension 0, the groups are of a model"):
+    with pytest.raises(RequestError, match=r"0\.weight has 2 slices along dimension 0, the groups are of a model w"):
         GroupLasso(small, groups)
+    with pytest.raises(RequestError, match=r"0\.weight has 4 slices along dimension 0, .* of a model with 2"):
+        GroupLasso(model, torchslim.groups(small, X))
+    with pytest.raises(RequestError, match=r"0\.weight has 4 slices .* dimension 0|0\.weight has 0 slices"):
+        GroupLasso(nn.Sequential(nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1)), groups)
+    with pytest.raises(RequestError, match=r"another model, this one has no 0\.weight"):
+        GroupLasso(nn.Linear(2, 2), groups)
+
+
+@pytest.mark.parametrize("penalty", [Slimming, lambda model: GroupLasso(model, torchslim.groups(model, X))])
+def test_a_penalty_of_another_model_is_refused(penalty: Callable[[nn.Module], Any]) -> None:
+    """It would press weights that are not trained."""
+    with pytest.raises(RequestError, match=r"of another model, whose \S+ is not trained here"):
+        fit(Mixed(), [(X, torch.zeros(1, dtype=torch.long))], epochs=1, sparsity=penalty(Mixed()))
+
+
+@pytest.mark.parametrize("sparsity", ["1e-3", None, lambda: 0.0])
+def test_what_is_no_penalty_is_refused(sparsity: Any) -> None:
+    with pytest.raises(RequestError, match=r"sparsity=.* found, wanted a weight, a Slimming or a GroupLasso"):
+        fit(Mixed(), [(X, torch.zeros(1, dtype=torch.long))], epochs=1, sparsity=sparsity)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype: torch.dtype) -> None:
+    """Weights of 300 have squares above the largest number of float16; sums of many have too few digits."""
+    model = Mixed()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_((300 * torch.randn_like(parameter)).to(dtype))
+    half = deepcopy(model).to(dtype)
+    groups = torchslim.groups(model, X)
+    found, wanted = GroupLasso(half, groups, 1.0)(), GroupLasso(model, groups, 1.0)()
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
+    found.backward()
+    wanted.backward()
+    for one, other in zip(half.parameters(), model.parameters(), strict=True):
+        assert one.grad is None or torch.allclose(one.grad.float(), other.grad, rtol=1e-2, atol=1e-4)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from torchslim.coupling.groups import ChannelGroup, Member
+from torchslim.coupling.groups import ChannelGroup, ChannelGroups, Member
 from torchslim.errors import RequestError
+
+_GIVE = "give torchslim.groups of this model"
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class _Slices:
     def squares(self, weight: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """For each set of dimensions the channels of its slices, and the sum of the squares of each, (slices,)."""
         kept = sorted({dim for dims in self.channels for dim in dims})
-        seen = weight.reshape(self.shape)
+        seen = weight.reshape(self.shape).to(_precise(weight))
         # One pass over the weight, whose kernels are summed up first; what is left is small.
         squares = _summed(seen * seen, [dim for dim in range(len(self.shape)) if dim not in kept])
         for dims, channels in self.channels.items():
@@ -46,6 +48,14 @@ class _Slices:
         for part in parts[1:]:
             total = total + part
         return total
+
+
+def _precise(*parameters: Tensor) -> torch.dtype:
+    """The type of sums: half precision has too few digits for them, and squares that it can't hold."""
+    dtype = torch.float32
+    for parameter in parameters:
+        dtype = torch.promote_types(dtype, parameter.dtype)
+    return dtype
 
 
 def _summed(x: Tensor, dims: list[int]) -> Tensor:
@@ -71,7 +81,8 @@ class GroupLasso:
         weight: of the penalty.
 
     Attributes:
-        names: the penalised parameters.
+        names: of the penalised parameters.
+        parameters: these.
 
     Raises:
         RequestError: a weight that is negative or not finite, or groups of which none can be cut or which are another
@@ -81,17 +92,19 @@ class GroupLasso:
     def __init__(self, model: nn.Module, groups: Iterable[ChannelGroup], weight: float = 1e-5) -> None:
         if not (weight >= 0 and math.isfinite(weight)):
             raise RequestError(f"GroupLasso: weight={weight} found, a number from 0 wanted; try 1e-5")
+        groups = groups if isinstance(groups, ChannelGroups) else tuple(groups)
         free = [group for group in groups if not group.frozen]
         if not free:
             raise RequestError("GroupLasso: none of the groups can be cut, so nothing can be pressed; "
                                "print(torchslim.groups(model, inputs)) says why")
         parameters = dict(model.named_parameters(remove_duplicate=False))
+        _check_model(groups, parameters, {name for name, _ in model.named_buffers(remove_duplicate=False)})
         starts = torch.tensor([0] + [group.channels for group in free]).cumsum(0).tolist()
         members = [(start, member) for start, group in zip(starts, free, strict=False) for member in group.members
                    if member.name in parameters]
         named = (parameters[member.name] for _, member in members)
-        self._parameters = list({id(parameter): parameter for parameter in named}.values())
-        places = {id(parameter): place for place, parameter in enumerate(self._parameters)}
+        self.parameters: tuple[Tensor, ...] = tuple({id(parameter): parameter for parameter in named}.values())
+        places = {id(parameter): place for place, parameter in enumerate(self.parameters)}
         slices: dict[tuple[int, tuple[int, ...]], dict[tuple[int, ...], Tensor]] = {}
         self.weight = weight
         self.names = tuple(dict.fromkeys(member.name for _, member in members))
@@ -107,7 +120,7 @@ class GroupLasso:
 
     def __call__(self) -> Tensor:
         """The penalty, a scalar with gradient."""
-        penalty: Tensor = _Penalty.apply(self._slices, self._roots, *self._parameters)
+        penalty: Tensor = _Penalty.apply(self._slices, self._roots, *self.parameters)
         return self.weight * penalty
 
     def _sizes(self, channels: int) -> Tensor:
@@ -121,6 +134,25 @@ class GroupLasso:
         return sizes
 
 
+def _check_model(groups: Sequence[ChannelGroup], parameters: Mapping[str, Tensor], buffers: Collection[str]) -> None:
+    """Refuse groups of another model, by tensors that this one does not have, or has in another size."""
+    highest: dict[tuple[str, int, int, bool], int] = {}
+    for member in (member for group in groups for member in group.members):
+        if member.name not in parameters and member.name not in buffers:
+            raise RequestError(f"GroupLasso: the groups are of another model, this one has no {member.name}; {_GIVE}")
+        if member.name in parameters and member.indices.size:
+            key = (member.name, member.dim, member.groups, member.role == "makes")
+            highest[key] = max(highest.get(key, 0), int(member.indices.max()))
+    for (name, dim, count, makes), index in highest.items():
+        shape = parameters[name].shape
+        slices = shape[dim] * count if dim < len(shape) else 0
+        # All groups of a model have all channels that its layers make.
+        fewer = makes and isinstance(groups, ChannelGroups) and index < slices - 1
+        if index >= slices or fewer:
+            raise RequestError(f"GroupLasso: {name} has {slices} slices along dimension {dim}, the groups are of a "
+                               f"model with {index + 1 if fewer else 'more'}; {_GIVE}")
+
+
 def _numbering(parameter: Tensor, member: Member) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """A parameter's shape, and the dimensions of it that number the slices of a member."""
     if member.groups > 1:  # inputs are counted over all groups of filters
@@ -131,9 +163,6 @@ def _numbering(parameter: Tensor, member: Member) -> tuple[tuple[int, ...], tupl
 def _number(channels: Tensor, member: Member, start: int) -> None:
     """Write the channels of a member, which count from `start`."""
     indices = torch.as_tensor(member.indices)
-    if indices.numel() and int(indices.max()) >= len(channels):
-        raise RequestError(f"GroupLasso: {member.name} has {len(channels)} slices along dimension {member.dim}, the "
-                           "groups are of a model with more; give torchslim.groups of this model")
     channels[indices.flatten()] = start + torch.arange(len(indices)).repeat_interleave(indices.shape[1])
 
 
@@ -144,11 +173,11 @@ class _Penalty(torch.autograd.Function):
     def forward(context: Any, slices: list[_Slices], roots: Tensor, *parameters: Tensor) -> Tensor:
         """The sum, as a scalar."""
         first = parameters[0]
-        squares = torch.zeros(len(roots), dtype=first.dtype, device=first.device)
+        squares = torch.zeros(len(roots), dtype=_precise(*parameters), device=first.device)
         for one in slices:
             for channels, sums in one.squares(parameters[one.parameter]):
-                squares.index_add_(0, channels.to(first.device), sums.to(first.dtype))
-        norms, roots = squares.sqrt(), roots.to(first)
+                squares.index_add_(0, channels.to(first.device), sums.to(squares.dtype))
+        norms, roots = squares.sqrt(), roots.to(squares)
         # A channel that is zero has no direction; it stays there.
         context.factors = torch.where(norms > 0, roots / norms.clamp(min=torch.finfo(norms.dtype).tiny), 0.0)
         context.slices = slices
@@ -162,6 +191,6 @@ class _Penalty(torch.autograd.Function):
         results: list[Tensor | None] = [None] * len(parameters)
         for one in context.slices:
             weight, earlier = parameters[one.parameter], results[one.parameter]
-            part = (weight.reshape(one.shape) * one.factors(factors).to(weight.dtype)).reshape(weight.shape)
+            part = (weight.reshape(one.shape) * one.factors(factors)).to(weight.dtype).reshape(weight.shape)
             results[one.parameter] = part if earlier is None else earlier + part
         return (None, None, *results)

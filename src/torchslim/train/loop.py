@@ -29,7 +29,7 @@ from torchslim.train.sharded import Sharded
 from torchslim.train.sparsity import Penalty, Slimming
 from torchslim.train.tasks import Task, task_for
 from torchslim.train.trainer import Trainer
-from torchslim.utils.data import Data
+from torchslim.utils.data import Data, describe
 from torchslim.utils.files import check_writable
 
 __all__ = ["History", "Progress", "build_trainer", "fit", "together"]
@@ -112,10 +112,7 @@ def _build(model: nn.Module, data: Any, *, loss: LossFunction | None, sparsity: 
            progress: Callable[[Progress], object] | None, log: str | Path | Callable[[Record], object] | None,
            workers: int, task: str | None, hyperparameters: Mapping[str, Any], processes: Processes,
            accelerator: Any) -> Trainer:
-    if isinstance(sparsity, int | float):
-        penalty: Penalty | None = Slimming(model, weight=sparsity) if sparsity else None
-    else:
-        penalty = sparsity
+    penalty = _penalty(model, sparsity)
     batches_only = data.batches if isinstance(data, Sharded) else data
     given = {**hyperparameters, "freeze": as_patterns(hyperparameters.get("freeze", ()), "freeze"),
              "class_weights": weights_of(hyperparameters.get("class_weights", ()), batches_only)}
@@ -141,6 +138,21 @@ def _build(model: nn.Module, data: Any, *, loss: LossFunction | None, sparsity: 
     reporting = Reporting(progress, log_writer(log) if processes.is_first else None, accelerator)
     return Trainer(model, options, batches, kind, loss, penalty, teacher, held_out, path, reporting, accelerator,
                    processes)
+
+
+def _penalty(model: nn.Module, sparsity: float | Penalty) -> Penalty | None:
+    """What presses parameters of the model; None for a weight of 0."""
+    if isinstance(sparsity, int | float):
+        return Slimming(model, weight=sparsity) if sparsity else None
+    if not isinstance(sparsity, Penalty):
+        raise RequestError(f"fit: sparsity={describe(sparsity)} found, wanted a weight, a Slimming or a GroupLasso; "
+                           "try 1e-4")
+    own = {id(parameter) for parameter in model.parameters()}
+    for name, parameter in zip(sparsity.names, sparsity.parameters, strict=False):
+        if id(parameter) not in own:
+            raise RequestError(f"fit: sparsity is a {type(sparsity).__name__} of another model, whose {name} is not "
+                               "trained here; make it of the model that is given to fit")
+    return sparsity
 
 
 def _mix(options: Hyperparameters, kind: Task, data: Any) -> Mix | None:

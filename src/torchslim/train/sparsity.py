@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -15,16 +15,19 @@ from torchslim.errors import RequestError
 from torchslim.surgery.plans import Plan
 
 
+@runtime_checkable
 class Penalty(Protocol):
     """What is added to the loss of each step.
 
     Attributes:
         weight: of the penalty.
-        names: the parameters that it presses.
+        names: of the parameters that it presses.
+        parameters: these.
     """
 
     weight: float
     names: tuple[str, ...]
+    parameters: tuple[Tensor, ...]
 
     def __call__(self) -> Tensor:
         """The penalty, a scalar with gradient."""
@@ -44,7 +47,8 @@ class Slimming:
         weight: of the penalty, per unit of scale.
 
     Attributes:
-        names: the penalised parameters.
+        names: of the penalised parameters.
+        parameters: these.
 
     Raises:
         RequestError: a weight that is negative or not finite, a model without such scales, or a plan or groups without
@@ -69,11 +73,11 @@ class Slimming:
                                    "give those that were made for it, or none")
         self.weight = weight
         self.names = tuple(scales)
-        self._scales = list(scales.values())
+        self.parameters: tuple[Tensor, ...] = tuple(scales.values())
 
     def __call__(self) -> Tensor:
         """The penalty, a scalar with gradient."""
-        return self.weight * torch.stack([scale.abs().sum() for scale in self._scales]).sum()
+        return self.weight * torch.stack([scale.abs().sum() for scale in self.parameters]).sum()
 
 
 def _parameter_names(plan_or_groups: Plan | Iterable[ChannelGroup]) -> set[str]:
