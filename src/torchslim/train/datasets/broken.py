@@ -142,7 +142,7 @@ def _refusal(request: DataRequest, broken: list[UnreadablePicture], count: int) 
                              f"than skip_broken={request.skip_broken:g} allows: {_named(request, broken)}; "
                              "replace them, take them away, or allow more")
     if len(broken) == 1:
-        return broken[0]
+        return RequestError(f"{broken[0]}, or leave it out with skip_broken=0.01")
     return RequestError(f"{len(broken)} of {count} pictures can't be read: {_named(request, broken)}; replace them "
                         "or take them away, or leave them out up to a share with skip_broken=0.01")
 
