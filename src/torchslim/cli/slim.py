@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from torchslim.cli import training_options as training
 from torchslim.cli.interrupts import interrupts
 from torchslim.cli.options import (
     DATA_FORMS,
@@ -30,37 +31,6 @@ from torchslim.cli.options import (
 )
 from torchslim.cli.output import print_table
 from torchslim.cli.progress import ProgressBars, ProgressLines
-from torchslim.cli.training_options import (
-    Accumulate,
-    BatchSize,
-    ChannelsLast,
-    ClassWeights,
-    Clip,
-    Compile,
-    Cutmix,
-    Ema,
-    Freeze,
-    KeepBest,
-    LabelSmoothing,
-    Milestones,
-    Mixup,
-    Momentum,
-    NewHead,
-    Optimizer,
-    Patience,
-    Precision,
-    RunSeed,
-    Schedule,
-    Size,
-    Task,
-    Threads,
-    Tracker,
-    WeightDecay,
-    Weights,
-    Workers,
-    given_settings,
-    shares_of_phase,
-)
 from torchslim.cli.usage import flags_for_keywords
 from torchslim.errors import RequestError
 from torchslim.utils.launcher import requested_processes
@@ -120,23 +90,25 @@ Export = Annotated[bool | None, typer.Option("--export/--no-export", show_defaul
 
 def slim(
     context: typer.Context, out: Out, model: Model = None, data: Data = None, recipe: Recipe = None,
-    weights: Weights = None, new_head: NewHead = None,
-    macs: Macs = None, params: Budget = None, channels: Budget = None, memory: Memory = None, latency: Latency = None,
-    backend: Backend = None, seed: RunSeed = None, task: Task = None, size: Size = None, skip_broken: SkipBroken = None,
-    batch_size: BatchSize = None, lr: Lr = None, sparsify_lr: SparsifyLr = None, finetune_lr: FinetuneLr = None,
-    milestones: Milestones = None, later_milestones: LaterMilestones = None, schedule: Schedule = None,
-    optimizer: Optimizer = None, momentum: Momentum = None, weight_decay: WeightDecay = None,
-    label_smoothing: LabelSmoothing = None,
-    class_weights: ClassWeights = None, mixup: Mixup = None, cutmix: Cutmix = None, precision: Precision = None,
-    accumulate: Accumulate = None, clip: Clip = None, ema: Ema = None, freeze: Freeze = None,
-    patience: Patience = None, keep_best: KeepBest = None, channels_last: ChannelsLast = None,
-    compile: Compile = None, tracker: Tracker = None,
-    epochs: Epochs = None, baseline_epochs: BaselineEpochs = None, sparsify_epochs: SparsifyEpochs = None,
+    weights: training.Weights = None, new_head: training.NewHead = None, macs: Macs = None, params: Budget = None,
+    channels: Budget = None, memory: Memory = None, latency: Latency = None, backend: Backend = None,
+    seed: training.RunSeed = None, task: training.Task = None, size: training.Size = None,
+    skip_broken: SkipBroken = None, batch_size: training.BatchSize = None, lr: Lr = None,
+    sparsify_lr: SparsifyLr = None, finetune_lr: FinetuneLr = None, milestones: training.Milestones = None,
+    later_milestones: LaterMilestones = None, schedule: training.Schedule = None,
+    optimizer: training.Optimizer = None, momentum: training.Momentum = None,
+    weight_decay: training.WeightDecay = None, label_smoothing: training.LabelSmoothing = None,
+    class_weights: training.ClassWeights = None, mixup: training.Mixup = None, cutmix: training.Cutmix = None,
+    precision: training.Precision = None, accumulate: training.Accumulate = None, clip: training.Clip = None,
+    ema: training.Ema = None, freeze: training.Freeze = None, patience: training.Patience = None,
+    keep_best: training.KeepBest = None, channels_last: training.ChannelsLast = None,
+    compile: training.Compile = None, tracker: training.Tracker = None, epochs: Epochs = None,
+    baseline_epochs: BaselineEpochs = None, sparsify_epochs: SparsifyEpochs = None,
     finetune_epochs: FinetuneEpochs = None, fresh: Fresh = None, sparsity: Sparsity = None,
     importance: Importance = None, scope: Scope = None, only: Only = None, exclude: Exclude = None,
     compensate: Compensate = None, distill: Distill = None, round_to: RoundTo = None, min_kept: MinKept = None,
-    nearest: Nearest = None, threads: Threads = None, workers: Workers = None, export: Export = None,
-    restart: Restart = False, as_json: Json = False,
+    nearest: Nearest = None, threads: training.Threads = None, workers: training.Workers = None,
+    export: Export = None, restart: Restart = False, as_json: Json = False,
 ) -> int:
     """Train, cut, prove, refit, fine-tune, measure, save, export and report, in one go.
 
@@ -149,7 +121,7 @@ def slim(
     return _finish(record, out, as_json)
 
 
-def demo(out: Out = Path("runs/demo"), seed: Seed = 0, threads: Threads = None, restart: Restart = False,
+def demo(out: Out = Path("runs/demo"), seed: Seed = 0, threads: training.Threads = None, restart: Restart = False,
          as_json: Json = False) -> int:
     """Make a ResNet-18 light on scikit-learn's handwritten digits: a few minutes on two cores.
 
@@ -165,8 +137,8 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
     texts: dict[str, Callable[[str, Any], Any]] = {
         "macs": amount, "params": amount, "channels": amount, "memory": amount, "latency": duration,
         "scope": lambda _, text: json.dumps(shares) if isinstance(shares := parse_scope(text), dict) else shares,
-        "later_milestones": shares_of_phase}
-    return given_settings(options, ("out", "recipe", "epochs", "restart", "as_json"), texts)
+        "later_milestones": training.shares_of_phase}
+    return training.given_settings(options, ("out", "recipe", "epochs", "restart", "as_json"), texts)
 
 
 def _settings(out: Path, recipe_name: str | None, epochs: int | None, given: dict[str, Any]) -> Settings:

@@ -9,39 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from torchslim.cli import training_options as training
 from torchslim.cli.interrupts import interrupts
 from torchslim.cli.options import DATA_FORMS, Json, Model, SkipBroken, check_out
 from torchslim.cli.output import print_json, print_table, say
-from torchslim.cli.training_options import (
-    Accumulate,
-    BatchSize,
-    ChannelsLast,
-    ClassWeights,
-    Clip,
-    Compile,
-    Cutmix,
-    Ema,
-    Freeze,
-    KeepBest,
-    LabelSmoothing,
-    Milestones,
-    Mixup,
-    Momentum,
-    NewHead,
-    Optimizer,
-    Patience,
-    Precision,
-    RunSeed,
-    Schedule,
-    Size,
-    Task,
-    Threads,
-    Tracker,
-    WeightDecay,
-    Weights,
-    Workers,
-    given_settings,
-)
 from torchslim.cli.usage import flags_for_keywords
 from torchslim.utils.launcher import requested_rank
 
@@ -60,16 +31,18 @@ Log = Annotated[Path | None, typer.Option(metavar="FILE", show_default=False, he
 
 
 def train(
-    context: typer.Context, model: Model, data: Data, out: Out, weights: Weights = None, new_head: NewHead = None,
-    epochs: Epochs = 10, lr: Lr = None, seed: RunSeed = None, task: Task = None, size: Size = None,
-    skip_broken: SkipBroken = None, batch_size: BatchSize = None, milestones: Milestones = None,
-    schedule: Schedule = None, optimizer: Optimizer = None, momentum: Momentum = None,
-    weight_decay: WeightDecay = None, label_smoothing: LabelSmoothing = None, class_weights: ClassWeights = None,
-    mixup: Mixup = None, cutmix: Cutmix = None, precision: Precision = None, accumulate: Accumulate = None,
-    clip: Clip = None, ema: Ema = None, freeze: Freeze = None, patience: Patience = None, keep_best: KeepBest = None,
-    channels_last: ChannelsLast = None, compile: Compile = None, tracker: Tracker = None,
-    checkpoint: Checkpoint = None, log: Log = None, threads: Threads = None, workers: Workers = None,
-    as_json: Json = False,
+    context: typer.Context, model: Model, data: Data, out: Out, weights: training.Weights = None,
+    new_head: training.NewHead = None, epochs: Epochs = 10, lr: Lr = None, seed: training.RunSeed = None,
+    task: training.Task = None, size: training.Size = None, skip_broken: SkipBroken = None,
+    batch_size: training.BatchSize = None, milestones: training.Milestones = None, schedule: training.Schedule = None,
+    optimizer: training.Optimizer = None, momentum: training.Momentum = None,
+    weight_decay: training.WeightDecay = None, label_smoothing: training.LabelSmoothing = None,
+    class_weights: training.ClassWeights = None, mixup: training.Mixup = None, cutmix: training.Cutmix = None,
+    precision: training.Precision = None, accumulate: training.Accumulate = None, clip: training.Clip = None,
+    ema: training.Ema = None, freeze: training.Freeze = None, patience: training.Patience = None,
+    keep_best: training.KeepBest = None, channels_last: training.ChannelsLast = None,
+    compile: training.Compile = None, tracker: training.Tracker = None, checkpoint: Checkpoint = None,
+    log: Log = None, threads: training.Threads = None, workers: training.Workers = None, as_json: Json = False,
 ) -> None:
     """Train a model on data by its task, save it, and print its metrics on held-out data."""
     from torchslim.pipeline.training import train_model
@@ -77,7 +50,8 @@ def train(
     from torchslim.utils.formatting import format_metric
     from torchslim.zoo.sources import resolve
 
-    settings = TrainingSettings(**given_settings(context.params, ("epochs", "checkpoint", "log", "as_json"), {}))
+    settings = TrainingSettings(
+        **training.given_settings(context.params, ("epochs", "checkpoint", "log", "as_json"), {}))
     source = resolve(model)
     if requested_rank() == 0:
         check_out(out, source if weights is None else source.with_weights(weights, bool(new_head)))
